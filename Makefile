@@ -1,0 +1,78 @@
+# Everything a fresh clone needs is Python >= 3.11 and make. Nothing here needs root.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOCK := requirements.lock
+PYTEST_ARGS ?=
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | while IFS=$$'\t' read -r name what; do printf '  %-10s %s\n' "$$name" "$$what"; done
+
+# ---- installing ------------------------------------------------------------------------------------------------------------
+
+# Only hashed packages, from whatever index this machine's pip is set to; then this project, built by the hatchling of the lock.
+$(STAMP): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; set PYTHON=…")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes -r $(LOCK)
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation --no-index -e .
+	@touch $(STAMP)
+
+.PHONY: install venv
+install: $(STAMP)  ## make .venv with the locked packages and this project
+venv: install
+
+# ---- using -----------------------------------------------------------------------------------------------------------------
+
+.PHONY: demo dev
+demo: $(STAMP)  ## a GitHub webhook and a curl event become signed pushes and come back as results
+	@$(BIN)/dispatcher demo
+
+dev: $(STAMP)  ## the development server on loopback, with its own Postgres in ./.dispatcher
+	@$(BIN)/dispatcher dev
+
+# ---- checking --------------------------------------------------------------------------------------------------------------
+
+.PHONY: test lint test-313
+test: lint  ## lint, types, walls and every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## ruff, mypy --strict and the import walls
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+# The same tests on 3.13: asked of PATH first, then of pyenv.
+PYTHON313 = $(shell python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null \
+	|| { root="$$(pyenv root 2>/dev/null)" && ls -d "$$root"/versions/3.13*/bin/python3.13 2>/dev/null | tail -1; })
+
+test-313:  ## every test on Python 3.13, where there is one
+	@if [ -z "$(PYTHON313)" ]; then echo 'no python3.13 on this machine: skipped'; \
+	else $(MAKE) PYTHON="$(PYTHON313)" VENV=.venv-313 install && .venv-313/bin/python -m pytest $(PYTEST_ARGS); fi
+
+# ---- measuring -------------------------------------------------------------------------------------------------------------
+
+.PHONY: bench chaos
+bench: $(STAMP)  ## runs per second, latency and CPU per run; results in ./bench-results
+	$(BIN)/python -m tests.bench
+
+chaos: $(STAMP)  ## kill -9 of dispatchers and Postgres under load, the long form
+	$(BIN)/python -m tests.chaos
+
+# ---- keeping ---------------------------------------------------------------------------------------------------------------
+
+.PHONY: lock clean
+lock:  ## compile requirements.lock again (needs uv)
+	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' -o $(LOCK)
+
+clean:  ## remove everything that was made, data of `make dev` included
+	rm -rf .venv .venv-* .dispatcher bench-results dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
