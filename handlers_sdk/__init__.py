@@ -1,0 +1,1 @@
+"""Handlers: task endpoints for the dispatcher, and the client that triggers them."""

@@ -1,0 +1,343 @@
+"""The messages of the Task Push Protocol, version 1, as constants and types: names only, no behaviour.
+
+Both sides share this one definition. Source of the rule: PROTOCOL.md. Receivers ignore members they do not know.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, NotRequired, TypedDict
+
+PROTOCOL_VERSION: Final = 1
+KEYS_PATH: Final = "/.well-known/task-keys"
+CALLBACK_PATH: Final = "/v1/callback"
+
+# Request headers. Only the three webhook-* headers and the body are authenticated; task-* are routing hints.
+HEADER_MESSAGE_ID: Final = "webhook-id"
+HEADER_TIMESTAMP: Final = "webhook-timestamp"
+HEADER_SIGNATURE: Final = "webhook-signature"
+HEADER_PROTOCOL: Final = "task-protocol"
+HEADER_TASK_NAME: Final = "task-name"
+HEADER_TASK_ID: Final = "task-id"
+HEADER_TASK_ATTEMPT: Final = "task-attempt"
+HEADER_TASK_DEADLINE: Final = "task-deadline"
+HEADER_TASK_METADATA: Final = "task-metadata"
+HEADER_IDEMPOTENCY_KEY: Final = "idempotency-key"
+HEADER_TRACEPARENT: Final = "traceparent"
+HEADER_CHALLENGE: Final = "task-challenge"
+
+# Response headers.
+HEADER_VERSION: Final = "task-version"
+HEADER_RETRY: Final = "task-retry"
+HEADER_RETRY_AFTER: Final = "retry-after"
+
+MEDIA_JSON: Final = "application/json"
+MEDIA_NDJSON: Final = "application/x-ndjson"
+MEDIA_PROBLEM: Final = "application/problem+json"
+MEDIA_MANIFEST: Final = "application/vnd.tasks.manifest+json"
+ACCEPT_MANIFEST: Final = "application/vnd.tasks.manifest+json;v=1"
+
+# What a manifest's `features` may name. Only those an endpoint lists are used on it.
+FEATURE_ASYNC: Final = "async"
+FEATURE_BATCH: Final = "batch"
+FEATURE_NDJSON: Final = "ndjson"
+FEATURE_CANCEL_PUSH: Final = "cancel-push"
+
+# `type` of a pushed body.
+PUSH_RUN: Final = "run"
+PUSH_BATCH: Final = "batch"
+PUSH_CANCEL: Final = "cancel"
+
+# `type` of an event: a callback, or a line of an NDJSON answer.
+EVENT_HEARTBEAT: Final = "heartbeat"
+EVENT_EXTEND: Final = "extend"
+EVENT_PROGRESS: Final = "progress"
+EVENT_LOG: Final = "log"
+EVENT_CHUNK: Final = "chunk"
+EVENT_RELEASE_SLOT: Final = "release_slot"
+EVENT_DONE: Final = "done"
+EVENT_FAIL: Final = "fail"
+
+# `status` of a batch result.
+STATUS_OK: Final = "ok"
+STATUS_FAIL: Final = "fail"
+STATUS_RETRY: Final = "retry"
+STATUS_ACCEPTED: Final = "accepted"
+
+# Codes of refused callbacks.
+CODE_STALE_ATTEMPT: Final = "stale_attempt"
+CODE_TASK_ENDED: Final = "task_ended"
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class EventOrigin(TypedDict):
+    """The event that started a run."""
+
+    id: str
+    type: str
+    metadata: NotRequired[dict[str, Any] | None]
+
+
+class RunItem(TypedDict):
+    """One attempt of one task run, as an item of a batch. `deadline` is RFC 3339, `timeout_ms` counts from its sending."""
+
+    name: str
+    id: str
+    run_id: str
+    attempt: int
+    retry_count: int
+    max_attempts: int
+    version: str
+    input: Any
+    deadline: str
+    timeout_ms: int
+    token: str
+    tenant: str
+    workflow: str
+    metadata: NotRequired[dict[str, Any] | None]
+    priority: int
+    event: NotRequired[EventOrigin]
+    parent_run_id: NotRequired[str]
+    filter_payload: NotRequired[Any]
+    parents: NotRequired[dict[str, Any]]
+    errors: NotRequired[dict[str, Any]]
+
+
+class RunPush(RunItem):
+    """A run on its own: the item and what addresses it."""
+
+    protocol: Literal[1]
+    type: Literal["run"]
+    audience: str
+    api: str
+
+
+class BatchPush(TypedDict):
+    """Many runs in one request. A result missing from the answer is a retry, never a success."""
+
+    protocol: Literal[1]
+    type: Literal["batch"]
+    audience: str
+    api: str
+    ordered: bool
+    items: list[RunItem]
+
+
+class CancelPush(TypedDict):
+    """Notice that an attempt should stop. The answer's status is ignored."""
+
+    protocol: Literal[1]
+    type: Literal["cancel"]
+    audience: str
+    id: str
+    attempt: int
+    reason: str
+
+
+class ErrorDetail(TypedDict):
+    """What went wrong in a handler. `name` is the error's class; `code` a stable word for programs, when there is one."""
+
+    name: str
+    message: str
+    stack: NotRequired[str]
+    cause: NotRequired[Any]
+    code: NotRequired[str]
+
+
+class ResultOk(TypedDict):
+    id: str
+    status: Literal["ok"]
+    output: Any
+
+
+class ResultFail(TypedDict):
+    """`retry` absent leaves the decision to the task's retry budget."""
+
+    id: str
+    status: Literal["fail"]
+    retry: NotRequired[bool]
+    retry_after_ms: NotRequired[int]
+    error: ErrorDetail
+
+
+class ResultRetry(TypedDict):
+    """The endpoint asks for this item again later; no attempt is consumed."""
+
+    id: str
+    status: Literal["retry"]
+    after_ms: NotRequired[int]
+
+
+class ResultAccepted(TypedDict):
+    """The attempt goes on; its result comes by callback before the lease ends."""
+
+    id: str
+    status: Literal["accepted"]
+    lease_ms: NotRequired[int]
+
+
+Result = ResultOk | ResultFail | ResultRetry | ResultAccepted
+
+
+class BatchAnswer(TypedDict):
+    """The answer to a batch in one piece. The same results as NDJSON lines mean the same, and are believed as they arrive."""
+
+    results: list[Result]
+
+
+class FailureProblem(TypedDict):
+    """The problem document (RFC 9457) of a failed plain run; the `task-retry` header overrides `retry`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    retry: NotRequired[bool]
+    retry_after_ms: NotRequired[int]
+    error: ErrorDetail
+
+
+class AcceptedAnswer(TypedDict):
+    """The optional body of a 202."""
+
+    lease_ms: NotRequired[int]
+
+
+class HeartbeatEvent(TypedDict):
+    type: Literal["heartbeat"]
+
+
+class ExtendEvent(TypedDict):
+    """Moves the attempt's deadline later by `ms`, counted from the current deadline."""
+
+    type: Literal["extend"]
+    ms: int
+
+
+class ProgressEvent(TypedDict):
+    type: Literal["progress"]
+    fraction: NotRequired[float]
+    note: NotRequired[str]
+
+
+class LogEvent(TypedDict):
+    """One log line; `at` is RFC 3339."""
+
+    type: Literal["log"]
+    level: LogLevel
+    message: str
+    at: str
+    attempt: NotRequired[int]
+
+
+class ChunkEvent(TypedDict):
+    """One piece of a stream. `seq` counts from 0 within the attempt; a repeated one is recorded once."""
+
+    type: Literal["chunk"]
+    stream: str
+    seq: int
+    data: Any
+
+
+class ReleaseSlotEvent(TypedDict):
+    type: Literal["release_slot"]
+
+
+class DoneEvent(TypedDict):
+    type: Literal["done"]
+    output: NotRequired[Any]
+
+
+class FailEvent(TypedDict):
+    type: Literal["fail"]
+    retry: NotRequired[bool]
+    retry_after_ms: NotRequired[int]
+    error: ErrorDetail
+
+
+Event = HeartbeatEvent | ExtendEvent | ProgressEvent | LogEvent | ChunkEvent | ReleaseSlotEvent | DoneEvent | FailEvent
+
+
+class CancelNotice(TypedDict):
+    reason: str
+    grace_ms: NotRequired[int]
+
+
+class CallbackReply(TypedDict):
+    """The answer to every accepted callback; `cancel` makes each one a poll for cancellation."""
+
+    ok: Literal[True]
+    lease_until: NotRequired[str]
+    cancel: NotRequired[CancelNotice | None]
+    duplicate: NotRequired[bool]
+
+
+class ProtocolRange(TypedDict):
+    min: int
+    max: int
+
+
+class EndpointLimits(TypedDict, total=False):
+    request_bytes: int
+    response_bytes: int
+    timeout_ms: int
+    concurrency: int
+
+
+class BatchOffer(TypedDict):
+    """What an endpoint takes in one batch: items, bytes of the body, and how many it works on at a time."""
+
+    max_items: int
+    max_bytes: int
+    concurrency: NotRequired[int]
+    linger_ms: NotRequired[int]
+
+
+class HandlerEntry(TypedDict):
+    """One handler of a manifest. Durations are strings such as `1h30m`."""
+
+    name: str
+    kind: NotRequired[Literal["task"]]
+    body: NotRequired[Literal["raw", "v1"]]
+    description: NotRequired[str]
+    input_schema: NotRequired[dict[str, Any]]
+    output_schema: NotRequired[dict[str, Any]]
+    retries: NotRequired[int]
+    backoff_factor: NotRequired[float]
+    backoff_max_seconds: NotRequired[int]
+    execution_timeout: NotRequired[str]
+    schedule_timeout: NotRequired[str]
+    on_events: NotRequired[list[str]]
+    default_priority: NotRequired[int]
+
+
+class Manifest(TypedDict):
+    """What an endpoint answers to the signed GET. `challenge` echoes the nonce; `verified` names the scheme it checks."""
+
+    protocol: ProtocolRange
+    sdk: NotRequired[str]
+    version: str
+    challenge: str
+    verified: NotRequired[Literal["v1", "v1a"]]
+    features: list[str]
+    limits: NotRequired[EndpointLimits]
+    batch: NotRequired[BatchOffer]
+    handlers: list[HandlerEntry]
+
+
+class PublicKey(TypedDict):
+    """One entry of the key set: a JWK (RFC 8037) and the same key as `whpk_<base64>`. `exp` is unix seconds."""
+
+    kid: str
+    kty: Literal["OKP"]
+    crv: Literal["Ed25519"]
+    x: str
+    whpk: str
+    exp: NotRequired[int]
+
+
+class KeySet(TypedDict):
+    """`GET {api}/.well-known/task-keys`."""
+
+    keys: list[PublicKey]
