@@ -46,6 +46,7 @@ test: lint  ## lint, types, walls and every test
 
 lint: $(STAMP)  ## ruff, mypy --strict and the import walls
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 

@@ -133,6 +133,14 @@ def engine_imports(source: Source) -> Iterator[Finding]:
             yield line, f"a rule imports {name}"
 
 
+def sdk_internals(source: Source) -> Iterator[Finding]:
+    """Both ends share one definition of messages and signatures, and nothing else."""
+    for line, name in source.imports():
+        parts = name.split(".")
+        if parts[0] == "handlers_sdk" and (len(parts) < 2 or parts[1] not in {"wire", "signing"}):
+            yield line, f"imports {name}"
+
+
 def only_here(module: str) -> Checker:
     """Nobody imports `module`; where it is allowed, the law does not apply."""
 

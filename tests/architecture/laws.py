@@ -122,6 +122,18 @@ WALLS = (
         good=("import math\nfrom datetime import datetime\nfrom dispatcher.engine.answers import Answer\n",),
         sample_path="dispatcher/engine/sample.py",
     ),
+    Law(
+        name="the dispatcher knows only the wire and the signatures of the SDK",
+        check=checkers.sdk_internals,
+        where=("dispatcher/",),
+        bad=(
+            "import handlers_sdk\n",
+            "from handlers_sdk import Context\n",
+            "from handlers_sdk.client import x\n",
+            "import handlers_sdk.wires\n",
+        ),
+        good=("from handlers_sdk import wire\n", "from handlers_sdk.signing import verify\n", "import handlers_sdk.wire as w\n"),
+    ),
     _only("asyncpg", "dispatcher/store/", why="the only SQL"),
     _only("aiohttp", "dispatcher/delivery/", why="every outgoing request passes the egress guard there"),
     _only("dns", "dispatcher/delivery/", why="names are resolved beside the egress guard"),
