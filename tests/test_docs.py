@@ -1,0 +1,66 @@
+"""Documentation that cannot drift: blocks equal the examples that run, links lead somewhere, everything named has a row."""
+
+from __future__ import annotations
+
+import ast
+import json
+
+import pytest
+
+from tests.architecture.markdown import blocks, relative_links
+from tests.architecture.source import ROOT, tracked_paths
+
+DOCUMENTS = [path for path in tracked_paths() if path.endswith(".md")]
+TOUR = "README.md"
+EVERY_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS)
+
+
+def _text(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+def strayed(text: str, read: dict[str, str]) -> list[str]:
+    """Blocks of a tour that are no example, or no longer equal theirs."""
+    wrong = []
+    for block in blocks(text):
+        if block.language not in {"python", "bash", "sh", "json"}:
+            continue
+        if block.example is None:
+            wrong.append(f"line {block.line}: a {block.language} block without `<!-- tests/examples/… -->` above it")
+        elif read.get(block.example, "").strip() != block.body.strip():
+            wrong.append(f"line {block.line}: differs from {block.example}")
+    return wrong
+
+
+def test_tour_shows_the_examples_that_run() -> None:
+    named = [block.example for block in blocks(_text(TOUR)) if block.example]
+    assert not strayed(_text(TOUR), {example: _text(example) for example in named if (ROOT / example).is_file()})
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("```python\nx = 1\n```\n", 1),
+        ("<!-- a.py -->\n```python\nx = 2\n```\n", 1),
+        ("<!-- b.py -->\n```bash\nx = 1\n```\n", 1),
+        ("<!-- a.py -->\n```python\nx = 1\n```\n\n```text\nanything\n```\n", 0),
+    ],
+)
+def test_a_strayed_block_is_seen(text: str, count: int) -> None:
+    assert len(strayed(text, {"a.py": "x = 1\n"})) == count
+
+
+@EVERY_DOCUMENT
+def test_blocks_are_what_they_say(document: str) -> None:
+    """A json block is JSON, a python block is Python."""
+    for block in blocks(_text(document)):
+        if block.language == "json":
+            json.loads(block.body)
+        if block.language == "python":
+            ast.parse(block.body)
+
+
+@EVERY_DOCUMENT
+def test_links_lead_somewhere(document: str) -> None:
+    missing = [target for target in relative_links(_text(document)) if not ((ROOT / document).parent / target).exists()]
+    assert not missing
