@@ -69,7 +69,10 @@ chaos: $(STAMP)  ## kill -9 of dispatchers and Postgres under load, the long for
 
 # ---- keeping ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: lock clean
+.PHONY: lock reference clean
+reference: $(STAMP)  ## make dispatcher/REFERENCE.md from the code again
+	$(BIN)/python -m tests.reference
+
 lock:  ## compile requirements.lock again (needs uv)
 	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' -o $(LOCK)

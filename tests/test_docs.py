@@ -8,6 +8,7 @@ import json
 import pytest
 
 from tests.architecture.markdown import blocks, relative_links
+from tests import reference
 from tests.architecture.source import ROOT, tracked_paths
 
 DOCUMENTS = [path for path in tracked_paths() if path.endswith(".md")]
@@ -64,3 +65,21 @@ def test_blocks_are_what_they_say(document: str) -> None:
 def test_links_lead_somewhere(document: str) -> None:
     missing = [target for target in relative_links(_text(document)) if not ((ROOT / document).parent / target).exists()]
     assert not missing
+
+
+def test_reference_is_up_to_date() -> None:
+    assert reference.render(reference.tables()) == _text(reference.TARGET), "run `make reference`"
+
+
+def test_everything_named_is_described() -> None:
+    assert not reference.undescribed(reference.tables())
+
+
+def test_a_missing_description_is_seen() -> None:
+    row = reference.Row("setting", "DISPATCHER_X", ("1",), "")
+    assert reference.undescribed([reference.Table("", "", (), (row,))]) == ["setting DISPATCHER_X"]
+
+
+def test_every_setting_has_a_row() -> None:
+    documented = {row.name for table in reference.settings_tables() for row in table.rows}
+    assert documented == reference.setting_names()
