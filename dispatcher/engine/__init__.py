@@ -1,0 +1,1 @@
+"""Pure rules: (state, event, now) -> change. No I/O, no clock, no SQL."""

@@ -1,0 +1,93 @@
+"""Who may start now: dispatchers' shares of an endpoint's slots, and which waiting tasks get the free ones.
+
+Two questions, both answered over sets. `share` divides an endpoint's slots among the live dispatchers, so that each may fill
+its own without asking anyone. `allot` deals a dispatcher's free slots out to the queues that have work: in rounds, one slot
+per tenant and round, so that a tenant with a hundred thousand waiting never delays another's fifty.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Queue = tuple[int, int]  # (tenant id, workflow id): tasks of one workflow wait in one queue
+Place = tuple[int, str]  # (tenant id, endpoint id)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one dispatcher may fill of one endpoint's slots."""
+
+    dispatcher: int
+    slots: int
+
+
+def share(slots: int, detached: int, live: Sequence[int], others: Sequence[Grant], me: int, in_use: int) -> int:
+    """How many slots dispatcher `me` grants itself.
+
+    Its target is an even share of what tasks running without a dispatcher (`detached`) leave; the remainder goes to the first
+    in id order. It never takes what another still holds, and never gives up what it is using: a shrinking share is let go of
+    as attempts end.
+    """
+    ordered = sorted(set(live) | {me})
+    available = max(slots - detached, 0)
+    even, extra = divmod(available, len(ordered))
+    target = even + (1 if ordered.index(me) < extra else 0)
+    held = sum(grant.slots for grant in others if grant.dispatcher != me)
+    return max(min(target, available - held), in_use, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One free slot, for the next task of `queue`, to be run at `place`. `ordinal` counts from 1 within the queue."""
+
+    queue: Queue
+    ordinal: int
+    place: Place
+
+
+def allot(
+    ready: Mapping[Queue, int], routes: Mapping[Queue, Sequence[Place]], free: Mapping[Place, int], total: int
+) -> list[Slot]:
+    """Deal at most `total` slots: `ready` tasks per queue over `free` slots per place, along `routes`.
+
+    Tenants take turns, one slot a turn; within a tenant its queues take turns; within a queue its places take turns.
+    """
+    left = dict(free)
+    waiting = {queue: count for queue, count in ready.items() if count > 0}
+    tenants: dict[int, deque[Queue]] = {}
+    for queue in waiting:
+        tenants.setdefault(queue[0], deque()).append(queue)
+    turns = deque(tenants.values())
+    dealt: list[Slot] = []
+    counts: dict[Queue, int] = {}
+    while turns and len(dealt) < total:
+        queues = turns.popleft()
+        slot = _next_slot(queues, waiting, routes, left, counts)
+        if slot is not None:
+            dealt.append(slot)
+            turns.append(queues)
+    return dealt
+
+
+def _next_slot(
+    queues: deque[Queue],
+    waiting: dict[Queue, int],
+    routes: Mapping[Queue, Sequence[Place]],
+    left: dict[Place, int],
+    counts: dict[Queue, int],
+) -> Slot | None:
+    """The next slot of one tenant, or None once none of its queues can use another."""
+    while queues:
+        queue = queues.popleft()
+        count = counts.get(queue, 0)
+        places = routes.get(queue, ())
+        place = next((p for i in range(len(places)) if left.get(p := places[(count + i) % len(places)], 0) > 0), None)
+        if count >= waiting[queue] or place is None:
+            continue
+        left[place] -= 1
+        counts[queue] = count + 1
+        queues.append(queue)
+        return Slot(queue, count + 1, place)
+    return None

@@ -1,0 +1,124 @@
+"""Dispatcher processes: signs of life, and their shares of endpoints' slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher.engine.admission import Grant, Place
+from dispatcher.store.database import Connection, Database
+from dispatcher.store.statement import Statement
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRow:
+    """An endpoint's slots, or one dispatcher's grant of them (then `slots` is the grant)."""
+
+    tenant_id: int
+    endpoint_id: str
+    dispatcher_id: int | None
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatcher:
+    """A dispatcher process."""
+
+    id: int
+    name: str
+    started_at: datetime
+    live_until: datetime
+
+
+REGISTER = "insert into dispatchers (name, started_at, live_until) values ($1, $2, $3) returning id"
+HEARTBEAT = "update dispatchers set live_until = $2 where id = $1 returning id"
+LIVE = Statement("select id, name, started_at, live_until from dispatchers where live_until > $1 order by id", Dispatcher)
+# A lease end far in the future is left from a clock that was ahead: such a dispatcher is judged dead too.
+DEAD = Statement(
+    "select id, name, started_at, live_until from dispatchers where (live_until <= $1 or live_until > $2) and id <> $3 order by id",
+    Dispatcher,
+)
+FORGET = """
+    delete from dispatchers d where d.id = $1 and not exists (select from tasks t where t.dispatcher_id = d.id)
+"""
+LOCK_GRANTS = "select pg_advisory_xact_lock(7240155)"
+SLOTS = Statement(
+    """
+    select tenant_id, id as endpoint_id, null::bigint as dispatcher_id, slots from endpoints
+    union all
+    select tenant_id, endpoint_id, dispatcher_id, slots from slot_grants
+    """,
+    SlotRow,
+)
+DETACHED = Statement(
+    """
+    select tenant_id, endpoint_id, null::bigint as dispatcher_id, count(*)::int as slots from tasks
+    where lease_until is not null and not slot_released group by tenant_id, endpoint_id
+    """,
+    SlotRow,
+)
+SET_GRANTS = """
+    insert into slot_grants as s (tenant_id, endpoint_id, dispatcher_id, slots)
+    select g.tenant_id, g.endpoint_id, $4, g.slots from unnest($1::int[], $2::text[], $3::int[]) as g (tenant_id, endpoint_id, slots)
+    on conflict (tenant_id, endpoint_id, dispatcher_id) do update set slots = excluded.slots where s.slots <> excluded.slots
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Everything a dispatcher needs to work out its share of each endpoint."""
+
+    slots: dict[Place, int]
+    grants: dict[Place, list[Grant]]
+    detached: dict[Place, int]
+    live: list[int]
+
+
+async def register(db: Database, name: str, now: datetime, live_until: datetime) -> int:
+    """Join as a new dispatcher; answers its id, which no earlier process ever had."""
+    return int(await db.fetchval(REGISTER, name, now, live_until))
+
+
+async def heartbeat(db: Database, dispatcher_id: int, live_until: datetime) -> bool:
+    """Stay alive until `live_until`; False when others have already given this dispatcher up."""
+    return bool(await db.fetch(HEARTBEAT, dispatcher_id, live_until, lane="settle"))
+
+
+async def live(db: Database, now: datetime) -> list[Dispatcher]:
+    """Dispatchers that have shown a sign of life in time."""
+    return LIVE.read(await db.fetch(LIVE.sql, now))
+
+
+async def dead(db: Database, now: datetime, too_far: datetime, me: int) -> list[int]:
+    """Dispatchers other than `me` that have not."""
+    return [d.id for d in DEAD.read(await db.fetch(DEAD.sql, now, too_far, me))]
+
+
+async def forget(db: Database, dispatcher_id: int) -> None:
+    """Remove a dispatcher and its grants, once no task is left to it."""
+    await db.execute(FORGET, dispatcher_id, lane="settle")
+
+
+async def lock_slots(conn: Connection, now: datetime) -> Slots:
+    """The picture of all slots, with the right to change grants until the transaction ends.
+
+    The lock comes in a statement before the reads, because a statement sees what was committed before it began.
+    """
+    await conn.execute(LOCK_GRANTS)
+    slots: dict[Place, int] = {}
+    grants: dict[Place, list[Grant]] = {}
+    for row in SLOTS.read(await conn.fetch(SLOTS.sql)):
+        place = (row.tenant_id, row.endpoint_id)
+        if row.dispatcher_id is None:
+            slots[place] = row.slots
+        else:
+            grants.setdefault(place, []).append(Grant(row.dispatcher_id, row.slots))
+    detached = {(row.tenant_id, row.endpoint_id): row.slots for row in DETACHED.read(await conn.fetch(DETACHED.sql))}
+    return Slots(slots, grants, detached, [d.id for d in LIVE.read(await conn.fetch(LIVE.sql, now))])
+
+
+async def set_grants(conn: Connection, dispatcher_id: int, grants: Sequence[tuple[Place, int]]) -> None:
+    """Write this dispatcher's own grants."""
+    places = [place for place, _ in grants]
+    await conn.execute(SET_GRANTS, [p[0] for p in places], [p[1] for p in places], [n for _, n in grants], dispatcher_id)

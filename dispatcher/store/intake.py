@@ -1,0 +1,247 @@
+"""Writing what was asked for: events, runs and their tasks, in one statement for a whole set.
+
+A set is written against one picture of the registry: a submission whose tenant's registry has moved on is left out and comes
+back as stale, for the caller to match again. So an event never misses a workflow registered before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher.store.database import Connection, Database
+from dispatcher.store.statement import Statement
+
+
+@dataclass(slots=True)
+class NewRun:
+    """One run of one task. Times are relative to the moment of writing unless `run_at` is given.
+
+    `endpoint_id` set means it is leased in the same statement: the task starts as running attempt 1 of this dispatcher.
+    """
+
+    tenant_id: int
+    registry_version: int
+    id: str
+    workflow_id: int
+    workflow_version: int
+    input: bytes
+    metadata: str | None
+    priority: int
+    trigger: str
+    event_id: str | None
+    parent_run_id: str | None
+    stream_id: str | None
+    idempotency_key: str | None
+    run_at: datetime | None
+    schedule_timeout_ms: int
+    execution_timeout_ms: int
+    endpoint_id: str | None = None
+    endpoint_version: str | None = None
+
+
+@dataclass(slots=True)
+class NewEvent:
+    """One event as it will be stored; `runs` counts what it starts."""
+
+    tenant_id: int
+    registry_version: int
+    id: str
+    type: str
+    data: bytes
+    metadata: str | None
+    scope: str | None
+    priority: int | None
+    stream_id: str
+    idempotency_key: str | None
+    runs: int
+
+
+@dataclass(slots=True)
+class NewKey:
+    """An idempotency key to claim for `first_id`; `scope` is the workflow's name for runs, empty for events."""
+
+    tenant_id: int
+    registry_version: int
+    scope: str
+    key: str
+    first_id: str
+    ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An id that was written."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What became of a key: `won` now, or held by the id that came first."""
+
+    tenant_id: int
+    scope: str
+    key: str
+    first_id: str
+
+
+WRITE_RUNS = Statement(
+    """
+    with given as (
+        select g.* from unnest(
+            $1::int[], $2::bigint[], $3::text[], $4::int[], $5::int[], $6::bytea[], $7::text[], $8::smallint[], $9::text[],
+            $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::int[], $16::int[], $17::text[], $18::text[]
+        ) as g (tenant_id, registry_version, id, workflow_id, workflow_version, input, metadata, priority, trigger,
+                event_id, parent_run_id, stream_id, idempotency_key, run_at, schedule_ms, execution_ms, endpoint_id, endpoint_version)
+        join tenants on tenants.id = g.tenant_id and tenants.registry_version = g.registry_version
+    ), new_runs as (
+        insert into runs (tenant_id, id, workflow_id, workflow_version, input, metadata, priority, trigger, event_id,
+                          parent_run_id, stream_id, idempotency_key, created_at)
+        select tenant_id, id, workflow_id, workflow_version, input, metadata::jsonb, priority, trigger, event_id,
+               parent_run_id, stream_id, idempotency_key, $20 from given
+    ), new_tasks as (
+        insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
+                           execution_ms, epoch, dispatcher_id, endpoint_id, endpoint_version, started_at, deadline)
+        select tenant_id, id, 0, workflow_id, workflow_version,
+               case when endpoint_id is not null then 'running' when run_at > $20 then 'scheduled' else 'queued' end,
+               priority, coalesce(run_at, $20),
+               case when endpoint_id is null then greatest(run_at, $20) + schedule_ms * interval '1 millisecond' end,
+               execution_ms, case when endpoint_id is not null then 1 else 0 end,
+               case when endpoint_id is not null then $19::bigint end, endpoint_id, endpoint_version,
+               case when endpoint_id is not null then $20 end,
+               case when endpoint_id is not null then $20 + execution_ms * interval '1 millisecond' end
+        from given
+    )
+    select id from given
+    """,
+    Stored,
+)
+
+WRITE_EVENTS = Statement(
+    """
+    with given as (
+        select g.* from unnest(
+            $1::int[], $2::bigint[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::text[], $8::smallint[], $9::text[],
+            $10::text[], $11::int[]
+        ) as g (tenant_id, registry_version, id, type, data, metadata, scope, priority, stream_id, idempotency_key, runs)
+        join tenants on tenants.id = g.tenant_id and tenants.registry_version = g.registry_version
+    ), new_events as (
+        insert into events (tenant_id, id, type, data, metadata, scope, priority, stream_id, idempotency_key, runs, created_at)
+        select tenant_id, id, type, data, metadata::jsonb, scope, priority, stream_id, idempotency_key, runs, $12 from given
+    )
+    select id from given
+    """,
+    Stored,
+)
+
+CLAIM_KEYS = Statement(
+    """
+    insert into idempotency as i (tenant_id, scope, key, first_id, expires_at)
+    select g.tenant_id, g.scope, g.key, g.first_id, $7::timestamptz + g.ttl_ms * interval '1 millisecond'
+    from unnest($1::int[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::bigint[])
+         as g (tenant_id, registry_version, scope, key, first_id, ttl_ms)
+    join tenants on tenants.id = g.tenant_id and tenants.registry_version = g.registry_version
+    on conflict (tenant_id, scope, key) do update set first_id = excluded.first_id, expires_at = excluded.expires_at
+        where i.expires_at <= $7
+    returning tenant_id, scope, key, first_id
+    """,
+    Claim,
+)
+
+HELD_KEYS = Statement(
+    """
+    select i.tenant_id, i.scope, i.key, i.first_id
+    from unnest($1::int[], $2::text[], $3::text[]) as g (tenant_id, scope, key)
+    join idempotency i using (tenant_id, scope, key)
+    """,
+    Claim,
+)
+
+DROP_KEYS = """
+    delete from idempotency i using unnest($1::int[], $2::text[], $3::text[], $4::text[]) as g (tenant_id, scope, key, first_id)
+    where i.tenant_id = g.tenant_id and i.scope = g.scope and i.key = g.key and i.first_id = g.first_id
+"""
+
+PRUNE_KEYS = """
+    delete from idempotency where ctid in (select ctid from idempotency where expires_at <= $1 limit $2)
+"""
+
+
+async def write_runs(db: Database | Connection, runs: Sequence[NewRun], dispatcher_id: int, now: datetime) -> set[str]:
+    """Insert runs with their tasks; answers the ids written. An id left out was stale."""
+    if not runs:
+        return set()
+    records = await db.fetch(
+        WRITE_RUNS.sql,
+        [r.tenant_id for r in runs],
+        [r.registry_version for r in runs],
+        [r.id for r in runs],
+        [r.workflow_id for r in runs],
+        [r.workflow_version for r in runs],
+        [r.input for r in runs],
+        [r.metadata for r in runs],
+        [r.priority for r in runs],
+        [r.trigger for r in runs],
+        [r.event_id for r in runs],
+        [r.parent_run_id for r in runs],
+        [r.stream_id for r in runs],
+        [r.idempotency_key for r in runs],
+        [r.run_at for r in runs],
+        [r.schedule_timeout_ms for r in runs],
+        [r.execution_timeout_ms for r in runs],
+        [r.endpoint_id for r in runs],
+        [r.endpoint_version for r in runs],
+        dispatcher_id,
+        now,
+    )
+    return {record[0] for record in records}
+
+
+async def write_events(db: Database | Connection, events: Sequence[NewEvent], now: datetime) -> set[str]:
+    """Insert events; answers the ids written. An id left out was stale."""
+    if not events:
+        return set()
+    records = await db.fetch(
+        WRITE_EVENTS.sql,
+        [e.tenant_id for e in events],
+        [e.registry_version for e in events],
+        [e.id for e in events],
+        [e.type for e in events],
+        [e.data for e in events],
+        [e.metadata for e in events],
+        [e.scope for e in events],
+        [e.priority for e in events],
+        [e.stream_id for e in events],
+        [e.idempotency_key for e in events],
+        [e.runs for e in events],
+        now,
+    )
+    return {record[0] for record in records}
+
+
+async def claim_keys(conn: Connection, keys: Sequence[NewKey], now: datetime) -> dict[tuple[int, str, str], str]:
+    """Claim keys in one order for all processes, so that two sets never wait for each other; answers who holds each now.
+
+    A key missing from the answer was stale. Each key may be given once.
+    """
+    ordered = sorted(keys, key=lambda k: (k.tenant_id, k.scope, k.key))
+    tenants, scopes, names = [k.tenant_id for k in ordered], [k.scope for k in ordered], [k.key for k in ordered]
+    versions, ids, ttls = [k.registry_version for k in ordered], [k.first_id for k in ordered], [k.ttl_ms for k in ordered]
+    won = CLAIM_KEYS.read(await conn.fetch(CLAIM_KEYS.sql, tenants, versions, scopes, names, ids, ttls, now))
+    # A second statement, because the first cannot see a row that was committed after it began, only collide with it.
+    held = won if len(won) == len(ordered) else HELD_KEYS.read(await conn.fetch(HELD_KEYS.sql, tenants, scopes, names))
+    return {(c.tenant_id, c.scope, c.key): c.first_id for c in held}
+
+
+async def drop_keys(conn: Connection, keys: Sequence[NewKey]) -> None:
+    """Give up keys whose submission was not written after all."""
+    await conn.execute(
+        DROP_KEYS, [k.tenant_id for k in keys], [k.scope for k in keys], [k.key for k in keys], [k.first_id for k in keys]
+    )
+
+
+async def prune_keys(db: Database, now: datetime, limit: int) -> int:
+    """Forget at most `limit` expired keys; answers how many."""
+    return int((await db.execute(PRUNE_KEYS, now, limit)).split()[-1])

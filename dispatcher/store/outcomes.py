@@ -1,0 +1,246 @@
+"""Writing what became of attempts. Every statement takes a set and is guarded by (epoch, state): who comes late changes nothing.
+
+A finished task and its run move from the live tables to history in the statement that ends them, with the attempt's row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from dispatcher.engine.attempts import Error, Finish, Hold, MarkCancelling, Requeue, State
+from dispatcher.store.database import Connection, Database
+from dispatcher.store.statement import Statement
+
+TaskKey = tuple[int, str, int]  # (tenant id, run id, node)
+
+
+@dataclass(slots=True)
+class Guard:
+    """The task a change is for, and what it must still be for the change to apply."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+    epoch: int
+    state: State
+
+
+@dataclass(slots=True)
+class AttemptFacts:
+    """What was seen of the attempt's request; all None where there was none to see."""
+
+    http_status: int | None = None
+    latency_ms: int | None = None
+    response: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A task whose change was applied."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+
+
+FINISH = Statement(
+    """
+    with given as (
+        select * from unnest(
+            $1::int[], $2::text[], $3::smallint[], $4::int[], $5::text[], $6::text[], $7::text[], $8::bytea[], $9::text[],
+            $10::text[], $11::smallint[], $12::int[], $13::bytea[]
+        ) as g (tenant_id, run_id, node, epoch, state, status, attempt, output, output_type, error, http_status, latency_ms, response)
+    ), ended as (
+        delete from tasks t using given g
+        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
+          and (t.cancel_at is null or g.status = 'cancelled')
+        returning t.tenant_id, t.run_id, t.node, t.epoch, t.app_retries, t.infra_retries, t.endpoint_id, t.endpoint_version,
+                  t.started_at, t.progress, g.status, g.attempt, g.output, g.output_type, g.error::jsonb as error,
+                  g.http_status, g.latency_ms, g.response
+    ), closed as (
+        delete from runs r using ended e where r.tenant_id = e.tenant_id and r.id = e.run_id
+        returning r.*, e.status, e.started_at
+    ), attempt_rows as (
+        insert into attempts (tenant_id, run_id, node, number, status, http_status, latency_ms, response, error,
+                              endpoint_id, endpoint_version, started_at, finished_at)
+        select tenant_id, run_id, node, epoch, attempt, http_status, latency_ms, response,
+               case when status <> 'succeeded' then error end, endpoint_id, endpoint_version, started_at, $14
+        from ended where attempt is not null
+    ), task_rows as (
+        insert into task_history (tenant_id, run_id, node, status, output, output_type, error, epoch, app_retries,
+                                  infra_retries, endpoint_id, endpoint_version, started_at, finished_at, progress)
+        select tenant_id, run_id, node, status, output, output_type, error, epoch, app_retries,
+               infra_retries, endpoint_id, endpoint_version, started_at, $14, progress
+        from ended
+    ), run_rows as (
+        insert into run_history (tenant_id, id, workflow_id, workflow_version, status, input, metadata, priority, trigger, event_id,
+                                 parent_run_id, stream_id, idempotency_key, created_at, started_at, finished_at)
+        select tenant_id, id, workflow_id, workflow_version, status, input, metadata, priority, trigger, event_id,
+               parent_run_id, stream_id, idempotency_key, created_at, started_at, $14
+        from closed
+    )
+    select tenant_id, run_id, node from ended
+    """,
+    Applied,
+)
+
+REQUEUE = Statement(
+    """
+    with given as (
+        select * from unnest(
+            $1::int[], $2::text[], $3::smallint[], $4::int[], $5::text[], $6::text[], $7::smallint[], $8::int[], $9::bytea[],
+            $10::timestamptz[], $11::smallint[], $12::int[], $13::int[], $14::timestamptz[], $15::timestamptz[]
+        ) as g (tenant_id, run_id, node, epoch, attempt, error, http_status, latency_ms, response,
+                due_at, priority, app_retries, infra_retries, spared_since, schedule_deadline)
+    ), before as (
+        select t.tenant_id, t.run_id, t.node, t.endpoint_id, t.endpoint_version, t.started_at
+        from tasks t join given g using (tenant_id, run_id, node) where t.epoch = g.epoch and t.state = 'running' for update of t
+    ), freed as (
+        update tasks t
+        set state = case when g.due_at > $16 then 'scheduled' else 'queued' end, due_at = g.due_at, priority = g.priority,
+            app_retries = g.app_retries, infra_retries = g.infra_retries, spared_since = g.spared_since,
+            schedule_deadline = g.schedule_deadline, dispatcher_id = null, endpoint_id = null, endpoint_version = null,
+            started_at = null, deadline = null, lease_until = null, lease = null, slot_released = false
+        from given g join before b using (tenant_id, run_id, node)
+        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
+          and t.cancel_at is null
+        returning t.tenant_id, t.run_id, t.node, t.epoch, b.endpoint_id, b.endpoint_version, b.started_at, g.attempt, g.error,
+                  g.http_status, g.latency_ms, g.response
+    ), attempt_rows as (
+        insert into attempts (tenant_id, run_id, node, number, status, http_status, latency_ms, response, error,
+                              endpoint_id, endpoint_version, started_at, finished_at)
+        select tenant_id, run_id, node, epoch, attempt, http_status, latency_ms, response, error::jsonb,
+               endpoint_id, endpoint_version, started_at, $16
+        from freed
+    )
+    select tenant_id, run_id, node from freed
+    """,
+    Applied,
+)
+
+HOLD = Statement(
+    """
+    update tasks t set dispatcher_id = null, lease_until = g.lease_until, lease = g.lease, deadline = g.deadline
+    from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::timestamptz[], $6::interval[], $7::timestamptz[])
+        as g (tenant_id, run_id, node, epoch, lease_until, lease, deadline)
+    where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
+    returning t.tenant_id, t.run_id, t.node
+    """,
+    Applied,
+)
+
+MARK_CANCELLING = Statement(
+    """
+    update tasks t set cancel_at = g.cancel_at, cancel_reason = g.reason
+    from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::timestamptz[], $6::text[])
+        as g (tenant_id, run_id, node, epoch, cancel_at, reason)
+    where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
+      and t.cancel_at is null
+    returning t.tenant_id, t.run_id, t.node
+    """,
+    Applied,
+)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """A change and the task it is for, with what was seen of the attempt."""
+
+    guard: Guard
+    change: Finish | Requeue | Hold | MarkCancelling
+    facts: AttemptFacts
+
+
+def error_json(error: Error | None) -> str | None:
+    """How an error is stored and shown: code, message, and `detail` as the endpoint reported it (already checked JSON).
+
+    NUL and lone surrogates cannot be stored: they are shown as the replacement character.
+    """
+    if error is None:
+        return None
+    message = error.message.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    document = json.dumps({"code": error.code, "message": message}, ensure_ascii=False)
+    if error.detail is None:
+        return document
+    return f'{document[:-1]},"detail":{error.detail.decode("utf-8")}}}'
+
+
+async def apply(db: Database | Connection, outcomes: Sequence[Outcome], now: datetime) -> set[TaskKey]:
+    """Apply a set of changes, a statement for each kind; answers the tasks whose change landed.
+
+    One task may appear once. A task missing from the answer had moved on: its outcome was stale.
+    """
+    landed: set[TaskKey] = set()
+    for kind, write in _WRITERS:
+        chosen = [o for o in outcomes if type(o.change) is kind]
+        if chosen:
+            landed.update((r[0], r[1], r[2]) for r in await write(db, chosen, now))
+    return landed
+
+
+def _keys(outcomes: Sequence[Outcome]) -> tuple[list[int], list[str], list[int], list[int]]:
+    guards = [o.guard for o in outcomes]
+    return [g.tenant_id for g in guards], [g.run_id for g in guards], [g.node for g in guards], [g.epoch for g in guards]
+
+
+async def _finish(db: Database | Connection, outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
+    changes: list[Finish] = [o.change for o in outcomes]  # type: ignore[misc]  # apply() groups by kind
+    facts = [o.facts for o in outcomes]
+    return await db.fetch(
+        FINISH.sql,
+        *_keys(outcomes),
+        [o.guard.state for o in outcomes],
+        [c.status for c in changes],
+        [c.attempt for c in changes],
+        [c.output for c in changes],
+        [c.output_type for c in changes],
+        [error_json(c.error) for c in changes],
+        [f.http_status for f in facts],
+        [f.latency_ms for f in facts],
+        [f.response for f in facts],
+        now,
+    )
+
+
+async def _requeue(db: Database | Connection, outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
+    changes: list[Requeue] = [o.change for o in outcomes]  # type: ignore[misc]  # apply() groups by kind
+    facts = [o.facts for o in outcomes]
+    return await db.fetch(
+        REQUEUE.sql,
+        *_keys(outcomes),
+        [c.attempt for c in changes],
+        [error_json(c.error) for c in changes],
+        [f.http_status for f in facts],
+        [f.latency_ms for f in facts],
+        [f.response for f in facts],
+        [c.due_at for c in changes],
+        [c.priority for c in changes],
+        [c.app_retries for c in changes],
+        [c.infra_retries for c in changes],
+        [c.spared_since for c in changes],
+        [c.schedule_deadline for c in changes],
+        now,
+    )
+
+
+async def _hold(db: Database | Connection, outcomes: Sequence[Outcome], _now: datetime) -> list[Any]:
+    changes: list[Hold] = [o.change for o in outcomes]  # type: ignore[misc]  # apply() groups by kind
+    return await db.fetch(
+        HOLD.sql,
+        *_keys(outcomes),
+        [c.lease_until for c in changes],
+        [c.lease for c in changes],
+        [c.deadline for c in changes],
+    )
+
+
+async def _mark_cancelling(db: Database | Connection, outcomes: Sequence[Outcome], _now: datetime) -> list[Any]:
+    changes: list[MarkCancelling] = [o.change for o in outcomes]  # type: ignore[misc]  # apply() groups by kind
+    return await db.fetch(MARK_CANCELLING.sql, *_keys(outcomes), [c.cancel_at for c in changes], [c.reason for c in changes])
+
+
+_WRITERS = ((Finish, _finish), (Requeue, _requeue), (Hold, _hold), (MarkCancelling, _mark_cancelling))

@@ -1,0 +1,147 @@
+"""The queue: what is ready, claiming it, and moving what has come due. Each is one statement over a set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher.engine.admission import Place, Queue, Slot
+from dispatcher.store.database import Database
+from dispatcher.store.statement import Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """How many tasks wait in a queue, counted no further than was asked."""
+
+    tenant_id: int
+    workflow_id: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A task leased to this dispatcher, with all its request needs."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+    workflow_id: int
+    workflow_version: int
+    epoch: int
+    priority: int
+    app_retries: int
+    infra_retries: int
+    spared_since: datetime | None
+    endpoint_id: str
+    endpoint_version: str
+    started_at: datetime
+    deadline: datetime
+    input: bytes
+    metadata: str | None
+    run_priority: int
+    event_id: str | None
+    parent_run_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """The queue a task has become claimable in."""
+
+    tenant_id: int
+    workflow_id: int
+
+
+READY = Statement(
+    """
+    select g.tenant_id, g.workflow_id, waiting
+    from unnest($1::int[], $2::int[], $3::int[]) as g (tenant_id, workflow_id, most)
+    cross join lateral (
+        select count(*)::int as waiting from (
+            select from tasks t
+            where t.tenant_id = g.tenant_id and t.workflow_id = g.workflow_id and t.state = 'queued' limit g.most
+        ) counted
+    ) counts
+    where waiting > 0
+    """,
+    Ready,
+)
+
+CLAIM = Statement(
+    """
+    with slot as (
+        select * from unnest($1::int[], $2::int[], $3::int[], $4::text[], $5::text[])
+            as s (tenant_id, workflow_id, ordinal, endpoint_id, endpoint_version)
+    ), picked as (
+        select w.tenant_id, w.workflow_id, p.run_id, p.node,
+               row_number() over (partition by w.tenant_id, w.workflow_id order by p.priority desc, p.run_id, p.node) as ordinal
+        from (select tenant_id, workflow_id, count(*) as n from slot group by tenant_id, workflow_id) w
+        cross join lateral (
+            select run_id, node, priority from tasks t
+            where t.tenant_id = w.tenant_id and t.workflow_id = w.workflow_id and t.state = 'queued'
+            order by priority desc, run_id, node limit w.n for update skip locked
+        ) p
+    )
+    update tasks t
+    set state = 'running', epoch = t.epoch + 1, dispatcher_id = $6, endpoint_id = s.endpoint_id, endpoint_version = s.endpoint_version,
+        started_at = $7, deadline = $7::timestamptz + t.execution_ms * interval '1 millisecond', schedule_deadline = null,
+        slot_released = false, progress = null
+    from picked p
+    join slot s using (tenant_id, workflow_id, ordinal)
+    join runs r on r.tenant_id = p.tenant_id and r.id = p.run_id
+    where t.tenant_id = p.tenant_id and t.run_id = p.run_id and t.node = p.node
+    returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.epoch, t.priority, t.app_retries, t.infra_retries,
+              t.spared_since, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
+              r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id
+    """,
+    Claimed,
+)
+
+PROMOTE = Statement(
+    """
+    update tasks set state = 'queued'
+    where (tenant_id, run_id, node) in (
+        select tenant_id, run_id, node from tasks where state = 'scheduled' and due_at <= $1
+        order by due_at limit $2 for update skip locked
+    )
+    returning tenant_id, workflow_id
+    """,
+    Promoted,
+)
+
+NEXT_DUE = "select min(due_at) from tasks where state = 'scheduled'"
+
+
+async def ready(db: Database, most: dict[Queue, int]) -> dict[Queue, int]:
+    """Queues that have work, and how much of it up to the number given for each."""
+    records = await db.fetch(READY.sql, [q[0] for q in most], [q[1] for q in most], list(most.values()))
+    return {(row.tenant_id, row.workflow_id): row.waiting for row in READY.read(records)}
+
+
+async def claim(
+    db: Database, slots: Sequence[Slot], versions: dict[Place, str], dispatcher_id: int, now: datetime
+) -> list[Claimed]:
+    """Lease the first tasks of the slots' queues to `dispatcher_id`; `versions` names the endpoint version at each place."""
+    records = await db.fetch(
+        CLAIM.sql,
+        [s.queue[0] for s in slots],
+        [s.queue[1] for s in slots],
+        [s.ordinal for s in slots],
+        [s.place[1] for s in slots],
+        [versions[s.place] for s in slots],
+        dispatcher_id,
+        now,
+    )
+    return CLAIM.read(records)
+
+
+async def promote(db: Database, now: datetime, limit: int) -> list[Queue]:
+    """Make at most `limit` scheduled tasks that have come due claimable; answers their queues, one entry a task."""
+    return [(row.tenant_id, row.workflow_id) for row in PROMOTE.read(await db.fetch(PROMOTE.sql, now, limit))]
+
+
+async def next_due(db: Database) -> datetime | None:
+    """When the next scheduled task comes due."""
+    moment: datetime | None = await db.fetchval(NEXT_DUE)
+    return moment

@@ -1,0 +1,377 @@
+"""What is registered: tenants, endpoints with their versions and secrets, workflows with theirs, and the routes between them.
+
+Every change raises the tenant's registry_version in the same transaction; the tenant's row is the lock that orders them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher.store.database import Connection, Database
+from dispatcher.store.statement import Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant and the version of its registry."""
+
+    id: int
+    slug: str
+    registry_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRow:
+    """An endpoint with the manifest (JSON text) and URL of its current version."""
+
+    id: str
+    name: str
+    version: str
+    url: str
+    manifest: str
+    slots: int
+    labels: str
+    auth_sealed: bytes | None
+    static: bool
+    paused: bool
+    circuit: str
+    circuit_code: str | None
+    circuit_since: datetime | None
+    probe_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRow:
+    """One of an endpoint's signing secrets, the highest number the newest; `not_after` None means current."""
+
+    endpoint_id: str
+    number: int
+    sealed: bytes
+    created_at: datetime
+    not_after: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowRow:
+    """A workflow with the definition (JSON text) of its current version."""
+
+    id: int
+    name: str
+    version: int
+    definition: str
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    """One version of a workflow."""
+
+    number: int
+    checksum: str
+    definition: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointVersionRow:
+    """One version of an endpoint; its content never changes."""
+
+    version: str
+    url: str
+    manifest: str
+    registered_at: datetime
+    retired_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """An endpoint that serves a workflow."""
+
+    workflow_id: int
+    endpoint_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """An endpoint whose open circuit is due for a try."""
+
+    tenant_id: int
+    endpoint_id: str
+    probes: int
+
+
+TENANTS = Statement("select id, slug, registry_version from tenants order by id", Tenant)
+TENANT_BY_SLUG = Statement("select id, slug, registry_version from tenants where slug = $1", Tenant)
+CREATE_TENANT = Statement(
+    """
+    insert into tenants (slug, name, created_at) values ($1, $2, $3)
+    on conflict (slug) do update set slug = excluded.slug returning id, slug, registry_version
+    """,
+    Tenant,
+)
+BUMP = "update tenants set registry_version = registry_version + 1 where id = $1 returning registry_version"
+
+ENDPOINTS = Statement(
+    """
+    select e.id, e.name, e.version, v.url, v.manifest, e.slots, e.labels, e.auth_sealed, e.static, e.paused,
+           e.circuit, e.circuit_code, e.circuit_since, e.probe_at, e.created_at, e.updated_at
+    from endpoints e join endpoint_versions v on v.tenant_id = e.tenant_id and v.endpoint_id = e.id and v.version = e.version
+    where e.tenant_id = $1 and ($2::text is null or e.name = $2) order by e.name
+    """,
+    EndpointRow,
+)
+SECRETS = Statement(
+    """
+    select endpoint_id, number, sealed, created_at, not_after from endpoint_secrets
+    where tenant_id = $1 and ($2::text is null or endpoint_id = $2) order by endpoint_id, number desc
+    """,
+    SecretRow,
+)
+WORKFLOWS = Statement(
+    """
+    select w.id, w.name, w.version, v.definition, w.created_at, w.updated_at
+    from workflows w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id and v.number = w.version
+    where w.tenant_id = $1 and ($2::text is null or w.name = $2) order by w.name
+    """,
+    WorkflowRow,
+)
+WORKFLOW_VERSIONS = Statement(
+    """
+    select number, checksum, definition, created_at from workflow_versions
+    where tenant_id = $1 and workflow_id = $2 and ($3::int is null or number = $3) order by number desc
+    """,
+    VersionRow,
+)
+ENDPOINT_VERSIONS = Statement(
+    """
+    select version, url, manifest, registered_at, retired_at from endpoint_versions
+    where tenant_id = $1 and endpoint_id = $2 order by registered_at desc, version
+    """,
+    EndpointVersionRow,
+)
+ROUTES = Statement("select workflow_id, endpoint_id from routes where tenant_id = $1 order by workflow_id, endpoint_id", Route)
+
+PUT_ENDPOINT = """
+    insert into endpoints as e (tenant_id, id, name, version, slots, labels, auth_sealed, static, created_at, updated_at)
+    values ($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9, $9)
+    on conflict (tenant_id, name) do update
+    set version = excluded.version, slots = excluded.slots, labels = excluded.labels, auth_sealed = excluded.auth_sealed,
+        static = excluded.static, updated_at = excluded.updated_at,
+        circuit = 'closed', circuit_code = null, circuit_since = null, probe_at = null, probes = 0
+"""
+PUT_VERSION = """
+    insert into endpoint_versions as v (tenant_id, endpoint_id, version, url, manifest, registered_at)
+    values ($1, $2, $3, $4, $5::jsonb, $6)
+    on conflict (tenant_id, endpoint_id, version) do update set url = excluded.url, retired_at = null
+        where v.manifest -> 'handlers' = excluded.manifest -> 'handlers'
+    returning version
+"""
+UPDATE_MANIFEST = "update endpoint_versions set manifest = $4::jsonb where tenant_id = $1 and endpoint_id = $2 and version = $3"
+ADD_SECRET = """
+    insert into endpoint_secrets (tenant_id, endpoint_id, number, sealed, created_at)
+    select $1, $2, coalesce(max(number), 0) + 1, $3, $4 from endpoint_secrets where tenant_id = $1 and endpoint_id = $2
+"""
+END_SECRETS = """
+    update endpoint_secrets set not_after = $3 where tenant_id = $1 and endpoint_id = $2 and not_after is null
+"""
+DROP_SECRETS = "delete from endpoint_secrets where tenant_id = $1 and endpoint_id = $2 and not_after <= $3"
+PUT_WORKFLOW = """
+    insert into workflows as w (tenant_id, name, version, created_at, updated_at) values ($1, $2, 0, $3, $3)
+    on conflict (tenant_id, name) do update set updated_at = w.updated_at returning id
+"""
+PUT_WORKFLOW_VERSION = """
+    insert into workflow_versions as v (tenant_id, workflow_id, number, checksum, definition, created_at)
+    select $1, $2, coalesce(max(number), 0) + 1, $3, $4::jsonb, $5 from workflow_versions where tenant_id = $1 and workflow_id = $2
+    on conflict (tenant_id, workflow_id, checksum) do update set checksum = excluded.checksum returning number
+"""
+SET_WORKFLOW_VERSION = """
+    update workflows set version = $3, updated_at = $4 where tenant_id = $1 and id = $2 and version <> $3
+"""
+ADD_ROUTE = "insert into routes (tenant_id, workflow_id, endpoint_id) values ($1, $2, $3) on conflict do nothing"
+DROP_ROUTES = "delete from routes where tenant_id = $1 and endpoint_id = $2 and workflow_id <> all($3::int[])"
+PATCH_ENDPOINT = """
+    update endpoints set paused = coalesce($3, paused), slots = coalesce($4, slots), labels = coalesce($5::jsonb, labels), updated_at = $6
+    where tenant_id = $1 and id = $2
+"""
+DELETE_ENDPOINT = "delete from endpoints where tenant_id = $1 and id = $2"
+SET_CIRCUIT = """
+    update endpoints set circuit = $3, circuit_code = $4, circuit_since = case when $3 <> 'closed' then $5::timestamptz end,
+        probe_at = $6, probes = case when $3 = 'open' then probes else 0 end
+    where tenant_id = $1 and id = $2 and circuit <> $3 and circuit <> 'retired'
+    returning id
+"""
+# The next probe is moved on in the statement that takes this one, so that two dispatchers never take the same.
+DUE_PROBES = Statement(
+    """
+    update endpoints set probes = probes + 1, probe_at = $2
+    where (tenant_id, id) in (
+        select tenant_id, id from endpoints where probe_at <= $1 order by probe_at limit 20 for update skip locked
+    )
+    returning tenant_id, id as endpoint_id, probes
+    """,
+    Probe,
+)
+SCHEDULE_PROBE = "update endpoints set probe_at = $3 where tenant_id = $1 and id = $2 and circuit = 'open'"
+RETIRE_VERSION = "update endpoint_versions set retired_at = $4 where tenant_id = $1 and endpoint_id = $2 and version = $3"
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """Everything one tenant has registered, read in one snapshot."""
+
+    tenant: Tenant
+    endpoints: list[EndpointRow]
+    secrets: list[SecretRow]
+    workflows: list[WorkflowRow]
+    routes: list[Route]
+
+
+async def tenants(db: Database) -> list[Tenant]:
+    """All tenants with their registry versions."""
+    return TENANTS.read(await db.fetch(TENANTS.sql))
+
+
+async def tenant_by_slug(db: Database, slug: str) -> Tenant | None:
+    """A tenant by its slug."""
+    return TENANT_BY_SLUG.first(await db.fetch(TENANT_BY_SLUG.sql, slug))
+
+
+async def create_tenant(db: Database, slug: str, name: str, now: datetime) -> Tenant:
+    """Make a tenant; answers the existing one where the slug is taken."""
+    return CREATE_TENANT.read(await db.fetch(CREATE_TENANT.sql, slug, name, now))[0]
+
+
+async def load(db: Database, tenant_id: int) -> Registered | None:
+    """One tenant's registry. The version is read first: what is read after it is at least as new."""
+    found = [t for t in TENANTS.read(await db.fetch(TENANTS.sql)) if t.id == tenant_id]
+    if not found:
+        return None
+    return Registered(
+        found[0],
+        ENDPOINTS.read(await db.fetch(ENDPOINTS.sql, tenant_id, None)),
+        SECRETS.read(await db.fetch(SECRETS.sql, tenant_id, None)),
+        WORKFLOWS.read(await db.fetch(WORKFLOWS.sql, tenant_id, None)),
+        ROUTES.read(await db.fetch(ROUTES.sql, tenant_id)),
+    )
+
+
+async def bump(conn: Connection, tenant_id: int) -> int:
+    """Take the tenant's registry lock for this transaction and raise its version."""
+    return int(await conn.fetchval(BUMP, tenant_id))
+
+
+async def endpoint(db: Database | Connection, tenant_id: int, name: str) -> EndpointRow | None:
+    """An endpoint by name."""
+    return ENDPOINTS.first(await db.fetch(ENDPOINTS.sql, tenant_id, name))
+
+
+async def secrets(db: Database | Connection, tenant_id: int, endpoint_id: str) -> list[SecretRow]:
+    """An endpoint's secrets, newest first."""
+    return SECRETS.read(await db.fetch(SECRETS.sql, tenant_id, endpoint_id))
+
+
+async def workflow(db: Database, tenant_id: int, name: str) -> WorkflowRow | None:
+    """A workflow by name."""
+    return WORKFLOWS.first(await db.fetch(WORKFLOWS.sql, tenant_id, name))
+
+
+async def workflow_versions(db: Database, tenant_id: int, workflow_id: int, number: int | None = None) -> list[VersionRow]:
+    """A workflow's versions, newest first; or one of them."""
+    return WORKFLOW_VERSIONS.read(await db.fetch(WORKFLOW_VERSIONS.sql, tenant_id, workflow_id, number))
+
+
+async def endpoint_versions(db: Database, tenant_id: int, endpoint_id: str) -> list[EndpointVersionRow]:
+    """An endpoint's versions, newest first."""
+    return ENDPOINT_VERSIONS.read(await db.fetch(ENDPOINT_VERSIONS.sql, tenant_id, endpoint_id))
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPut:
+    """An endpoint as it shall be; `id` is used only if the name is new."""
+
+    tenant_id: int
+    id: str
+    name: str
+    version: str
+    url: str
+    manifest: str
+    slots: int
+    labels: str
+    auth_sealed: bytes | None
+    static: bool
+
+
+async def put_endpoint(conn: Connection, put: EndpointPut, now: datetime) -> bool:
+    """Write an endpoint and its version; False when that version exists with other handlers. Closes its circuit."""
+    await conn.execute(
+        PUT_ENDPOINT, put.tenant_id, put.id, put.name, put.version, put.slots, put.labels, put.auth_sealed, put.static, now
+    )
+    landed = await conn.fetchval(PUT_VERSION, put.tenant_id, put.id, put.version, put.url, put.manifest, now)
+    if landed is not None:
+        await conn.execute(UPDATE_MANIFEST, put.tenant_id, put.id, put.version, put.manifest)
+    return landed is not None
+
+
+async def add_secret(conn: Connection, tenant_id: int, endpoint_id: str, sealed: bytes, now: datetime) -> None:
+    """Give an endpoint a new current secret."""
+    await conn.execute(ADD_SECRET, tenant_id, endpoint_id, sealed, now)
+
+
+async def end_secrets(conn: Connection, tenant_id: int, endpoint_id: str, not_after: datetime, now: datetime) -> None:
+    """Let current secrets sign until `not_after`, and forget those whose time is over."""
+    await conn.execute(DROP_SECRETS, tenant_id, endpoint_id, now)
+    await conn.execute(END_SECRETS, tenant_id, endpoint_id, not_after)
+
+
+async def put_workflow(conn: Connection, tenant_id: int, name: str, checksum: str, definition: str, now: datetime) -> int:
+    """Make `definition` a workflow's current version, a new one only if its content is new; answers the workflow's id."""
+    workflow_id = int(await conn.fetchval(PUT_WORKFLOW, tenant_id, name, now))
+    number = await conn.fetchval(PUT_WORKFLOW_VERSION, tenant_id, workflow_id, checksum, definition, now)
+    await conn.execute(SET_WORKFLOW_VERSION, tenant_id, workflow_id, number, now)
+    return workflow_id
+
+
+async def set_routes(conn: Connection, tenant_id: int, endpoint_id: str, workflow_ids: Sequence[int]) -> None:
+    """Let an endpoint serve exactly these workflows."""
+    await conn.execute(DROP_ROUTES, tenant_id, endpoint_id, list(workflow_ids))
+    for workflow_id in workflow_ids:
+        await conn.execute(ADD_ROUTE, tenant_id, workflow_id, endpoint_id)
+
+
+async def patch_endpoint(
+    conn: Connection, tenant_id: int, endpoint_id: str, paused: bool | None, slots: int | None, labels: str | None, now: datetime
+) -> None:
+    """Change what is given."""
+    await conn.execute(PATCH_ENDPOINT, tenant_id, endpoint_id, paused, slots, labels, now)
+
+
+async def delete_endpoint(conn: Connection, tenant_id: int, endpoint_id: str) -> None:
+    """Remove an endpoint with its versions, secrets, routes and grants. Its attempts stay in history."""
+    await conn.execute(DELETE_ENDPOINT, tenant_id, endpoint_id)
+
+
+async def set_circuit(
+    conn: Connection, tenant_id: int, endpoint_id: str, circuit: str, code: str | None, now: datetime, probe_at: datetime | None
+) -> bool:
+    """Change an endpoint's circuit; False when it already was so, or is retired (only a registration undoes that)."""
+    return bool(await conn.fetch(SET_CIRCUIT, tenant_id, endpoint_id, circuit, code, now, probe_at))
+
+
+async def due_probes(db: Database, now: datetime, again_at: datetime) -> list[Probe]:
+    """Take the probes that are due; each is due again at `again_at` unless scheduled otherwise."""
+    return DUE_PROBES.read(await db.fetch(DUE_PROBES.sql, now, again_at))
+
+
+async def schedule_probe(db: Database, tenant_id: int, endpoint_id: str, at: datetime) -> None:
+    """Set when an open circuit is tried next."""
+    await db.execute(SCHEDULE_PROBE, tenant_id, endpoint_id, at)
+
+
+async def retire_version(conn: Connection, tenant_id: int, endpoint_id: str, version: str, now: datetime) -> None:
+    """Mark an endpoint's version as gone."""
+    await conn.execute(RETIRE_VERSION, tenant_id, endpoint_id, version, now)

@@ -1,0 +1,208 @@
+"""Live tasks one by one or by what has come due: for callbacks, cancels and the reaper. Finding them never decides anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from dispatcher.engine.attempts import State, TaskState
+from dispatcher.store.database import Database
+from dispatcher.store.outcomes import Applied, Guard, TaskKey
+from dispatcher.store.statement import Statement
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTask:
+    """A task that is not over."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+    workflow_id: int
+    workflow_version: int
+    state: State
+    epoch: int
+    priority: int
+    app_retries: int
+    infra_retries: int
+    spared_since: datetime | None
+    due_at: datetime
+    schedule_deadline: datetime | None
+    dispatcher_id: int | None
+    endpoint_id: str | None
+    endpoint_version: str | None
+    started_at: datetime | None
+    deadline: datetime | None
+    lease_until: datetime | None
+    lease: timedelta | None
+    slot_released: bool
+    cancel_at: datetime | None
+    cancel_reason: str | None
+
+    def rules(self) -> TaskState:
+        """The part the rules look at."""
+        return TaskState(
+            self.state,
+            self.epoch,
+            self.priority,
+            self.app_retries,
+            self.infra_retries,
+            self.spared_since,
+            self.deadline,
+            self.lease_until,
+            self.lease,
+            self.cancel_at is not None,
+        )
+
+    def guard(self) -> Guard:
+        """What a change decided on this row requires of it."""
+        return Guard(self.tenant_id, self.run_id, self.node, self.epoch, self.state)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelling:
+    """A running attempt asked to end by `cancel_at`."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+    epoch: int
+    cancel_at: datetime
+    reason: str
+
+
+LOAD = Statement(
+    """
+    select t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.state, t.epoch, t.priority, t.app_retries,
+           t.infra_retries, t.spared_since, t.due_at, t.schedule_deadline, t.dispatcher_id, t.endpoint_id, t.endpoint_version,
+           t.started_at, t.deadline, t.lease_until, t.lease, t.slot_released, t.cancel_at, t.cancel_reason
+    from tasks t
+    join unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node) using (tenant_id, run_id, node)
+    """,
+    LiveTask,
+)
+
+OF_RUNS = Statement(
+    """
+    select tenant_id, run_id, node from tasks where tenant_id = $1 and run_id = any($2::text[])
+    """,
+    Applied,
+)
+
+LEASES_ENDED = Statement(
+    """
+    select tenant_id, run_id, node from tasks where lease_until <= $1 order by lease_until limit $2
+    """,
+    Applied,
+)
+
+ORPHANS = Statement(
+    """
+    select tenant_id, run_id, node from tasks where dispatcher_id = any($1::bigint[]) limit $2
+    """,
+    Applied,
+)
+
+# Where every route leads to a broken endpoint nobody could have taken the task: it waits on, up to $2 since it came due.
+OVERDUE = Statement(
+    """
+    select t.tenant_id, t.run_id, t.node from tasks t
+    where t.schedule_deadline <= $1
+      and (t.due_at + $2::interval <= $1
+           or not exists (select from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
+                          where r.tenant_id = t.tenant_id and r.workflow_id = t.workflow_id and e.circuit <> 'closed')
+           or exists (select from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
+                      where r.tenant_id = t.tenant_id and r.workflow_id = t.workflow_id and e.circuit = 'closed'))
+    order by t.schedule_deadline limit $3
+    """,
+    Applied,
+)
+
+CANCELS_DUE = Statement(
+    """
+    select tenant_id, run_id, node from tasks where cancel_at <= $1 order by cancel_at limit $2
+    """,
+    Applied,
+)
+
+CANCELLING = Statement(
+    """
+    select tenant_id, run_id, node, epoch, cancel_at, cancel_reason as reason from tasks
+    where dispatcher_id = $1 and cancel_at is not null
+    """,
+    Cancelling,
+)
+
+RENEW = Statement(
+    """
+    update tasks set lease_until = $5, deadline = $6, slot_released = $7
+    where tenant_id = $1 and run_id = $2 and node = $3 and epoch = $4 and state = 'running'
+    returning tenant_id, run_id, node
+    """,
+    Applied,
+)
+
+PROGRESS = """
+    update tasks set progress = $5::jsonb
+    where tenant_id = $1 and run_id = $2 and node = $3 and epoch = $4 and state = 'running'
+"""
+
+
+async def load(db: Database, keys: Sequence[TaskKey]) -> list[LiveTask]:
+    """The tasks that are still live, in no particular order."""
+    if not keys:
+        return []
+    return LOAD.read(await db.fetch(LOAD.sql, [k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys]))
+
+
+async def load_one(db: Database, key: TaskKey) -> LiveTask | None:
+    """One task, or None when it is over or never was."""
+    found = await load(db, [key])
+    return found[0] if found else None
+
+
+async def of_runs(db: Database, tenant_id: int, run_ids: Sequence[str]) -> list[LiveTask]:
+    """The live tasks of runs."""
+    return await load(db, _keys(await db.fetch(OF_RUNS.sql, tenant_id, list(run_ids))))
+
+
+async def leases_ended(db: Database, now: datetime, limit: int) -> list[LiveTask]:
+    """Running tasks whose own lease is over."""
+    return await load(db, _keys(await db.fetch(LEASES_ENDED.sql, now, limit)))
+
+
+async def orphans(db: Database, dispatchers: Sequence[int], limit: int) -> list[LiveTask]:
+    """Running tasks of dispatchers that are no more."""
+    return await load(db, _keys(await db.fetch(ORPHANS.sql, list(dispatchers), limit)))
+
+
+async def overdue(db: Database, now: datetime, misconfig_ttl: timedelta, limit: int) -> list[LiveTask]:
+    """Tasks past their schedule timeout that an endpoint in good health could have taken."""
+    return await load(db, _keys(await db.fetch(OVERDUE.sql, now, misconfig_ttl, limit)))
+
+
+async def cancels_due(db: Database, now: datetime, limit: int) -> list[LiveTask]:
+    """Running tasks whose grace after a cancel is over."""
+    return await load(db, _keys(await db.fetch(CANCELS_DUE.sql, now, limit)))
+
+
+async def cancelling(db: Database, dispatcher_id: int) -> list[Cancelling]:
+    """Attempts of this dispatcher that have been asked to end."""
+    return CANCELLING.read(await db.fetch(CANCELLING.sql, dispatcher_id))
+
+
+async def renew(db: Database, guard: Guard, lease_until: datetime | None, deadline: datetime, released: bool) -> bool:
+    """Move a running attempt's lease and deadline; False when the attempt has moved on."""
+    key = (guard.tenant_id, guard.run_id, guard.node, guard.epoch)
+    return bool(await db.fetch(RENEW.sql, *key, lease_until, deadline, released))
+
+
+async def set_progress(db: Database, guard: Guard, progress: str) -> None:
+    """Keep the latest progress of a running attempt."""
+    await db.execute(PROGRESS, guard.tenant_id, guard.run_id, guard.node, guard.epoch, progress)
+
+
+def _keys(records: Sequence[Any]) -> list[TaskKey]:
+    return [(r[0], r[1], r[2]) for r in records]
