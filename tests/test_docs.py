@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from tests.architecture.markdown import blocks, relative_links
 from tests import reference
+from tests.architecture.markdown import blocks, relative_links
 from tests.architecture.source import ROOT, tracked_paths
 
 DOCUMENTS = [path for path in tracked_paths() if path.endswith(".md")]
