@@ -1,0 +1,108 @@
+"""Problems: every failure a caller of the API can meet, each with a stable code, as RFC 9457 problem documents.
+
+`CODES` is the single list. A code says what is wrong in a word that programs may compare; the detail says it in a sentence that names
+the field or the thing; the hint says what to do about it. Whoever finds a problem raises it; only the edge turns it into a response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """One kind of problem: its HTTP status, its title and the usual advice. `retry_after` is in seconds, for those worth repeating."""
+
+    status: int
+    title: str
+    hint: str
+    retry_after: int | None = None
+
+
+def _discovery(title: str, hint: str) -> Code:
+    return Code(422, title, hint)
+
+
+CODES: Final[Mapping[str, Code]] = MappingProxyType({
+    # ---- the request
+    "invalid_json": Code(400, "Not valid JSON", "Send one JSON object, encoded as UTF-8."),
+    "invalid_value": Code(400, "A value is not acceptable", "Correct the field the detail names."),
+    "unknown_field": Code(400, "Unknown field", "Remove the field the detail names, or correct its spelling."),
+    "unknown_parameter": Code(400, "Unknown query parameter", "Remove the parameter the detail names, or correct its spelling."),
+    "invalid_event": Code(400, "Not a callback event", "Send one event, a list of them in `events`, or one per line as NDJSON."),
+    "too_deep": Code(400, "JSON nests too deeply", "Flatten the value; DISPATCHER_MAX_JSON_DEPTH is the limit."),
+    "nul_character": Code(400, "A string holds \\u0000", "Remove the character, or send the text as base64."),
+    "number_out_of_range": Code(400, "A number cannot be stored", "Send the number as a string."),
+    "invalid_utf8": Code(400, "Not valid UTF-8", "Encode the body as UTF-8."),
+    "body_too_large": Code(413, "Body too large", "Send less, or send a reference to the data; the limit is a setting of the server."),
+    "bulk_too_large": Code(413, "Too many items in one call", "Split the list into several calls."),
+    "unsupported_media_type": Code(415, "Media type not supported", "Send `content-type: application/json`, without content-encoding."),
+    "not_found": Code(404, "Not found", "Check the id or name; what belongs to another tenant is not visible."),
+    "method_not_allowed": Code(405, "Method not allowed", "Use one of the methods in the Allow header."),
+    # ---- who is asking
+    "unauthorized": Code(401, "No valid token", "Send `Authorization: Bearer <token>`; make one with: dispatcher token create."),
+    "forbidden": Code(403, "Not allowed", "Use a token that has the scope the detail names."),
+    "host_not_allowed": Code(403, "Host not allowed", "The development server answers only to loopback names, and not to other sites' pages."),
+    # ---- what is asked for
+    "unknown_workflow": Code(404, "Unknown workflow", "Register an endpoint with a handler of this name; GET /v1/workflows lists what there is."),
+    "unknown_endpoint": Code(404, "Unknown endpoint", "GET /v1/endpoints lists what is registered."),
+    "conflict": Code(409, "Conflict", "Read the current state, then decide whether to repeat."),
+    "version_exists": Code(409, "Version exists with other content", "Register the changed handlers under a new version."),
+    "endpoint_in_use": Code(409, "Endpoint still in use", "Wait until its runs are over, or repeat with force=true."),
+    "rotation_in_progress": Code(409, "A rotation is in progress", "Wait until the old secret has ended, or cancel the rotation."),
+    "no_rotation": Code(409, "No rotation is in progress", "There is nothing to cancel."),
+    "run_finished": Code(409, "The run is finished", "Nothing is left to change; GET the run for its result."),
+    "too_many_runs": Code(422, "The event would start too many runs", "Register fewer workflows for this event."),
+    "destination_blocked": Code(422, "Destination blocked", "Private addresses need an entry in DISPATCHER_EGRESS_ALLOW."),
+    # ---- an endpoint's side
+    "stale_attempt": Code(409, "Another attempt owns this task", "Stop: what this attempt does is no longer recorded."),
+    "task_ended": Code(410, "The task is over", "Stop: it finished, failed or was cancelled elsewhere."),
+    # ---- discovery: why the signed GET gave no manifest
+    "discovery_unreachable": _discovery("Endpoint not reachable", "Check that the URL answers from where the dispatcher runs."),
+    "discovery_timeout": _discovery("Endpoint did not answer in time", "Check that the URL answers a GET within seconds."),
+    "discovery_status": _discovery("Endpoint refused the GET", "Answer the signed GET with a manifest, or register with `handlers`."),
+    "discovery_not_manifest": _discovery("Not a manifest", "Answer the signed GET with a manifest, or register with `handlers`."),
+    "discovery_challenge": _discovery("Challenge not echoed", "Return the request header task-challenge as `challenge`."),
+    "discovery_unverified": _discovery("Signature not verified", "Give the endpoint the right secret or public key."),
+    "discovery_protocol": _discovery("No common protocol version", "Update the SDK of the endpoint, or this server."),
+    # ---- the server
+    "overloaded": Code(503, "Too much waiting to be written", "Repeat after the time in Retry-After.", retry_after=1),
+    "database_unavailable": Code(503, "The database is away", "Repeat after the time in Retry-After, with an idempotency key.", retry_after=2),
+    "not_ready": Code(503, "Not ready", "Wait; the detail says for what.", retry_after=2),
+    "internal": Code(500, "Unexpected error", "Report the request_id together with the server's log."),
+})  # fmt: skip
+
+
+class Problem(Exception):  # noqa: N818 - the RFC's word for it
+    """A failure the caller is told about. `extra` are members added to the document, such as `request_id`."""
+
+    def __init__(self, code: str, detail: str, *, hint: str = "", extra: Mapping[str, Any] | None = None) -> None:
+        super().__init__(f"{code}: {detail}")
+        known = CODES[code]
+        self.code = code
+        self.status = known.status
+        self.title = known.title
+        self.detail = detail
+        self.hint = hint or known.hint
+        self.retry_after = known.retry_after
+        self.extra = extra
+
+    def document(self) -> dict[str, Any]:
+        """The RFC 9457 object."""
+        return {
+            "type": f"/errors/{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+            "hint": self.hint,
+            **(self.extra or {}),
+        }
+
+
+def problem(code: str, detail: str, **extra: Any) -> Problem:
+    """A Problem with additional members, e.g. `problem("invalid_value", "…", field="priority")`."""
+    return Problem(code, detail, extra=extra or None)
