@@ -45,9 +45,9 @@ CODES: Final[Mapping[str, Code]] = MappingProxyType({
     # ---- who is asking
     "unauthorized": Code(401, "No valid token", "Send `Authorization: Bearer <token>`; make one with: dispatcher token create."),
     "forbidden": Code(403, "Not allowed", "Use a token that has the scope the detail names."),
-    "host_not_allowed": Code(403, "Host not allowed", "The development server answers only to loopback names, and not to other sites' pages."),
+    "host_not_allowed": Code(403, "Host not allowed", "Address the development server as localhost, from a program or its own pages."),
     # ---- what is asked for
-    "unknown_workflow": Code(404, "Unknown workflow", "Register an endpoint with a handler of this name; GET /v1/workflows lists what there is."),
+    "unknown_workflow": Code(404, "Unknown workflow", "Register an endpoint with such a handler; GET /v1/workflows lists what there is."),
     "unknown_endpoint": Code(404, "Unknown endpoint", "GET /v1/endpoints lists what is registered."),
     "conflict": Code(409, "Conflict", "Read the current state, then decide whether to repeat."),
     "version_exists": Code(409, "Version exists with other content", "Register the changed handlers under a new version."),
@@ -70,7 +70,7 @@ CODES: Final[Mapping[str, Code]] = MappingProxyType({
     "discovery_protocol": _discovery("No common protocol version", "Update the SDK of the endpoint, or this server."),
     # ---- the server
     "overloaded": Code(503, "Too much waiting to be written", "Repeat after the time in Retry-After.", retry_after=1),
-    "database_unavailable": Code(503, "The database is away", "Repeat after the time in Retry-After, with an idempotency key.", retry_after=2),
+    "database_unavailable": Code(503, "The database is away", "Repeat after Retry-After, with an idempotency key.", retry_after=2),
     "not_ready": Code(503, "Not ready", "Wait; the detail says for what.", retry_after=2),
     "internal": Code(500, "Unexpected error", "Report the request_id together with the server's log."),
 })  # fmt: skip
