@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from dispatcher.errors import CODES
 from dispatcher.settings import Settings
 from tests.architecture.source import ROOT
 
@@ -60,9 +61,19 @@ def settings_tables() -> Iterator[Table]:
         yield Table(f"Settings: {title}", "", ("default",), tuple(rows))
 
 
+def error_table() -> Table:
+    """Every problem code, in the order of `dispatcher/errors.py`."""
+    intro = (
+        "Every refusal is an RFC 9457 problem document with these members, `detail` saying what exactly is wrong. The codes are stable;"
+        " `retry` is the Retry-After sent with it, in seconds."
+    )
+    rows = [Row("error", name, (str(code.status), str(code.retry_after or ""), code.title), code.hint) for name, code in CODES.items()]
+    return Table("Errors", intro, ("status", "retry", "title"), tuple(rows))
+
+
 def tables() -> list[Table]:
     """Everything there is to name, in the order of the document."""
-    return [*settings_tables()]
+    return [*settings_tables(), error_table()]
 
 
 def undescribed(found: list[Table]) -> list[str]:

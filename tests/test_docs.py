@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
+from dataclasses import fields
 
 import pytest
 
+from dispatcher.errors import CODES
+from dispatcher.settings import Settings
 from tests import reference
 from tests.architecture.markdown import blocks, relative_links
-from tests.architecture.source import ROOT, tracked_paths
+from tests.architecture.source import ROOT, python_files, tracked_paths
 
 DOCUMENTS = [path for path in tracked_paths() if path.endswith(".md")]
 TOUR = "README.md"
@@ -83,3 +86,27 @@ def test_a_missing_description_is_seen() -> None:
 def test_every_setting_has_a_row() -> None:
     documented = {row.name for table in reference.settings_tables() for row in table.rows}
     assert documented == reference.setting_names()
+
+
+def _strings_outside(home: str) -> set[str]:
+    """Every string constant of the server, but for one file."""
+    sources = [source for source in python_files() if source.path.startswith("dispatcher/") and source.path != home]
+    return {text for source in sources for _, text in source.strings()}
+
+
+def test_every_error_code_is_used() -> None:
+    """A code that nothing raises is a promise nobody keeps."""
+    assert not set(CODES) - _strings_outside("dispatcher/errors.py")
+
+
+def test_every_setting_is_read() -> None:
+    """A bound that nothing looks at bounds nothing."""
+    read = {
+        node.attr
+        for source in python_files()
+        if source.path.startswith("dispatcher/") and source.path != "dispatcher/settings.py"
+        for node in source.nodes
+        if isinstance(node, ast.Attribute)
+    }
+    through_a_method = {"api_url"}
+    assert not {field.name for field in fields(Settings)} - read - through_a_method
