@@ -1,0 +1,27 @@
+"""What is known of one request while it is under way: written by the transport, read by whoever must say what its failure means."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(slots=True)
+class Flight:
+    """One request. `party` is whose name look-ups it counts against (a tenant).
+
+    `allowance` is how many raw bytes of answer may still arrive, framing and headers included. `fresh` says the connection was made for
+    this request; `sent` that at least one byte of the request may have left, so that the handler may have run.
+    """
+
+    party: str
+    allowance: int
+    interim: int = 0
+    fresh: bool = False
+    sent: bool = False
+    overflow: bool = False
+
+
+FLIGHT: Final[ContextVar[Flight]] = ContextVar("flight")
+"""The request of the current task: resolver and socket factory are called by aiohttp with no place for it among their arguments."""
