@@ -85,7 +85,7 @@ async def _cleaner(_migrated_dsn: str) -> AsyncIterator[Connection]:
 
 @pytest.fixture(scope="session")
 async def _reset_script(_cleaner: Connection) -> str:
-    return await _make_reset_script(_cleaner)
+    return await make_reset_script(_cleaner)
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +155,7 @@ def _with_database(server: str, name: str) -> str:
     return urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
 
 
-async def _make_reset_script(connection: Connection) -> str:
+async def make_reset_script(connection: Connection) -> str:
     """Statements that empty every table and put back the rows the migrations made, whatever the tables are called.
 
     session_replication_role makes the order of the tables irrelevant (no foreign key is checked) and silences triggers that forbid DELETE.
