@@ -183,9 +183,14 @@ def dump(definition: Definition) -> dict[str, Any]:
     return {**workflow, "kind": "task", **task}
 
 
+def content_checksum(entry: Mapping[str, Any]) -> str:
+    """Of a dumped definition: registering the same content twice makes no new version."""
+    return hashlib.sha256(json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def checksum(definition: Definition) -> str:
-    """Of the content: registering the same definition twice makes no new version."""
-    return hashlib.sha256(json.dumps(dump(definition), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """Of a definition's content."""
+    return content_checksum(dump(definition))
 
 
 class _Reader:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from dispatcher.engine.attempts import Error, Finish, Hold, MarkCancelling, Requeue, State
-from dispatcher.store.database import Connection, Database
+from dispatcher.store.database import Database
 from dispatcher.store.statement import Statement
 
 TaskKey = tuple[int, str, int]  # (tenant id, run id, node)
@@ -27,6 +27,11 @@ class Guard:
     node: int
     epoch: int
     state: State
+
+    @property
+    def key(self) -> TaskKey:
+        """Which task."""
+        return (self.tenant_id, self.run_id, self.node)
 
 
 @dataclass(slots=True)
@@ -169,7 +174,7 @@ def error_json(error: Error | None) -> str | None:
     return f'{document[:-1]},"detail":{error.detail.decode("utf-8")}}}'
 
 
-async def apply(db: Database | Connection, outcomes: Sequence[Outcome], now: datetime) -> set[TaskKey]:
+async def apply(db: Database, outcomes: Sequence[Outcome], now: datetime) -> set[TaskKey]:
     """Apply a set of changes, a statement for each kind; answers the tasks whose change landed.
 
     One task may appear once. A task missing from the answer had moved on: its outcome was stale.
@@ -187,7 +192,7 @@ def _keys(outcomes: Sequence[Outcome]) -> tuple[list[int], list[str], list[int],
     return [g.tenant_id for g in guards], [g.run_id for g in guards], [g.node for g in guards], [g.epoch for g in guards]
 
 
-async def _finish(db: Database | Connection, outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
+async def _finish(db: Database, outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
     changes: list[Finish] = [o.change for o in outcomes]  # type: ignore[misc]  # apply() groups by kind
     facts = [o.facts for o in outcomes]
     return await db.fetch(
@@ -203,10 +208,11 @@ async def _finish(db: Database | Connection, outcomes: Sequence[Outcome], now: d
         [f.latency_ms for f in facts],
         [f.response for f in facts],
         now,
+        lane="settle",
     )
 
 
-async def _requeue(db: Database | Connection, outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
+async def _requeue(db: Database, outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
     changes: list[Requeue] = [o.change for o in outcomes]  # type: ignore[misc]  # apply() groups by kind
     facts = [o.facts for o in outcomes]
     return await db.fetch(
@@ -224,10 +230,11 @@ async def _requeue(db: Database | Connection, outcomes: Sequence[Outcome], now: 
         [c.spared_since for c in changes],
         [c.schedule_deadline for c in changes],
         now,
+        lane="settle",
     )
 
 
-async def _hold(db: Database | Connection, outcomes: Sequence[Outcome], _now: datetime) -> list[Any]:
+async def _hold(db: Database, outcomes: Sequence[Outcome], _now: datetime) -> list[Any]:
     changes: list[Hold] = [o.change for o in outcomes]  # type: ignore[misc]  # apply() groups by kind
     return await db.fetch(
         HOLD.sql,
@@ -235,12 +242,13 @@ async def _hold(db: Database | Connection, outcomes: Sequence[Outcome], _now: da
         [c.lease_until for c in changes],
         [c.lease for c in changes],
         [c.deadline for c in changes],
+        lane="settle",
     )
 
 
-async def _mark_cancelling(db: Database | Connection, outcomes: Sequence[Outcome], _now: datetime) -> list[Any]:
+async def _mark_cancelling(db: Database, outcomes: Sequence[Outcome], _now: datetime) -> list[Any]:
     changes: list[MarkCancelling] = [o.change for o in outcomes]  # type: ignore[misc]  # apply() groups by kind
-    return await db.fetch(MARK_CANCELLING.sql, *_keys(outcomes), [c.cancel_at for c in changes], [c.reason for c in changes])
+    return await db.fetch(MARK_CANCELLING.sql, *_keys(outcomes), [c.cancel_at for c in changes], [c.reason for c in changes], lane="settle")
 
 
 _WRITERS = ((Finish, _finish), (Requeue, _requeue), (Hold, _hold), (MarkCancelling, _mark_cancelling))

@@ -110,8 +110,6 @@ PROMOTE = Statement(
     Promoted,
 )
 
-NEXT_DUE = "select min(due_at) from tasks where state = 'scheduled'"
-
 
 async def ready(db: Database, most: dict[Queue, int]) -> dict[Queue, int]:
     """Queues that have work, and how much of it up to the number given for each."""
@@ -140,8 +138,3 @@ async def promote(db: Database, now: datetime, limit: int) -> list[Queue]:
     """Make at most `limit` scheduled tasks that have come due claimable; answers their queues, one entry a task."""
     return [(row.tenant_id, row.workflow_id) for row in PROMOTE.read(await db.fetch(PROMOTE.sql, now, limit))]
 
-
-async def next_due(db: Database) -> datetime | None:
-    """When the next scheduled task comes due."""
-    moment: datetime | None = await db.fetchval(NEXT_DUE)
-    return moment

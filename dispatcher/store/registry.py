@@ -179,6 +179,17 @@ ADD_SECRET = """
 END_SECRETS = """
     update endpoint_secrets set not_after = $3 where tenant_id = $1 and endpoint_id = $2 and not_after is null
 """
+UNDO_ROTATION = """
+    with newest as (
+        delete from endpoint_secrets where tenant_id = $1 and endpoint_id = $2 and not_after is null
+    )
+    update endpoint_secrets set not_after = null where tenant_id = $1 and endpoint_id = $2 and number = (
+        select max(number) from endpoint_secrets where tenant_id = $1 and endpoint_id = $2 and not_after is not null
+    )
+"""
+RUNNING_AT = """
+    select count(*) from tasks where tenant_id = $1 and endpoint_id = $2 and state = 'running'
+"""
 DROP_SECRETS = "delete from endpoint_secrets where tenant_id = $1 and endpoint_id = $2 and not_after <= $3"
 PUT_WORKFLOW = """
     insert into workflows as w (tenant_id, name, version, created_at, updated_at) values ($1, $2, 0, $3, $3)
@@ -326,6 +337,16 @@ async def end_secrets(conn: Connection, tenant_id: int, endpoint_id: str, not_af
     """Let current secrets sign until `not_after`, and forget those whose time is over."""
     await conn.execute(DROP_SECRETS, tenant_id, endpoint_id, now)
     await conn.execute(END_SECRETS, tenant_id, endpoint_id, not_after)
+
+
+async def undo_rotation(conn: Connection, tenant_id: int, endpoint_id: str) -> None:
+    """Forget the current secret and make the one before it current again."""
+    await conn.execute(UNDO_ROTATION, tenant_id, endpoint_id)
+
+
+async def running_at(db: Database, tenant_id: int, endpoint_id: str) -> int:
+    """Attempts running at an endpoint."""
+    return int(await db.fetchval(RUNNING_AT, tenant_id, endpoint_id))
 
 
 async def put_workflow(conn: Connection, tenant_id: int, name: str, checksum: str, definition: str, now: datetime) -> int:

@@ -98,6 +98,13 @@ LEASES_ENDED = Statement(
     Applied,
 )
 
+HELD_SINCE = Statement(
+    """
+    select tenant_id, run_id, node from tasks where dispatcher_id = $1 and started_at <= $2
+    """,
+    Applied,
+)
+
 ORPHANS = Statement(
     """
     select tenant_id, run_id, node from tasks where dispatcher_id = any($1::bigint[]) limit $2
@@ -120,9 +127,11 @@ OVERDUE = Statement(
     Applied,
 )
 
+# An attempt some dispatcher holds open is that dispatcher's to end; it is helped out only when that is long overdue.
 CANCELS_DUE = Statement(
     """
-    select tenant_id, run_id, node from tasks where cancel_at <= $1 order by cancel_at limit $2
+    select tenant_id, run_id, node from tasks
+    where cancel_at <= $1 and (dispatcher_id is null or cancel_at <= $2) order by cancel_at limit $3
     """,
     Applied,
 )
@@ -148,6 +157,20 @@ PROGRESS = """
     update tasks set progress = $5::jsonb
     where tenant_id = $1 and run_id = $2 and node = $3 and epoch = $4 and state = 'running'
 """
+
+
+NEXT_TIMER = """
+    select least((select min(lease_until) from tasks where lease_until is not null),
+                 (select min(schedule_deadline) from tasks where schedule_deadline is not null),
+                 (select min(cancel_at) from tasks where cancel_at is not null),
+                 (select min(due_at) from tasks where state = 'scheduled'))
+"""
+
+
+async def next_timer(db: Database) -> datetime | None:
+    """When the next live task comes due for anything."""
+    moment: datetime | None = await db.fetchval(NEXT_TIMER)
+    return moment
 
 
 async def load(db: Database, keys: Sequence[TaskKey]) -> list[LiveTask]:
@@ -178,14 +201,19 @@ async def orphans(db: Database, dispatchers: Sequence[int], limit: int) -> list[
     return await load(db, _keys(await db.fetch(ORPHANS.sql, list(dispatchers), limit)))
 
 
+async def held_since(db: Database, dispatcher_id: int, before: datetime) -> list[TaskKey]:
+    """Running tasks leased to a dispatcher at or before a moment."""
+    return _keys(await db.fetch(HELD_SINCE.sql, dispatcher_id, before))
+
+
 async def overdue(db: Database, now: datetime, misconfig_ttl: timedelta, limit: int) -> list[LiveTask]:
     """Tasks past their schedule timeout that an endpoint in good health could have taken."""
     return await load(db, _keys(await db.fetch(OVERDUE.sql, now, misconfig_ttl, limit)))
 
 
-async def cancels_due(db: Database, now: datetime, limit: int) -> list[LiveTask]:
-    """Running tasks whose grace after a cancel is over."""
-    return await load(db, _keys(await db.fetch(CANCELS_DUE.sql, now, limit)))
+async def cancels_due(db: Database, now: datetime, long_overdue: datetime, limit: int) -> list[LiveTask]:
+    """Running tasks whose grace after a cancel is over and whose dispatcher, if any, has not ended them since `long_overdue`."""
+    return await load(db, _keys(await db.fetch(CANCELS_DUE.sql, now, long_overdue, limit)))
 
 
 async def cancelling(db: Database, dispatcher_id: int) -> list[Cancelling]:

@@ -1,0 +1,310 @@
+"""The composition root: the one place that knows every part. It builds them, joins them, starts the loops, and stops them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+from litestar import Litestar
+
+from dispatcher.api import create_app
+from dispatcher.clock import Clock, SystemClock
+from dispatcher.delivery import Courier, EgressPolicy
+from dispatcher.engine.attempts import Requeue
+from dispatcher.loops import Loop
+from dispatcher.runtime.callbacks import Callbacks
+from dispatcher.runtime.cancellation import Cancellation
+from dispatcher.runtime.capacity import Capacity
+from dispatcher.runtime.circuits import Circuits
+from dispatcher.runtime.claims import Claims
+from dispatcher.runtime.deliveries import Deliveries
+from dispatcher.runtime.directory import Directory, Workflow
+from dispatcher.runtime.intake import Intake
+from dispatcher.runtime.keyring import Keyring
+from dispatcher.runtime.membership import Membership
+from dispatcher.runtime.metrics import Metrics
+from dispatcher.runtime.recorder import Recorder
+from dispatcher.runtime.registration import Registration
+from dispatcher.runtime.services import Services
+from dispatcher.runtime.settlement import Settlement
+from dispatcher.runtime.signals import Signals
+from dispatcher.runtime.tokens import TokenMaker
+from dispatcher.runtime.waiters import Waiters
+from dispatcher.sealing import Sealer, development_key, parse_master_key
+from dispatcher.settings import Settings, SettingsError
+from dispatcher.store import intake as intake_store
+from dispatcher.store import partitions, queue, registry, tasks
+from dispatcher.store.database import Database
+from dispatcher.store.embedded import EmbeddedPostgres
+from dispatcher.store.migrate import migrate
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_TENANT = "default"
+_BATCH = 1_000
+_PARTITION_DAYS = 7
+_MAINTENANCE = timedelta(minutes=10)
+
+
+@dataclass(slots=True)
+class Runtime:
+    """A running dispatcher: its services, its HTTP application, and its loops by name."""
+
+    services: Services
+    app: Litestar
+    loops: dict[str, Loop]
+    membership: Membership
+    deliveries: Deliveries
+    capacity: Capacity
+    _exit: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def stop(self, grace: timedelta = timedelta(seconds=25)) -> None:
+        """Stop taking work, let what is open end for up to `grace`, then leave; what is still open is picked up by others."""
+        self.capacity.draining = True
+        await self.loops["claim"].stop()
+        await self.services.intake.drain()
+        try:
+            async with asyncio.timeout(grace.total_seconds()):
+                await self.deliveries.drain()
+        except TimeoutError:
+            _log.warning("%d attempts were still open when the grace ended", len(self.deliveries.open))
+        await self._exit.aclose()
+
+
+async def start(settings: Settings, clock: Clock | None = None, *, name: str | None = None) -> Runtime:
+    """Start a dispatcher: connect (or start the embedded Postgres), migrate, join, run the loops.
+
+    Raises SettingsError for settings that cannot work, DatabaseUnavailable when a configured database cannot be reached.
+    """
+    clock = clock or SystemClock()
+    stack = AsyncExitStack()
+    try:
+        return await _start(settings, clock, name or f"{socket.gethostname()}-{os.getpid()}", stack)
+    except BaseException:
+        await stack.aclose()
+        raise
+
+
+async def _start(settings: Settings, clock: Clock, name: str, stack: AsyncExitStack) -> Runtime:
+    master_key = _master_key(settings)
+    database = await _database(settings, clock, stack)
+    sealer = Sealer(master_key)
+    keyring = Keyring(database, sealer)
+    tenant = await registry.create_tenant(database, DEFAULT_TENANT, "Default", clock.now())
+    await keyring.create_first(tenant.id, clock.now())
+    directory = Directory(database, settings, keyring)
+    await directory.refresh(clock.now())
+    egress = EgressPolicy.parse(settings.egress_allow, dev=settings.dev, allow_http=settings.allow_http)
+    courier = Courier(egress, clock=lambda: int(clock.now().timestamp()), user_agent=f"dispatcher/{version('dispatcher')}")
+    stack.push_async_callback(courier.aclose)
+    parts = _join(settings, clock, database, directory, keyring, courier, egress, TokenMaker(master_key), name)
+    return await _run(parts, settings, clock, stack)
+
+
+def _master_key(settings: Settings) -> bytes:
+    if settings.master_key:
+        return parse_master_key(settings.master_key)
+    if settings.dev:
+        return development_key(Path(settings.data_dir))
+    raise SettingsError("DISPATCHER_MASTER_KEY is required: base64 of 32 random bytes; make one with: openssl rand -base64 32")
+
+
+async def _database(settings: Settings, clock: Clock, stack: AsyncExitStack) -> Database:
+    dsn = settings.database_url
+    if not dsn:
+        postgres = await EmbeddedPostgres.start(Path(settings.data_dir) / "postgres")
+        stack.push_async_callback(postgres.stop)
+        dsn = postgres.dsn
+    await migrate(dsn, clock.now())
+    database = await Database.open(
+        dsn,
+        max_size=settings.database_connections,
+        reserve=settings.database_reserve,
+        acquire_timeout=settings.database_timeout,
+        command_timeout=settings.database_timeout,
+    )
+    stack.push_async_callback(database.aclose)
+    return database
+
+
+@dataclass(slots=True)
+class _Parts:
+    services: Services
+    membership: Membership
+    deliveries: Deliveries
+    capacity: Capacity
+    claims: Claims
+    circuits: Circuits
+    settlement: Settlement
+    signals: Signals
+
+
+def _join(
+    settings: Settings,
+    clock: Clock,
+    database: Database,
+    directory: Directory,
+    keyring: Keyring,
+    courier: Courier,
+    egress: EgressPolicy,
+    tokens: TokenMaker,
+    name: str,
+) -> _Parts:
+    metrics, signals = Metrics(), Signals(database)
+    waiters = Waiters(database, clock)
+    capacity = Capacity(directory, settings.max_in_flight)
+    recorder = Recorder(database, clock, settings)
+    settlement = Settlement(database, clock, waiters, signals, metrics, _BATCH)
+    circuits = Circuits(database, directory, courier, signals, clock, settings)
+    deliveries = Deliveries(
+        database, directory, capacity, courier, settlement, tokens, clock, settings, metrics, circuits, recorder
+    )
+    membership = Membership(database, directory, capacity, deliveries, settlement, signals, clock, settings, name)
+    intake = Intake(database, directory, capacity, settings, clock, deliveries.start, lambda: membership.id)
+    claims = Claims(database, directory, capacity, deliveries, metrics, lambda: membership.id, _BATCH)
+    registration = Registration(database, directory, keyring, courier, egress, signals, clock, settings)
+    cancellation = Cancellation(database, directory, settlement, signals, clock, settings)
+    callbacks = Callbacks(database, directory, deliveries, settlement, recorder, signals, tokens, clock, settings)
+    circuits.rediscover = registration.rediscover
+    services = Services(
+        settings, clock, database, intake, waiters, cancellation, registration, callbacks, directory, metrics, settlement, capacity
+    )
+    return _Parts(services, membership, deliveries, capacity, claims, circuits, settlement, signals)
+
+
+async def _run(parts: _Parts, settings: Settings, clock: Clock, stack: AsyncExitStack) -> Runtime:
+    await parts.membership.join()
+    await _Maintenance(parts.services).tick(clock.now())
+    await parts.signals.start()
+    stack.push_async_callback(parts.signals.stop)
+    stack.push_async_callback(parts.circuits.drain)
+    loops = _loops(parts, settings, clock)
+    _wire(parts, loops)
+    for loop in loops.values():
+        loop.start()
+        stack.push_async_callback(loop.stop)
+    return Runtime(parts.services, create_app(parts.services), loops, parts.membership, parts.deliveries, parts.capacity, stack)
+
+
+def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
+    services, membership = parts.services, parts.membership
+    poll, beat = timedelta(seconds=settings.poll), timedelta(seconds=settings.heartbeat)
+    database = services.database
+
+    async def claim(now: datetime) -> datetime | None:
+        membership.check_alive(now)
+        return now if await parts.claims.tick(now, now + poll) else None
+
+    async def timers(now: datetime) -> datetime | None:
+        promoted = await queue.promote(database, now, _BATCH)
+        parts.capacity.backlog.update(promoted)
+        if promoted:
+            loops["claim"].wake()
+            parts.signals.send("ready")
+        more = len(promoted) >= _BATCH
+        more |= await membership.end_leases(now, _BATCH)
+        more |= await membership.expire(now, _BATCH)
+        more |= await services.cancellation.enforce_due(now, _BATCH) >= _BATCH
+        return now if more else await tasks.next_timer(database)
+
+    async def cancels(_now: datetime) -> datetime | None:
+        marked = await tasks.cancelling(database, membership.id)
+        await parts.deliveries.cancelling(marked)
+        return min((row.cancel_at for row in marked), default=None)
+
+    async def heartbeat(now: datetime) -> None:
+        await membership.heartbeat(now)
+
+    async def rebalance(now: datetime) -> None:
+        await membership.rebalance(now)
+
+    async def reap(now: datetime) -> datetime | None:
+        await membership.audit(now)
+        return now if await membership.bury(now, _BATCH) else None
+
+    async def refresh(now: datetime) -> None:
+        if await services.directory.refresh(now):
+            loops["slots"].wake()
+        await services.waiters.look()
+
+    async def probe(now: datetime) -> None:
+        await parts.circuits.probe_due(now)
+
+    ticks = {
+        "claim": (claim, poll),
+        "timers": (timers, poll),
+        "cancels": (cancels, poll),
+        "heartbeat": (heartbeat, beat),
+        "slots": (rebalance, beat),
+        "reap": (reap, beat),
+        "registry": (refresh, poll),
+        "probe": (probe, poll),
+        "maintenance": (_Maintenance(services).tick, _MAINTENANCE),
+    }
+    loops = {name: Loop(name, tick, clock, every) for name, (tick, every) in ticks.items()}
+    return loops
+
+
+def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
+    """Hints: who wakes whom, within this process and from others."""
+    claim, capacity = loops["claim"], parts.capacity
+
+    def requeued(workflow: Workflow, change: Requeue) -> None:
+        if change.due_at <= parts.services.clock.now():
+            capacity.backlog.add((workflow.tenant_id, workflow.id))
+            claim.wake()
+        else:
+            loops["timers"].wake()
+
+    def backlogged() -> None:
+        claim.wake()
+        parts.signals.send("ready")
+
+    def registry_changed() -> None:
+        parts.claims.sweep()
+        loops["slots"].wake()
+
+    def ready(_arguments: list[str]) -> None:
+        parts.claims.sweep()
+        claim.wake()
+
+    def lease(arguments: list[str]) -> None:
+        for argument in arguments:
+            tenant, run_id, node, epoch, moment, released = argument.split(":")
+            deadline = datetime.fromtimestamp(float(moment), parts.services.clock.now().tzinfo)
+            parts.deliveries.extend((int(tenant), run_id, int(node)), int(epoch), deadline, released == "1")
+
+    capacity.on_free = claim.wake
+    parts.membership.on_capacity = claim.wake
+    parts.settlement.on_requeued = requeued
+    parts.services.intake.on_backlog = backlogged
+    parts.services.registration.on_change = registry_changed
+    parts.circuits.on_change = registry_changed
+    parts.services.cancellation.on_marked = loops["cancels"].wake
+    parts.signals.on("ready", ready)
+    parts.signals.on("registry", lambda _: loops["registry"].wake())
+    parts.signals.on("finished", parts.services.waiters.finished_ids)
+    parts.signals.on("cancel", lambda _: loops["cancels"].wake())
+    parts.signals.on("lease", lease)
+
+
+@dataclass(slots=True)
+class _Maintenance:
+    """Partitions made and dropped, expired keys forgotten."""
+
+    services: Services
+
+    async def tick(self, now: datetime) -> datetime | None:
+        database, settings = self.services.database, self.services.settings
+        await partitions.make(database, now.date(), _PARTITION_DAYS)
+        await partitions.drop_before(database, (now - timedelta(days=settings.retention_days)).date())
+        while await intake_store.prune_keys(database, now, _BATCH) >= _BATCH:
+            pass
+        return None

@@ -1,0 +1,78 @@
+"""The loops that move time and work along. Each is a tick that selects and hands on; none decides.
+
+A tick is told the moment and answers when it wants to run again, at the latest; a wake-up makes it run at once. Every loop would
+find its work without wake-ups, just later. A tick that fails is logged and tried again: a loop ends only with its process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from dispatcher.clock import Clock
+from dispatcher.store.database import DatabaseUnavailable, is_transient
+
+_log = logging.getLogger(__name__)
+
+Tick = Callable[[datetime], Awaitable[datetime | None]]
+_PAUSE = timedelta(seconds=1)
+
+
+@dataclass(slots=True)
+class Loop:
+    """One tick, run again and again. `ticks` counts its runs, for tests and metrics."""
+
+    name: str
+    tick: Tick
+    clock: Clock
+    every: timedelta
+    ticks: int = 0
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin; the first tick runs at once."""
+        self._task = asyncio.create_task(self._run(), name=f"loop {self.name}")
+
+    def wake(self) -> None:
+        """Run the next tick now."""
+        self._wake.set()
+
+    async def stop(self) -> None:
+        """End, in the middle of a tick if need be: ticks are safe to cut anywhere."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            now = self.clock.now()
+            again = now + self.every
+            try:
+                wanted = await self.tick(now)
+                if wanted is not None:
+                    again = min(wanted, again)
+            except Exception as error:
+                again = now + _PAUSE
+                if isinstance(error, DatabaseUnavailable) or is_transient(error):
+                    _log.warning("loop %s: the database is away (%s)", self.name, error)
+                else:
+                    _log.exception("loop %s failed; it goes on", self.name)
+            self.ticks += 1
+            await self._sleep(again)
+
+    async def _sleep(self, until: datetime) -> None:
+        if self._wake.is_set():
+            await asyncio.sleep(0)
+            return
+        timer = asyncio.ensure_future(self.clock.sleep_until(until))
+        waker = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait([timer, waker], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            waker.cancel()

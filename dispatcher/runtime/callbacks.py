@@ -1,0 +1,227 @@
+"""The endpoint's side of the conversation: callbacks that carry an attempt token.
+
+Each event is judged by the task's row as it is: another epoch is stale (409), no row means the task is over (410). A result
+becomes an answer like any other and is settled with a guard, so ten copies of one callback end the task once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from dispatcher.clock import Clock
+from dispatcher.engine.answers import Answer, Failed, Succeeded
+from dispatcher.engine.attempts import Refused, extended, renewed, step
+from dispatcher.engine.strict_json import JsonRefused, check
+from dispatcher.errors import problem
+from dispatcher.ids import task_id
+from dispatcher.runtime.deliveries import Deliveries
+from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.recorder import CallbackEvent, EventRefused, Recorder
+from dispatcher.runtime.settlement import Settled, Settlement
+from dispatcher.runtime.signals import Signals
+from dispatcher.runtime.tokens import TokenMaker
+from dispatcher.settings import Settings
+from dispatcher.store import runs, tasks
+from dispatcher.store.database import Database
+from dispatcher.store.outcomes import AttemptFacts, Outcome
+from dispatcher.store.tasks import LiveTask
+
+NDJSON = "application/x-ndjson"
+_RECORDED = frozenset({"log", "chunk", "progress"})
+_SHORTHANDS = ("done", "fail", "heartbeat", "progress", "log")
+_MOST_EVENTS = 10_000
+
+
+class _Many(msgspec.Struct, frozen=True):
+    events: list[CallbackEvent]
+
+
+def parse_events(body: bytes, content_type: str) -> list[CallbackEvent]:
+    """One event, `{"events": […]}`, NDJSON, or curl's shorthand `{"done": …}`. Raises Problem invalid_json or invalid_event."""
+    try:
+        if content_type.partition(";")[0].strip().lower() == NDJSON:
+            events = [msgspec.json.decode(line, type=CallbackEvent) for line in body.split(b"\n") if line.strip()]
+        else:
+            events = _parse_object(body)
+    except (msgspec.ValidationError, EventRefused) as error:
+        raise problem("invalid_event", str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise problem("invalid_json", f"the callback is not JSON: {error}") from None
+    if len(events) > _MOST_EVENTS:
+        raise problem("bulk_too_large", f"{len(events)} events in one callback; at most {_MOST_EVENTS}")
+    return events
+
+
+def _parse_object(body: bytes) -> list[CallbackEvent]:
+    members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    if "type" in members:
+        return [msgspec.json.decode(body, type=CallbackEvent)]
+    if "events" in members:
+        return msgspec.json.decode(body, type=_Many).events
+    word = next((w for w in _SHORTHANDS if w in members), None)
+    if word is None:
+        raise EventRefused('send {"type": "heartbeat"}, {"events": […]}, or a shorthand such as {"done": {…}}')
+    return [_shorthand(word, members[word])]
+
+
+def _shorthand(word: str, value: msgspec.Raw) -> CallbackEvent:
+    if word == "done":
+        return CallbackEvent(type="done", output=value)
+    if word == "fail":
+        return CallbackEvent(type="fail", error=value)
+    if word == "log":
+        return CallbackEvent(type="log", message=msgspec.json.decode(value, type=str))
+    if word == "progress":
+        return CallbackEvent(type="progress", fraction=msgspec.json.decode(value, type=float))
+    return CallbackEvent(type="heartbeat")
+
+
+def as_answer(event: CallbackEvent, most_bytes: int) -> Answer:
+    """A `done` or `fail` event as the answer it is."""
+    if event.type == "done":
+        output = bytes(event.output)
+        try:
+            check(output, max_bytes=most_bytes)
+        except JsonRefused as refused:
+            return Failed("invalid_output", f"The output cannot be stored: {refused}", retry=False)
+        return Succeeded(output)
+    detail: bytes | None = bytes(event.error) or None
+    message, code = "The handler reported a failure.", "handler_failed"
+    if detail is not None:
+        try:
+            check(detail, max_bytes=most_bytes)
+            message, code = _words(msgspec.json.decode(detail), message, code)
+        except JsonRefused:
+            detail = None
+    after = timedelta(milliseconds=event.retry_after_ms) if event.retry_after_ms is not None else None
+    return Failed(code, message, event.retry, after, detail)
+
+
+def _words(error: Any, message: str, code: str) -> tuple[str, str]:
+    if isinstance(error, str):
+        return error[:2_000], code
+    if isinstance(error, dict):
+        text, name = error.get("message"), error.get("code")
+        return (text[:2_000] if isinstance(text, str) else message), (name[:100] if isinstance(name, str) and name else code)
+    return message, code
+
+
+class Callbacks:
+    """Handles POST /v1/callback."""
+
+    def __init__(
+        self,
+        database: Database,
+        directory: Directory,
+        deliveries: Deliveries,
+        settlement: Settlement,
+        recorder: Recorder,
+        signals: Signals,
+        tokens: TokenMaker,
+        clock: Clock,
+        settings: Settings,
+    ) -> None:
+        self._database = database
+        self._directory = directory
+        self._deliveries = deliveries
+        self._settlement = settlement
+        self._recorder = recorder
+        self._signals = signals
+        self._tokens = tokens
+        self._clock = clock
+        self._settings = settings
+
+    async def handle(self, token: str, body: bytes, content_type: str) -> tuple[int, dict[str, Any]]:
+        """Take the events of one callback in order; answers (status, document). Raises Problem for all that is refused."""
+        speaker = self._tokens.read(token, int(self._clock.now().timestamp()))
+        if speaker is None:
+            raise problem("unauthorized", "the attempt token is forged, damaged or expired")
+        events = parse_events(body, content_type)
+        key = (speaker.tenant_id, speaker.run_id, speaker.node)
+        task = await tasks.load_one(self._database, key)
+        for event in events:
+            if task is None:
+                return await self._over(key, speaker.epoch, event)
+            if task.epoch != speaker.epoch or task.state != "running":
+                raise problem("stale_attempt", f"attempt {speaker.epoch} of {task_id(*key[1:])} no longer owns the task")
+            task = await self._take(task, event)
+        return 200, self._reply(task)
+
+    async def _over(self, key: tuple[int, str, int], epoch: int, event: CallbackEvent) -> tuple[int, dict[str, Any]]:
+        """The task is over: the repetition of the result that ended it is welcome, anything else is too late."""
+        if event.type in ("done", "fail") and await runs.ended_by(self._database, *key, epoch, event.type == "done"):
+            return 200, {"ok": True, "duplicate": True, "lease_until": None, "cancel": None}
+        raise problem("task_ended", f"{task_id(*key[1:])} is over")
+
+    async def _take(self, task: LiveTask, event: CallbackEvent) -> LiveTask | None:
+        """One event; answers the task as it is afterwards, None once it is over."""
+        if event.type in _RECORDED:
+            try:
+                await self._recorder.record(task.guard(), event)
+            except EventRefused as refused:
+                raise problem("invalid_event", f"{event.type}: {refused}") from None
+            return task
+        if event.type == "heartbeat":
+            return await self._renew(task, task.deadline, task.slot_released)
+        if event.type == "extend":
+            return await self._extend(task, event)
+        if event.type == "release_slot":
+            return await self._renew(task, task.deadline, True)
+        if event.type in ("done", "fail"):
+            await self._finish(task, event)
+            return await tasks.load_one(self._database, task.guard().key)
+        raise problem("invalid_event", f"unknown event type {event.type!r}")
+
+    async def _extend(self, task: LiveTask, event: CallbackEvent) -> LiveTask:
+        if event.ms is None or not 0 < event.ms <= self._settings.max_execution_timeout * 1000:
+            raise problem("invalid_event", "extend: `ms` is a whole number of milliseconds greater than zero")
+        assert task.deadline is not None and task.started_at is not None
+        most = timedelta(seconds=self._settings.max_execution_timeout)
+        deadline = extended(task.deadline, task.started_at, timedelta(milliseconds=event.ms), most)
+        return await self._renew(task, deadline, task.slot_released)
+
+    async def _renew(self, task: LiveTask, deadline: datetime | None, released: bool) -> LiveTask:
+        assert deadline is not None and task.deadline is not None
+        lease_until = task.lease_until
+        if lease_until is not None:
+            at_deadline = lease_until >= task.deadline
+            lease_until = deadline if at_deadline else renewed(lease_until, task.lease or timedelta(0), deadline, self._clock.now())
+        if not await tasks.renew(self._database, task.guard(), lease_until, deadline, released):
+            raise problem("stale_attempt", f"attempt {task.epoch} no longer owns the task")
+        if deadline != task.deadline or released != task.slot_released:
+            self._deliveries.extend(task.guard().key, task.epoch, deadline, released)
+            moment = str(deadline.timestamp())
+            self._signals.send("lease", f"{task.tenant_id}:{task.run_id}:{task.node}:{task.epoch}:{moment}:{int(released)}")
+        return replace(task, lease_until=lease_until, deadline=deadline, slot_released=released)
+
+    async def _finish(self, task: LiveTask, event: CallbackEvent) -> None:
+        workflow = await self._directory.workflow_version(task.tenant_id, task.workflow_id, task.workflow_version)
+        answer = as_answer(event, self._settings.max_response_bytes)
+        change = step(task.rules(), workflow.policy, answer, self._clock.now())
+        if isinstance(change, Refused):
+            raise problem("stale_attempt", change.reason)
+        landed = await self._settlement.submit(Settled(Outcome(task.guard(), change, AttemptFacts()), workflow))
+        if landed:
+            return
+        current = await tasks.load_one(self._database, task.guard().key)
+        if current is None:
+            if await runs.ended_by(self._database, *task.guard().key, task.epoch, event.type == "done"):
+                return
+            raise problem("task_ended", f"{task_id(task.run_id, task.node)} is over")
+        if current.cancel_at is None or task.cancel_at is not None or current.epoch != task.epoch:
+            raise problem("stale_attempt", f"attempt {task.epoch} no longer owns the task")
+        await self._finish(current, event)
+
+    def _reply(self, task: LiveTask | None) -> dict[str, Any]:
+        if task is None or task.state != "running":
+            return {"ok": True, "lease_until": None, "cancel": None}
+        until = task.lease_until or task.deadline
+        cancel = None
+        if task.cancel_at is not None:
+            left = max(int((task.cancel_at - self._clock.now()).total_seconds() * 1000), 0)
+            cancel = {"reason": task.cancel_reason or "", "grace_ms": left}
+        return {"ok": True, "lease_until": until, "cancel": cancel}

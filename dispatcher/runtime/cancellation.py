@@ -1,0 +1,86 @@
+"""Cancelling runs: at once where nothing runs, by asking where an attempt does, by force when its grace is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Literal
+
+from dispatcher.clock import Clock
+from dispatcher.engine.attempts import CancelEnforced, CancelRequested, Event, MarkCancelling, Refused, step
+from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.settlement import Settled, Settlement
+from dispatcher.runtime.signals import Signals
+from dispatcher.settings import Settings
+from dispatcher.store import runs, tasks
+from dispatcher.store.database import Database
+from dispatcher.store.outcomes import AttemptFacts, Outcome
+from dispatcher.store.tasks import LiveTask
+
+Fate = Literal["cancelled", "cancelling", "finished", "not_found"]
+_TRIES = 3  # a task may change hands between being read and being cancelled; each look is at its newest row
+
+
+class Cancellation:
+    """Handles requests to cancel."""
+
+    def __init__(
+        self, database: Database, directory: Directory, settlement: Settlement, signals: Signals, clock: Clock, settings: Settings
+    ) -> None:
+        self._database = database
+        self._directory = directory
+        self._settlement = settlement
+        self._signals = signals
+        self._clock = clock
+        self._grace = timedelta(seconds=settings.cancel_grace)
+        self.on_marked: Callable[[], None] = lambda: None
+
+    async def cancel(self, tenant_id: int, run_ids: Sequence[str], reason: str) -> dict[str, Fate]:
+        """Ask for runs to end. `cancelling` means an attempt was told, and ends within its grace."""
+        fates: dict[str, Fate] = {}
+        left = list(dict.fromkeys(run_ids))
+        for _ in range(_TRIES):
+            live = await tasks.of_runs(self._database, tenant_id, left)
+            if not live:
+                break
+            for task in live:
+                fate = await self._cancel(task, reason)
+                if fate is not None:
+                    fates[task.run_id] = fate
+            left = [run_id for run_id in left if run_id not in fates]
+        over = set(await runs.finished_among(self._database, tenant_id, left)) if left else set()
+        for run_id in left:
+            fates[run_id] = "finished" if run_id in over else "not_found"
+        if "cancelling" in fates.values():
+            self._signals.send("cancel")
+            self.on_marked()
+        return fates
+
+    async def _cancel(self, task: LiveTask, reason: str) -> Fate | None:
+        change = await self._settle(task, CancelRequested(reason, self._grace_of(task)))
+        if change is None:
+            return "cancelling" if task.cancel_at is not None else None
+        return "cancelling" if isinstance(change.change, MarkCancelling) else "cancelled"
+
+    def _grace_of(self, task: LiveTask) -> timedelta:
+        """A handler that cannot be told gets no grace: closing its connection is how it learns of it."""
+        if task.endpoint_id is None:
+            return timedelta(0)
+        endpoint = self._directory.endpoint((task.tenant_id, task.endpoint_id))
+        hears = endpoint is not None and "cancel-push" in endpoint.target.features
+        return self._grace if hears or task.dispatcher_id is None else timedelta(0)
+
+    async def _settle(self, task: LiveTask, event: Event) -> Outcome | None:
+        workflow = await self._directory.workflow_version(task.tenant_id, task.workflow_id, task.workflow_version)
+        change = step(task.rules(), workflow.policy, event, self._clock.now())
+        if isinstance(change, Refused):
+            return None
+        outcome = Outcome(task.guard(), change, AttemptFacts())
+        return outcome if await self._settlement.submit(Settled(outcome, workflow)) else None
+
+    async def enforce_due(self, now: datetime, limit: int) -> int:
+        """End attempts whose grace is over and that no dispatcher's connection will end; answers how many were found."""
+        due = await tasks.cancels_due(self._database, now, now - self._grace, limit)
+        for task in due:
+            await self._settle(task, CancelEnforced(task.cancel_reason or "cancelled"))
+        return len(due)

@@ -1,0 +1,104 @@
+"""Free slots, as this process counts them: its grants less the attempts it has open.
+
+A slot is taken when a task is leased and given back when its attempt is settled. A task that goes on without this process
+(202, lost connection) keeps its slot until the next rebalance has counted it as detached, so the sum never exceeds the
+endpoint's slots in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dispatcher.engine.admission import Place, Queue
+from dispatcher.engine.health import Breaker
+from dispatcher.runtime.directory import Directory, Endpoint
+
+
+@dataclass(slots=True)
+class Capacity:
+    """Grants, use and pressure by place. `backlog` holds queues known to have waiting tasks, which express work must not overtake."""
+
+    directory: Directory
+    most: int
+    grants: dict[Place, int] = field(default_factory=dict)
+    in_use: dict[Place, int] = field(default_factory=dict)
+    detached: dict[Place, int] = field(default_factory=dict)
+    breakers: dict[Place, Breaker] = field(default_factory=dict)
+    backlog: set[Queue] = field(default_factory=set)
+    total: int = 0
+    on_free: Callable[[], None] = lambda: None
+    draining: bool = False
+    _turn: dict[Queue, int] = field(default_factory=dict)
+
+    def free_at(self, endpoint: Endpoint) -> int:
+        """Slots free at an endpoint now."""
+        if not endpoint.open or self.draining:
+            return 0
+        place = endpoint.place
+        grant = self.grants.get(place, 0)
+        limit = self.breakers[place].limit if place in self.breakers else None
+        allowed = grant if limit is None else min(grant, limit)
+        return max(allowed - self.in_use.get(place, 0), 0)
+
+    @property
+    def room(self) -> int:
+        """Attempts this process may still open."""
+        return 0 if self.draining else max(self.most - self.total, 0)
+
+    def express(self, queue: Queue) -> Endpoint | None:
+        """Take a slot for a new task of `queue` at once, if nothing waits ahead of it; None sends it to the queue."""
+        if queue in self.backlog or self.total >= self.most or self.draining:
+            return None
+        picture = self.directory.pictures.get(queue[0])
+        places = picture.routes.get(queue, ()) if picture is not None else ()
+        turn = self._turn.get(queue, 0)
+        for i in range(len(places)):
+            endpoint = self.directory.endpoint(places[(turn + i) % len(places)])
+            if endpoint is not None and self.free_at(endpoint) > 0:
+                if len(places) > 1:
+                    self._turn[queue] = turn + i + 1
+                self.take(endpoint.place)
+                return endpoint
+        self.backlog.add(queue)
+        return None
+
+    def take(self, place: Place) -> None:
+        """Fill a slot."""
+        self.in_use[place] = self.in_use.get(place, 0) + 1
+        self.total += 1
+
+    def give_back(self, place: Place) -> None:
+        """Empty a slot."""
+        left = self.in_use.get(place, 0) - 1
+        if left > 0:
+            self.in_use[place] = left
+        else:
+            self.in_use.pop(place, None)
+        self.total -= 1
+        if self.backlog:
+            self.on_free()
+
+    def detach(self, place: Place) -> None:
+        """The attempt goes on without us: its slot stays filled until the rebalance has counted it."""
+        self.detached[place] = self.detached.get(place, 0) + 1
+
+    def forget_detached(self, counted: dict[Place, int]) -> None:
+        """Give back the slots of attempts that the rebalance has now counted as detached."""
+        for place, number in counted.items():
+            left = self.detached.get(place, 0) - number
+            if left > 0:
+                self.detached[place] = left
+            else:
+                self.detached.pop(place, None)
+            for _ in range(number):
+                self.give_back(place)
+
+    def free(self) -> dict[Place, int]:
+        """All places with free slots."""
+        found = {}
+        for picture in self.directory.pictures.values():
+            for endpoint in picture.endpoints.values():
+                if (slots := self.free_at(endpoint)) > 0:
+                    found[endpoint.place] = slots
+        return found

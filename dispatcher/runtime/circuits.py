@@ -1,0 +1,119 @@
+"""Endpoints' circuits: opened by what deliveries saw, probed by a loop, closed by an answer that makes sense."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+
+from dispatcher.clock import Clock
+from dispatcher.delivery import Courier, DiscoveryError
+from dispatcher.engine import health
+from dispatcher.runtime.directory import Directory, Endpoint
+from dispatcher.runtime.signals import Signals
+from dispatcher.settings import Settings
+from dispatcher.store import registry
+from dispatcher.store.database import Database
+from dispatcher.store.registry import Probe
+
+_log = logging.getLogger(__name__)
+
+
+class Circuits:
+    """Changes circuits, each at most once at a time, and probes the open ones."""
+
+    def __init__(
+        self, database: Database, directory: Directory, courier: Courier, signals: Signals, clock: Clock, settings: Settings
+    ) -> None:
+        self._database = database
+        self._directory = directory
+        self._courier = courier
+        self._signals = signals
+        self._clock = clock
+        self._first = timedelta(seconds=settings.probe_seconds)
+        self._longest = timedelta(seconds=settings.probe_max_seconds)
+        self._changing: dict[tuple[int, str], asyncio.Task[None]] = {}
+        self.rediscover: Callable[[Endpoint], Awaitable[None]] | None = None
+        self.on_change: Callable[[], None] = lambda: None
+
+    def change(self, endpoint: Endpoint, circuit: health.Circuit, code: str) -> None:
+        """Set an endpoint's circuit soon; a change already under way is enough."""
+        if endpoint.place in self._changing or not self._is_current(endpoint):
+            return
+        self._spawn(endpoint, self._set(endpoint, circuit, code))
+
+    def drifted(self, endpoint: Endpoint, version: str) -> None:
+        """An answer named a version we do not know: ask for the manifest, once at a time."""
+        if endpoint.place not in self._changing and self.rediscover is not None and self._is_current(endpoint):
+            _log.info("endpoint %s answers as version %s", endpoint.name, version)
+            self._spawn(endpoint, self.rediscover(endpoint))
+
+    def _is_current(self, endpoint: Endpoint) -> bool:
+        known = self._directory.endpoint(endpoint.place)
+        return known is not None and known.open and known.target.version == endpoint.target.version
+
+    def _spawn(self, endpoint: Endpoint, work: Awaitable[None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception:
+                _log.exception("the state of endpoint %s could not be changed", endpoint.name)
+            finally:
+                del self._changing[endpoint.place]
+
+        self._changing[endpoint.place] = asyncio.get_running_loop().create_task(guarded())
+
+    async def _set(self, endpoint: Endpoint, circuit: health.Circuit, code: str) -> None:
+        now = self._clock.now()
+        probe_at = health.next_probe(0, now, self._first, self._longest) if circuit == "open" else None
+        await self._write(endpoint.tenant_id, endpoint.id, circuit, code or None, now, probe_at)
+        _log.warning("endpoint %s is %s (%s)", endpoint.name, circuit, code)
+
+    async def _write(
+        self, tenant_id: int, endpoint_id: str, circuit: str, code: str | None, now: datetime, probe_at: datetime | None
+    ) -> None:
+        async with self._database.transaction(lane="settle") as conn:
+            if await registry.set_circuit(conn, tenant_id, endpoint_id, circuit, code, now, probe_at):
+                await registry.bump(conn, tenant_id)
+        await self._directory.refresh(now)
+        self._signals.send("registry")
+        self.on_change()
+
+    async def probe_due(self, now: datetime) -> None:
+        """Try the endpoints whose probe is due, all at once."""
+        again_at = now + self._longest
+        probes = await registry.due_probes(self._database, now, again_at)
+        if probes:
+            await asyncio.gather(*(self._probe(probe, now) for probe in probes))
+
+    async def _probe(self, probe: Probe, now: datetime) -> None:
+        endpoint = self._directory.endpoint((probe.tenant_id, probe.endpoint_id))
+        if endpoint is None:
+            return
+        if await self.answers(endpoint):
+            await self._write(probe.tenant_id, probe.endpoint_id, "closed", None, self._clock.now(), None)
+            _log.info("endpoint %s answers again", endpoint.name)
+            return
+        at = health.next_probe(probe.probes, now, self._first, self._longest)
+        await registry.schedule_probe(self._database, probe.tenant_id, probe.endpoint_id, at)
+
+    async def answers(self, endpoint: Endpoint) -> bool:
+        """Whether an endpoint looks alive: its manifest for one that has one, any connection for a plain one.
+
+        A plain endpoint says nothing to a GET that could be trusted, so being reached is all that is asked; should its next task
+        find it broken again, the circuit opens again and no retry is spent.
+        """
+        target = endpoint.target
+        try:
+            if endpoint.static:
+                return await self._courier.reachable(target.url)
+            await self._courier.discover(target.url, target.signers, target.headers, endpoint.id)
+        except DiscoveryError:
+            return False
+        return True
+
+    async def drain(self) -> None:
+        """Wait for changes under way."""
+        while self._changing:
+            await asyncio.wait(list(self._changing.values()))

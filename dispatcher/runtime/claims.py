@@ -1,0 +1,135 @@
+"""Claiming: look which queues have work, deal out the free slots, lease the tasks, send them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from dispatcher.engine.admission import Place, Queue, allot
+from dispatcher.runtime.capacity import Capacity
+from dispatcher.runtime.deliveries import Deliveries
+from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.metrics import Metrics
+from dispatcher.runtime.work import Assignment, EventFacts
+from dispatcher.store import events, queue
+from dispatcher.store.database import Database
+from dispatcher.store.queue import Claimed
+
+
+class Claims:
+    """One dispatcher's way of taking work from the queues."""
+
+    def __init__(
+        self,
+        database: Database,
+        directory: Directory,
+        capacity: Capacity,
+        deliveries: Deliveries,
+        metrics: Metrics,
+        dispatcher_id: Callable[[], int],
+        most: int,
+    ) -> None:
+        self._database = database
+        self._directory = directory
+        self._capacity = capacity
+        self._deliveries = deliveries
+        self._metrics = metrics
+        self._dispatcher_id = dispatcher_id
+        self._most = most
+        self._sweep_at: datetime | None = None
+
+    def sweep(self) -> None:
+        """Look into every queue next time, not only those known to have work."""
+        self._sweep_at = None
+
+    async def tick(self, now: datetime, sweep_again: datetime) -> bool:
+        """Claim what the free slots allow, once; True when there may be more to claim at once."""
+        sweeping = self._sweep_at is None or now >= self._sweep_at
+        places = self._capacity.free()
+        queues = self._queues(places, sweeping)
+        if sweeping:
+            self._sweep_at = sweep_again
+        room = min(self._capacity.room, self._most)
+        if not queues or room == 0:
+            return False
+        most = {q: min(sum(places.get(p, 0) for p in self._routes(q)), room) for q in queues}
+        waiting = await queue.ready(self._database, most)
+        for q in queues:
+            if q not in waiting:
+                self._capacity.backlog.discard(q)
+        return await self._claim(waiting, room, now)
+
+    def _queues(self, places: dict[Place, int], sweeping: bool) -> list[Queue]:
+        if not sweeping:
+            return [q for q in self._capacity.backlog if any(p in places for p in self._routes(q))]
+        pictures = self._directory.pictures.values()
+        return [q for picture in pictures for q, route in picture.routes.items() if any(p in places for p in route)]
+
+    def _routes(self, q: Queue) -> tuple[Place, ...]:
+        picture = self._directory.pictures.get(q[0])
+        return picture.routes.get(q, ()) if picture is not None else ()
+
+    async def _claim(self, waiting: dict[Queue, int], room: int, now: datetime) -> bool:
+        # Free slots are read again: express work may have taken some while the database was asked.
+        places = self._capacity.free()
+        slots = allot(waiting, {q: self._routes(q) for q in waiting}, places, min(room, self._capacity.room))
+        if not slots:
+            return False
+        self._capacity.backlog.update(waiting)
+        for slot in slots:
+            self._capacity.take(slot.place)
+        versions = {place: endpoint.target.version for place in places if (endpoint := self._directory.endpoint(place)) is not None}
+        claimed: list[Claimed] = []
+        try:
+            claimed = await queue.claim(self._database, slots, versions, self._dispatcher_id(), now)
+            assignments = await self._assignments(claimed)
+        except BaseException:
+            for slot in slots:
+                self._capacity.give_back(slot.place)
+            raise
+        filled: dict[Place, int] = {}
+        for row in claimed:
+            place = (row.tenant_id, row.endpoint_id)
+            filled[place] = filled.get(place, 0) + 1
+        for slot in slots:
+            if filled.get(slot.place, 0) > 0:
+                filled[slot.place] -= 1
+            else:
+                self._capacity.give_back(slot.place)
+        self._metrics.claimed += len(claimed)
+        self._deliveries.start(assignments)
+        return bool(claimed)
+
+    async def _assignments(self, claimed: list[Claimed]) -> list[Assignment]:
+        wanted = {(row.tenant_id, row.event_id) for row in claimed if row.event_id is not None}
+        facts = {key: EventFacts(*row) for key, row in (await events.facts(self._database, wanted)).items()} if wanted else {}
+        assignments = []
+        for row in sorted(claimed, key=lambda r: (-r.priority, r.run_id, r.node)):
+            workflow = await self._directory.workflow_version(row.tenant_id, row.workflow_id, row.workflow_version)
+            endpoint = self._directory.endpoint((row.tenant_id, row.endpoint_id))
+            if endpoint is None:
+                continue  # deleted this very moment: the audit finds the lease without a flight and puts the task back
+            event = facts.get((row.tenant_id, row.event_id)) if row.event_id is not None else None
+            assignments.append(
+                Assignment(
+                    row.tenant_id,
+                    row.run_id,
+                    row.node,
+                    row.epoch,
+                    workflow,
+                    endpoint,
+                    row.input,
+                    row.metadata,
+                    row.run_priority,
+                    row.priority,
+                    row.app_retries,
+                    row.infra_retries,
+                    row.spared_since,
+                    row.started_at,
+                    row.deadline,
+                    event,
+                    row.event_id,
+                    row.parent_run_id,
+                )
+            )
+        return assignments

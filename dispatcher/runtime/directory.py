@@ -1,0 +1,199 @@
+"""This process's picture of what is registered: tenants, workflows, endpoints, routes. Refreshed when a version moves on.
+
+A picture may be old; nothing depends on its being new. Intake is guarded by the registry version in the statement that
+writes, claims read the task rows themselves, and everything else is a moment behind at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import msgspec
+
+from dispatcher.delivery import BatchLimits, Target
+from dispatcher.engine.admission import Place, Queue
+from dispatcher.engine.attempts import Policy
+from dispatcher.engine.definitions import Definition, Limits, parse_definition
+from dispatcher.engine.triggers import EventIndex
+from dispatcher.runtime.keyring import Keyring, Signers
+from dispatcher.runtime.manifests import StoredManifest
+from dispatcher.settings import Settings
+from dispatcher.store import registry
+from dispatcher.store.database import Database
+from dispatcher.store.registry import EndpointRow, Registered, Tenant
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """One version of a workflow, with the policy its tasks are retried by."""
+
+    tenant_id: int
+    id: int
+    number: int
+    definition: Definition
+    policy: Policy
+    schedule_timeout_ms: int
+    execution_timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An endpoint as this process pushes to it."""
+
+    tenant_id: int
+    id: str
+    name: str
+    slots: int
+    open: bool
+    static: bool
+    target: Target
+    verified: str | None
+
+    @property
+    def place(self) -> Place:
+        """Where its slots are counted."""
+        return (self.tenant_id, self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One tenant's registry at one version."""
+
+    tenant: Tenant
+    workflows: dict[str, Workflow]
+    by_id: dict[int, Workflow]
+    events: EventIndex
+    endpoints: dict[str, Endpoint]
+    routes: dict[Queue, tuple[Place, ...]]
+
+
+@dataclass(slots=True)
+class Directory:
+    """Pictures of all tenants. `refresh` brings them up to date; the rest answers from memory."""
+
+    database: Database
+    settings: Settings
+    keyring: Keyring
+    pictures: dict[int, Picture] = field(default_factory=dict)
+    slugs: dict[str, int] = field(default_factory=dict)
+    _versions: dict[tuple[int, int, int], Workflow] = field(default_factory=dict)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def limits(self) -> Limits:
+        """The bounds definitions are read against."""
+        s = self.settings
+        return Limits(
+            s.max_retries,
+            timedelta(seconds=s.execution_timeout),
+            timedelta(seconds=s.schedule_timeout),
+            timedelta(seconds=s.max_execution_timeout),
+        )
+
+    async def refresh(self, now: datetime) -> bool:
+        """Read again whatever has a newer version; True when anything had."""
+        async with self._lock:
+            changed = False
+            for tenant in await registry.tenants(self.database):
+                self.slugs[tenant.slug] = tenant.id
+                picture = self.pictures.get(tenant.id)
+                if picture is None or picture.tenant.registry_version != tenant.registry_version:
+                    loaded = await registry.load(self.database, tenant.id)
+                    if loaded is not None:
+                        self.pictures[tenant.id] = await self._picture(loaded, now)
+                        changed = True
+            return changed
+
+    async def _picture(self, loaded: Registered, now: datetime) -> Picture:
+        tenant = loaded.tenant
+        by_id = {row.id: self._workflow(tenant.id, row.id, row.version, row.definition) for row in loaded.workflows}
+        keys = await self.keyring.active(tenant.id, now)
+        secrets: dict[str, list[registry.SecretRow]] = {}
+        for secret in loaded.secrets:
+            secrets.setdefault(secret.endpoint_id, []).append(secret)
+        endpoints = {}
+        for row in loaded.endpoints:
+            signers = self.keyring.signers(tenant.id, row.id, secrets.get(row.id, []), keys, now)
+            endpoints[row.id] = self._endpoint(tenant.id, row, signers)
+        routes: dict[Queue, tuple[Place, ...]] = {}
+        for route in loaded.routes:
+            queue = (tenant.id, route.workflow_id)
+            routes[queue] = (*routes.get(queue, ()), (tenant.id, route.endpoint_id))
+        served = [(w.definition.name, w.definition.on_events) for w in by_id.values() if (tenant.id, w.id) in routes]
+        return Picture(tenant, {w.definition.name: w for w in by_id.values()}, by_id, EventIndex.build(served), endpoints, routes)
+
+    def _workflow(self, tenant_id: int, workflow_id: int, number: int, definition: str) -> Workflow:
+        key = (tenant_id, workflow_id, number)
+        if key not in self._versions:
+            parsed = parse_definition(json.loads(definition), self.limits, static=False)
+            self._versions[key] = Workflow(tenant_id, workflow_id, number, parsed, self._policy(parsed), *_millis(parsed))
+        return self._versions[key]
+
+    def _policy(self, definition: Definition) -> Policy:
+        s = self.settings
+        return Policy(
+            definition.retries,
+            definition.backoff_factor,
+            definition.backoff_max_seconds,
+            definition.schedule_timeout,
+            definition.idempotent,
+            s.infra_retries,
+            timedelta(seconds=s.misconfig_ttl),
+            timedelta(seconds=s.pushback_ttl),
+            timedelta(seconds=s.max_execution_timeout),
+        )
+
+    async def workflow_version(self, tenant_id: int, workflow_id: int, number: int) -> Workflow:
+        """A workflow as it was when a run started: runs finish on the version they started with."""
+        known = self._versions.get((tenant_id, workflow_id, number))
+        if known is not None:
+            return known
+        rows = await registry.workflow_versions(self.database, tenant_id, workflow_id, number)
+        return self._workflow(tenant_id, workflow_id, number, rows[0].definition)
+
+    def known_version(self, tenant_id: int, workflow_id: int, number: int) -> Workflow | None:
+        """The same from memory."""
+        return self._versions.get((tenant_id, workflow_id, number))
+
+    def _endpoint(self, tenant_id: int, row: EndpointRow, signers: Signers) -> Endpoint:
+        manifest = msgspec.json.decode(row.manifest, type=StoredManifest)
+        chosen = signers.chosen(manifest.verified)
+        batch = None
+        if "batch" in manifest.features and manifest.batch is not None:
+            batch = BatchLimits(
+                min(manifest.batch.max_items, self.settings.batch_items), min(manifest.batch.max_bytes, self.settings.batch_bytes)
+            )
+        html = any(isinstance(h, dict) and bool(h.get("allow_html")) for h in manifest.handlers)
+        target = Target(
+            endpoint_id=row.id,
+            url=row.url,
+            version=row.version,
+            signers=chosen,
+            headers=self.keyring.auth_headers(tenant_id, row.id, row.auth_sealed),
+            api=self.settings.base_url(),
+            features=frozenset(manifest.features),
+            batch=batch,
+            allow_html=html,
+            response_limit=self.settings.max_response_bytes,
+        )
+        usable = row.circuit == "closed" and not row.paused
+        return Endpoint(tenant_id, row.id, row.name, row.slots, usable, row.static, target, manifest.verified)
+
+    def tenant(self, slug: str) -> Tenant | None:
+        """A tenant by its slug."""
+        tenant_id = self.slugs.get(slug)
+        return self.pictures[tenant_id].tenant if tenant_id in self.pictures else None
+
+    def endpoint(self, place: Place) -> Endpoint | None:
+        """The endpoint at a place."""
+        picture = self.pictures.get(place[0])
+        return picture.endpoints.get(place[1]) if picture is not None else None
+
+
+def _millis(definition: Definition) -> tuple[int, int]:
+    return (
+        round(definition.schedule_timeout.total_seconds() * 1000),
+        round(definition.execution_timeout.total_seconds() * 1000),
+    )

@@ -1,0 +1,391 @@
+"""Taking work in: matching requests to workflows, and writing events and runs in shared commits.
+
+A call is a parcel of submissions; a submission is one run, or one event with the runs it starts. All of a submission is written
+or none of it, and nothing is answered before its commit. A submission matched against an old registry is matched again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from dispatcher.clock import Clock
+from dispatcher.errors import Problem, problem
+from dispatcher.ids import IdMaker
+from dispatcher.runtime.capacity import Capacity
+from dispatcher.runtime.directory import Directory, Endpoint, Picture, Workflow
+from dispatcher.runtime.group_commit import GroupCommit, QueueFull
+from dispatcher.runtime.work import Assignment, EventFacts
+from dispatcher.settings import Settings
+from dispatcher.store import intake as store
+from dispatcher.store.database import Connection, Database, DatabaseUnavailable, is_transient
+from dispatcher.store.intake import NewEvent, NewKey, NewRun
+
+_STALE_TRIES = 10
+
+
+@dataclass(slots=True)
+class RunRequest:
+    """A run somebody asked for. `input` and `metadata` are JSON text, checked by the edge."""
+
+    tenant_id: int
+    workflow: str
+    input: bytes
+    metadata: str | None = None
+    priority: int | None = None
+    idempotency_key: str | None = None
+    idempotency_ttl: timedelta | None = None
+    run_at: datetime | None = None
+    parent_run_id: str | None = None
+    trigger: str = "api"
+
+
+@dataclass(slots=True)
+class EventRequest:
+    """An event somebody sent. `data` and `metadata` are JSON text, checked by the edge."""
+
+    tenant_id: int
+    type: str
+    data: bytes
+    metadata: str | None = None
+    scope: str | None = None
+    priority: int | None = None
+    idempotency_key: str | None = None
+    idempotency_ttl: timedelta | None = None
+
+
+@dataclass(slots=True)
+class RunAccepted:
+    """A run that is durable; or the first of its idempotency key."""
+
+    id: str
+    duplicate: bool
+    created_at: datetime
+    status: str = "queued"
+
+
+@dataclass(slots=True)
+class EventAccepted:
+    """An event that is durable, with the runs it started; or the first of its idempotency key."""
+
+    id: str
+    stream_id: str
+    run_ids: list[str]
+    duplicate: bool
+
+
+@dataclass(slots=True)
+class Submission:
+    """What is written together, and what became of it: `written`, or `first_id` of the key it came second for, or neither (stale)."""
+
+    event: NewEvent | None
+    runs: list[NewRun]
+    workflows: list[Workflow]
+    key: NewKey | None
+    written: bool = False
+    first_id: str | None = None
+
+
+class Intake:
+    """The way in for runs and events."""
+
+    def __init__(
+        self,
+        database: Database,
+        directory: Directory,
+        capacity: Capacity,
+        settings: Settings,
+        clock: Clock,
+        deliver: Callable[[list[Assignment]], None],
+        dispatcher_id: Callable[[], int],
+    ) -> None:
+        self._database = database
+        self._directory = directory
+        self._capacity = capacity
+        self._settings = settings
+        self._clock = clock
+        self._deliver = deliver
+        self._dispatcher_id = dispatcher_id
+        self._ids = IdMaker()
+        self.on_backlog: Callable[[], None] = lambda: None
+        self._commits: GroupCommit[list[Submission], datetime] = GroupCommit(
+            self._write, most=settings.intake_batch, bound=settings.intake_queue, weigh=_weight
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Runs and events waiting for their commit."""
+        return self._commits.waiting
+
+    async def drain(self) -> None:
+        """Wait for what has been submitted."""
+        await self._commits.drain()
+
+    async def trigger(self, requests: Sequence[RunRequest]) -> list[RunAccepted | Problem]:
+        """Start runs; answers in order, after the commit. Raises Problem when nothing could be taken."""
+        answers: list[RunAccepted | Problem | None] = [None] * len(requests)
+        left = list(range(len(requests)))
+        for _ in range(_STALE_TRIES):
+            submissions: dict[int, Submission] = {}
+            for i in left:
+                made = self._run_submission(requests[i])
+                if isinstance(made, Problem):
+                    answers[i] = made
+                else:
+                    submissions[i] = made
+            written_at = await self._commit(list(submissions.values()))
+            for i, submission in submissions.items():
+                answers[i] = _run_answer(submission, written_at)
+            left = [i for i in submissions if answers[i] is None]
+            if not left:
+                return [answer for answer in answers if answer is not None]
+            await self._directory.refresh(self._clock.now())
+        raise problem("overloaded", "the registry is changing faster than runs can be matched to it; try again")
+
+    async def push(self, requests: Sequence[EventRequest]) -> list[EventAccepted | Problem]:
+        """Send events; answers in order, after the commit of each event with its runs. Raises Problem when nothing could be taken."""
+        answers: list[EventAccepted | Problem | None] = [None] * len(requests)
+        left = list(range(len(requests)))
+        for _ in range(_STALE_TRIES):
+            submissions: dict[int, Submission] = {}
+            for i in left:
+                made = self._event_submission(requests[i])
+                if isinstance(made, Problem):
+                    answers[i] = made
+                else:
+                    submissions[i] = made
+            await self._commit(list(submissions.values()))
+            for i, submission in submissions.items():
+                answers[i] = _event_answer(submission)
+            left = [i for i in submissions if answers[i] is None]
+            if not left:
+                return [answer for answer in answers if answer is not None]
+            await self._directory.refresh(self._clock.now())
+        raise problem("overloaded", "the registry is changing faster than events can be matched to it; try again")
+
+    def _run_submission(self, request: RunRequest) -> Submission | Problem:
+        picture = self._directory.pictures[request.tenant_id]
+        workflow = picture.workflows.get(request.workflow)
+        if workflow is None:
+            return _unknown_workflow(request.workflow, picture)
+        now = self._clock.now()
+        run = self._new_run(picture, workflow, request.input, request.metadata, request.priority, None, request.trigger, now)
+        run.parent_run_id = request.parent_run_id
+        run.run_at = request.run_at
+        run.idempotency_key = request.idempotency_key
+        key = self._key(picture, request.workflow, request.idempotency_key, request.idempotency_ttl, run.id)
+        return Submission(None, [run], [workflow], key)
+
+    def _event_submission(self, request: EventRequest) -> Submission | Problem:
+        picture = self._directory.pictures[request.tenant_id]
+        names = picture.events.match(request.type)
+        if len(names) > self._settings.max_fan_out:
+            return problem("too_many_runs", f"the event would start {len(names)} runs; at most {self._settings.max_fan_out} may")
+        now = self._clock.now()
+        event_id = self._ids.make("evt", now)
+        stream_id = f"str_{event_id[4:]}"
+        workflows = [picture.workflows[name] for name in names]
+        runs = [
+            self._new_run(picture, w, request.data, request.metadata, request.priority, (event_id, stream_id), "event", now)
+            for w in workflows
+        ]
+        event = NewEvent(
+            request.tenant_id,
+            picture.tenant.registry_version,
+            event_id,
+            request.type,
+            request.data,
+            request.metadata,
+            request.scope,
+            request.priority,
+            stream_id,
+            request.idempotency_key,
+            len(runs),
+        )
+        key = self._key(picture, "", request.idempotency_key, request.idempotency_ttl, event_id)
+        return Submission(event, runs, workflows, key)
+
+    def _new_run(
+        self,
+        picture: Picture,
+        workflow: Workflow,
+        body: bytes,
+        metadata: str | None,
+        priority: int | None,
+        event: tuple[str, str] | None,
+        trigger: str,
+        now: datetime,
+    ) -> NewRun:
+        return NewRun(
+            picture.tenant.id,
+            picture.tenant.registry_version,
+            self._ids.make("run", now),
+            workflow.id,
+            workflow.number,
+            body,
+            metadata,
+            priority or workflow.definition.default_priority,
+            trigger,
+            event[0] if event else None,
+            None,
+            event[1] if event else None,
+            None,
+            None,
+            workflow.schedule_timeout_ms,
+            workflow.execution_timeout_ms,
+        )
+
+    def _key(self, picture: Picture, scope: str, key: str | None, ttl: timedelta | None, first_id: str) -> NewKey | None:
+        if key is None:
+            return None
+        seconds = ttl.total_seconds() if ttl is not None else self._settings.idempotency_ttl
+        return NewKey(picture.tenant.id, picture.tenant.registry_version, scope, key, first_id, int(seconds * 1000))
+
+    async def _commit(self, submissions: list[Submission]) -> datetime:
+        if not submissions:
+            return self._clock.now()
+        try:
+            return await asyncio.shield(self._commits.submit(submissions))
+        except QueueFull:
+            raise problem("overloaded", "too many runs are waiting to be written; try again in a second") from None
+        except DatabaseUnavailable:
+            raise problem("database_unavailable", "the database cannot be reached; nothing was accepted") from None
+        except Exception as error:
+            if is_transient(error):
+                raise problem("database_unavailable", "the database did not confirm the write; try again with the same idempotency key") from error
+            raise
+
+    async def _write(self, parcels: Sequence[list[Submission]]) -> list[datetime]:
+        """Write one set. Express slots are taken first, given back for whatever was not written."""
+        submissions = [s for parcel in parcels for s in parcel]
+        now = self._clock.now()
+        if any(s.key is not None for s in submissions):
+            assignments = await self._write_keyed(submissions, now)
+        else:
+            assignments = await self._write_fresh(self._database, submissions, now)
+        if assignments:
+            self._deliver(assignments)
+        if self._capacity.backlog:
+            self.on_backlog()
+        return [now] * len(parcels)
+
+    async def _write_keyed(self, submissions: list[Submission], now: datetime) -> list[Assignment]:
+        assignments: list[Assignment] = []
+        try:
+            async with self._database.transaction() as conn:
+                fresh = await self._claim_keys(conn, submissions, now)
+                assignments = await self._write_fresh(conn, fresh, now)
+                lost = [s.key for s in fresh if s.key is not None and not s.written]
+                if lost:
+                    await store.drop_keys(conn, lost)
+        except BaseException:
+            for assignment in assignments:
+                self._capacity.give_back(assignment.endpoint.place)
+            raise
+        return assignments
+
+    async def _claim_keys(self, conn: Connection, submissions: list[Submission], now: datetime) -> list[Submission]:
+        """Those that hold their key or have none. Of two with one key in a set the first counts."""
+        chosen: dict[tuple[int, str, str], NewKey] = {}
+        for s in submissions:
+            if s.key is not None:
+                chosen.setdefault((s.key.tenant_id, s.key.scope, s.key.key), s.key)
+        held = await store.claim_keys(conn, list(chosen.values()), now)
+        fresh = []
+        for s in submissions:
+            if s.key is None:
+                fresh.append(s)
+                continue
+            holder = held.get((s.key.tenant_id, s.key.scope, s.key.key))
+            if holder == s.key.first_id:
+                fresh.append(s)
+            else:
+                s.first_id = holder
+        return fresh
+
+    async def _write_fresh(self, db: Database | Connection, submissions: list[Submission], now: datetime) -> list[Assignment]:
+        endpoints = self._take_express(submissions, now)
+        try:
+            events = await store.write_events(db, [s.event for s in submissions if s.event is not None], now)
+            runs = await store.write_runs(db, [r for s in submissions for r in s.runs], self._dispatcher_id(), now)
+        except BaseException:
+            for endpoint in endpoints.values():
+                self._capacity.give_back(endpoint.place)
+            raise
+        assignments = []
+        for s in submissions:
+            s.written = s.event.id in events if s.event is not None else s.runs[0].id in runs
+            for run, workflow in zip(s.runs, s.workflows, strict=True):
+                taken = endpoints.get(run.id)
+                if taken is None:
+                    if s.written and run.run_at is None:
+                        self._capacity.backlog.add((run.tenant_id, run.workflow_id))
+                elif run.id in runs:
+                    assignments.append(_assignment(run, s.event, workflow, taken, now))
+                else:
+                    self._capacity.give_back(taken.place)
+        return assignments
+
+    def _take_express(self, submissions: list[Submission], now: datetime) -> dict[str, Endpoint]:
+        taken: dict[str, Endpoint] = {}
+        for s in submissions:
+            for run in s.runs:
+                run.endpoint_id = run.endpoint_version = None
+                if run.run_at is not None and run.run_at > now:
+                    continue
+                endpoint = self._capacity.express((run.tenant_id, run.workflow_id))
+                if endpoint is not None:
+                    run.endpoint_id, run.endpoint_version = endpoint.id, endpoint.target.version
+                    taken[run.id] = endpoint
+        return taken
+
+
+def _weight(parcel: list[Submission]) -> int:
+    return sum(len(s.runs) + 1 for s in parcel)
+
+
+def _assignment(run: NewRun, event: NewEvent | None, workflow: Workflow, endpoint: Endpoint, now: datetime) -> Assignment:
+    return Assignment(
+        tenant_id=run.tenant_id,
+        run_id=run.id,
+        node=0,
+        epoch=1,
+        workflow=workflow,
+        endpoint=endpoint,
+        input=run.input,
+        metadata=run.metadata,
+        run_priority=run.priority,
+        priority=run.priority,
+        app_retries=0,
+        infra_retries=0,
+        spared_since=None,
+        started_at=now,
+        deadline=now + workflow.definition.execution_timeout,
+        event=EventFacts(event.id, event.type, event.metadata) if event is not None else None,
+        event_id=run.event_id,
+        parent_run_id=run.parent_run_id,
+    )
+
+
+def _run_answer(submission: Submission, written_at: datetime) -> RunAccepted | None:
+    if submission.written:
+        return RunAccepted(submission.runs[0].id, False, written_at)
+    if submission.first_id is not None:
+        return RunAccepted(submission.first_id, True, written_at)
+    return None
+
+
+def _event_answer(submission: Submission) -> EventAccepted | None:
+    event = submission.event
+    if submission.written and event is not None:
+        return EventAccepted(event.id, event.stream_id, [run.id for run in submission.runs], False)
+    if submission.first_id is not None:
+        return EventAccepted(submission.first_id, f"str_{submission.first_id[4:]}", [], True)
+    return None
+
+
+def _unknown_workflow(name: str, picture: Picture) -> Problem:
+    known = ", ".join(sorted(picture.workflows)[:10]) or "none yet"
+    return problem("unknown_workflow", f"no workflow {name!r} is registered; registered: {known}")

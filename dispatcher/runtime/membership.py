@@ -1,0 +1,140 @@
+"""Being one of several dispatchers: signs of life, shares of slots, and picking up what the dead have left.
+
+A dispatcher that could not renew its life in time must assume that others have taken its work: it closes every connection and
+joins again under a new id. Its late answers find the epochs gone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from dispatcher.clock import Clock
+from dispatcher.engine.admission import share
+from dispatcher.engine.attempts import Event, LeaseEnded, Refused, ScheduleExpired, step
+from dispatcher.runtime.capacity import Capacity
+from dispatcher.runtime.deliveries import Deliveries
+from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.settlement import Settled, Settlement
+from dispatcher.runtime.signals import Signals
+from dispatcher.settings import Settings
+from dispatcher.store import dispatchers, tasks
+from dispatcher.store.database import Database
+from dispatcher.store.outcomes import AttemptFacts, Outcome
+from dispatcher.store.tasks import LiveTask
+
+_log = logging.getLogger(__name__)
+
+_AUDIT_AGE = timedelta(seconds=10)  # a lease this old without a flight here was committed without our knowing
+
+
+class Membership:
+    """This dispatcher among the others."""
+
+    def __init__(
+        self,
+        database: Database,
+        directory: Directory,
+        capacity: Capacity,
+        deliveries: Deliveries,
+        settlement: Settlement,
+        signals: Signals,
+        clock: Clock,
+        settings: Settings,
+        name: str,
+    ) -> None:
+        self._database = database
+        self._directory = directory
+        self._capacity = capacity
+        self._deliveries = deliveries
+        self._settlement = settlement
+        self._signals = signals
+        self._clock = clock
+        self._settings = settings
+        self._name = name
+        self._lease = timedelta(seconds=settings.lease)
+        self.id = 0
+        self._live_until = clock.now()
+        self.on_capacity: Callable[[], None] = lambda: None
+
+    async def join(self) -> None:
+        """Become a dispatcher with a new id."""
+        now = self._clock.now()
+        self.id = await dispatchers.register(self._database, self._name, now, now + self._lease)
+        self._live_until = now + self._lease
+        await self.rebalance(now)
+
+    async def heartbeat(self, now: datetime) -> None:
+        """Renew this dispatcher's life; join anew if it was too late."""
+        until = now + self._lease
+        if now < self._live_until and await dispatchers.heartbeat(self._database, self.id, until):
+            self._live_until = until
+            return
+        _log.error("dispatcher %d was taken for dead: abandoning %d attempts", self.id, len(self._deliveries.open))
+        self._deliveries.abandon()
+        self._capacity.grants.clear()
+        await self.join()
+
+    def check_alive(self, now: datetime) -> None:
+        """Stop claiming as soon as our life may be over, whether or not the database can be asked."""
+        if now >= self._live_until and self._capacity.grants:
+            self._capacity.grants.clear()
+
+    async def rebalance(self, now: datetime) -> None:
+        """Work out and write this dispatcher's share of every endpoint's slots."""
+        counted = dict(self._capacity.detached)
+        async with self._database.transaction(lane="settle") as conn:
+            picture = await dispatchers.lock_slots(conn, now)
+            grants = {}
+            for place, slots in picture.slots.items():
+                in_use = self._capacity.in_use.get(place, 0) - counted.get(place, 0)
+                others = picture.grants.get(place, [])
+                grants[place] = share(slots, picture.detached.get(place, 0), picture.live, others, self.id, max(in_use, 0))
+            await dispatchers.set_grants(conn, self.id, list(grants.items()))
+        self._capacity.grants = grants
+        self._capacity.forget_detached(counted)
+        self._signals.peers = len([i for i in picture.live if i != self.id])
+        self.on_capacity()
+
+    async def bury(self, now: datetime, limit: int) -> bool:
+        """Put back what dead dispatchers had open; True when there may be more."""
+        dead = await dispatchers.dead(self._database, now, now + 2 * self._lease, self.id)
+        if not dead:
+            return False
+        left = await tasks.orphans(self._database, dead, limit)
+        await self._settle(left, LeaseEnded())
+        if len(left) >= limit:
+            return True
+        for dispatcher_id in dead:
+            await dispatchers.forget(self._database, dispatcher_id)
+        return False
+
+    async def audit(self, now: datetime) -> None:
+        """Put back leases of ours that we know nothing of: a commit whose confirmation was lost may have written them."""
+        held = await tasks.held_since(self._database, self.id, now - _AUDIT_AGE)
+        unknown = [key for key in held if key not in self._deliveries.open]
+        await self._settle(await tasks.load(self._database, unknown), LeaseEnded())
+
+    async def end_leases(self, now: datetime, limit: int) -> bool:
+        """End attempts whose own lease is over; True when there may be more."""
+        ended = await tasks.leases_ended(self._database, now, limit)
+        await self._settle(ended, LeaseEnded())
+        return len(ended) >= limit
+
+    async def expire(self, now: datetime, limit: int) -> bool:
+        """End tasks that have waited past their schedule timeout; True when there may be more."""
+        late = await tasks.overdue(self._database, now, timedelta(seconds=self._settings.misconfig_ttl), limit)
+        await self._settle(late, ScheduleExpired())
+        return len(late) >= limit
+
+    async def _settle(self, found: list[LiveTask], event: Event) -> None:
+        submitted = []
+        for task in found:
+            workflow = await self._directory.workflow_version(task.tenant_id, task.workflow_id, task.workflow_version)
+            change = step(task.rules(), workflow.policy, event, self._clock.now())
+            if not isinstance(change, Refused):
+                outcome = Outcome(task.guard(), change, AttemptFacts())
+                submitted.append(self._settlement.submit(Settled(outcome, workflow)))
+        for future in submitted:
+            await future

@@ -1,0 +1,129 @@
+"""What attempts say while they run: log lines, stream chunks, progress. Bounded per attempt, and what is dropped is said once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from dispatcher.clock import Clock
+from dispatcher.engine.strict_json import JsonRefused, check
+from dispatcher.runtime.group_commit import GroupCommit
+from dispatcher.settings import Settings
+from dispatcher.store import logs, tasks
+from dispatcher.store.database import Database
+from dispatcher.store.logs import NewChunk, NewLine
+from dispatcher.store.outcomes import Guard
+
+_log = logging.getLogger(__name__)
+
+LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
+_BOUND = 100_000
+
+
+class CallbackEvent(msgspec.Struct, frozen=True):
+    """One event of an attempt, as it comes by callback or in an NDJSON answer. Unknown fields are ignored."""
+
+    type: str = ""
+    ms: int | None = None
+    fraction: float | None = None
+    note: str = ""
+    level: str = "info"
+    message: str = ""
+    at: datetime | None = None
+    stream: str = "out"
+    seq: int | None = None
+    data: msgspec.Raw = msgspec.Raw(b"null")
+    output: msgspec.Raw = msgspec.Raw(b"null")
+    retry: bool | None = None
+    retry_after_ms: int | None = None
+    error: msgspec.Raw = msgspec.Raw(b"")
+
+
+class EventRefused(ValueError):
+    """An event that cannot be taken; the text says why."""
+
+
+class Recorder:
+    """Writes log lines and chunks in shared commits."""
+
+    def __init__(self, database: Database, clock: Clock, settings: Settings) -> None:
+        self._database = database
+        self._clock = clock
+        self._settings = settings
+        self._counts: dict[tuple[str, int, int], int] = {}
+        self._lines: GroupCommit[NewLine, None] = GroupCommit(self._write_lines, most=2_000, bound=_BOUND)
+        self._chunks: GroupCommit[NewChunk, None] = GroupCommit(self._write_chunks, most=2_000, bound=_BOUND)
+
+    async def record(self, guard: Guard, event: CallbackEvent) -> None:
+        """Keep one log, chunk or progress event; returns once it is durable. Raises EventRefused for one that makes no sense."""
+        if event.type == "log":
+            await self._line(guard, event)
+        elif event.type == "chunk":
+            await self._chunk(guard, event)
+        else:
+            await self._progress(guard, event)
+
+    async def _line(self, guard: Guard, event: CallbackEvent) -> None:
+        level = event.level.lower()
+        if level not in LEVELS:
+            raise EventRefused(f"level {event.level!r} is none of {', '.join(sorted(LEVELS))}")
+        kept = self._count(guard)
+        most = self._settings.log_lines_per_attempt
+        if kept > most:
+            return
+        message = _shortened(event.message, self._settings.log_line_bytes)
+        if kept == most:
+            level, message = "warning", f"Log limit of {most} lines reached: what this attempt logs from here on is dropped."
+        at = event.at if event.at is not None and event.at.tzinfo is not None else self._clock.now()
+        line = NewLine(guard.tenant_id, guard.run_id, guard.node, guard.epoch, at, level, message)
+        await self._lines.submit(line)
+
+    def _count(self, guard: Guard) -> int:
+        key = (guard.run_id, guard.node, guard.epoch)
+        self._counts[key] = count = self._counts.pop(key, 0) + 1
+        if len(self._counts) > _BOUND:
+            del self._counts[next(iter(self._counts))]
+        return count
+
+    async def _chunk(self, guard: Guard, event: CallbackEvent) -> None:
+        if event.seq is None or not 0 <= event.seq < 1 << 53:
+            raise EventRefused("a chunk needs `seq`, a whole number that grows within its stream")
+        if not event.stream or len(event.stream) > 200 or "\x00" in event.stream:
+            raise EventRefused("`stream` is a name of 1 to 200 characters")
+        data = bytes(event.data)
+        _checked(data, self._settings.max_body_bytes)
+        chunk = NewChunk(guard.tenant_id, guard.run_id, guard.node, guard.epoch, event.stream, event.seq, data, self._clock.now())
+        await self._chunks.submit(chunk)
+
+    async def _progress(self, guard: Guard, event: CallbackEvent) -> None:
+        if event.fraction is not None and not 0 <= event.fraction <= 1:
+            raise EventRefused("`fraction` is a number from 0 to 1")
+        note = _shortened(event.note, 1_000)
+        document = {"fraction": event.fraction, "note": note, "at": self._clock.now()}
+        await tasks.set_progress(self._database, guard, msgspec.json.encode(document).decode())
+
+    async def _write_lines(self, lines: Sequence[NewLine]) -> list[None]:
+        await logs.append(self._database, lines)
+        return [None] * len(lines)
+
+    async def _write_chunks(self, chunks: Sequence[NewChunk]) -> list[None]:
+        await logs.append_chunks(self._database, chunks)
+        return [None] * len(chunks)
+
+
+def _shortened(text: str, most_bytes: int) -> str:
+    """Text as it can be stored, cut with a mark where it is too long."""
+    clean = text.replace("\x00", "\ufffd").encode("utf-8", "replace")
+    if len(clean) <= most_bytes:
+        return clean.decode()
+    return clean[:most_bytes].decode("utf-8", "ignore") + f" … [cut, {len(clean)} bytes in all]"
+
+
+def _checked(data: bytes, most: int) -> None:
+    try:
+        check(data, max_bytes=most)
+    except JsonRefused as refused:
+        raise EventRefused(str(refused)) from None

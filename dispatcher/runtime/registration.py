@@ -1,0 +1,336 @@
+"""Registering endpoints: discovery or a static manifest, versions, secrets, and what changes by it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from dispatcher.clock import Clock, monotonic
+from dispatcher.delivery import Courier, DiscoveryError, EgressPolicy, EgressRefused, Manifest, check_url
+from dispatcher.engine.definitions import Definition, DefinitionError, checksum, content_checksum, dump, parse_definitions
+from dispatcher.errors import problem
+from dispatcher.ids import IdMaker
+from dispatcher.runtime.directory import Directory, Endpoint
+from dispatcher.runtime.keyring import Keyring, secret_context
+from dispatcher.runtime.signals import Signals
+from dispatcher.settings import Settings
+from dispatcher.store import registry
+from dispatcher.store.database import Connection, Database
+from dispatcher.store.registry import EndpointPut, EndpointRow
+from handlers_sdk.signing import HmacSigner, Signer, new_secret
+
+_AUTH_NAMES_REFUSED = ("host", "content-", "webhook-", "task-", "transfer-encoding", "connection", "te", "trailer", "upgrade", "cookie")
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What an endpoint is about to be registered as."""
+
+    version: str
+    manifest: dict[str, Any]
+    definitions: tuple[Definition, ...]
+    static: bool
+
+
+class Registration:
+    """Handles everything under /v1/endpoints that changes something."""
+
+    def __init__(
+        self,
+        database: Database,
+        directory: Directory,
+        keyring: Keyring,
+        courier: Courier,
+        egress: EgressPolicy,
+        signals: Signals,
+        clock: Clock,
+        settings: Settings,
+    ) -> None:
+        self._database = database
+        self._directory = directory
+        self._keyring = keyring
+        self._courier = courier
+        self._egress = egress
+        self._signals = signals
+        self._clock = clock
+        self._settings = settings
+        self._ids = IdMaker()
+        self.on_change: Callable[[], None] = lambda: None
+
+    async def put(
+        self,
+        tenant_id: int,
+        name: str,
+        *,
+        url: str,
+        version: str | None = None,
+        slots: int | None = None,
+        labels: dict[str, Any] | None = None,
+        auth: dict[str, Any] | None = None,
+        handlers: list[Any] | None = None,
+    ) -> dict[str, Any]:
+        """Register or update an endpoint. Raises Problem for a bad URL or manifest, and discovery_* when the GET gives none."""
+        self._check_url(url)
+        auth = _checked_auth(auth)
+        now = self._clock.now()
+        known = await registry.endpoint(self._database, tenant_id, name)
+        endpoint_id = known.id if known is not None else self._ids.make("ep", now)
+        secret = new_secret() if known is None else None
+        headers = ((auth["name"], auth["value"]),) if auth else ()
+        if handlers is None:
+            signers = await self._signers(tenant_id, endpoint_id, secret)
+            offer = await self._discovered(url, signers, headers, endpoint_id, version)
+        else:
+            offer = self._static(handlers, version)
+        before = _names(known)
+        put = EndpointPut(
+            tenant_id,
+            endpoint_id,
+            name,
+            offer.version,
+            url,
+            json.dumps(offer.manifest),
+            slots or (known.slots if known is not None else self._settings.default_slots),
+            json.dumps(labels if labels is not None else json.loads(known.labels) if known is not None else {}),
+            self._keyring.seal_auth(tenant_id, endpoint_id, auth),
+            offer.static,
+        )
+        await self._write(put, offer, secret)
+        return self._document(put, offer, known, before, secret)
+
+    def _check_url(self, url: str) -> None:
+        try:
+            check_url(url, self._egress)
+        except EgressRefused as refused:
+            raise problem("destination_blocked", f"url: {refused}") from None
+        except ValueError as error:
+            raise problem("invalid_value", f"url: {error}") from None
+
+    async def _signers(self, tenant_id: int, endpoint_id: str, secret: str | None) -> tuple[Signer, ...]:
+        now = self._clock.now()
+        rows = await registry.secrets(self._database, tenant_id, endpoint_id)
+        signers = self._keyring.signers(tenant_id, endpoint_id, rows, await self._keyring.active(tenant_id, now), now)
+        return (*signers.ed25519, *signers.hmac, *((HmacSigner(secret),) if secret is not None else ()))
+
+    async def _discovered(
+        self, url: str, signers: tuple[Signer, ...], headers: tuple[tuple[str, str], ...], endpoint_id: str, version: str | None
+    ) -> Offer:
+        try:
+            manifest = await self._courier.discover(url, signers, headers, endpoint_id)
+        except DiscoveryError as error:
+            raise problem(f"discovery_{error.code}" if not error.code.startswith("destination") else error.code, str(error)) from None
+        definitions = self._definitions(manifest.handlers, static=False)
+        return Offer(version or manifest.version or _content_version(definitions), _stored(manifest, definitions), definitions, False)
+
+    def _static(self, handlers: list[Any], version: str | None) -> Offer:
+        definitions = self._definitions(handlers, static=True)
+        manifest = {"sdk": "", "features": [], "batch": None, "verified": None, "handlers": [dump(d) for d in definitions]}
+        return Offer(version or _content_version(definitions), manifest, definitions, True)
+
+    def _definitions(self, handlers: Sequence[Any], *, static: bool) -> tuple[Definition, ...]:
+        try:
+            return parse_definitions(list(handlers), self._directory.limits, static=static)
+        except DefinitionError as error:
+            raise problem("invalid_value", str(error), field=error.field) from None
+
+    async def _write(self, put: EndpointPut, offer: Offer, secret: str | None) -> None:
+        now = self._clock.now()
+        async with self._database.transaction() as conn:
+            await registry.bump(conn, put.tenant_id)
+            if not await registry.put_endpoint(conn, put, now):
+                raise problem("version_exists", f"version {put.version!r} of {put.name!r} exists with other handlers")
+            if secret is not None:
+                sealed = self._keyring.sealer.seal(secret.encode(), secret_context(put.tenant_id, put.id))
+                await registry.add_secret(conn, put.tenant_id, put.id, sealed, now)
+            await self._write_workflows(conn, put, offer)
+        await self.changed()
+
+    async def _write_workflows(self, conn: Connection, put: EndpointPut, offer: Offer) -> None:
+        now = self._clock.now()
+        workflow_ids = []
+        for definition in offer.definitions:
+            text = json.dumps(dump(definition))
+            workflow_ids.append(
+                await registry.put_workflow(conn, put.tenant_id, definition.name, checksum(definition), text, now)
+            )
+        await registry.set_routes(conn, put.tenant_id, put.id, workflow_ids)
+
+    async def changed(self) -> None:
+        """Take note of a change here, and tell the others."""
+        await self._directory.refresh(self._clock.now())
+        self._signals.send("registry")
+        self.on_change()
+
+    def _document(
+        self, put: EndpointPut, offer: Offer, known: EndpointRow | None, before: dict[str, str], secret: str | None
+    ) -> dict[str, Any]:
+        after = {d.name: checksum(d) for d in offer.definitions}
+        diff = {
+            "added": sorted(set(after) - set(before)),
+            "removed": sorted(set(before) - set(after)),
+            "changed": sorted(n for n in after if n in before and after[n] != before[n]),
+        }
+        changed = known is None or known.version != put.version or known.url != put.url or any(diff.values())
+        document: dict[str, Any] = {
+            "id": put.id,
+            "endpoint": put.id,
+            "name": put.name,
+            "url": put.url,
+            "version": put.version,
+            "slots": put.slots,
+            "labels": json.loads(put.labels),
+            "static": put.static,
+            "verified": offer.manifest["verified"],
+            "handlers": sorted(after),
+            "changed": changed,
+            "diff": diff,
+        }
+        if secret is not None:
+            document["secret"] = secret
+        return document
+
+    async def rediscover(self, endpoint: Endpoint) -> None:
+        """Read an endpoint's manifest again, because it answers as another version than registered."""
+        row = await registry.endpoint(self._database, endpoint.tenant_id, endpoint.name)
+        if row is None or row.static:
+            return
+        target = endpoint.target
+        manifest = await self._courier.discover(target.url, target.signers, target.headers, endpoint.id)
+        definitions = self._definitions(manifest.handlers, static=False)
+        version = manifest.version or _content_version(definitions)
+        offer = Offer(version, _stored(manifest, definitions), definitions, False)
+        put = EndpointPut(
+            endpoint.tenant_id, row.id, row.name, version, row.url, json.dumps(offer.manifest), row.slots, row.labels, row.auth_sealed, False
+        )
+        await self._write(put, offer, None)
+
+    async def patch(
+        self, tenant_id: int, name: str, *, paused: bool | None = None, slots: int | None = None, labels: dict[str, Any] | None = None
+    ) -> None:
+        """Change what is given. A paused endpoint gets no new attempts; those open go on."""
+        row = await self._row(tenant_id, name)
+        async with self._database.transaction() as conn:
+            await registry.bump(conn, tenant_id)
+            text = json.dumps(labels) if labels is not None else None
+            await registry.patch_endpoint(conn, tenant_id, row.id, paused, slots, text, self._clock.now())
+        await self.changed()
+
+    async def delete(self, tenant_id: int, name: str, *, force: bool = False) -> None:
+        """Remove an endpoint. One with running attempts is refused unless forced; their results are then still taken."""
+        row = await self._row(tenant_id, name)
+        running = await registry.running_at(self._database, tenant_id, row.id)
+        if running and not force:
+            raise problem("endpoint_in_use", f"{running} attempts are running at {name!r}")
+        async with self._database.transaction() as conn:
+            await registry.bump(conn, tenant_id)
+            await registry.delete_endpoint(conn, tenant_id, row.id)
+        await self.changed()
+
+    async def ping(self, tenant_id: int, name: str) -> dict[str, Any]:
+        """Ask an endpoint for a sign of life now: its manifest, or for a plain one a connection."""
+        row = await self._row(tenant_id, name)
+        await self._directory.refresh(self._clock.now())
+        endpoint = self._directory.endpoint((tenant_id, row.id))
+        if endpoint is None:
+            raise problem("unknown_endpoint", f"no endpoint {name!r}")
+        started = monotonic()
+        error = await self._ping(endpoint)
+        latency_ms = round((monotonic() - started) * 1000, 1)
+        return {"ok": error is None, "latency_ms": latency_ms, "version": row.version, "error": error}
+
+    async def _ping(self, endpoint: Endpoint) -> dict[str, str] | None:
+        target = endpoint.target
+        try:
+            if not endpoint.static:
+                await self._courier.discover(target.url, target.signers, target.headers, endpoint.id)
+            elif not await self._courier.reachable(target.url):
+                return {"code": "discovery_unreachable", "message": "no connection could be made"}
+        except DiscoveryError as error:
+            return {"code": f"discovery_{error.code}", "message": str(error)}
+        return None
+
+    async def rotate(self, tenant_id: int, name: str, *, overlap: timedelta | None = None) -> dict[str, Any]:
+        """Give an endpoint a new secret. Both sign until the overlap ends; another rotation before that is refused."""
+        row = await self._row(tenant_id, name)
+        now = self._clock.now()
+        until = now + (overlap if overlap is not None else timedelta(seconds=self._settings.secret_overlap))
+        secret = new_secret()
+        async with self._database.transaction() as conn:
+            await registry.bump(conn, tenant_id)
+            rows = await registry.secrets(conn, tenant_id, row.id)
+            if any(s.not_after is not None and s.not_after > now for s in rows):
+                raise problem("rotation_in_progress", f"the previous secret of {name!r} still signs")
+            await registry.end_secrets(conn, tenant_id, row.id, until, now)
+            sealed = self._keyring.sealer.seal(secret.encode(), secret_context(tenant_id, row.id))
+            await registry.add_secret(conn, tenant_id, row.id, sealed, now)
+        await self.changed()
+        return {"secret": secret, "previous_until": until}
+
+    async def cancel_rotation(self, tenant_id: int, name: str) -> None:
+        """Go back to the secret before, and forget the new one."""
+        row = await self._row(tenant_id, name)
+        now = self._clock.now()
+        async with self._database.transaction() as conn:
+            await registry.bump(conn, tenant_id)
+            rows = await registry.secrets(conn, tenant_id, row.id)
+            if not any(s.not_after is not None and s.not_after > now for s in rows):
+                raise problem("no_rotation", f"the secret of {name!r} is not being rotated")
+            await registry.undo_rotation(conn, tenant_id, row.id)
+        await self.changed()
+
+    async def task_keys(self, tenant_id: int) -> list[dict[str, Any]]:
+        """The tenant's public keys."""
+        return await self._keyring.published(tenant_id, self._clock.now())
+
+    async def _row(self, tenant_id: int, name: str) -> EndpointRow:
+        row = await registry.endpoint(self._database, tenant_id, name)
+        if row is None:
+            raise problem("unknown_endpoint", f"no endpoint {name!r}")
+        return row
+
+
+def _names(row: EndpointRow | None) -> dict[str, str]:
+    """Names and content checksums of what an endpoint serves."""
+    if row is None:
+        return {}
+    return {h["name"]: content_checksum(h) for h in json.loads(row.manifest)["handlers"]}
+
+
+def _content_version(definitions: Sequence[Definition]) -> str:
+    """A version for endpoints that name none: it changes when what they serve changes."""
+    return hashlib.sha256("\n".join(sorted(checksum(d) for d in definitions)).encode()).hexdigest()[:12]
+
+
+def _stored(manifest: Manifest, definitions: Sequence[Definition]) -> dict[str, Any]:
+    batch = manifest.batch
+    return {
+        "sdk": manifest.sdk,
+        "features": sorted(manifest.features),
+        "batch": {"max_items": batch.max_items, "max_bytes": batch.max_bytes} if batch is not None else None,
+        "verified": manifest.verified,
+        "handlers": [dump(d) for d in definitions],
+    }
+
+
+def _checked_auth(auth: dict[str, Any] | None) -> dict[str, str] | None:
+    """`{"type": "header", "name", "value"}` or `{"type": "bearer", "token"}`, as the header it is."""
+    if auth is None:
+        return None
+    if auth.get("type") == "bearer" and set(auth) == {"type", "token"}:
+        auth = {"type": "header", "name": "authorization", "value": f"Bearer {auth['token']}"}
+    if auth.get("type") != "header" or set(auth) != {"type", "name", "value"}:
+        raise problem("invalid_value", 'auth: {"type": "bearer", "token"} or {"type": "header", "name", "value"}')
+    name, value = auth["name"], auth["value"]
+    if not isinstance(name, str) or not isinstance(value, str) or not _is_header(name, value):
+        raise problem("invalid_value", "auth: not a header that may be set (printable ASCII, at most 4 KB, none of the protocol's own)")
+    return {"name": name, "value": value}
+
+
+def _is_header(name: str, value: str) -> bool:
+    plain = name.isascii() and name.replace("-", "").replace("_", "").isalnum() and len(name) <= 100
+    printable = value.isascii() and value.isprintable() and 0 < len(value) <= 4_096
+    return plain and printable and not name.lower().startswith(_AUTH_NAMES_REFUSED)

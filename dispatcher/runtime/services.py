@@ -1,0 +1,36 @@
+"""What the edges (HTTP, command line) may call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dispatcher.clock import Clock
+from dispatcher.runtime.callbacks import Callbacks
+from dispatcher.runtime.cancellation import Cancellation
+from dispatcher.runtime.capacity import Capacity
+from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.intake import Intake
+from dispatcher.runtime.metrics import Metrics
+from dispatcher.runtime.registration import Registration
+from dispatcher.runtime.settlement import Settlement
+from dispatcher.runtime.waiters import Waiters
+from dispatcher.settings import Settings
+from dispatcher.store.database import Database
+
+
+@dataclass(slots=True)
+class Services:
+    """The parts of a running dispatcher that edges use."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    intake: Intake
+    waiters: Waiters
+    cancellation: Cancellation
+    registration: Registration
+    callbacks: Callbacks
+    directory: Directory
+    metrics: Metrics
+    settlement: Settlement
+    capacity: Capacity

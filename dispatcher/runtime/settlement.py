@@ -1,0 +1,140 @@
+"""Writing what became of attempts, in shared commits, and telling whoever waits for it.
+
+An outcome is written until the database has taken it: while Postgres is away outcomes gather here, and the epoch in each guard
+makes writing one twice harmless. An outcome that cannot be stored for its own content becomes a failure that can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from dispatcher.clock import Clock
+from dispatcher.engine.attempts import AttemptStatus, Error, Finish, Requeue
+from dispatcher.runtime.directory import Workflow
+from dispatcher.runtime.group_commit import GroupCommit
+from dispatcher.runtime.metrics import Metrics
+from dispatcher.runtime.signals import Signals
+from dispatcher.runtime.waiters import Waiters
+from dispatcher.store import outcomes
+from dispatcher.store.database import Database, DatabaseUnavailable, is_transient
+from dispatcher.store.outcomes import AttemptFacts, Outcome, TaskKey
+
+_log = logging.getLogger(__name__)
+
+_PAUSE_FIRST = timedelta(milliseconds=50)
+_PAUSE_LAST = timedelta(seconds=2)
+_BOUND = 1_000_000  # attempts in flight are bounded elsewhere; an outcome is never turned away
+
+
+@dataclass(slots=True)
+class Settled:
+    """An outcome on its way. `done` is called with whether it landed, in the turn of the loop its commit is known."""
+
+    outcome: Outcome
+    workflow: Workflow
+    done: Callable[[bool], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """A run that has just ended, for whoever shows it."""
+
+    tenant_id: int
+    run_id: str
+    workflow: str
+    status: str
+    attempts: int
+
+
+class Settlement:
+    """The way out for outcomes."""
+
+    def __init__(self, database: Database, clock: Clock, waiters: Waiters, signals: Signals, metrics: Metrics, most: int) -> None:
+        self._database = database
+        self._clock = clock
+        self._waiters = waiters
+        self._signals = signals
+        self._metrics = metrics
+        self._commits: GroupCommit[Settled, bool] = GroupCommit(self._write, most=most, bound=_BOUND)
+        self.on_requeued: Callable[[Workflow, Requeue], None] = lambda _workflow, _change: None
+        self.on_finished: list[Callable[[RunFinished], None]] = []
+
+    def submit(self, settled: Settled) -> asyncio.Future[bool]:
+        """Whether the change landed, known after its commit. False means the task had moved on."""
+        return self._commits.submit(settled)
+
+    async def drain(self) -> None:
+        """Wait until everything submitted is written."""
+        await self._commits.drain()
+
+    async def _write(self, items: Sequence[Settled]) -> list[bool]:
+        pause = _PAUSE_FIRST
+        while True:
+            try:
+                return self._announce(items, await self._apply(items))
+            except Exception as error:
+                if isinstance(error, DatabaseUnavailable) or is_transient(error):
+                    await self._clock.sleep_until(self._clock.now() + pause)
+                    pause = min(pause * 2, _PAUSE_LAST)
+                elif len(items) == 1:
+                    _log.exception("the outcome of %s cannot be stored", items[0].outcome.guard.run_id)
+                    items[0].outcome = _storable(items[0].outcome)
+                else:
+                    raise
+
+    async def _apply(self, items: Sequence[Settled]) -> list[bool]:
+        """In waves, because one statement can change a task once: the later of two outcomes sees what the first has done."""
+        waves: list[dict[TaskKey, int]] = []
+        for i, item in enumerate(items):
+            key = item.outcome.guard.key
+            wave = next((w for w in waves if key not in w), None)
+            if wave is None:
+                waves.append(wave := {})
+            wave[key] = i
+        landed = [False] * len(items)
+        for wave in waves:
+            applied = await outcomes.apply(self._database, [items[i].outcome for i in wave.values()], self._clock.now())
+            for key in applied:
+                landed[wave[key]] = True
+        return landed
+
+    def _announce(self, items: Sequence[Settled], landed: list[bool]) -> list[bool]:
+        over: list[tuple[int, str]] = []
+        for item, applied in zip(items, landed, strict=True):
+            change = item.outcome.change
+            if not applied:
+                self._metrics.stale_outcomes += 1
+            elif isinstance(change, Finish):
+                over.append((item.outcome.guard.tenant_id, item.outcome.guard.run_id))
+                self._finished(item, change)
+            elif isinstance(change, Requeue):
+                self._metrics.attempts[change.attempt] += 1
+                self.on_requeued(item.workflow, change)
+            if item.done is not None:
+                item.done(applied)
+        if over:
+            self._waiters.finished(over)
+            self._signals.send("finished", *[run_id for _, run_id in over])
+        return landed
+
+    def _finished(self, item: Settled, change: Finish) -> None:
+        name = item.workflow.definition.name
+        self._metrics.runs_finished[(name, change.status)] += 1
+        if change.attempt is not None:
+            self._metrics.attempts[change.attempt] += 1
+        if self.on_finished:
+            guard = item.outcome.guard
+            finished = RunFinished(guard.tenant_id, guard.run_id, name, change.status, guard.epoch)
+            for listener in self.on_finished:
+                listener(finished)
+
+
+def _storable(outcome: Outcome) -> Outcome:
+    """The failure that stands in for an outcome the database refuses."""
+    error = Error("unstorable_outcome", "The attempt's result could not be stored; the server's log says why.")
+    attempt: AttemptStatus | None = "failed" if outcome.guard.state == "running" else None
+    return Outcome(outcome.guard, Finish("failed", attempt, error=error), AttemptFacts())

@@ -1,0 +1,75 @@
+"""An attempt as this process carries it: everything its request needs and its answer is judged by."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher.engine.attempts import TaskState
+from dispatcher.runtime.directory import Endpoint, Workflow
+from dispatcher.store.outcomes import Guard, TaskKey
+
+
+@dataclass(frozen=True, slots=True)
+class EventFacts:
+    """The event that started a run, as its handler is told."""
+
+    id: str
+    type: str
+    metadata: str | None
+
+    def document(self) -> bytes:
+        """Its JSON text in the envelope."""
+        head = json.dumps({"id": self.id, "type": self.type}, ensure_ascii=False)
+        return f'{head[:-1]},"metadata":{self.metadata or "null"}}}'.encode()
+
+
+@dataclass(slots=True)
+class Assignment:
+    """A leased attempt. `deadline` moves when the handler asks for more time; the rest stands."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+    epoch: int
+    workflow: Workflow
+    endpoint: Endpoint
+    input: bytes
+    metadata: str | None
+    run_priority: int
+    priority: int
+    app_retries: int
+    infra_retries: int
+    spared_since: datetime | None
+    started_at: datetime
+    deadline: datetime
+    event: EventFacts | None
+    event_id: str | None
+    parent_run_id: str | None
+    cancelling: bool = False
+    slot_released: bool = False
+
+    @property
+    def key(self) -> TaskKey:
+        """Which task."""
+        return (self.tenant_id, self.run_id, self.node)
+
+    def rules(self) -> TaskState:
+        """The part the rules look at."""
+        return TaskState(
+            "running",
+            self.epoch,
+            self.priority,
+            self.app_retries,
+            self.infra_retries,
+            self.spared_since,
+            self.deadline,
+            None,
+            None,
+            self.cancelling,
+        )
+
+    def guard(self) -> Guard:
+        """What a change decided here requires of the row."""
+        return Guard(self.tenant_id, self.run_id, self.node, self.epoch, "running")

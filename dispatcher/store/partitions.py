@@ -1,0 +1,89 @@
+"""Daily partitions of history: made ahead of time, dropped when their last moment is older than what is kept.
+
+A partition is named after its table and day. Rows of days nobody made a partition for fall into the default one, so nothing is
+ever refused; they are moved out when their day's partition is made.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, timedelta
+
+from dispatcher.store.database import Connection, Database
+
+TABLES = ("run_history", "task_history", "attempts", "events", "logs", "chunks")
+_DAY_PARTITION = re.compile(r"_(\d{8})$")
+
+LOCK = "select pg_advisory_xact_lock(7240156)"
+PARTITIONS = """
+    select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_class p on p.oid = i.inhparent
+    where p.relname = $1 and c.relname <> $1 || '_default'
+"""
+# DDL takes no parameters: Postgres itself quotes the names and moments into the statement it then runs.
+MAKE = """
+    select format('create table %I (like %I including defaults including constraints)', $1::text, $2::text),
+           format('with moved as (delete from %I where %I >= %L and %I < %L returning *) insert into %I select * from moved',
+                  $2::text || '_default', $3::text, $4::timestamptz, $3::text, $5::timestamptz, $1::text),
+           format('alter table %I attach partition %I for values from (%L) to (%L)', $2::text, $1::text, $4::timestamptz, $5::timestamptz)
+"""
+DROP = "select format('drop table %I', $1::text)"
+KEY_OF = {
+    "run_history": "finished_at",
+    "task_history": "finished_at",
+    "attempts": "finished_at",
+    "events": "created_at",
+    "logs": "at",
+    "chunks": "at",
+}
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+async def existing(db: Database | Connection, table: str) -> set[date]:
+    """The days a table has partitions for."""
+    names = [record[0] for record in await db.fetch(PARTITIONS, table)]
+    return {_day(found[1]) for name in names if (found := _DAY_PARTITION.search(name))}
+
+
+def _day(digits: str) -> date:
+    return date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
+
+
+async def make(db: Database, today: date, days_ahead: int) -> int:
+    """See to it that every day from yesterday to `days_ahead` has its partitions; answers how many were made."""
+    made = 0
+    for table in TABLES:
+        days = await existing(db, table)
+        for offset in range(-1, days_ahead + 1):
+            day = today + timedelta(days=offset)
+            if day not in days:
+                made += await _make_one(db, table, day)
+    return made
+
+
+async def _make_one(db: Database, table: str, day: date) -> int:
+    async with db.transaction() as conn:
+        await conn.execute(LOCK)
+        if day in await existing(conn, table):
+            return 0
+        name = f"{table}_{day:%Y%m%d}"
+        statements = await conn.fetchrow(MAKE, name, table, KEY_OF[table], _midnight(day), _midnight(day + timedelta(days=1)))
+        for statement in statements or ():
+            await conn.execute(statement)
+    return 1
+
+
+async def drop_before(db: Database, oldest: date) -> int:
+    """Drop the partitions of days before `oldest`; answers how many."""
+    dropped = 0
+    for table in TABLES:
+        for day in sorted(await existing(db, table)):
+            if day < oldest:
+                async with db.transaction() as conn:
+                    await conn.execute(LOCK)
+                    if day in await existing(conn, table):
+                        await conn.execute(await conn.fetchval(DROP, f"{table}_{day:%Y%m%d}"))
+                        dropped += 1
+    return dropped
