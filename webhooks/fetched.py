@@ -1,0 +1,112 @@
+"""Keys a sender publishes: which address to fetch, and what to make of the answer. The fetching itself is the caller's.
+
+An address that comes with the request is fetched only when all of it matches the sender's own pattern: otherwise anybody could name a
+certificate of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
+from webhooks.errors import BodyError, VerificationError
+from webhooks.keys import KIND_OF, PublicKey, from_jwk
+from webhooks.request import JsonValue, parse_json
+from webhooks.scheme import KeyDocument
+from webhooks.sources import Reader
+
+KEYS_MAX: Final = 100  # keys of one key set
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRequest:
+    """A GET of `url`, or a POST of `body` (JSON) when it is not None."""
+
+    url: str
+    body: bytes | None = None
+
+
+Fetch = Callable[[KeyRequest], Awaitable[bytes]]
+"""Fetches one document of at most some 100 KB over TLS, without following redirects. Any exception means: not available now."""
+
+
+def key_request(keys: KeyDocument, reader: Reader) -> KeyRequest:
+    """What to fetch to verify this request. Raises VerificationError `untrusted_key` or `missing_field`."""
+    url = reader.render(keys.url).decode("utf-8", "replace")
+    if keys.allowed and not re.fullmatch(keys.allowed, url, flags=re.ASCII):
+        raise VerificationError("untrusted_key", "the address of the key is not one of the sender's")
+    members = {name: reader.render(template).decode() for name, template in keys.post}
+    return KeyRequest(url, json.dumps(members).encode() if members else None)
+
+
+def certificate_key(document: bytes | None, kind: str, now: float) -> PublicKey:
+    """The key of a PEM certificate that is valid at `now`. Raises VerificationError `key_unavailable` or `untrusted_key`."""
+    if document is None:
+        raise VerificationError("key_unavailable", "the sender's certificate has not been fetched")
+    try:
+        certificate = x509.load_pem_x509_certificate(document)
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise VerificationError("key_unavailable", f"the sender's certificate cannot be read: {error}") from error
+    moment = datetime.fromtimestamp(now, UTC)
+    if not certificate.not_valid_before_utc <= moment <= certificate.not_valid_after_utc or not isinstance(key, KIND_OF[kind]):
+        raise VerificationError("untrusted_key", "the sender's certificate is out of date or of another kind")
+    return key
+
+
+def set_key(document: bytes | None, key_id: str | None) -> PublicKey:
+    """The key named `key_id` of a JSON Web Key Set, or of an answer `{"key": {…}}` with one key.
+
+    Raises VerificationError `key_unavailable`: also for an unknown id, since the sender may just have rotated its keys.
+    """
+    if document is None:
+        raise VerificationError("key_unavailable", "the sender's keys have not been fetched")
+    try:
+        return from_jwk(_chosen(parse_json(document), key_id))
+    except (ValueError, BodyError, UnsupportedAlgorithm) as error:
+        raise VerificationError("key_unavailable", f"the sender's keys cannot be used: {error}") from error
+
+
+def _chosen(document: JsonValue, key_id: str | None) -> Mapping[str, object]:
+    if not isinstance(document, dict):
+        raise ValueError("not a key set")  # noqa: TRY004 - the document is wrong, not its Python type
+    keys = document.get("keys", [document.get("key")])
+    known = [key for key in keys[:KEYS_MAX] if isinstance(key, dict)] if isinstance(keys, list) else []
+    named = [key for key in known if key.get("kid") == key_id]
+    if len(named) != 1:
+        raise ValueError(f"there is not exactly one key {key_id!r}")
+    return named[0]
+
+
+@dataclass(slots=True)
+class KeyCache:
+    """Documents by request, bounded and timed. A refused document is fetched again at most once per `retry` seconds."""
+
+    fetch: Fetch
+    ttl: float = 3_600.0
+    retry: float = 30.0
+    size: int = 64
+    _held: OrderedDict[KeyRequest, tuple[float, bytes]] = field(default_factory=OrderedDict, init=False)
+
+    async def get(self, wanted: KeyRequest, now: float, *, fresh: bool = False) -> bytes:
+        """The document, from memory when it is not older than `ttl` (or `retry`, when `fresh`). Raises VerificationError."""
+        held = self._held.get(wanted)
+        if held is not None and now - held[0] < (self.retry if fresh else self.ttl):
+            return held[1]
+        try:
+            document = await self.fetch(wanted)
+        except Exception as error:
+            raise VerificationError("key_unavailable", f"the sender's keys could not be fetched: {error}") from error
+        self._held[wanted] = (now, document)
+        self._held.move_to_end(wanted)
+        while len(self._held) > self.size:
+            self._held.popitem(last=False)
+        return document
