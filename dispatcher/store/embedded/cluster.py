@@ -12,7 +12,7 @@ from dispatcher.store.embedded.account import Account
 from dispatcher.store.embedded.binaries import Binaries
 from dispatcher.store.embedded.child import Child
 from dispatcher.store.embedded.errors import EmbeddedPostgresError
-from dispatcher.store.embedded.layout import SUPERUSER, Layout
+from dispatcher.store.embedded.layout import PORT, SUPERUSER, Layout
 
 _READY_LINE = 7  # of postmaster.pid, counted from 0; the same line pg_ctl waits for
 _CHECKSUMS_BY_DEFAULT = 18
@@ -42,7 +42,7 @@ _SETTINGS: Mapping[str, str] = {
     "log_parameter_max_length": "0",  # parameters are other people's payloads
 }
 # What keeps the server private; not for the caller to change.
-_FORCED: Mapping[str, str] = {"listen_addresses": "", "port": "5432", "unix_socket_permissions": "0700", "logging_collector": "off"}
+_FORCED: Mapping[str, str] = {"listen_addresses": "", "port": str(PORT), "unix_socket_permissions": "0700", "logging_collector": "off"}
 
 
 def major(data: Path) -> int | None:
@@ -117,8 +117,9 @@ async def _run(layout: Layout, account: Account, command: list[str], directory: 
         os.close(output)
     try:
         return since, await child.exited()
-    finally:
-        child.send(signal.SIGKILL)
+    except BaseException:
+        await child.end((signal.SIGKILL, 5.0))
+        raise
 
 
 def _for_this_machine() -> dict[str, str]:

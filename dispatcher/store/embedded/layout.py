@@ -24,7 +24,8 @@ from urllib.parse import quote
 from dispatcher.store.embedded.account import Account, name_of
 from dispatcher.store.embedded.errors import EmbeddedPostgresError
 
-SOCKET_NAME = ".s.PGSQL.5432"
+PORT = 5432  # only names the socket, nothing listens on TCP
+SOCKET_NAME = f".s.PGSQL.{PORT}"
 SUPERUSER = "postgres"
 _SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
 _LOG_BYTES = 8 << 20
@@ -158,8 +159,8 @@ class Layout:
 
 
 def dsn(directory: Path) -> str:
-    """The address of a server whose socket is in `directory`."""
-    return f"postgresql://{SUPERUSER}@/postgres?host={quote(str(directory), safe='/')}"
+    """The address of a server whose socket is in `directory`. It names the port too, or PGPORT would change it."""
+    return f"postgresql://{SUPERUSER}@/postgres?host={quote(str(directory), safe='/')}&port={PORT}"
 
 
 def _fits(directory: Path) -> bool:
