@@ -1,0 +1,185 @@
+"""Reading what is registered, a page at a time: endpoints with what they are doing, their deliveries, workflows with their routes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher.store.database import Database
+from dispatcher.store.runs import PLAN_FOR_VALUES
+from dispatcher.store.statement import Statement
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointState:
+    """An endpoint as it is shown; `labels` and `manifest` are JSON text. `in_use` counts slots filled now, by any dispatcher."""
+
+    id: str
+    name: str
+    version: str
+    url: str
+    manifest: str
+    slots: int
+    in_use: int
+    labels: str
+    static: bool
+    paused: bool
+    circuit: str
+    circuit_code: str | None
+    circuit_since: datetime | None
+    probe_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointVersion:
+    """One version of an endpoint; `open_tasks` counts attempts that are running on it."""
+
+    version: str
+    url: str
+    manifest: str
+    registered_at: datetime
+    retired_at: datetime | None
+    current: bool
+    open_tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One attempt made at an endpoint, as its row was written when it was over."""
+
+    run_id: str
+    node: int
+    number: int
+    workflow: str | None
+    status: str
+    http_status: int | None
+    latency_ms: int | None
+    error: str | None
+    endpoint_version: str
+    started_at: datetime
+    finished_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowState:
+    """A workflow with its current definition (JSON text) and the names of the endpoints that serve it."""
+
+    id: int
+    name: str
+    version: int
+    definition: str
+    endpoints: list[str]
+    created_at: datetime
+    updated_at: datetime
+
+
+ENDPOINTS = Statement(
+    """
+    with used as (
+        select endpoint_id, count(*)::int as slots from (
+            select endpoint_id from tasks where tenant_id = $1 and dispatcher_id is not null
+            union all
+            select endpoint_id from tasks where tenant_id = $1 and lease_until is not null and not slot_released
+        ) running group by endpoint_id
+    )
+    select e.id, e.name, e.version, v.url, v.manifest, e.slots, coalesce(u.slots, 0) as in_use, e.labels, e.static, e.paused,
+           e.circuit, e.circuit_code, e.circuit_since, e.probe_at, e.created_at, e.updated_at
+    from endpoints e
+    join endpoint_versions v on v.tenant_id = e.tenant_id and v.endpoint_id = e.id and v.version = e.version
+    left join used u on u.endpoint_id = e.id
+    where e.tenant_id = $1 and ($2::text is null or e.name = $2) and e.name > $3 order by e.name limit $4
+    """,
+    EndpointState,
+)
+VERSIONS = Statement(
+    """
+    select v.version, v.url, v.manifest, v.registered_at, v.retired_at, v.version = e.version as current,
+           (select count(*)::int from tasks t where t.tenant_id = $1 and t.endpoint_id = e.id and t.endpoint_version = v.version
+            and (t.dispatcher_id is not null or t.lease_until is not null)) as open_tasks
+    from endpoints e join endpoint_versions v on v.tenant_id = e.tenant_id and v.endpoint_id = e.id
+    where e.tenant_id = $1 and e.name = $2
+      and ($3::timestamptz is null or (v.registered_at, v.version) < ($3, $4))
+    order by v.registered_at desc, v.version desc limit $5
+    """,
+    EndpointVersion,
+)
+DELIVERIES = Statement(
+    """
+    with page as (
+        select run_id, node, number, status, http_status, latency_ms, error, endpoint_version, started_at, finished_at
+        from attempts
+        where tenant_id = $1 and endpoint_id = $2 and ($7::text is null or status = $7)
+          and ($3::timestamptz is null or finished_at < $3
+               or (finished_at = $3 and (run_id, node, number) < ($4, $5::smallint, $6::int)))
+          and ($3::timestamptz is null or finished_at <= $3)
+        order by finished_at desc, run_id desc, node desc, number desc limit $8
+    )
+    select p.run_id, p.node, p.number,
+           coalesce((select w.name from run_history h join workflows w on w.tenant_id = $1 and w.id = h.workflow_id
+                     where h.tenant_id = $1 and h.id = p.run_id and h.finished_at >= p.finished_at limit 1),
+                    (select w.name from runs r join workflows w on w.tenant_id = $1 and w.id = r.workflow_id
+                     where r.tenant_id = $1 and r.id = p.run_id)) as workflow,
+           p.status, p.http_status, p.latency_ms, p.error, p.endpoint_version, p.started_at, p.finished_at
+    from page p order by p.finished_at desc, p.run_id desc, p.node desc, p.number desc
+    """,
+    Delivery,
+)
+WORKFLOWS = Statement(
+    """
+    select w.id, w.name, w.version, v.definition,
+           array(select e.name from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
+                 where r.tenant_id = $1 and r.workflow_id = w.id order by e.name) as endpoints,
+           w.created_at, w.updated_at
+    from workflows w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id and v.number = w.version
+    where w.tenant_id = $1 and ($2::text is null or w.name = $2) and w.name > $3 order by w.name limit $4
+    """,
+    WorkflowState,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryKey:
+    """Where a page of deliveries left off."""
+
+    finished_at: datetime
+    run_id: str
+    node: int
+    number: int
+
+
+async def endpoints(db: Database, tenant_id: int, after: str, limit: int) -> list[EndpointState]:
+    """Endpoints by name, behind `after`."""
+    return ENDPOINTS.read(await db.fetch(ENDPOINTS.sql, tenant_id, None, after, limit))
+
+
+async def endpoint(db: Database, tenant_id: int, name: str) -> EndpointState | None:
+    """One endpoint, or None where there is none of this name."""
+    return ENDPOINTS.first(await db.fetch(ENDPOINTS.sql, tenant_id, name, "", 1))
+
+
+async def versions(db: Database, tenant_id: int, name: str, before: tuple[datetime, str] | None, limit: int) -> list[EndpointVersion]:
+    """An endpoint's versions, the newest registration first, older than (registered_at, version) `before`."""
+    moment, version = before or (None, None)
+    return VERSIONS.read(await db.fetch(VERSIONS.sql, tenant_id, name, moment, version, limit))
+
+
+async def deliveries(
+    db: Database, tenant_id: int, endpoint_id: str, status: str | None, before: DeliveryKey | None, limit: int
+) -> list[Delivery]:
+    """Attempts made at an endpoint, the latest end first; those that are still running are not among them."""
+    key = (before.finished_at, before.run_id, before.node, before.number) if before is not None else (None, None, None, None)
+    async with db.transaction() as conn:
+        await conn.execute(PLAN_FOR_VALUES)
+        return DELIVERIES.read(await conn.fetch(DELIVERIES.sql, tenant_id, endpoint_id, *key, status, limit))
+
+
+async def workflows(db: Database, tenant_id: int, after: str, limit: int) -> list[WorkflowState]:
+    """Workflows by name, behind `after`."""
+    return WORKFLOWS.read(await db.fetch(WORKFLOWS.sql, tenant_id, None, after, limit))
+
+
+async def workflow(db: Database, tenant_id: int, name: str) -> WorkflowState | None:
+    """One workflow, or None where there is none of this name."""
+    return WORKFLOWS.first(await db.fetch(WORKFLOWS.sql, tenant_id, name, "", 1))

@@ -1,0 +1,144 @@
+"""Reading events, and the runs they started as the attempts each took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher import ids
+from dispatcher.store.database import Database
+from dispatcher.store.runs import CLOCK_SKEW, PLAN_FOR_VALUES, first_id
+from dispatcher.store.statement import Statement
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """An event; `runs` is how many it started. Lists leave `data` out."""
+
+    id: str
+    type: str
+    data: bytes | None
+    metadata: str | None
+    scope: str | None
+    priority: int | None
+    stream_id: str
+    idempotency_key: str | None
+    runs: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events a list is asked for."""
+
+    type: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRun:
+    """One attempt of a run an event started; number 0 where the run has had none. `latest` marks the last of its run.
+
+    `state` is the run's: a final status, or what its task is doing. Only the latest attempt carries the output.
+    """
+
+    run_id: str
+    workflow: str
+    number: int
+    latest: bool
+    state: str
+    status: str | None
+    input: bytes
+    output: bytes | None
+    output_type: str | None
+    error: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+EVENT = Statement(
+    """
+    select id, type, data, metadata, scope, priority, stream_id, idempotency_key, runs, created_at
+    from events where tenant_id = $1 and id = $2 and created_at >= $3 and created_at < $4
+    """,
+    EventRow,
+)
+EVENTS = Statement(
+    """
+    select id, type, null::bytea as data, metadata, scope, priority, stream_id, idempotency_key, runs, created_at
+    from events
+    where tenant_id = $1 and ($2::text is null or type = $2) and ($3::text is null or id < $3) and ($4::text is null or id >= $4)
+      and ($5::timestamptz is null or created_at >= $5)
+    order by id desc limit $6
+    """,
+    EventRow,
+)
+# Pages are counted in attempts, so a page of them needs at most as many runs. $7 bounds the bytes of a page: its first row always
+# fits, or nobody could get past it.
+EVENT_RUNS = Statement(
+    """
+    with run as (
+        (select id, workflow_id, input, created_at, null::text as status, null::timestamptz as finished_at
+         from runs where tenant_id = $1 and event_id = $2 and id >= $4 order by id limit $6)
+        union all
+        (select id, workflow_id, input, created_at, status, finished_at
+         from run_history where tenant_id = $1 and event_id = $2 and id >= $4 and finished_at >= $3 order by id limit $6)
+        order by id limit $6
+    ), task as (
+        select r.id, t.state, t.epoch, null::bytea as output, null::text as output_type, null::jsonb as error,
+               t.started_at, null::timestamptz as finished_at
+        from run r join tasks t on t.tenant_id = $1 and t.run_id = r.id and t.node = 0
+        union all
+        select r.id, t.status, t.epoch, t.output, t.output_type, t.error, t.started_at, t.finished_at
+        from run r join task_history t on t.tenant_id = $1 and t.run_id = r.id and t.node = 0 and t.finished_at = r.finished_at
+    ), attempt as (
+        select t.id, a.number, a.status, a.error, a.started_at, a.finished_at
+        from task t join attempts a on a.tenant_id = $1 and a.run_id = t.id and a.node = 0 and a.finished_at >= $3
+        union all
+        select id, epoch, case state when 'running' then 'running' end, error, started_at, finished_at
+        from task where epoch = 0 or state = 'running'
+    ), shown as (
+        select r.id as run_id, w.name as workflow, a.number, a.number = t.epoch as latest, t.state, a.status, r.input,
+               case when a.number = t.epoch then t.output end as output, case when a.number = t.epoch then t.output_type end as output_type,
+               case when a.number = t.epoch then coalesce(t.error, a.error) else a.error end as error,
+               r.created_at, a.started_at, a.finished_at
+        from run r join task t using (id) join attempt a using (id) join workflows w on w.tenant_id = $1 and w.id = r.workflow_id
+        where (r.id, a.number) > ($4, $5::int) order by r.id, a.number limit $6
+    ), measured as (
+        select *, row_number() over place as row_number,
+               sum(octet_length(input) + coalesce(octet_length(output), 0)) over place as bytes
+        from shown window place as (order by run_id, number)
+    )
+    select run_id, workflow, number, latest, state, status, input, output, output_type, error, created_at, started_at, finished_at
+    from measured where bytes <= $7 or row_number = 1 order by run_id, number
+    """,
+    AttemptRun,
+)
+
+
+async def get(db: Database, tenant_id: int, event_id: str) -> EventRow | None:
+    """An event, or None where there is none of this id."""
+    made = ids.created_at(event_id)
+    if made is None or not event_id.startswith("evt_"):
+        return None
+    return EVENT.first(await db.fetch(EVENT.sql, tenant_id, event_id, made - CLOCK_SKEW, made + CLOCK_SKEW))
+
+
+async def page(db: Database, tenant_id: int, wanted: EventFilter, before: str | None, limit: int) -> list[EventRow]:
+    """Events that match, newest first, at most `limit`, all older than `before` where that is given."""
+    upper = [text for text in (before, first_id("evt", wanted.until) if wanted.until else None) if text is not None]
+    lower = first_id("evt", wanted.since) if wanted.since else None
+    created = wanted.since - CLOCK_SKEW if wanted.since else None
+    async with db.transaction() as conn:
+        await conn.execute(PLAN_FOR_VALUES)
+        return EVENTS.read(await conn.fetch(EVENTS.sql, tenant_id, wanted.type, min(upper, default=None), lower, created, limit))
+
+
+async def attempts(db: Database, tenant_id: int, event_id: str, after: tuple[str, int], limit: int, most_bytes: int) -> list[AttemptRun]:
+    """Attempts of the runs an event started, oldest run first, behind (run id, number) `after`; at most `limit` rows of `most_bytes`."""
+    made = ids.created_at(event_id)
+    if made is None:
+        return []
+    return EVENT_RUNS.read(await db.fetch(EVENT_RUNS.sql, tenant_id, event_id, made - CLOCK_SKEW, *after, limit, most_bytes))
