@@ -1,0 +1,190 @@
+"""Many attempts in one POST: each task gets exactly one receipt, as its result arrives or when no more can."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from msgspec import Raw
+
+from dispatcher.delivery import failures
+from dispatcher.delivery.classify import Reading, Reply, classify, classify_result, media_type, too_large
+from dispatcher.delivery.envelope import batch_body, parse_result, parse_results
+from dispatcher.delivery.exchange import Exchange, Sender
+from dispatcher.delivery.headers import joint_message_id
+from dispatcher.delivery.lines import LineTooLong
+from dispatcher.delivery.message import Push, Receipt, Target
+from dispatcher.engine.answers import Answer, Failed
+
+Settle = Callable[[int, Receipt], None]
+
+
+class Ledger:
+    """The tasks of one request, and which still have no receipt. `indexes` are their places in the sequence `settle` is told of."""
+
+    def __init__(self, pushes: Sequence[Push], indexes: range, settle: Settle) -> None:
+        self._pushes = pushes
+        self._settle = settle
+        self._owed = dict.fromkeys(indexes)
+        self._places = {pushes[index].task_id: index for index in indexes}
+
+    @property
+    def open(self) -> bool:
+        """Whether any task is without a receipt."""
+        return bool(self._owed)
+
+    def take(self, line: bytes | Raw, reading: Reading, exchange: Exchange) -> None:
+        """Believe one result. Of an unknown task, of one settled before, or unreadable: ignored, and so missing in the end."""
+        result = parse_result(line)
+        if result is None:
+            return
+        index = self._places.get(result if isinstance(result, str) else result.id, -1)
+        if index not in self._owed:
+            return
+        answer: Answer = Failed("bad_response", "the result for this task is malformed")
+        if not isinstance(result, str):
+            answer = classify_result(result, reading)
+        self._close(index, exchange.receipt(answer, bytes(line)))
+
+    def rest(self, receipt: Receipt) -> None:
+        """The same receipt for every task still owed one."""
+        self.expire(list(self._owed), receipt)
+
+    def expire(self, indexes: Sequence[int], receipt: Receipt) -> None:
+        """The same receipt for those of these tasks that are still owed one."""
+        for index in indexes:
+            if index in self._owed:
+                self._close(index, receipt)
+
+    def timeouts(self) -> dict[timedelta, list[int]]:
+        """The tasks by their timeouts, shortest first."""
+        groups: defaultdict[timedelta, list[int]] = defaultdict(list)
+        for index in self._owed:
+            groups[self._pushes[index].timeout].append(index)
+        return dict(sorted(groups.items()))
+
+    def _close(self, index: int, receipt: Receipt) -> None:
+        del self._owed[index]
+        self._settle(index, receipt)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDelivery:
+    """Pushes to one endpoint, with their items as they go into bodies."""
+
+    sender: Sender
+    target: Target
+    pushes: Sequence[Push]
+    items: Sequence[bytes]
+    settle: Settle
+
+    async def deliver(self, indexes: range) -> None:
+        """One POST of these. Where the endpoint finds it too large nothing has run, and it goes in two halves instead."""
+        ledger = Ledger(self.pushes, indexes, self.settle)
+        if await self._within_timeouts(indexes, ledger):
+            return
+        middle = indexes.start + len(indexes) // 2
+        await self.deliver(range(indexes.start, middle))
+        await self.deliver(range(middle, indexes.stop))
+
+    async def _within_timeouts(self, indexes: range, ledger: Ledger) -> bool:
+        """Each task has its own timeout; the connection ends with the longest. False if the batch must be halved."""
+        exchange = self.sender.exchange(self.target, self.pushes[indexes.start].tenant, self._body_limit(len(indexes)))
+        *shorter, (longest, _) = ledger.timeouts().items()
+        timers: list[asyncio.TimerHandle] = []
+        deadline = asyncio.timeout(longest.total_seconds())
+        try:
+            async with deadline:
+                expire = functools.partial(_expire, ledger, exchange, deadline)
+                for after, group in shorter:
+                    seconds = after.total_seconds()
+                    timers.append(asyncio.get_running_loop().call_later(seconds, expire, seconds, group))
+                return await self._exchange(indexes, ledger, exchange)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            ledger.rest(exchange.timed_out(longest.total_seconds()))
+            return True
+        finally:
+            for timer in timers:
+                timer.cancel()
+            exchange.close()
+
+    async def _exchange(self, indexes: range, ledger: Ledger, exchange: Exchange) -> bool:
+        batch = [self.pushes[index] for index in indexes]
+        identifier = joint_message_id(self.target, "batch", (f"{push.task_id}:{push.attempt}" for push in batch))
+        answer = await exchange.send(identifier, batch_body(self.target, self.items[indexes.start : indexes.stop]))
+        if answer is not None:
+            ledger.rest(exchange.receipt(answer))
+        elif exchange.streamed:
+            await _take_stream(ledger, exchange, len(batch))
+        else:
+            reply = await exchange.reply(self._body_limit(len(batch)))
+            if isinstance(reply, Reply) and reply.status == 413 and len(batch) > 1:
+                return False
+            self._take_reply(ledger, exchange, reply)
+        return True
+
+    def _take_reply(self, ledger: Ledger, exchange: Exchange, reply: Reply | Answer) -> None:
+        """An answer in one piece: results, or something that goes for all."""
+        if not isinstance(reply, Reply):
+            ledger.rest(exchange.receipt(reply))
+            return
+        general = _for_all(reply, classify(reply, exchange.reading()))
+        if general is not None:
+            ledger.rest(exchange.receipt(general, reply.body))
+            return
+        reading = exchange.reading()
+        for result in parse_results(reply.body) or ():
+            ledger.take(result, reading, exchange)
+        ledger.rest(exchange.receipt(failures.missing_result(), reply.body))
+
+    def _body_limit(self, count: int) -> int:
+        return min(self.target.response_limit * count, self.sender.bounds.batch_body)
+
+
+async def _take_stream(ledger: Ledger, exchange: Exchange, count: int) -> None:
+    """Results as lines, believed as they arrive: a crash of the endpoint loses only what it had not told yet."""
+    reading = exchange.reading()
+    lines = exchange.lines(reading.limit * count)
+    while ledger.open:
+        try:
+            arrived = await lines.more()
+        except LineTooLong:
+            ledger.rest(exchange.receipt(_large_batch(reading.limit)))
+            return
+        except Exception:
+            ledger.rest(exchange.receipt(exchange.cut()))
+            return
+        if not arrived:
+            ledger.rest(exchange.receipt(exchange.cut() if exchange.flight.overflow else failures.missing_result()))
+            return
+        for line in arrived:
+            ledger.take(line, reading, exchange)
+    exchange.told = True
+    await exchange.finish()
+
+
+def _for_all(reply: Reply, answer: Answer) -> Answer | None:
+    """What an answer means for every task of the batch, or None if it may hold a result for each."""
+    if not reply.whole and 200 <= reply.status < 300:
+        return _large_batch(len(reply.body))
+    holds_results = 200 <= reply.status < 300 and reply.status != 202 and media_type(reply.headers) != "text/html"
+    return None if holds_results else answer
+
+
+def _large_batch(limit: int) -> Failed:
+    """No single task is known to be at fault, so each keeps its retries."""
+    return replace(too_large(limit), retry=None)
+
+
+def _expire(ledger: Ledger, exchange: Exchange, deadline: asyncio.Timeout, seconds: float, indexes: Sequence[int]) -> None:
+    """These tasks' time is over. A batch not even sent by then is given up whole: what is recorded as not sent must never be sent."""
+    if exchange.flight.sent:
+        ledger.expire(indexes, exchange.timed_out(seconds))
+    if not (exchange.flight.sent and ledger.open) and not deadline.expired():
+        deadline.reschedule(0.0)
