@@ -218,14 +218,18 @@ RUNS = Statement(
     RunSummary,
 )
 
-# A run that was accepted and is not live any more is over: the small table answers for the large one.
+# For a run that was once accepted, the small table answers for the large one: it is over when it is not live any more.
+IS_LIVE = "select exists (select from runs where tenant_id = $1 and id = $2)"
 FINISHED_AMONG = Statement(
     """
-    select g.id from unnest($2::text[]) as g (id)
-    where not exists (select from runs r where r.tenant_id = $1 and r.id = g.id)
+    select id from run_history where tenant_id = $1 and id = any($2::text[]) and finished_at >= $3
     """,
     Found,
 )
+ENDED_BY = """
+    select exists (select from task_history where tenant_id = $1 and run_id = $2 and node = $3 and finished_at >= $6
+                   and epoch = $4 and (status = 'succeeded') = $5)
+"""
 WORKFLOW_IDS = "select id from workflows where tenant_id = $1 and name = $2"
 ENDPOINT_ID = "select id from endpoints where tenant_id = $1 and name = $2"
 # Plans for these very values: the optional conditions fold away, and what is left decides which index is used. Left to itself, Postgres
@@ -303,10 +307,19 @@ async def page(db: Database, tenant_id: int, wanted: RunFilter, before: str | No
 
 
 async def is_finished(db: Database, tenant_id: int, run_id: str) -> bool:
-    """Whether a run that was accepted is over."""
-    return bool(await finished_among(db, tenant_id, [run_id]))
+    """Whether a run is over. It must have been accepted: an unknown id is not live either."""
+    return not await db.fetchval(IS_LIVE, tenant_id, run_id)
 
 
 async def finished_among(db: Database, tenant_id: int, run_ids: Sequence[str]) -> list[str]:
-    """Those of these runs, all of them accepted once, that are over."""
-    return [found.id for found in FINISHED_AMONG.read(await db.fetch(FINISHED_AMONG.sql, tenant_id, list(run_ids)))]
+    """Those of these ids that are runs and over."""
+    since = [moment for moment in map(ended_after, run_ids) if moment is not None]
+    if not since:
+        return []
+    return [found.id for found in FINISHED_AMONG.read(await db.fetch(FINISHED_AMONG.sql, tenant_id, list(run_ids), min(since)))]
+
+
+async def ended_by(db: Database, tenant_id: int, run_id: str, node: int, epoch: int, succeeded: bool) -> bool:
+    """Whether a task is over and this attempt was its last, with this kind of result: what a repeated callback asks."""
+    since = ended_after(run_id)
+    return since is not None and bool(await db.fetchval(ENDED_BY, tenant_id, run_id, node, epoch, succeeded, since))
