@@ -1,1 +1,142 @@
-"""Handlers: task endpoints for the dispatcher, and the client that triggers them."""
+"""Handlers: task endpoints for the dispatcher, and the client that starts their runs.
+
+Names are imported when they are first used: whoever needs only `wire` and `signing`, as the dispatcher does, loads nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from handlers_sdk.asgi import App
+    from handlers_sdk.config import ClientConfig
+    from handlers_sdk.context import Accepted, Context, WorkerInfo
+    from handlers_sdk.definitions import Priority, TaskDefaults
+    from handlers_sdk.depends import Depends
+    from handlers_sdk.dispatcher import Dispatcher
+    from handlers_sdk.durations import Duration
+    from handlers_sdk.errors import (
+        ApiError,
+        ApiUnreachableError,
+        BulkTriggerError,
+        CancelledRunError,
+        ConfigError,
+        DispatcherError,
+        EventsLostError,
+        FailedTaskRunExceptionGroup,
+        IdempotencyCollisionError,
+        IllegalTaskOutputError,
+        InvalidInputError,
+        LifespanSetupError,
+        NonRetryableError,
+        NonRetryableException,
+        RetryableException,
+        TaskRunError,
+    )
+    from handlers_sdk.events import BulkPushEventWithMetadata, Event
+    from handlers_sdk.handlers import Handlers
+    from handlers_sdk.logs import TaskLogHandler
+    from handlers_sdk.outcomes import Response
+    from handlers_sdk.refs import WorkflowRunRef
+    from handlers_sdk.runnables import Runnable
+    from handlers_sdk.runs import Attempt, Run, RunList, TaskRun
+    from handlers_sdk.schemas import EmptyModel
+    from handlers_sdk.triggers import TriggerWorkflowOptions, WorkflowRunTriggerConfig
+    from handlers_sdk.workflow import Standalone, Task, Workflow
+
+_HOMES: Final = {
+    "asgi": ("App",),
+    "config": ("ClientConfig",),
+    "context": ("Accepted", "Context", "WorkerInfo"),
+    "definitions": ("Priority", "TaskDefaults"),
+    "depends": ("Depends",),
+    "dispatcher": ("Dispatcher",),
+    "durations": ("Duration",),
+    "errors": (
+        "ApiError",
+        "ApiUnreachableError",
+        "BulkTriggerError",
+        "CancelledRunError",
+        "ConfigError",
+        "DispatcherError",
+        "EventsLostError",
+        "FailedTaskRunExceptionGroup",
+        "IdempotencyCollisionError",
+        "IllegalTaskOutputError",
+        "InvalidInputError",
+        "LifespanSetupError",
+        "NonRetryableError",
+        "NonRetryableException",
+        "RetryableException",
+        "TaskRunError",
+    ),
+    "events": ("BulkPushEventWithMetadata", "Event"),
+    "handlers": ("Handlers",),
+    "logs": ("TaskLogHandler",),
+    "outcomes": ("Response",),
+    "refs": ("WorkflowRunRef",),
+    "runnables": ("Runnable",),
+    "runs": ("Attempt", "Run", "RunList", "TaskRun"),
+    "schemas": ("EmptyModel",),
+    "triggers": ("TriggerWorkflowOptions", "WorkflowRunTriggerConfig"),
+    "workflow": ("Standalone", "Task", "Workflow"),
+}
+_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Accepted",
+    "ApiError",
+    "ApiUnreachableError",
+    "App",
+    "Attempt",
+    "BulkPushEventWithMetadata",
+    "BulkTriggerError",
+    "CancelledRunError",
+    "ClientConfig",
+    "ConfigError",
+    "Context",
+    "Depends",
+    "Dispatcher",
+    "DispatcherError",
+    "Duration",
+    "EmptyModel",
+    "Event",
+    "EventsLostError",
+    "FailedTaskRunExceptionGroup",
+    "Handlers",
+    "IdempotencyCollisionError",
+    "IllegalTaskOutputError",
+    "InvalidInputError",
+    "LifespanSetupError",
+    "NonRetryableError",
+    "NonRetryableException",
+    "Priority",
+    "Response",
+    "RetryableException",
+    "Run",
+    "RunList",
+    "Runnable",
+    "Standalone",
+    "Task",
+    "TaskDefaults",
+    "TaskLogHandler",
+    "TaskRun",
+    "TaskRunError",
+    "TriggerWorkflowOptions",
+    "WorkerInfo",
+    "Workflow",
+    "WorkflowRunRef",
+    "WorkflowRunTriggerConfig",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'handlers_sdk' has no attribute {name!r}")
+    return getattr(import_module(f"handlers_sdk.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME_OF)

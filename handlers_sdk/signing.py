@@ -40,7 +40,8 @@ class SignatureError(Exception):
 class Signer(Protocol):
     """Anything that turns one message into one `<scheme>,<base64>` token."""
 
-    def sign(self, message_id: str, timestamp: int, body: bytes) -> str: ...
+    def sign(self, message_id: str, timestamp: int, body: bytes) -> str:
+        """The token over `<message_id>.<timestamp>.<body>`; timestamp in unix seconds."""
 
 
 class HmacSigner:
@@ -52,6 +53,7 @@ class HmacSigner:
         self._key = _secret_bytes(secret)
 
     def sign(self, message_id: str, timestamp: int, body: bytes) -> str:
+        """`v1,<base64>`."""
         return "v1," + _base64(_mac(self._key, _content(message_id, timestamp, body)))
 
 
@@ -66,6 +68,7 @@ class Ed25519Signer:
         self.public: str = WHPK + _base64(self.public_bytes)
 
     def sign(self, message_id: str, timestamp: int, body: bytes) -> str:
+        """`v1a,<base64>`."""
         return "v1a," + _base64(self._key.sign(_content(message_id, timestamp, body)))
 
 
@@ -108,6 +111,11 @@ def verify(
 def audience_of(message_id: str) -> str:
     """The endpoint a message was signed for: `webhook-id` up to its last underscore."""
     return message_id.rpartition("_")[0]
+
+
+def check_public_key(text: str) -> None:
+    """ValueError, saying why, when a text is not `whpk_<base64 of an ed25519 public key>`."""
+    _public_key(text)
 
 
 def new_secret() -> str:
@@ -154,7 +162,7 @@ def _mismatch_text(tokens: Sequence[tuple[str, str]], has_secrets: bool, has_key
     held = [name for name, have in (("a v1 secret", has_secrets), ("v1a public keys", has_keys)) if have]
     return (
         f"no signature matches: the request carries {' and '.join(sent)}, this endpoint holds {' and '.join(held) or 'no key at all'}. "
-        "Check the key, and that the raw bytes of the body were verified (a framework that parses and re-serialises it breaks the signature)"
+        "Check the key, and that the body was verified as the bytes received (a framework that parses and re-serialises it breaks it)"
     )
 
 

@@ -232,12 +232,13 @@ class LogEvent(TypedDict):
 
 
 class ChunkEvent(TypedDict):
-    """One piece of a stream. `seq` counts from 0 within the attempt; a repeated one is recorded once."""
+    """One piece of a stream. `seq` counts from 0 within the attempt; a repeated one is recorded once. `encoding`: for bytes, no text."""
 
     type: Literal["chunk"]
     stream: str
     seq: int
     data: Any
+    encoding: NotRequired[Literal["base64"]]
 
 
 class ReleaseSlotEvent(TypedDict):
@@ -294,11 +295,10 @@ class BatchOffer(TypedDict):
     linger_ms: NotRequired[int]
 
 
-class HandlerEntry(TypedDict):
-    """One handler of a manifest. Durations are strings such as `1h30m`."""
+class TaskEntry(TypedDict):
+    """What a manifest says of a task. Durations are strings such as `1h30m`. `idempotent` allows a retry of what may have run."""
 
     name: str
-    kind: NotRequired[Literal["task"]]
     body: NotRequired[Literal["raw", "v1"]]
     description: NotRequired[str]
     input_schema: NotRequired[dict[str, Any]]
@@ -308,8 +308,17 @@ class HandlerEntry(TypedDict):
     backoff_max_seconds: NotRequired[int]
     execution_timeout: NotRequired[str]
     schedule_timeout: NotRequired[str]
+    idempotent: NotRequired[bool]
+    allow_html: NotRequired[bool]
+
+
+class HandlerEntry(TaskEntry):
+    """One handler of a manifest: a task that is its own workflow, or a workflow whose `tasks` holds its one task."""
+
+    kind: NotRequired[Literal["task", "workflow"]]
     on_events: NotRequired[list[str]]
     default_priority: NotRequired[int]
+    tasks: NotRequired[list[TaskEntry]]
 
 
 class Manifest(TypedDict):

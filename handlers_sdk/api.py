@@ -1,0 +1,110 @@
+"""Calls to a dispatcher over HTTP: authorisation, problem documents as errors, and retries of what certainly did nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import httpx
+
+from handlers_sdk.config import ClientConfig
+from handlers_sdk.errors import ApiError, ApiUnreachableError
+from handlers_sdk.schemas import parse_json
+
+_BACKOFF_MAX: Final = 5.0
+_BUSY: Final = (429, 503)
+_BEFORE_SENDING: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_LIMITS: Final = httpx.Limits(max_connections=100, max_keepalive_connections=20)
+
+
+class Api:
+    """The dispatcher's HTTP face. Its coroutines run on the portal's loop only."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self.config = config
+        self._client: httpx.AsyncClient | None = None
+        self._process = 0
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: bytes | None = None,
+        params: Mapping[str, str | int | Sequence[str]] | None = None,
+        token: str | None = None,
+        base: str | None = None,
+        wait: float = 0.0,
+        repeatable: bool = False,
+    ) -> tuple[int, Any]:
+        """Status and parsed body of one call; ApiError for a refusal, ApiUnreachableError when no answer came.
+
+        `token` and `base` stand in for the configured ones. `wait` adds to the time allowed, for long polls. A call that was certainly
+        not executed (no connection, 429, 503) is repeated; `repeatable` says that any other failure may be repeated too.
+        """
+        for attempt in range(1, self.config.retry_attempts + 1):
+            last = attempt == self.config.retry_attempts
+            try:
+                response = await self._send(method, path, content, params, token, base, wait)
+            except httpx.HTTPError as error:
+                if last or not (repeatable or isinstance(error, _BEFORE_SENDING)):
+                    raise ApiUnreachableError(
+                        f"{method} {base or self.config.base_url}{path}: {str(error) or type(error).__name__}"
+                    ) from error
+                await self._pause(attempt, None)
+                continue
+            if last or not (response.status_code in _BUSY or (repeatable and response.status_code >= 500)):
+                return _answer(response)
+            await self._pause(attempt, response.headers.get("retry-after"))
+        raise AssertionError("the last attempt returns or raises")
+
+    async def aclose(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        params: Mapping[str, str | int | Sequence[str]] | None,
+        token: str | None,
+        base: str | None,
+        wait: float,
+    ) -> httpx.Response:
+        bearer = self.config.token if token is None else token
+        headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
+        if content is not None:
+            headers["content-type"] = "application/json"
+        timeout = httpx.Timeout(self.config.request_timeout + wait, connect=self.config.request_timeout)
+        url = (base or self.config.base_url).rstrip("/") + path
+        return await self._connected().request(method, url, content=content, params=params, headers=headers, timeout=timeout)
+
+    def _connected(self) -> httpx.AsyncClient:
+        if self._client is None or self._process != os.getpid():  # connections of a parent process are the parent's
+            self._process = os.getpid()
+            self._client = httpx.AsyncClient(transport=self.config.transport, limits=_LIMITS, follow_redirects=False)
+        return self._client
+
+    async def _pause(self, attempt: int, retry_after: str | None) -> None:
+        delay = min(_BACKOFF_MAX, self.config.retry_backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        if retry_after is not None and retry_after.isascii() and retry_after.isdigit():
+            delay = min(_BACKOFF_MAX, float(retry_after))
+        await asyncio.sleep(delay)
+
+
+def _answer(response: httpx.Response) -> tuple[int, Any]:
+    try:
+        body = parse_json(response.content) if response.content else None
+    except ValueError:
+        body = None
+        if response.is_success:
+            raise ApiUnreachableError(f"{response.request.url} answered {response.status_code} with something that is not JSON") from None
+    if response.is_success:
+        return response.status_code, body
+    raise ApiError(response.status_code, body if isinstance(body, dict) else {"title": response.reason_phrase})

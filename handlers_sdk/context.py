@@ -1,0 +1,320 @@
+"""What a running task knows about itself, and what it can say to the dispatcher while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import count
+from typing import Any, Final, Protocol
+
+from handlers_sdk import wire
+from handlers_sdk.clock import timestamp
+from handlers_sdk.durations import Duration, milliseconds
+from handlers_sdk.schemas import dump_json
+
+CURRENT: Final[ContextVar[Context | None]] = ContextVar("handlers_sdk_context", default=None)
+"""The context of the task running here, for log handlers and libraries that are not handed it."""
+
+DEFAULT_STREAM: Final = "out"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """The process a task runs in. `slots` is how many tasks it takes at a time."""
+
+    id: str
+    name: str = ""
+    slots: int = 1
+    labels: Mapping[str, str | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Returned by a handler whose work goes on elsewhere; the result follows by callback before the lease ends."""
+
+    lease: timedelta | None = None
+
+
+class Control(Protocol):
+    """What a context asks of whoever runs the attempt."""
+
+    @property
+    def lifespan(self) -> Any:
+        """What the app's lifespan generator yielded."""
+
+    @property
+    def worker(self) -> WorkerInfo:
+        """The process this runs in."""
+
+    @property
+    def home(self) -> threading.Thread | None:
+        """The thread of the event loop, which must not be made to wait."""
+
+    def emit(self, event: wire.Event) -> None:
+        """Queue an event for the dispatcher; returns at once, from any thread."""
+
+    def flushed(self) -> Future[None]:
+        """Done when everything emitted so far has arrived; EventsLostError when it did not."""
+
+    def extend(self, ms: int) -> None:
+        """Move this side's deadline later, from any thread."""
+
+    def stop(self, reason: str) -> None:
+        """Stop the attempt on this side, from any thread."""
+
+    def cancel_run(self) -> Future[None]:
+        """Ask the dispatcher to cancel the run."""
+
+
+class Context:
+    """The second argument of every task.
+
+    Methods without `aio_` may be called anywhere: in an async task they return at once, in a sync task those that must be
+    acknowledged (`refresh_timeout`, `release_slot`, `cancel`) wait for it. The `aio_` twin always waits.
+    """
+
+    __slots__ = ("_cancelled", "_chunks", "_control", "_input", "_item", "_reason", "_task_name")
+
+    def __init__(self, item: wire.RunItem, control: Control, task_name: str = "") -> None:
+        self._item = item
+        self._control = control
+        self._task_name = task_name
+        self._cancelled = False
+        self._reason = ""
+        self._chunks: count[int] | None = None
+
+    # ---- identity
+
+    @property
+    def workflow_run_id(self) -> str:
+        """`run_…` of the run this task belongs to."""
+        return self._item["run_id"]
+
+    @property
+    def task_run_id(self) -> str:
+        """`tsk_…`, constant over attempts: the idempotency key to pass on to third parties."""
+        return self._item["id"]
+
+    step_run_id = task_run_id
+
+    @property
+    def workflow_name(self) -> str:
+        """The workflow as the dispatcher knows it."""
+        return self._item.get("workflow") or self._item["name"]
+
+    @property
+    def task_name(self) -> str:
+        """The task's own name within its workflow."""
+        return self._task_name or self._item["name"]
+
+    @property
+    def workflow_version(self) -> str:
+        """The version of the endpoint this attempt was sent to."""
+        return self._item.get("version", "")
+
+    @property
+    def parent_workflow_run_id(self) -> str | None:
+        """The run that started this one, None for a root."""
+        return self._item.get("parent_run_id")
+
+    @property
+    def tenant(self) -> str:
+        """The tenant's slug."""
+        return self._item.get("tenant", "")
+
+    @property
+    def worker(self) -> WorkerInfo:
+        """The process this runs in."""
+        return self._control.worker
+
+    @property
+    def worker_id(self) -> str:
+        """Id of the process this runs in."""
+        return self._control.worker.id
+
+    # ---- what was asked
+
+    @property
+    def workflow_input(self) -> Any:
+        """The run's input as parsed JSON, before validation."""
+        return self._item.get("input")
+
+    input = workflow_input
+
+    @property
+    def additional_metadata(self) -> dict[str, Any]:
+        """Metadata of the run."""
+        return self._item.get("metadata") or {}
+
+    @property
+    def priority(self) -> int:
+        """1 low, 2 medium, 3 high."""
+        return self._item.get("priority", 1)
+
+    @property
+    def was_triggered_by_event(self) -> bool:
+        """Whether an event started the run."""
+        return self._item.get("event") is not None
+
+    @property
+    def triggering_event(self) -> wire.EventOrigin | None:
+        """`{"id", "type", "metadata"}` of the event that started the run."""
+        return self._item.get("event")
+
+    # ---- attempts and time
+
+    @property
+    def retry_count(self) -> int:
+        """Retries so far, whatever their cause; 0 on the first attempt."""
+        return self._item.get("retry_count", 0)
+
+    @property
+    def attempt_number(self) -> int:
+        """One more than `retry_count`."""
+        return self.retry_count + 1
+
+    @property
+    def max_attempts(self) -> int:
+        """How often the task may be attempted in all, by its own retries."""
+        return self._item.get("max_attempts", 1)
+
+    @property
+    def deadline(self) -> datetime:
+        """When this attempt ends, extensions not counted."""
+        return datetime.fromisoformat(self._item["deadline"])
+
+    # ---- cancellation
+
+    @property
+    def exit_flag(self) -> bool:
+        """True once the task should stop: cancelled, timed out, or the dispatcher is gone. Sync tasks look at it."""
+        return self._cancelled
+
+    is_cancelled = exit_flag
+
+    def done(self) -> bool:
+        """The same as `exit_flag`."""
+        return self._cancelled
+
+    @property
+    def cancellation_reason(self) -> str:
+        """Why the task should stop; empty while it should not."""
+        return self._reason
+
+    def cancel(self) -> None:
+        """Cancel the run and stop this task: the flag is set, an async task is interrupted at its next `await`."""
+        self._acknowledged(self._control.cancel_run())
+        self._control.stop("cancelled by the task itself")
+
+    async def aio_cancel(self) -> None:
+        """Cancel the run, once the dispatcher has confirmed, and stop this task at its next `await`."""
+        await asyncio.wrap_future(self._control.cancel_run())
+        self._control.stop("cancelled by the task itself")
+
+    # ---- saying something
+
+    def log(self, line: str | Mapping[str, Any], raise_on_error: bool = False, level: wire.LogLevel = "info") -> None:
+        """Send a log line; a mapping is written as JSON. `raise_on_error` waits for it to arrive, and is for sync tasks."""
+        self._control.emit(_log_event(line, level, self._item["attempt"]))
+        if raise_on_error:
+            self._must_wait("log(raise_on_error=True)", "aio_log")
+            self._control.flushed().result()
+
+    async def aio_log(self, line: str | Mapping[str, Any], raise_on_error: bool = False, level: wire.LogLevel = "info") -> None:
+        """Send a log line; with `raise_on_error`, wait for it to arrive and raise EventsLostError when it does not."""
+        self._control.emit(_log_event(line, level, self._item["attempt"]))
+        if raise_on_error:
+            await asyncio.wrap_future(self._control.flushed())
+
+    def put_stream(self, data: str | bytes, stream: str = DEFAULT_STREAM) -> None:
+        """Send a piece of a stream. Bytes that are no UTF-8 travel as base64."""
+        self._control.emit(self._chunk(data, stream))
+
+    async def aio_put_stream(self, data: str | bytes, stream: str = DEFAULT_STREAM) -> None:
+        """Send a piece of a stream and wait until it has arrived, so that a fast producer cannot run ahead."""
+        self._control.emit(self._chunk(data, stream))
+        await asyncio.wrap_future(self._control.flushed())
+
+    def progress(self, fraction: float, note: str = "") -> None:
+        """Say how far the task is: 0 to 1, and a few words."""
+        self._control.emit({"type": "progress", "fraction": fraction, "note": note})
+
+    # ---- asking for something
+
+    def refresh_timeout(self, increment_by: Duration) -> None:
+        """Move the deadline later by this much, counted from the current deadline."""
+        self._acknowledged(self._extended(increment_by))
+
+    async def aio_refresh_timeout(self, increment_by: Duration) -> None:
+        """Move the deadline later, once the dispatcher has confirmed it."""
+        await asyncio.wrap_future(self._extended(increment_by))
+
+    def release_slot(self) -> None:
+        """Give the slot to another task while this one goes on. If this process dies now, nobody takes the task over."""
+        self._control.emit({"type": "release_slot"})
+        self._acknowledged(self._control.flushed())
+
+    async def aio_release_slot(self) -> None:
+        """Give the slot away, once the dispatcher has confirmed it."""
+        self._control.emit({"type": "release_slot"})
+        await asyncio.wrap_future(self._control.flushed())
+
+    def accept(self, lease: Duration | None = None) -> Any:
+        """What a handler returns when its work goes on elsewhere: `return ctx.accept("10m")`.
+
+        The attempt stays open for `lease` (the dispatcher's default when None). Whoever does the work keeps `callback_token` and
+        ends it with `dispatcher.callbacks.complete(token, output)` or `.fail(token, …)`; `.extend(token, …)` moves the lease.
+        """
+        return Accepted(None if lease is None else timedelta(milliseconds=milliseconds(lease)))
+
+    @property
+    def callback_token(self) -> str:
+        """What `dispatcher.callbacks` needs to speak for this attempt. Keep it secret; it is worthless once the attempt has ended."""
+        return self._item["token"]
+
+    @property
+    def lifespan(self) -> Any:
+        """What the app's lifespan generator yielded; cast it to its type."""
+        return self._control.lifespan
+
+    # ---- inside
+
+    def _stop(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        self._cancelled = True
+
+    def _chunk(self, data: str | bytes, stream: str) -> wire.ChunkEvent:
+        if self._chunks is None:
+            self._chunks = count()
+        event: wire.ChunkEvent = {"type": "chunk", "stream": stream, "seq": next(self._chunks), "data": data}
+        if isinstance(data, bytes):
+            try:
+                event["data"] = data.decode()
+            except UnicodeDecodeError:
+                event["data"], event["encoding"] = base64.b64encode(data).decode(), "base64"
+        return event
+
+    def _extended(self, increment_by: Duration) -> Future[None]:
+        ms = milliseconds(increment_by)
+        self._control.emit({"type": "extend", "ms": ms})
+        self._control.extend(ms)
+        return self._control.flushed()
+
+    def _acknowledged(self, future: Future[None]) -> None:
+        if threading.current_thread() is not self._control.home:
+            future.result()
+
+    def _must_wait(self, what: str, instead: str) -> None:
+        if threading.current_thread() is self._control.home:
+            raise RuntimeError(f"{what} would block the event loop in an async task; use `await ctx.{instead}(…)`")
+
+
+def _log_event(line: str | Mapping[str, Any], level: wire.LogLevel, attempt: int) -> wire.LogEvent:
+    message = line if isinstance(line, str) else dump_json(line).decode()
+    return {"type": "log", "level": level, "message": message, "at": timestamp(), "attempt": attempt}

@@ -1,0 +1,163 @@
+"""What is declared about a workflow and its task, and how the manifest says it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import IntEnum
+from typing import Final
+
+from handlers_sdk import wire
+from handlers_sdk.durations import Duration, format_duration, parse_duration
+from handlers_sdk.errors import ConfigError
+from handlers_sdk.function import HandlerFunction
+
+NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
+EVENT_KEY: Final = re.compile(r"[^\x00-\x1f\x7f]{1,500}")
+SCHEDULE_TIMEOUT: Final = timedelta(minutes=5)
+EXECUTION_TIMEOUT: Final = timedelta(seconds=60)
+
+
+class Priority(IntEnum):
+    """How soon a run is picked among runs of its workflow."""
+
+    LOW = 1
+    MEDIUM = 2
+    HIGH = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDefaults:
+    """Settings for the tasks of a workflow that do not name their own."""
+
+    schedule_timeout: Duration = SCHEDULE_TIMEOUT
+    execution_timeout: Duration = EXECUTION_TIMEOUT
+    retries: int = 0
+    backoff_factor: float | None = None
+    backoff_max_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """How one task is queued, run and retried. ConfigError for a value that cannot be meant."""
+
+    schedule_timeout: timedelta
+    execution_timeout: timedelta
+    retries: int
+    backoff_factor: float | None
+    backoff_max_seconds: int | None
+
+    @classmethod
+    def of(
+        cls,
+        defaults: TaskDefaults,
+        schedule_timeout: Duration | None = None,
+        execution_timeout: Duration | None = None,
+        retries: int | None = None,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+    ) -> TaskSettings:
+        """Settings as given, the defaults where None was."""
+        try:
+            return cls(
+                schedule_timeout=parse_duration(defaults.schedule_timeout if schedule_timeout is None else schedule_timeout),
+                execution_timeout=parse_duration(defaults.execution_timeout if execution_timeout is None else execution_timeout),
+                retries=defaults.retries if retries is None else retries,
+                backoff_factor=defaults.backoff_factor if backoff_factor is None else backoff_factor,
+                backoff_max_seconds=defaults.backoff_max_seconds if backoff_max_seconds is None else backoff_max_seconds,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def __post_init__(self) -> None:
+        if self.schedule_timeout <= timedelta(0) or self.execution_timeout <= timedelta(0):
+            raise ConfigError("schedule_timeout and execution_timeout must be above zero")
+        if self.retries < 0:
+            raise ConfigError(f"retries={self.retries} must not be negative")
+        if self.backoff_factor is not None and self.backoff_factor < 1:
+            raise ConfigError(f"backoff_factor={self.backoff_factor} must be at least 1, or waits would shrink")
+        if self.backoff_max_seconds is not None and self.backoff_max_seconds <= 0:
+            raise ConfigError(f"backoff_max_seconds={self.backoff_max_seconds} must be above zero")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowSettings:
+    """What is declared about a workflow as a whole; `name` and `on_events` are as the dispatcher knows them."""
+
+    name: str
+    description: str | None = None
+    on_events: Sequence[str] = ()
+    version: str | None = None
+    default_priority: int = Priority.LOW
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_priority(self.default_priority)
+        for key in self.on_events:
+            if not EVENT_KEY.fullmatch(key):
+                raise ConfigError(
+                    f"on_events: {key!r} is not an event key: 1 to 500 characters, no control characters; `*` stands for any run"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDefinition:
+    """One handler: the workflow it is the task of, its settings and its function. A standalone task is its own workflow."""
+
+    workflow: WorkflowSettings
+    task_name: str
+    settings: TaskSettings
+    function: HandlerFunction = field(repr=False)
+    standalone: bool = True
+
+    @property
+    def delivered_as(self) -> str:
+        """The `name` its attempts arrive under."""
+        return self.workflow.name if self.standalone else f"{self.workflow.name}:{self.task_name}"
+
+    def entry(self) -> wire.HandlerEntry:
+        """The manifest's entry; members that say nothing are left out."""
+        workflow = self.workflow
+        entry: wire.HandlerEntry = {
+            "name": workflow.name,
+            "on_events": list(workflow.on_events),
+            "default_priority": int(workflow.default_priority),
+        }
+        if workflow.description:
+            entry["description"] = workflow.description
+        if self.standalone:
+            return {**self._task(), **entry, "kind": "task"}
+        return {**entry, "kind": "workflow", "tasks": [self._task()]}
+
+    def _task(self) -> wire.TaskEntry:
+        settings = self.settings
+        task: wire.TaskEntry = {
+            "name": self.task_name,
+            "body": "v1",
+            "retries": settings.retries,
+            "execution_timeout": format_duration(settings.execution_timeout),
+            "schedule_timeout": format_duration(settings.schedule_timeout),
+        }
+        if settings.backoff_factor is not None:
+            task["backoff_factor"] = settings.backoff_factor
+        if settings.backoff_max_seconds is not None:
+            task["backoff_max_seconds"] = settings.backoff_max_seconds
+        if (accepts := self.function.input.schema()) is not None:
+            task["input_schema"] = accepts
+        if (gives := self.function.output.schema()) is not None:
+            task["output_schema"] = gives
+        return task
+
+
+def check_name(name: str) -> None:
+    """ConfigError for what cannot be the name of a workflow or a task."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is not a name: letters, digits, `_ . : -`, at most 200 characters, the first a letter, digit or `_`")
+
+
+def check_priority(priority: int) -> None:
+    """ConfigError for a priority that is not 1, 2 or 3."""
+    if priority not in (1, 2, 3):
+        raise ConfigError(f"priority={priority} is not 1 (low), 2 (medium) or 3 (high)")

@@ -1,0 +1,241 @@
+"""`Dispatcher`: declare tasks, serve them, start runs. Making one connects to nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, overload
+
+from handlers_sdk.annotations import calling_namespace
+from handlers_sdk.api import Api
+from handlers_sdk.asgi import App
+from handlers_sdk.callbacks import CallbacksClient
+from handlers_sdk.clock import unix_seconds
+from handlers_sdk.config import ClientConfig
+from handlers_sdk.context import WorkerInfo
+from handlers_sdk.definitions import (
+    EXECUTION_TIMEOUT,
+    SCHEDULE_TIMEOUT,
+    Priority,
+    TaskDefaults,
+    TaskDefinition,
+    TaskSettings,
+    WorkflowSettings,
+)
+from handlers_sdk.durations import Duration
+from handlers_sdk.errors import ConfigError
+from handlers_sdk.events import EventClient
+from handlers_sdk.execution import Host
+from handlers_sdk.function import HandlerFunction, WorkerThreads
+from handlers_sdk.handlers import Handlers
+from handlers_sdk.lifespan import Lifespan, LifespanFn
+from handlers_sdk.logs import TaskLogHandler
+from handlers_sdk.portal import PORTAL
+from handlers_sdk.refs import WorkflowRunRef
+from handlers_sdk.runs import RunsClient
+from handlers_sdk.schemas import EmptyModel
+from handlers_sdk.stubs import Stubs
+from handlers_sdk.verification import verifier_for
+from handlers_sdk.workflow import Handler, P, R, Served, Standalone, Workflow
+
+I = TypeVar("I")  # noqa: E741 - the input
+
+SLOTS = 100
+
+
+class Dispatcher:
+    """The dispatcher as a program sees it. Configuration comes from DISPATCHER_* variables unless a ClientConfig is given."""
+
+    def __init__(self, config: ClientConfig | None = None) -> None:
+        self.config = ClientConfig.from_env() if config is None else config
+        self._api = Api(self.config)
+        self.event = EventClient(self._api)
+        self.runs = RunsClient(self._api)
+        self.callbacks = CallbacksClient(self._api)
+        self.stubs = Stubs(self._api)
+        if self.config.logger is not None and not any(isinstance(one, TaskLogHandler) for one in self.config.logger.handlers):
+            self.config.logger.addHandler(TaskLogHandler())
+
+    @property
+    def namespace(self) -> str:
+        """What is put before every workflow name and event key."""
+        return self.config.namespace
+
+    # ---- declaring
+
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        input_validator: None = None,
+        on_events: Sequence[str] | None = None,
+        version: str | None = None,
+        default_priority: int = Priority.LOW,
+        schedule_timeout: Duration = SCHEDULE_TIMEOUT,
+        execution_timeout: Duration = EXECUTION_TIMEOUT,
+        retries: int = 0,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+    ) -> Callable[[Handler[I, P, R]], Standalone[I, R]]: ...
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        input_validator: type[I],
+        on_events: Sequence[str] | None = None,
+        version: str | None = None,
+        default_priority: int = Priority.LOW,
+        schedule_timeout: Duration = SCHEDULE_TIMEOUT,
+        execution_timeout: Duration = EXECUTION_TIMEOUT,
+        retries: int = 0,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+    ) -> Callable[[Handler[I, P, R]], Standalone[I, R]]: ...
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        input_validator: Any = None,
+        on_events: Sequence[str] | None = None,
+        version: str | None = None,
+        default_priority: int = Priority.LOW,
+        schedule_timeout: Duration = SCHEDULE_TIMEOUT,
+        execution_timeout: Duration = EXECUTION_TIMEOUT,
+        retries: int = 0,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+    ) -> Callable[[Handler[Any, P, R]], Standalone[Any, R]]:
+        """Declare a task that is its own workflow: `fn(input, ctx, **dependencies)`, sync or async.
+
+        `name` is the function's unless given. The input is validated as `input_validator`, or as its annotation says, or as EmptyModel.
+        The rest is described in `Dispatcher.workflow` and `Workflow.task`.
+        """
+        settings = TaskSettings.of(TaskDefaults(), schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds)
+        namespace = calling_namespace(sys._getframe(1))  # noqa: SLF001 - annotations may name what is local to the caller
+
+        def declare(fn: Handler[Any, P, R]) -> Standalone[Any, R]:
+            workflow = self._settings(name or fn.__name__, description, on_events, version, default_priority)
+            function = HandlerFunction(fn, input_validator, namespace)
+            return Standalone(self._api, TaskDefinition(workflow, workflow.name, settings, function))
+
+        return declare
+
+    @overload
+    def workflow(
+        self,
+        name: str,
+        description: str | None = None,
+        input_validator: None = None,
+        on_events: Sequence[str] | None = None,
+        version: str | None = None,
+        default_priority: int = Priority.LOW,
+        task_defaults: TaskDefaults | None = None,
+    ) -> Workflow[EmptyModel]: ...
+    @overload
+    def workflow(
+        self,
+        name: str,
+        description: str | None = None,
+        *,
+        input_validator: type[I],
+        on_events: Sequence[str] | None = None,
+        version: str | None = None,
+        default_priority: int = Priority.LOW,
+        task_defaults: TaskDefaults | None = None,
+    ) -> Workflow[I]: ...
+    def workflow(
+        self,
+        name: str,
+        description: str | None = None,
+        input_validator: Any = None,
+        on_events: Sequence[str] | None = None,
+        version: str | None = None,
+        default_priority: int = Priority.LOW,
+        task_defaults: TaskDefaults | None = None,
+    ) -> Workflow[Any]:
+        """Declare a workflow, whose task is then declared with `@<workflow>.task()`.
+
+        `on_events` are the event keys that start a run, `*` standing for any run of characters. `default_priority` is 1 to 3.
+        `version` goes into the version of the endpoint.
+        """
+        settings = self._settings(name, description, on_events, version, default_priority)
+        return Workflow(self._api, settings, input_validator or EmptyModel, task_defaults or TaskDefaults())
+
+    def _settings(
+        self, name: str, description: str | None, on_events: Sequence[str] | None, version: str | None, priority: int
+    ) -> WorkflowSettings:
+        keys = tuple(self.config.namespaced(key) for key in on_events or ())
+        return WorkflowSettings(self.config.namespaced(name), description, keys, version, priority)
+
+    # ---- serving
+
+    def app(
+        self,
+        workflows: Sequence[Served],
+        slots: int = SLOTS,
+        labels: Mapping[str, str | int] | None = None,
+        lifespan: LifespanFn | None = None,
+        *,
+        name: str = "",
+        version: str = "",
+        clock: Callable[[], int] = unix_seconds,
+    ) -> App:
+        """An ASGI app that runs these workflows' tasks, mountable anywhere.
+
+        `slots` is how many tasks it takes at a time, `lifespan` an async generator function whose value is `ctx.lifespan`. `version` names
+        what is deployed; without it a checksum of the definitions does. `clock` gives unix seconds, for the age of signatures.
+        """
+        if slots < 1:
+            raise ConfigError(f"slots={slots} must be at least 1")
+        worker = WorkerInfo(f"wrk_{socket.gethostname()}_{os.getpid()}", name, slots, dict(labels or {}))
+        verifier = verifier_for(self._api) if self.config.verify_signatures else None
+        definitions = [definition for workflow in workflows for definition in workflow.definitions]
+        host = Host(self._api, worker, WorkerThreads(slots))
+        return App(Handlers(definitions, host, verifier, version=version or self.config.version, lifespan=Lifespan(lifespan), clock=clock))
+
+    def serve(
+        self,
+        name: str,
+        workflows: Sequence[Served],
+        slots: int = SLOTS,
+        labels: Mapping[str, str | int] | None = None,
+        lifespan: LifespanFn | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8500,
+        url: str = "",
+        version: str = "",
+        register: bool = True,
+        shutdown_seconds: int = 30,
+    ) -> None:
+        """Run the app with uvicorn and register it as endpoint `name`; returns when it was told to stop and has finished its work.
+
+        `url` is where the dispatcher reaches this process, `http://host:port` unless given. SIGTERM and SIGINT stop taking work, give
+        what is running `shutdown_seconds` to end, and end the process normally. With `register=False` nothing is registered.
+        """
+        from handlers_sdk.serve import Endpoint, serve  # uvicorn is needed by no one else
+
+        app = self.app(workflows, slots, labels, lifespan, name=name, version=version)
+        endpoint = Endpoint(name=name, url=url, version=app.handlers.version, slots=slots, labels=dict(labels or {}))
+        serve(app, self._api if register else None, endpoint, host, port, shutdown_seconds)
+
+    # ---- the rest
+
+    def run_ref(self, workflow_run_id: str) -> WorkflowRunRef[Any]:
+        """A reference to any run, its result as parsed JSON."""
+        return WorkflowRunRef(self._api, workflow_run_id, lambda output: output)
+
+    def close(self) -> None:
+        """Close the connections to the dispatcher. Using it again opens new ones."""
+        PORTAL.call(self._api.aclose())
+
+    async def aio_close(self) -> None:
+        """Close the connections to the dispatcher. Using it again opens new ones."""
+        await PORTAL.aio_call(self._api.aclose())

@@ -1,0 +1,155 @@
+"""What can go wrong, split by whose fault it is. Every error has a stable `code` and a message that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from handlers_sdk.durations import Duration, parse_duration
+
+
+class DispatcherError(Exception):
+    """Anything this package raises on its own account."""
+
+    code: ClassVar[str] = "error"
+
+
+# ---- the program is put together wrongly
+
+
+class ConfigError(DispatcherError):
+    """Configuration or a declaration that cannot be used; raised where it is made."""
+
+    code = "config"
+
+
+class LifespanSetupError(DispatcherError):
+    """The lifespan generator failed before its `yield`, or did not yield exactly once."""
+
+    code = "lifespan_setup"
+
+
+# ---- a handler decides how its attempt fails
+
+
+class NonRetryableException(Exception):  # noqa: N818 - the public name
+    """Raised by a handler: fail now, whatever retries remain."""
+
+    code: ClassVar[str | None] = None
+
+
+NonRetryableError = NonRetryableException
+
+
+class RetryableException(Exception):  # noqa: N818 - beside NonRetryableException
+    """Raised by a handler: retry while retries remain, not before `after`. A plain exception retries by the task's backoff."""
+
+    def __init__(self, message: str, after: Duration | None = None) -> None:
+        super().__init__(message)
+        self.after: timedelta | None = None if after is None else parse_duration(after)
+
+
+class InvalidInputError(NonRetryableException, DispatcherError):
+    """An input that its validator refuses; the message names each field. Fails a task for good, and stops a trigger before it is sent."""
+
+    code = "invalid_input"
+
+
+class IllegalTaskOutputError(NonRetryableException, DispatcherError):
+    """A result that its return annotation or JSON refuses; the message names each field. Fails the task for good."""
+
+    code = "invalid_output"
+
+
+class EventsLostError(DispatcherError):
+    """Log lines or stream chunks that could not be handed to the dispatcher. `lost` counts them."""
+
+    code = "events_lost"
+
+    def __init__(self, message: str, lost: int) -> None:
+        super().__init__(message)
+        self.lost = lost
+
+
+# ---- the dispatcher says no, or nothing
+
+
+class ApiError(DispatcherError):
+    """The dispatcher refused a call with a problem document (RFC 9457). `problem_code` is its stable code, `status` the HTTP status."""
+
+    code = "api"
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        self.status = status
+        self.problem = problem
+        self.problem_code = str(problem.get("code", ""))
+        self.hint = problem.get("hint")
+        text = str(problem.get("detail") or problem.get("title") or f"HTTP {status}")
+        super().__init__(f"{status} {self.problem_code}: {text}" + (f" ({self.hint})" if self.hint else ""))
+
+
+class ApiUnreachableError(DispatcherError):
+    """No usable answer came from the dispatcher: refused, timed out, or not JSON."""
+
+    code = "api_unreachable"
+
+
+class IdempotencyCollisionError(DispatcherError):
+    """This idempotency key already started a run. `existing_run_id` is that run."""
+
+    code = "idempotency_collision"
+
+    def __init__(self, existing_run_id: str, key: str | None) -> None:
+        super().__init__(f"idempotency key {key!r} already started {existing_run_id}")
+        self.existing_run_id = existing_run_id
+        self.key = key
+
+
+class BulkTriggerError(DispatcherError):
+    """Some items of a bulk call were not started. `results` has, in order, what each one came to: the value or its error."""
+
+    code = "bulk_trigger"
+
+    def __init__(self, results: Sequence[Any]) -> None:
+        failed = [(index, result) for index, result in enumerate(results) if isinstance(result, BaseException)]
+        index, first = failed[0]
+        super().__init__(f"{len(failed)} of {len(results)} items were not started; the first, item {index}: {first}")
+        self.results = list(results)
+
+
+# ---- a run ended without a result
+
+
+class TaskRunError(DispatcherError):
+    """One task run's final error, as the dispatcher recorded it."""
+
+    code = "task_run"
+
+    def __init__(self, message: str, *, error_code: str = "", task_name: str = "", task_run_id: str = "") -> None:
+        super().__init__(f"{task_name}: {message}" if task_name else message)
+        self.message = message
+        self.error_code = error_code
+        self.task_name = task_name
+        self.task_run_id = task_run_id
+
+
+class FailedTaskRunExceptionGroup(DispatcherError):  # noqa: N818 - the public name
+    """The run failed. `exceptions` has one TaskRunError per failed task."""
+
+    code = "run_failed"
+
+    def __init__(self, run_id: str, exceptions: Sequence[TaskRunError]) -> None:
+        super().__init__(f"{run_id} failed: " + "; ".join(str(error) for error in exceptions))
+        self.run_id = run_id
+        self.exceptions = list(exceptions)
+
+
+class CancelledRunError(DispatcherError):
+    """The run was cancelled before it had a result."""
+
+    code = "run_cancelled"
+
+    def __init__(self, run_id: str, reason: str = "") -> None:
+        super().__init__(f"{run_id} was cancelled" + (f": {reason}" if reason else ""))
+        self.run_id = run_id

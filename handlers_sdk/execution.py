@@ -1,0 +1,191 @@
+"""Attempts being worked on: started, bounded by their deadline, told to stop, and settled exactly once.
+
+An attempt is settled by whatever comes first: its handler's end, its deadline, or a stop. A handler that outlives its attempt (a thread
+cannot be interrupted, and a coroutine may take its time to clean up) stays in the ledger until it ends, so that the same attempt is never
+run twice at once and a shutdown waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from handlers_sdk import wire
+from handlers_sdk.api import Api
+from handlers_sdk.channel import Channel
+from handlers_sdk.context import CURRENT, Accepted, Context, WorkerInfo
+from handlers_sdk.function import HandlerFunction, WorkerThreads
+from handlers_sdk.outcomes import Done, Fail, Outcome, Refuse, cancelled, failure, timed_out
+from handlers_sdk.portal import PORTAL
+
+FLUSH_SECONDS: Final = 5.0
+STALE: Final = "this attempt no longer owns its task"
+
+logger = logging.getLogger("handlers_sdk")
+
+
+@dataclass(slots=True)
+class Host:
+    """What all attempts of one app share. `lifespan` is set once the lifespan generator has yielded."""
+
+    api: Api
+    worker: WorkerInfo
+    threads: WorkerThreads
+    lifespan: Any = None
+    running: dict[tuple[str, int], Execution] = field(default_factory=dict)
+    home: threading.Thread | None = None
+
+
+class Execution:
+    """One attempt. `settle` is called once, on the event loop, with what it came to."""
+
+    __slots__ = ("_base", "_channel", "_due", "_function", "_host", "_item", "_loop", "_settle", "_task", "_thread", "_timer", "context")
+
+    def __init__(
+        self,
+        host: Host,
+        function: HandlerFunction,
+        task_name: str,
+        item: wire.RunItem,
+        base: str,
+        settle: Callable[[Execution, Outcome], None],
+    ) -> None:
+        self._host = host
+        self._function = function
+        self._item = item
+        self._base = base
+        self._settle: Callable[[Execution, Outcome], None] | None = settle
+        self._channel: Channel | None = None
+        self._thread: Future[Any] | None = None
+        self.context = Context(item, self, task_name)
+
+    @property
+    def task_id(self) -> str:
+        """`tsk_…`."""
+        return self._item["id"]
+
+    def start(self, received: float) -> None:
+        """Begin. `received` is the loop's time when the request came: the attempt's time has been running since."""
+        self._loop = asyncio.get_running_loop()
+        self._host.home = threading.current_thread()
+        self._due = received + self._item["timeout_ms"] / 1000
+        self._host.running[self._item["id"], self._item["attempt"]] = self
+        self._timer = self._loop.call_at(self._due, self._expire)
+        self._task = self._loop.create_task(self._main())
+
+    # ---- what a context asks for
+
+    @property
+    def lifespan(self) -> Any:
+        """What the app's lifespan generator yielded."""
+        return self._host.lifespan
+
+    @property
+    def worker(self) -> WorkerInfo:
+        """This process."""
+        return self._host.worker
+
+    @property
+    def home(self) -> threading.Thread | None:
+        """The thread the event loop runs in."""
+        return self._host.home
+
+    def emit(self, event: wire.Event) -> None:
+        """Queue an event for the dispatcher, from any thread."""
+        if self._channel is None:
+            self._channel = Channel(self._host.api, PORTAL, base=self._base, token=self._item["token"], on_stop=self.stop)
+        self._channel.put(event)
+
+    def flushed(self) -> Future[None]:
+        """Done when everything emitted so far has arrived."""
+        if self._channel is not None:
+            return self._channel.flushed()
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    def extend(self, ms: int) -> None:
+        """Move the deadline, from any thread."""
+        self._loop.call_soon_threadsafe(self._extend, ms / 1000)
+
+    def stop(self, reason: str) -> None:
+        """Stop, from any thread: set the context's flag at once, interrupt the handler as soon as the loop gets to it."""
+        self.context._stop(reason)  # noqa: SLF001 - the context belongs to its execution
+        self._loop.call_soon_threadsafe(self._interrupt, cancelled(reason))
+
+    def cancel_run(self) -> Future[None]:
+        """Ask the dispatcher to cancel the run, with the configured token."""
+        return PORTAL.submit(self._cancel_run())
+
+    async def _cancel_run(self) -> None:
+        await self._host.api.request("POST", f"/v1/runs/{self._item['run_id']}/cancel", content=b"{}", repeatable=True)
+
+    # ---- the attempt's life
+
+    async def _main(self) -> None:
+        CURRENT.set(self.context)
+        outcome: Outcome
+        try:
+            result = await self._function.call(self.context, self)
+            outcome = result if isinstance(result, Accepted) else Done(result)
+        except asyncio.CancelledError as error:
+            if self._task.cancelling():
+                self._finish(Refuse(503, "shutting_down", "the endpoint is shutting down"))
+                self._release_when_idle()
+                raise
+            outcome = failure(error)  # the handler awaited something that somebody else cancelled
+        except (Exception, SystemExit) as error:
+            outcome = failure(error)
+        if self._channel is not None:
+            await self._flush(self._channel)
+        self._release()
+        self._finish(outcome)
+
+    async def run(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Blocking code of this attempt, in a worker thread."""
+        self._thread = self._host.threads.start(fn, *args)
+        return await asyncio.wrap_future(self._thread)
+
+    async def _flush(self, channel: Channel) -> None:
+        """Log lines arrive before the result does; losing them does not change it."""
+        try:
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await asyncio.wrap_future(channel.flushed())
+        except Exception as error:
+            logger.warning("%s: %s", self.task_id, str(error) or "its log lines are still under way")
+
+    def _expire(self) -> None:
+        if self._loop.time() < self._due:  # the deadline moved meanwhile
+            self._timer = self._loop.call_at(self._due, self._expire)
+            return
+        outcome = timed_out(self._item["timeout_ms"])
+        self.context._stop(outcome.error["message"])  # noqa: SLF001 - the context belongs to its execution
+        self._interrupt(outcome)
+
+    def _extend(self, seconds: float) -> None:
+        self._due += seconds
+
+    def _interrupt(self, outcome: Fail) -> None:
+        self._finish(outcome)
+        self._task.add_done_callback(lambda _: self._release_when_idle())  # also when the handler never got to run
+        self._task.cancel()
+
+    def _finish(self, outcome: Outcome) -> None:
+        settle, self._settle = self._settle, None
+        if settle is not None:
+            self._timer.cancel()
+            settle(self, outcome)
+
+    def _release_when_idle(self) -> None:
+        if self._thread is None or self._thread.done():
+            self._release()
+        else:
+            self._thread.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._release))
+
+    def _release(self) -> None:
+        self._host.running.pop((self._item["id"], self._item["attempt"]), None)

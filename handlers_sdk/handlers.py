@@ -1,0 +1,188 @@
+"""The endpoint, without any framework: a request's method, headers and body in, a Response out.
+
+`POST` is work (a run, a batch, a cancellation), `GET` the manifest. Everything that selects code or data is inside the signed body; nothing
+is read from the path. The rules are those of PROTOCOL.md; an adapter (asgi.py) only carries bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from handlers_sdk import wire
+from handlers_sdk.batches import Batch
+from handlers_sdk.clock import unix_seconds
+from handlers_sdk.definitions import TaskDefinition
+from handlers_sdk.errors import ConfigError, LifespanSetupError
+from handlers_sdk.execution import Execution, Host
+from handlers_sdk.lifespan import Lifespan
+from handlers_sdk.outcomes import Outcome, Refuse, Response, problem, to_response
+from handlers_sdk.schemas import dump_json, parse_json
+from handlers_sdk.signing import SignatureError
+from handlers_sdk.verification import Verifier
+
+REQUEST_BYTES_MAX: Final = 4_000_000
+BATCH_ITEMS_MAX: Final = 100
+BATCH_BYTES_MAX: Final = 1_000_000
+SDK: Final = "py/0.1"
+_RUN_MEMBERS: Final = (("id", str), ("name", str), ("run_id", str), ("attempt", int), ("timeout_ms", int), ("token", str))
+
+
+class Handlers:
+    """All handlers of one endpoint. ConfigError when two have one name."""
+
+    def __init__(
+        self,
+        definitions: Sequence[TaskDefinition],
+        host: Host,
+        verifier: Verifier | None,
+        *,
+        version: str = "",
+        lifespan: Lifespan | None = None,
+        clock: Callable[[], int] = unix_seconds,
+    ) -> None:
+        self._definitions = {definition.delivered_as: definition for definition in definitions}
+        names = [definition.workflow.name for definition in definitions]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"workflows need different names: {', '.join(sorted({name for name in names if names.count(name) > 1}))}")
+        self.host = host
+        self.verifier = verifier
+        self.lifespan = lifespan or Lifespan(None)
+        self.version = version or self._checksum()
+        self.draining = False
+        self._clock = clock
+        self._marks = ((wire.HEADER_PROTOCOL, str(wire.PROTOCOL_VERSION)), (wire.HEADER_VERSION, self.version))
+
+    async def handle(self, method: str, headers: Mapping[str, str], body: bytes) -> Response:
+        """The answer to one request. `headers` has lower-case names; `body` is the raw bytes received.
+
+        Cancelling this, or closing the body it answered with, stops what the request started.
+        """
+        response = await self._answer(method, headers, body)
+        return Response(response.status, response.headers + self._marks, response.body)
+
+    async def close(self) -> None:
+        """Wait for threads still at work, then run the end of the lifespan."""
+        await asyncio.get_running_loop().run_in_executor(None, self.host.threads.close)
+        await self.lifespan.stop()
+
+    async def _answer(self, method: str, headers: Mapping[str, str], body: bytes) -> Response:
+        if method not in ("GET", "POST"):
+            return _with(problem(405, "method_not_allowed", "POST is work, GET the manifest"), ("allow", "GET, POST"))
+        if len(body) > REQUEST_BYTES_MAX:
+            return problem(413, "too_large", f"at most {REQUEST_BYTES_MAX} bytes are read")
+        try:
+            if self.verifier is not None:
+                await self.verifier.check(headers, body, self._clock(), introduces=method == "GET")
+        except SignatureError as error:
+            return problem(401, error.code, str(error))
+        return self._manifest(headers.get(wire.HEADER_CHALLENGE, "")) if method == "GET" else await self._push(body)
+
+    async def _push(self, body: bytes) -> Response:
+        received = asyncio.get_running_loop().time()
+        try:
+            push = parse_json(body)
+        except ValueError as error:
+            return problem(400, "malformed", f"the body is not JSON: {error}")
+        kind = push.get("type") if isinstance(push, dict) else None
+        if kind not in (wire.PUSH_RUN, wire.PUSH_BATCH, wire.PUSH_CANCEL) or push.get("protocol") != wire.PROTOCOL_VERSION:
+            return problem(415, "unsupported", f"protocol {wire.PROTOCOL_VERSION} with type run, batch or cancel is spoken here")
+        if kind == wire.PUSH_CANCEL:
+            return self._cancel(push)
+        if not self.lifespan.started:
+            try:
+                self.host.lifespan = await self.lifespan.start()
+            except LifespanSetupError as error:
+                return problem(503, error.code, str(error))
+        return await (self._batch(push, received) if kind == wire.PUSH_BATCH else self._run(push, received))
+
+    # ---- work
+
+    def begin(self, item: Any, base: str, received: float, settle: Callable[[Execution, Outcome], None]) -> Execution | Refuse:
+        """Start one attempt, or say why not. `settle` is called once with what it came to."""
+        if (wrong := _malformed(item)) is not None:
+            return Refuse(400, "malformed", wrong)
+        if self.draining:
+            return Refuse(503, "draining", "the endpoint is shutting down")
+        definition = self._definitions.get(item["name"])
+        if definition is None:
+            return Refuse(404, "unknown_handler", f"version {self.version} has no handler named {item['name']!r}")
+        if (item["id"], item["attempt"]) in self.host.running:
+            return Refuse(409, "already_running", f"attempt {item['attempt']} of {item['id']} is running here")
+        execution = Execution(self.host, definition.function, definition.task_name, item, base, settle)
+        execution.start(received)
+        return execution
+
+    async def _run(self, push: Any, received: float) -> Response:
+        settled: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def settle(_: Execution, outcome: Outcome) -> None:
+            if not settled.done():
+                settled.set_result(outcome)
+
+        begun = self.begin(push, str(push.get("api", "")), received, settle)
+        if isinstance(begun, Refuse):
+            return to_response(begun)
+        try:
+            return to_response(await settled)
+        except asyncio.CancelledError:
+            begun.stop("the request was abandoned")
+            raise
+
+    async def _batch(self, push: Any, received: float) -> Response:
+        items = push.get("items")
+        if not isinstance(items, list):
+            return problem(400, "malformed", "a batch has a list of items")
+        concurrency = 1 if push.get("ordered") else self.host.worker.slots
+        batch = Batch(items, lambda item, settle: self.begin(item, str(push.get("api", "")), received, settle), concurrency)
+        first = await batch.some()
+        headers = (("content-type", wire.MEDIA_NDJSON),)
+        return Response(200, headers, first if batch.finished else batch.rest(first))
+
+    def _cancel(self, push: Any) -> Response:
+        execution = self.host.running.get((str(push.get("id")), int(push.get("attempt") or 0)))
+        if execution is not None:
+            execution.stop(str(push.get("reason") or "cancelled"))
+        return Response(204)
+
+    # ---- the manifest
+
+    def manifest(self, challenge: str = "") -> wire.Manifest:
+        """What the endpoint offers, as it answers a signed GET."""
+        slots = self.host.worker.slots
+        manifest: wire.Manifest = {
+            "protocol": {"min": wire.PROTOCOL_VERSION, "max": wire.PROTOCOL_VERSION},
+            "sdk": SDK,
+            "version": self.version,
+            "challenge": challenge,
+            "features": [wire.FEATURE_ASYNC, wire.FEATURE_BATCH, wire.FEATURE_NDJSON, wire.FEATURE_CANCEL_PUSH],
+            "limits": {"request_bytes": REQUEST_BYTES_MAX, "concurrency": slots},
+            "batch": {"max_items": BATCH_ITEMS_MAX, "max_bytes": BATCH_BYTES_MAX, "concurrency": slots},
+            "handlers": [definition.entry() for definition in self._definitions.values()],
+        }
+        if self.verifier is not None:
+            manifest["verified"] = self.verifier.scheme
+        return manifest
+
+    def _manifest(self, challenge: str) -> Response:
+        return Response(200, (("content-type", wire.MEDIA_MANIFEST),), dump_json(self.manifest(challenge)))
+
+    def _checksum(self) -> str:
+        entries = sorted((definition.entry() for definition in self._definitions.values()), key=lambda entry: entry["name"])
+        versions = sorted(definition.workflow.version or "" for definition in self._definitions.values())
+        return hashlib.sha256(dump_json([entries, versions])).hexdigest()[:12]
+
+
+def _malformed(item: Any) -> str | None:
+    if not isinstance(item, dict):
+        return "a run is an object"
+    for name, kind in _RUN_MEMBERS:
+        if item.get(name).__class__ is not kind:
+            return f"a run's `{name}` is {'a string' if kind is str else 'a whole number'}"
+    return None
+
+
+def _with(response: Response, header: tuple[str, str]) -> Response:
+    return Response(response.status, (*response.headers, header), response.body)

@@ -1,0 +1,223 @@
+"""Runs as the dispatcher reports them, and the client that reads and cancels them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from handlers_sdk.api import Api
+from handlers_sdk.errors import CancelledRunError, FailedTaskRunExceptionGroup, TaskRunError
+from handlers_sdk.portal import PORTAL
+
+WAIT_SECONDS: Final = 30
+ENDED: Final = frozenset({"succeeded", "failed", "cancelled", "skipped"})
+_PAUSE_MAX: Final = 1.0
+
+
+class _Reported(BaseModel):
+    """Members this version does not know are kept: a newer dispatcher may say more."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class RunError(_Reported):
+    """Why a run, task run or attempt failed. `code` is stable."""
+
+    code: str = ""
+    message: str = ""
+
+
+class Attempt(_Reported):
+    """One signed request to an endpoint."""
+
+    id: str
+    number: int
+    status: str = ""
+    http_status: int | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    error: RunError | None = None
+
+
+class TaskRun(_Reported):
+    """One task of a run."""
+
+    id: str
+    name: str = ""
+    status: str = ""
+    output: Any = None
+    error: RunError | None = None
+    retry_count: int = 0
+    attempts: list[Attempt] = Field(default_factory=list)
+
+
+class Run(_Reported):
+    """One execution of a workflow. `status`: pending queued running waiting pending_retry blocked succeeded failed cancelled skipped."""
+
+    id: str
+    status: str
+    workflow: str = ""
+    input: Any = None
+    output: Any = None
+    error: RunError | None = None
+    metadata: dict[str, Any] | None = None
+    priority: int = 1
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    event_id: str | None = None
+    parent_run_id: str | None = None
+    tasks: list[TaskRun] = Field(default_factory=list)
+    duplicate: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the status is final."""
+        return self.status in ENDED
+
+    def result(self) -> Any:
+        """The output of an ended run as parsed JSON; FailedTaskRunExceptionGroup or CancelledRunError when it has none."""
+        if self.status == "failed":
+            raise FailedTaskRunExceptionGroup(self.id, self._errors())
+        if self.status == "cancelled":
+            raise CancelledRunError(self.id, self.error.message if self.error else "")
+        return self.output
+
+    def _errors(self) -> list[TaskRunError]:
+        failed = [
+            TaskRunError(task.error.message, error_code=task.error.code, task_name=task.name, task_run_id=task.id)
+            for task in self.tasks
+            if task.error is not None and task.status == "failed"
+        ]
+        own = self.error or RunError(message="no error was recorded")
+        return failed or [TaskRunError(own.message, error_code=own.code, task_name=self.workflow)]
+
+
+class RunList(BaseModel):
+    """One page of runs. `next_cursor` asks for the next, None on the last."""
+
+    rows: list[Run]
+    next_cursor: str | None = None
+
+
+async def fetch_run(api: Api, run_id: str, wait: int = 0) -> Run:
+    """A run; with `wait` seconds, as soon as it ends or the time is up."""
+    params = {"wait": f"{wait}s"} if wait else None
+    _, body = await api.request("GET", f"/v1/runs/{run_id}", params=params, wait=wait, repeatable=True)
+    return Run.model_validate(body)
+
+
+async def ended_run(api: Api, run: Run) -> Run:
+    """The run once it has ended, by long polls with a growing pause between them."""
+    pause = 0.0
+    while not run.ended:
+        await asyncio.sleep(pause)
+        pause = min(_PAUSE_MAX, pause * 2 or 0.02)
+        run = await fetch_run(api, run.id, WAIT_SECONDS)
+    return run
+
+
+class RunsClient:
+    """`dispatcher.runs`: what has become of runs. Every method has an `aio_` face."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def get(self, workflow_run_id: str) -> Run:
+        """The run with its tasks and attempts."""
+        return PORTAL.call(fetch_run(self._api, workflow_run_id))
+
+    async def aio_get(self, workflow_run_id: str) -> Run:
+        """The run with its tasks and attempts."""
+        return await PORTAL.aio_call(fetch_run(self._api, workflow_run_id))
+
+    def get_status(self, workflow_run_id: str) -> str:
+        """The run's status."""
+        return self.get(workflow_run_id).status
+
+    async def aio_get_status(self, workflow_run_id: str) -> str:
+        """The run's status."""
+        return (await self.aio_get(workflow_run_id)).status
+
+    def get_result(self, run_id: str) -> Any:
+        """The run's output, once it has ended. Raises as `WorkflowRunRef.result` does."""
+        return PORTAL.call(self._result(run_id))
+
+    async def aio_get_result(self, run_id: str) -> Any:
+        """The run's output, once it has ended. Raises as `WorkflowRunRef.result` does."""
+        return await PORTAL.aio_call(self._result(run_id))
+
+    def cancel(self, run_id: str) -> None:
+        """Ask for a run to be cancelled; one that has ended stays as it is."""
+        PORTAL.call(self._cancel(run_id))
+
+    async def aio_cancel(self, run_id: str) -> None:
+        """Ask for a run to be cancelled; one that has ended stays as it is."""
+        await PORTAL.aio_call(self._cancel(run_id))
+
+    def list(
+        self,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        statuses: Sequence[str] | None = None,
+        workflow: str | None = None,
+        additional_metadata: Mapping[str, str] | None = None,
+        event_id: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> RunList:
+        """One page of runs, newest first, that match all filters."""
+        filters = self._filters(since, until, statuses, workflow, additional_metadata, event_id, limit, cursor)
+        return PORTAL.call(self._list(filters))
+
+    async def aio_list(
+        self,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        statuses: Sequence[str] | None = None,
+        workflow: str | None = None,
+        additional_metadata: Mapping[str, str] | None = None,
+        event_id: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> RunList:
+        """One page of runs, newest first, that match all filters."""
+        filters = self._filters(since, until, statuses, workflow, additional_metadata, event_id, limit, cursor)
+        return await PORTAL.aio_call(self._list(filters))
+
+    async def _list(self, filters: dict[str, str | int | Sequence[str]]) -> RunList:
+        _, body = await self._api.request("GET", "/v1/runs", params=filters, repeatable=True)
+        return RunList.model_validate(body)
+
+    async def _result(self, run_id: str) -> Any:
+        return (await ended_run(self._api, await fetch_run(self._api, run_id, WAIT_SECONDS))).result()
+
+    async def _cancel(self, run_id: str) -> None:
+        await self._api.request("POST", f"/v1/runs/{run_id}/cancel", content=b"{}", repeatable=True)
+
+    def _filters(
+        self,
+        since: datetime | None,
+        until: datetime | None,
+        statuses: Sequence[str] | None,
+        workflow: str | None,
+        metadata: Mapping[str, str] | None,
+        event_id: str | None,
+        limit: int | None,
+        cursor: str | None,
+    ) -> dict[str, str | int | Sequence[str]]:
+        named: dict[str, str | int | Sequence[str] | None] = {
+            "since": since.isoformat() if since else None,
+            "until": until.isoformat() if until else None,
+            "status": ",".join(statuses) if statuses else None,
+            "workflow": self._api.config.namespaced(workflow) if workflow else None,
+            "metadata": [f"{key}:{value}" for key, value in metadata.items()] if metadata else None,
+            "event_id": event_id,
+            "limit": limit,
+            "cursor": cursor,
+        }
+        return {name: value for name, value in named.items() if value is not None}

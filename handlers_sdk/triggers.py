@@ -1,0 +1,141 @@
+"""Starting runs: one, or thousands in as few requests as the dispatcher's limits allow, answered in the order asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from handlers_sdk.api import Api
+from handlers_sdk.definitions import check_priority
+from handlers_sdk.durations import Duration, format_duration, parse_duration
+from handlers_sdk.errors import ApiError, ApiUnreachableError, DispatcherError, IdempotencyCollisionError
+from handlers_sdk.runs import WAIT_SECONDS, Run
+from handlers_sdk.schemas import dump_json
+
+BULK_ITEMS_MAX: Final = 1_000
+BULK_BYTES_MAX: Final = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerWorkflowOptions:
+    """How a run is started, beside its input.
+
+    `additional_metadata` is carried by the run and its attempts. `idempotency_key` starts at most one run of the workflow within
+    `idempotency_ttl` (the dispatcher's default when None): a second one raises IdempotencyCollisionError.
+    """
+
+    additional_metadata: Mapping[str, Any] | None = None
+    priority: int | None = None
+    idempotency_key: str | None = None
+    idempotency_ttl: Duration | None = None
+
+    def __post_init__(self) -> None:
+        if self.priority is not None:
+            check_priority(self.priority)
+
+    def members(self) -> dict[str, Any]:
+        """The members of the call, those that were given."""
+        ttl = None if self.idempotency_ttl is None else format_duration(parse_duration(self.idempotency_ttl))
+        named = {
+            "metadata": self.additional_metadata,
+            "priority": self.priority,
+            "idempotency_key": self.idempotency_key,
+            "idempotency_ttl": ttl,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowRunTriggerConfig:
+    """One run to start: made by `create_bulk_run_item`. `input` is JSON text. Items of one call with one `key` are one run."""
+
+    workflow_name: str
+    input: bytes
+    options: TriggerWorkflowOptions = field(default_factory=TriggerWorkflowOptions)
+    key: str | None = None
+
+    def text(self) -> bytes:
+        """The call's JSON. The input is copied as it is."""
+        rest = dump_json(self.options.members(), "input")[1:-1]
+        return b'{"workflow":%b,"input":%b%b%b}' % (dump_json(self.workflow_name), self.input, b"," if rest else b"", rest)
+
+
+async def start_run(api: Api, config: WorkflowRunTriggerConfig, *, wait: bool) -> Run:
+    """Start one run; with `wait`, give it up to WAIT_SECONDS to end. IdempotencyCollisionError when the key already started one."""
+    params = {"wait": f"{WAIT_SECONDS}s"} if wait else None
+    _, body = await api.request("POST", "/v1/runs", content=config.text(), params=params, wait=WAIT_SECONDS if wait else 0)
+    return _started(body, config.options.idempotency_key)
+
+
+async def start_runs(api: Api, configs: Sequence[WorkflowRunTriggerConfig]) -> list[Run | DispatcherError]:
+    """Start many; for each, in order, its run or why there is none. A chunk that cannot be sent fails its own items only."""
+    firsts = _distinct(configs)
+    distinct = sorted(set(firsts))
+    results: list[Run | DispatcherError] = []
+    for chunk in chunks([configs[index].text() for index in distinct]):
+        keys = [configs[index].options.idempotency_key for index in distinct[len(results) : len(results) + len(chunk)]]
+        results += await _start_chunk(api, chunk, keys)
+    place = {index: position for position, index in enumerate(distinct)}
+    return [results[place[first]] for first in firsts]
+
+
+async def _start_chunk(api: Api, chunk: Sequence[bytes], keys: Sequence[str | None]) -> list[Run | DispatcherError]:
+    try:
+        rows = await send_bulk(api, "/v1/runs/bulk", "runs", chunk)
+    except DispatcherError as error:
+        return [error] * len(chunk)
+    return [_row(row, key) for row, key in zip(rows, keys, strict=True)]
+
+
+async def send_bulk(api: Api, path: str, member: str, items: Sequence[bytes]) -> list[Any]:
+    """The rows a bulk call answers, one per item, in order."""
+    _, body = await api.request("POST", path, content=b'{"%b":[%b]}' % (member.encode(), b",".join(items)))
+    rows = body.get("rows") if isinstance(body, dict) else None
+    if not isinstance(rows, list) or len(rows) != len(items):
+        raise ApiUnreachableError(f"{path} did not answer one row for each of {len(items)} items")
+    return rows
+
+
+def chunks(items: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """The items in order, cut where a bulk call would have too many or too large ones."""
+    chunk: list[bytes] = []
+    size = 0
+    for item in items:
+        if chunk and (len(chunk) == BULK_ITEMS_MAX or size + len(item) > BULK_BYTES_MAX):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(item)
+        size += len(item) + 1
+    if chunk:
+        yield chunk
+
+
+def refused(row: Any) -> ApiError | None:
+    """The error of a bulk row that is a problem document."""
+    if isinstance(row, dict) and isinstance(row.get("status"), int):
+        return ApiError(row["status"], row)
+    return None
+
+
+def _row(row: Any, key: str | None) -> Run | DispatcherError:
+    error = refused(row)
+    if error is not None:
+        return error
+    try:
+        return _started(row, key)
+    except IdempotencyCollisionError as collision:
+        return collision
+
+
+def _started(body: Any, key: str | None) -> Run:
+    run = Run.model_validate(body)
+    if run.duplicate:
+        raise IdempotencyCollisionError(run.id, key)
+    return run
+
+
+def _distinct(configs: Sequence[WorkflowRunTriggerConfig]) -> list[int]:
+    """For each item the index of the first one with its key, or its own."""
+    first: dict[tuple[str, str], int] = {}
+    return [index if one.key is None else first.setdefault((one.workflow_name, one.key), index) for index, one in enumerate(configs)]
