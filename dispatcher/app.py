@@ -101,7 +101,7 @@ async def _start(settings: Settings, clock: Clock, name: str, stack: AsyncExitSt
     await keyring.create_first(tenant.id, clock.now())
     directory = Directory(database, settings, keyring)
     await directory.refresh(clock.now())
-    egress = EgressPolicy.parse(settings.egress_allow, dev=settings.dev, allow_http=settings.allow_http)
+    egress = EgressPolicy.parse(allow=settings.egress_allow, dev=settings.dev, allow_http=settings.allow_http)
     courier = Courier(egress, clock=lambda: int(clock.now().timestamp()), user_agent=f"dispatcher/{version('dispatcher')}")
     stack.push_async_callback(courier.aclose)
     parts = _join(settings, clock, database, directory, keyring, courier, egress, TokenMaker(master_key), name)
@@ -163,9 +163,7 @@ def _join(
     recorder = Recorder(database, clock, settings)
     settlement = Settlement(database, clock, waiters, signals, metrics, _BATCH)
     circuits = Circuits(database, directory, courier, signals, clock, settings)
-    deliveries = Deliveries(
-        database, directory, capacity, courier, settlement, tokens, clock, settings, metrics, circuits, recorder
-    )
+    deliveries = Deliveries(database, directory, capacity, courier, settlement, tokens, clock, settings, metrics, circuits, recorder)
     membership = Membership(database, directory, capacity, deliveries, settlement, signals, clock, settings, name)
     intake = Intake(database, directory, capacity, settings, clock, deliveries.start, lambda: membership.id)
     claims = Claims(database, directory, capacity, deliveries, metrics, lambda: membership.id, _BATCH)
@@ -216,8 +214,11 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
 
     async def cancels(_now: datetime) -> datetime | None:
         marked = await tasks.cancelling(database, membership.id)
-        await parts.deliveries.cancelling(marked)
+        parts.deliveries.cancelling(marked)
         return min((row.cancel_at for row in marked), default=None)
+
+    async def deadlines(now: datetime) -> datetime | None:
+        return parts.deliveries.time_out(now)
 
     async def heartbeat(now: datetime) -> None:
         await membership.heartbeat(now)
@@ -241,6 +242,7 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
         "claim": (claim, poll),
         "timers": (timers, poll),
         "cancels": (cancels, poll),
+        "deadlines": (deadlines, poll),
         "heartbeat": (heartbeat, beat),
         "slots": (rebalance, beat),
         "reap": (reap, beat),
@@ -261,7 +263,7 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
             capacity.backlog.add((workflow.tenant_id, workflow.id))
             claim.wake()
         else:
-            loops["timers"].wake()
+            loops["timers"].wake_by(change.due_at)
 
     def backlogged() -> None:
         claim.wake()
@@ -281,6 +283,7 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
             deadline = datetime.fromtimestamp(float(moment), parts.services.clock.now().tzinfo)
             parts.deliveries.extend((int(tenant), run_id, int(node)), int(epoch), deadline, released == "1")
 
+    parts.deliveries.on_deadline = loops["deadlines"].wake_by
     capacity.on_free = claim.wake
     parts.membership.on_capacity = claim.wake
     parts.settlement.on_requeued = requeued

@@ -30,6 +30,7 @@ class Loop:
     clock: Clock
     every: timedelta
     ticks: int = 0
+    until: datetime | None = None
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _task: asyncio.Task[None] | None = None
 
@@ -41,6 +42,11 @@ class Loop:
         """Run the next tick now."""
         self._wake.set()
 
+    def wake_by(self, moment: datetime) -> None:
+        """Run a tick no later than at `moment`."""
+        if self.until is None or moment < self.until:
+            self.wake()
+
     async def stop(self) -> None:
         """End, in the middle of a tick if need be: ticks are safe to cut anywhere."""
         if self._task is not None:
@@ -50,6 +56,7 @@ class Loop:
     async def _run(self) -> None:
         while True:
             self._wake.clear()
+            self.until = None
             now = self.clock.now()
             again = now + self.every
             try:
@@ -69,6 +76,7 @@ class Loop:
         if self._wake.is_set():
             await asyncio.sleep(0)
             return
+        self.until = until
         timer = asyncio.ensure_future(self.clock.sleep_until(until))
         waker = asyncio.ensure_future(self._wake.wait())
         try:

@@ -47,9 +47,7 @@ class Slot:
     place: Place
 
 
-def allot(
-    ready: Mapping[Queue, int], routes: Mapping[Queue, Sequence[Place]], free: Mapping[Place, int], total: int
-) -> list[Slot]:
+def allot(ready: Mapping[Queue, int], routes: Mapping[Queue, Sequence[Place]], free: Mapping[Place, int], total: int) -> list[Slot]:
     """Deal at most `total` slots: `ready` tasks per queue over `free` slots per place, along `routes`.
 
     Tenants take turns, one slot a turn; within a tenant its queues take turns; within a queue its places take turns.

@@ -263,9 +263,7 @@ def _failed(task: TaskState, policy: Policy, answer: Failed, now: datetime) -> C
     return _app_retry(task, policy, "failed", error, answer.retry_after, now)
 
 
-def _app_retry(
-    task: TaskState, policy: Policy, attempt: AttemptStatus, error: Error, after: timedelta | None, now: datetime
-) -> Change:
+def _app_retry(task: TaskState, policy: Policy, attempt: AttemptStatus, error: Error, after: timedelta | None, now: datetime) -> Change:
     """Spend one of the handler's own retries, or fail. `after` overrides the backoff when given."""
     if task.app_retries >= policy.retries:
         return Finish("failed", attempt, error=error)

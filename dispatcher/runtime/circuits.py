@@ -107,7 +107,7 @@ class Circuits:
         target = endpoint.target
         try:
             if endpoint.static:
-                return await self._courier.reachable(target.url)
+                return await self._courier.reachable(target.url, endpoint.id)
             await self._courier.discover(target.url, target.signers, target.headers, endpoint.id)
         except DiscoveryError:
             return False

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 
 from dispatcher.clock import Clock
 from dispatcher.delivery import Courier, Push, Receipt
 from dispatcher.engine import health
-from dispatcher.engine.answers import Lost
+from dispatcher.engine.answers import Lost, TimedOut
 from dispatcher.engine.attempts import CancelEnforced, Event, Hold, Refused, TaskState, step
+from dispatcher.engine.definitions import format_duration
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.circuits import Circuits
+from dispatcher.runtime.deadlines import Deadlines
 from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.recorder import CallbackEvent, EventRefused, Recorder
@@ -39,15 +42,22 @@ TOKEN_GRACE = timedelta(days=1)  # a token outlives its deadline: handlers that 
 
 
 @dataclass(slots=True)
+class Carrier:
+    """One call of the courier. When the last of its flights is given up by us, it is ended, which closes the connection."""
+
+    pending: int
+    task: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
 class Flight:
-    """One open attempt."""
+    """One open attempt. `bucket` is where its deadline is noted."""
 
     assignment: Assignment
     push: Push
+    carrier: Carrier
+    bucket: int
     answered: bool = False
-    cancel_reason: str = ""
-    carrier: asyncio.Task[None] | None = None
-    alone: bool = True
 
 
 @dataclass(slots=True)
@@ -65,30 +75,44 @@ class Deliveries:
     metrics: Metrics
     circuits: Circuits
     recorder: Recorder
+    on_deadline: Callable[[datetime], None] = lambda _moment: None
     open: dict[TaskKey, Flight] = field(default_factory=dict)
-    _carriers: set[asyncio.Task[None]] = field(default_factory=set)
+    _deadlines: Deadlines[Flight] = field(default_factory=Deadlines)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def start(self, assignments: Sequence[Assignment]) -> None:
         """Send leased attempts: one request each, or in batches where the endpoint takes them. Their slots are already taken."""
-        batches: dict[tuple[int, str], list[Flight]] = {}
+        batches: dict[tuple[int, str], list[Assignment]] = {}
         for assignment in assignments:
-            flight = Flight(assignment, self._push(assignment))
-            self.open[assignment.key] = flight
             if assignment.endpoint.target.batch is None or assignment.workflow.definition.raw:
-                self._carry([flight])
+                self._carry([assignment])
             else:
-                batches.setdefault(assignment.endpoint.place, []).append(flight)
-        for flights in batches.values():
-            for batch in _chunks(flights):
-                self._carry(batch)
+                batches.setdefault(assignment.endpoint.place, []).append(assignment)
+        for batch in batches.values():
+            self._carry(batch)
 
-    def _carry(self, flights: list[Flight]) -> None:
-        carrier = asyncio.get_running_loop().create_task(self._deliver(flights))
-        for flight in flights:
-            flight.carrier = carrier
-            flight.alone = len(flights) == 1
-        self._carriers.add(carrier)
-        carrier.add_done_callback(self._carriers.discard)
+    def _carry(self, assignments: list[Assignment]) -> None:
+        carrier = Carrier(len(assignments))
+        flights = []
+        for assignment in assignments:
+            flight = Flight(assignment, self._push(assignment), carrier, 0)
+            flight.bucket = self._deadlines.add(flight, assignment.deadline)
+            self.open[assignment.key] = flight
+            flights.append(flight)
+        self.on_deadline(min(assignment.deadline for assignment in assignments))
+        carrier.task = self._spawn(self._deliver(flights))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run in the background, and be waited for by `drain`."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    @property
+    def _longest(self) -> timedelta:
+        """What the courier is given: deadlines are kept here, where they can be moved."""
+        return timedelta(seconds=self.settings.max_execution_timeout)
 
     def _push(self, a: Assignment) -> Push:
         expires = int((a.deadline + TOKEN_GRACE).timestamp())
@@ -107,7 +131,7 @@ class Deliveries:
             event=event.document() if event is not None else None,
             parent_run_id=a.parent_run_id,
             deadline=a.deadline,
-            timeout=a.deadline - a.started_at,
+            timeout=self._longest,
             token=self.tokens.make(a.tenant_id, a.run_id, a.node, a.epoch, expires),
             tenant=self.directory.pictures[a.tenant_id].tenant.slug,
             raw=a.workflow.definition.raw,
@@ -122,17 +146,12 @@ class Deliveries:
                 receipt = await self.courier.push(target, flight.push, lambda line: self._said(flight, line))
                 self._answered(flight, receipt)
             else:
-                await self.courier.push_batch(
-                    target, [f.push for f in flights], lambda i, receipt: self._answered(flights[i], receipt)
-                )
-        except asyncio.CancelledError:
-            raise
+                await self.courier.push_batch(target, [f.push for f in flights], lambda i, receipt: self._answered(flights[i], receipt))
         except Exception:
             _log.exception("a delivery to %s failed in an unforeseen way", target.url)
         finally:
             for flight in flights:
-                if not flight.answered:
-                    self._answered(flight, Receipt(Lost("The request ended without an answer."), None, None, None, None))
+                self._answered(flight, Receipt(Lost("The request ended without an answer.")))
 
     async def _said(self, flight: Flight, line: bytes) -> None:
         """A line of an NDJSON answer that is not its end. One that makes no sense costs the handler that line, nothing else."""
@@ -144,14 +163,26 @@ class Deliveries:
             _log.info("a line of the answer for %s was dropped: %s", flight.assignment.run_id, refused)
 
     def _answered(self, flight: Flight, receipt: Receipt) -> None:
+        """What the courier brought back. Whatever was decided here before it came stands."""
         if flight.answered:
             return
-        flight.answered = True
         assignment = flight.assignment
         self._observe(assignment.endpoint, receipt)
-        facts = AttemptFacts(receipt.http_status, receipt.latency_ms, receipt.response_excerpt)
-        event: Event = CancelEnforced(flight.cancel_reason) if flight.cancel_reason else receipt.answer
-        self._settle(flight, assignment.rules(), assignment.guard(), event, facts)
+        self._end(flight, receipt.answer, AttemptFacts(receipt.http_status, receipt.latency_ms, receipt.response_excerpt))
+
+    def _give_up(self, flight: Flight, event: Event) -> None:
+        """End an attempt from our side. The connection is closed once nobody else is waiting on it."""
+        if flight.answered:
+            return
+        self._end(flight, event, AttemptFacts())
+        if flight.carrier.pending == 0 and flight.carrier.task is not None:
+            flight.carrier.task.cancel()
+
+    def _end(self, flight: Flight, event: Event, facts: AttemptFacts) -> None:
+        flight.answered = True
+        flight.carrier.pending -= 1
+        self._deadlines.discard(flight, flight.bucket)
+        self._settle(flight, flight.assignment.rules(), flight.assignment.guard(), event, facts)
 
     def _settle(self, flight: Flight, state: TaskState, guard: Guard, event: Event, facts: AttemptFacts, *, again: bool = True) -> None:
         change = step(state, flight.assignment.workflow.policy, event, self.clock.now())
@@ -169,9 +200,7 @@ class Deliveries:
         _ = self.settlement.submit(Settled(Outcome(guard, change, facts), flight.assignment.workflow, done))
 
     def _revisit(self, flight: Flight, event: Event, facts: AttemptFacts) -> None:
-        revisit = asyncio.get_running_loop().create_task(self._settle_again(flight, event, facts))
-        self._carriers.add(revisit)
-        revisit.add_done_callback(self._carriers.discard)
+        _ = self._spawn(self._settle_again(flight, event, facts))
 
     async def _settle_again(self, flight: Flight, event: Event, facts: AttemptFacts) -> None:
         row = None
@@ -211,77 +240,55 @@ class Deliveries:
         elif receipt.version_seen is not None and receipt.version_seen != endpoint.target.version:
             self.circuits.drifted(endpoint, receipt.version_seen)
 
-    # --- what others ask of open attempts
+    # --- what time and others ask of open attempts
+
+    def time_out(self, now: datetime) -> datetime | None:
+        """End attempts whose deadline has come; answers when to look again."""
+        for flight in self._deadlines.due(now):
+            deadline = flight.assignment.deadline
+            if deadline > now:
+                flight.bucket = self._deadlines.add(flight, deadline)
+            else:
+                allowed = deadline - flight.assignment.started_at
+                self._give_up(flight, TimedOut(f"Task exceeded timeout of {format_duration(allowed)}"))
+        return self._deadlines.next()
 
     def extend(self, key: TaskKey, epoch: int, deadline: datetime, released: bool) -> None:
         """An attempt was given more time, or has given up its slot."""
         flight = self.open.get(key)
         if flight is None or flight.assignment.epoch != epoch:
             return
-        flight.assignment.deadline = deadline
-        if deadline > flight.push.deadline:
-            self.courier.extend(flight.push, deadline)
+        flight.assignment.deadline = max(deadline, flight.assignment.deadline)
         if released and not flight.assignment.slot_released:
             flight.assignment.slot_released = True
             self.capacity.give_back(flight.assignment.endpoint.place)
 
-    async def cancelling(self, found: Iterable[tasks.Cancelling]) -> None:
+    def cancelling(self, found: Iterable[tasks.Cancelling]) -> None:
         """Tell handlers that can hear it that their attempt shall end, and end those whose grace is over."""
         for row in found:
             flight = self.open.get((row.tenant_id, row.run_id, row.node))
             if flight is None or flight.assignment.epoch != row.epoch:
                 continue
-            if not flight.assignment.cancelling:
-                flight.assignment.cancelling = True
-                self._tell(flight.assignment, flight.push, row.reason)
+            assignment = flight.assignment
+            if not assignment.cancelling:
+                assignment.cancelling = True
+                push = flight.push
+                _ = self._spawn(self.courier.cancel(assignment.endpoint.target, push.task_id, push.attempt, row.reason))
             if row.cancel_at <= self.clock.now():
-                self._abort(flight, row.reason)
-
-    def _tell(self, assignment: Assignment, push: Push, reason: str) -> None:
-        if "cancel-push" in assignment.endpoint.target.features:
-            told = asyncio.get_running_loop().create_task(
-                self.courier.cancel(assignment.endpoint.target, push.task_id, push.attempt, reason)
-            )
-            self._carriers.add(told)
-            told.add_done_callback(self._carriers.discard)
-
-    def _abort(self, flight: Flight, reason: str) -> None:
-        """Close the connection of a request made for this attempt alone; an attempt in a batch is just given up."""
-        flight.cancel_reason = reason or "cancelled"
-        if flight.alone and flight.carrier is not None and not flight.answered:
-            flight.carrier.cancel()
-        else:
-            self._answered(flight, Receipt(Lost("Given up after a cancel."), None, None, None, None))
+                self._give_up(flight, CancelEnforced(row.reason or "cancelled"))
 
     def abandon(self) -> None:
         """Close every connection without settling: others have taken this dispatcher for dead."""
         for flight in list(self.open.values()):
-            flight.answered = True
-            if flight.carrier is not None:
-                flight.carrier.cancel()
+            if not flight.answered:
+                flight.answered = True
+                self._deadlines.discard(flight, flight.bucket)
+            if flight.carrier.task is not None:
+                flight.carrier.task.cancel()
             self._close(flight, detached=False)
 
     async def drain(self) -> None:
         """Wait until no attempt is open."""
-        while self._carriers:
-            await asyncio.wait(list(self._carriers))
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
             await self.settlement.drain()
-
-
-def _chunks(flights: list[Flight]) -> Iterable[list[Flight]]:
-    """Batches within the endpoint's bounds on items and bytes; a flight too big for company goes alone."""
-    limits = flights[0].assignment.endpoint.target.batch
-    assert limits is not None
-    batch: list[Flight] = []
-    size = 0
-    for flight in flights:
-        weight = len(flight.push.input) + _ENVELOPE_BYTES
-        if batch and (len(batch) >= limits.max_items or size + weight > limits.max_bytes):
-            yield batch
-            batch, size = [], 0
-        batch.append(flight)
-        size += weight
-    yield batch
-
-
-_ENVELOPE_BYTES = 700  # what the envelope adds to an input, generously

@@ -25,6 +25,7 @@ from dispatcher.store import registry
 from dispatcher.store.database import Database
 from dispatcher.store.registry import EndpointRow, Registered, Tenant
 
+
 @dataclass(frozen=True, slots=True)
 class Workflow:
     """One version of a workflow, with the policy its tasks are retried by."""

@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class QueueFull(Exception):
+class QueueFull(Exception):  # noqa: N818 - reads as what happened
     """More is waiting to be written than the bound allows."""
 
 

@@ -254,7 +254,7 @@ class Intake:
             raise problem("database_unavailable", "the database cannot be reached; nothing was accepted") from None
         except Exception as error:
             if is_transient(error):
-                raise problem("database_unavailable", "the database did not confirm the write; try again with the same idempotency key") from error
+                raise problem("database_unavailable", "the database did not confirm the write; it may or may not have landed") from error
             raise
 
     async def _write(self, parcels: Sequence[list[Submission]]) -> list[datetime]:

@@ -42,7 +42,7 @@ class CallbackEvent(msgspec.Struct, frozen=True):
     error: msgspec.Raw = msgspec.Raw(b"")
 
 
-class EventRefused(ValueError):
+class EventRefused(ValueError):  # noqa: N818 - reads as what happened
     """An event that cannot be taken; the text says why."""
 
 

@@ -154,9 +154,7 @@ class Registration:
         workflow_ids = []
         for definition in offer.definitions:
             text = json.dumps(dump(definition))
-            workflow_ids.append(
-                await registry.put_workflow(conn, put.tenant_id, definition.name, checksum(definition), text, now)
-            )
+            workflow_ids.append(await registry.put_workflow(conn, put.tenant_id, definition.name, checksum(definition), text, now))
         await registry.set_routes(conn, put.tenant_id, put.id, workflow_ids)
 
     async def changed(self) -> None:
@@ -204,7 +202,16 @@ class Registration:
         version = manifest.version or _content_version(definitions)
         offer = Offer(version, _stored(manifest, definitions), definitions, False)
         put = EndpointPut(
-            endpoint.tenant_id, row.id, row.name, version, row.url, json.dumps(offer.manifest), row.slots, row.labels, row.auth_sealed, False
+            endpoint.tenant_id,
+            row.id,
+            row.name,
+            version,
+            row.url,
+            json.dumps(offer.manifest),
+            row.slots,
+            row.labels,
+            row.auth_sealed,
+            False,
         )
         await self._write(put, offer, None)
 
@@ -247,7 +254,7 @@ class Registration:
         try:
             if not endpoint.static:
                 await self._courier.discover(target.url, target.signers, target.headers, endpoint.id)
-            elif not await self._courier.reachable(target.url):
+            elif not await self._courier.reachable(target.url, endpoint.id):
                 return {"code": "discovery_unreachable", "message": "no connection could be made"}
         except DiscoveryError as error:
             return {"code": f"discovery_{error.code}", "message": str(error)}

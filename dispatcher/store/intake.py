@@ -237,9 +237,7 @@ async def claim_keys(conn: Connection, keys: Sequence[NewKey], now: datetime) ->
 
 async def drop_keys(conn: Connection, keys: Sequence[NewKey]) -> None:
     """Give up keys whose submission was not written after all."""
-    await conn.execute(
-        DROP_KEYS, [k.tenant_id for k in keys], [k.scope for k in keys], [k.key for k in keys], [k.first_id for k in keys]
-    )
+    await conn.execute(DROP_KEYS, [k.tenant_id for k in keys], [k.scope for k in keys], [k.key for k in keys], [k.first_id for k in keys])
 
 
 async def prune_keys(db: Database, now: datetime, limit: int) -> int:

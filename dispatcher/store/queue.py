@@ -117,9 +117,7 @@ async def ready(db: Database, most: dict[Queue, int]) -> dict[Queue, int]:
     return {(row.tenant_id, row.workflow_id): row.waiting for row in READY.read(records)}
 
 
-async def claim(
-    db: Database, slots: Sequence[Slot], versions: dict[Place, str], dispatcher_id: int, now: datetime
-) -> list[Claimed]:
+async def claim(db: Database, slots: Sequence[Slot], versions: dict[Place, str], dispatcher_id: int, now: datetime) -> list[Claimed]:
     """Lease the first tasks of the slots' queues to `dispatcher_id`; `versions` names the endpoint version at each place."""
     records = await db.fetch(
         CLAIM.sql,
@@ -137,4 +135,3 @@ async def claim(
 async def promote(db: Database, now: datetime, limit: int) -> list[Queue]:
     """Make at most `limit` scheduled tasks that have come due claimable; answers their queues, one entry a task."""
     return [(row.tenant_id, row.workflow_id) for row in PROMOTE.read(await db.fetch(PROMOTE.sql, now, limit))]
-

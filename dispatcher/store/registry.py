@@ -319,9 +319,7 @@ class EndpointPut:
 
 async def put_endpoint(conn: Connection, put: EndpointPut, now: datetime) -> bool:
     """Write an endpoint and its version; False when that version exists with other handlers. Closes its circuit."""
-    await conn.execute(
-        PUT_ENDPOINT, put.tenant_id, put.id, put.name, put.version, put.slots, put.labels, put.auth_sealed, put.static, now
-    )
+    await conn.execute(PUT_ENDPOINT, put.tenant_id, put.id, put.name, put.version, put.slots, put.labels, put.auth_sealed, put.static, now)
     landed = await conn.fetchval(PUT_VERSION, put.tenant_id, put.id, put.version, put.url, put.manifest, now)
     if landed is not None:
         await conn.execute(UPDATE_MANIFEST, put.tenant_id, put.id, put.version, put.manifest)
