@@ -14,14 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from webhooks.encoding import DECODERS, from_base64url
 from webhooks.errors import BodyError, VerificationError
 from webhooks.fetched import set_key
-from webhooks.keys import KIND_OF, PublicKey, among, public, signed_by, symmetric
+from webhooks.keys import FAMILIES, KIND_OF, PublicKey, among, public, signed_by, symmetric
 from webhooks.request import JsonValue, parse_json
 from webhooks.scheme import Jwt, Scheme
 from webhooks.sources import Reader
 
 LEEWAY: Final = 60.0  # seconds a sender's clock may be off
 SECONDS_MAX: Final = 1e12
-FAMILIES: Final[Mapping[str, str]] = {"HS": "hmac", "RS": "rsa", "ES": "ecdsa", "Ed": "ed25519"}
 COORDINATE_BYTES: Final[Mapping[str, int]] = {"ES256": 32, "ES384": 48, "ES512": 66}
 
 

@@ -27,6 +27,7 @@ HASHES: Final[Mapping[str, hashes.HashAlgorithm]] = {
     "sha512": hashes.SHA512(),
 }
 SECRET_FORMS: Final[Mapping[str, Callable[[str], bytes]]] = {"utf8": str.encode, "base64": from_base64, "hex": from_hex}
+FAMILIES: Final[Mapping[str, str]] = {"HS": "hmac", "RS": "rsa", "ES": "ecdsa", "Ed": "ed25519"}
 KIND_OF: Final[Mapping[str, type[PublicKey]]] = {
     "ed25519": ed25519.Ed25519PublicKey,
     "ecdsa": ec.EllipticCurvePublicKey,
@@ -40,6 +41,19 @@ def symmetric(scheme: Scheme, secret: str) -> bytes:
     if not key:
         raise ValueError("the secret is empty")
     return key
+
+
+def check_secret(scheme: Scheme, secret: str) -> None:
+    """Refuse, when it is saved, a secret that could never match. Raises ValueError."""
+    if not secret:
+        raise ValueError("the secret is empty")
+    if scheme.keys is not None or scheme.kind in {"none", "token", "basic"}:
+        return
+    family = FAMILIES[scheme.jwt.algorithms[0][:2]] if scheme.jwt else scheme.kind
+    if family == "hmac":
+        symmetric(scheme, secret)
+    else:
+        public(family, scheme.key, scheme.key_prefix, secret)
 
 
 @lru_cache(maxsize=1024)

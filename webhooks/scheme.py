@@ -16,6 +16,7 @@ KeyForm = Literal["utf8", "base64", "hex", "spki", "pem"]
 DocumentForm = Literal["x509", "jwks", "jwk"]
 
 SIGNED_KINDS: Final = ("hmac", "ed25519", "ecdsa", "rsa")
+SHARED_KEYS: Final = ("utf8", "base64", "hex")
 BODY_KINDS: Final = ("b", "f")
 
 
@@ -103,6 +104,9 @@ class Scheme:
             raise ValueError(f"there is no canonical form {self.canonical!r}")
         if self.kind == "jwt" and self.jwt is None:
             raise ValueError("a jwt scheme says what its token must contain")
+        shared = self.kind == "hmac" or (self.jwt is not None and self.keys is None and self.jwt.algorithms[0].startswith("HS"))
+        if shared and self.key not in SHARED_KEYS:
+            raise ValueError(f"a shared secret is written in one of {', '.join(SHARED_KEYS)}")
         if self.kind in SIGNED_KINDS and not self.canonical and not places(self.signed):
             raise ValueError("nothing of the request is signed")
         if self.tolerance <= 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from urllib.parse import parse_qsl, urlencode
 
 from webhooks import PROVIDERS, Request, VerificationError, Verified, verify
 from webhooks.scheme import Scheme
@@ -56,34 +57,30 @@ def _signature_headers(case: Case) -> set[str]:
     return {place.name for place in parse_source(case.scheme.signature) if place.kind == "h"}
 
 
-def _without_signature(case: Case) -> Case:
-    names = _signature_headers(case)
-    if names:
-        return case.with_request(headers=tuple(pair for pair in case.request.headers if pair[0] not in names))
-    return case.with_request(body=_edit_body(case, lambda _: None))
-
-
 def _doubled_signature(case: Case) -> Case | None:
     doubled = tuple(pair for pair in case.request.headers if pair[0] in _signature_headers(case))
     return case.with_request(headers=case.request.headers + doubled) if doubled else None
 
 
-def _edit_signature(case: Case, edit: Callable[[str], str]) -> Case:
-    names = _signature_headers(case)
+def _edit_signature(case: Case, edit: Callable[[str], str | None]) -> Case:
+    """The same request with its signature changed, or taken away when `edit` gives None."""
+    names, place = _signature_headers(case), parse_source(case.scheme.signature)[0]
     if names:
-        headers = tuple((name, edit(value) if name in names else value) for name, value in case.request.headers)
-        return case.with_request(headers=headers)
-    return case.with_request(body=_edit_body(case, edit))
-
-
-def _edit_body(case: Case, edit: Callable[[str], str | None]) -> bytes:
-    place = parse_source(case.scheme.signature)[0]
+        edited = [(name, edit(value) if name in names else value) for name, value in case.request.headers]
+        return case.with_request(headers=tuple(pair for pair in edited if pair[1] is not None))
+    if place.kind == "q":
+        fields = [(name, edit(value)) for name, value in parse_qsl(case.request.query)]
+        return case.with_request(query=urlencode([field for field in fields if field[1] is not None]))
     if place == Place("", "body"):
-        return (edit(case.request.body.decode()) or "").encode()
-    body = json.loads(case.request.body)
-    *path, last = place.name.split(".")
+        return case.with_request(body=(edit(case.request.body.decode()) or "").encode())
+    return case.with_request(body=_edit_member(case.request.body, place.name, edit))
+
+
+def _edit_member(raw: bytes, path: str, edit: Callable[[str], str | None]) -> bytes:
+    body = json.loads(raw)
+    *steps, last = path.split(".")
     holder = body
-    for step in path:
+    for step in steps:
         holder = holder[int(step)] if step.isdigit() else holder[step]
     value = edit(holder.pop(last))
     if value is not None:
@@ -93,7 +90,7 @@ def _edit_body(case: Case, edit: Callable[[str], str | None]) -> bytes:
 
 def _flip(signature: str) -> str:
     """One character in the middle of the last third, which is inside the signature in every format."""
-    at = len(signature) - 12
+    at = max(len(signature) - 12, 0)
     return signature[:at] + ("A" if signature[at] not in "aA" else "B") + signature[at + 1 :]
 
 
@@ -102,8 +99,9 @@ def mutations(case: Case) -> Iterator[tuple[str, Case]]:
     if case.document is None:
         yield "wrong_secret", replace(case, secret=case.wrong)
     body = case.request.body[:-1] + b" " + case.request.body[-1:] if case.tampered is None else case.tampered
-    yield "tampered_body", case.with_request(body=body)
-    yield "missing_signature", _without_signature(case)
+    if case.scheme.covers_body or case.tampered is not None:
+        yield "tampered_body", case.with_request(body=body)
+    yield "missing_signature", _edit_signature(case, lambda _: None)
     doubled = _doubled_signature(case)
     if doubled is not None:
         yield "duplicated_header", doubled
