@@ -102,7 +102,7 @@ async def _start(settings: Settings, clock: Clock, name: str, stack: AsyncExitSt
     directory = Directory(database, settings, keyring)
     await directory.refresh(clock.now())
     egress = EgressPolicy.parse(allow=settings.egress_allow, dev=settings.dev, allow_http=settings.allow_http)
-    courier = Courier(egress, clock=lambda: int(clock.now().timestamp()), user_agent=f"dispatcher/{version('dispatcher')}")
+    courier = Courier(egress, clock=lambda: int(clock.now().timestamp()), user_agent=f"dispatcher/{version('handlers-dispatcher')}")
     stack.push_async_callback(courier.aclose)
     parts = _join(settings, clock, database, directory, keyring, courier, egress, TokenMaker(master_key), name)
     return await _run(parts, settings, clock, stack)

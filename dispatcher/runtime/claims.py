@@ -102,14 +102,15 @@ class Claims:
 
     async def _assignments(self, claimed: list[Claimed]) -> list[Assignment]:
         wanted = {(row.tenant_id, row.event_id) for row in claimed if row.event_id is not None}
-        facts = {key: EventFacts(*row) for key, row in (await events.facts(self._database, wanted)).items()} if wanted else {}
+        facts = await events.facts(self._database, wanted) if wanted else {}
         assignments = []
         for row in sorted(claimed, key=lambda r: (-r.priority, r.run_id, r.node)):
             workflow = await self._directory.workflow_version(row.tenant_id, row.workflow_id, row.workflow_version)
             endpoint = self._directory.endpoint((row.tenant_id, row.endpoint_id))
             if endpoint is None:
                 continue  # deleted this very moment: the audit finds the lease without a flight and puts the task back
-            event = facts.get((row.tenant_id, row.event_id)) if row.event_id is not None else None
+            fact = facts.get((row.tenant_id, row.event_id)) if row.event_id is not None else None
+            event = EventFacts(fact.id, fact.type, fact.metadata) if fact is not None else None
             assignments.append(
                 Assignment(
                     row.tenant_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -142,3 +143,32 @@ async def attempts(db: Database, tenant_id: int, event_id: str, after: tuple[str
     if made is None:
         return []
     return EVENT_RUNS.read(await db.fetch(EVENT_RUNS.sql, tenant_id, event_id, made - CLOCK_SKEW, *after, limit, most_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class EventFacts:
+    """What a run's handler is told of the event that started it."""
+
+    tenant_id: int
+    id: str
+    type: str
+    metadata: str | None
+
+
+FACTS = Statement(
+    """
+    select e.tenant_id, e.id, e.type, e.metadata from unnest($1::int[], $2::text[]) as g (tenant_id, id)
+    join events e on e.tenant_id = g.tenant_id and e.id = g.id and e.created_at >= $3
+    """,
+    EventFacts,
+)
+
+
+async def facts(db: Database, wanted: Collection[tuple[int, str]]) -> dict[tuple[int, str], EventFacts]:
+    """The facts of many events, by (tenant id, event id)."""
+    moments = [moment for _, event_id in wanted if (moment := ids.created_at(event_id)) is not None]
+    if not moments:
+        return {}
+    tenants, event_ids = [t for t, _ in wanted], [i for _, i in wanted]
+    rows = FACTS.read(await db.fetch(FACTS.sql, tenants, event_ids, min(moments) - CLOCK_SKEW))
+    return {(row.tenant_id, row.id): row for row in rows}
