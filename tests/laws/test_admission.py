@@ -1,0 +1,204 @@
+"""Shares of slots, and dealing them out: nothing twice, nothing too much, nobody forgotten."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.engine.admission import Grant, Place, Queue, Slot, allot, share
+
+# ---- shares ------------------------------------------------------------------------------------------------------------------
+
+SHARES = [
+    # slots, detached, live, others' grants, me, in use -> mine
+    (100, 0, [1], [], 1, 0, 100),
+    (100, 0, [1, 2], [], 1, 0, 50),
+    (101, 0, [1, 2], [], 1, 0, 51),
+    (101, 0, [1, 2], [], 2, 0, 50),
+    (1, 0, [1, 2, 3], [], 1, 0, 1),
+    (1, 0, [1, 2, 3], [], 2, 0, 0),
+    (100, 0, [1, 2], [Grant(1, 100)], 2, 0, 0),  # what another holds is not there
+    (100, 0, [1, 2], [Grant(1, 70)], 2, 0, 30),
+    (100, 0, [1], [Grant(9, 40)], 1, 0, 60),  # a dead dispatcher holds its slots until it is buried
+    (100, 0, [1, 2], [Grant(2, 0)], 1, 100, 100),  # what is in use is let go of as attempts end
+    (100, 30, [1, 2], [], 1, 0, 35),
+    (100, 130, [1], [], 1, 0, 0),
+    (100, 130, [1], [], 1, 7, 7),
+    (100, 0, [], [], 5, 0, 100),  # its own heartbeat may be younger than the picture
+    (100, 0, [1, 2], [Grant(1, 99), Grant(1, 99)], 1, 0, 50),  # its own old grants do not count against it
+]
+
+
+@pytest.mark.parametrize(("slots", "detached", "live", "others", "me", "in_use", "mine"), SHARES)
+def test_share(slots: int, detached: int, live: list[int], others: list[Grant], me: int, in_use: int, mine: int) -> None:
+    assert share(slots, detached, live, others, me, in_use) == mine
+
+
+holdings = st.dictionaries(st.integers(1, 12), st.tuples(st.integers(0, 40), st.floats(0, 1)), min_size=1, max_size=8)
+
+
+@st.composite
+def pictures(draw: st.DrawFn) -> tuple[int, dict[int, int], dict[int, int]]:
+    """(slots, grant of each live dispatcher, how much of it is in use), within the slots."""
+    held = draw(holdings)
+    grants = {d: grant for d, (grant, _) in held.items()}
+    in_use = {d: int(grant * part) for d, (grant, part) in held.items()}
+    return sum(grants.values()) + draw(st.integers(0, 60)), grants, in_use
+
+
+def _others(grants: Mapping[int, int], me: int) -> list[Grant]:
+    return [Grant(d, n) for d, n in grants.items() if d != me]
+
+
+@given(pictures(), st.integers(0, 20), st.randoms(use_true_random=False))
+def test_shares_taken_in_turn_never_exceed_the_slots(
+    picture: tuple[int, dict[int, int], dict[int, int]], more: int, rng: random.Random
+) -> None:
+    """Grants change one dispatcher at a time, under a lock; whoever comes sees what those before it took."""
+    slots, grants, in_use = picture
+    live = sorted({*grants, 13 + more})
+    order = live * 2
+    rng.shuffle(order)
+    for me in order:
+        grants[me] = share(slots, 0, live, _others(grants, me), me, in_use.get(me, 0))
+        assert sum(grants.values()) <= slots
+        assert grants[me] >= in_use.get(me, 0)
+
+
+@given(pictures(), st.integers(0, 30))
+def test_idle_dispatchers_reach_even_shares_of_everything(picture: tuple[int, dict[int, int], dict[int, int]], detached: int) -> None:
+    slots, grants, _ = picture
+    for _round in range(2):  # the first lets go of what is too much, the second takes what was let go
+        for me in grants:
+            grants[me] = share(slots, detached, sorted(grants), _others(grants, me), me, 0)
+    assert sum(grants.values()) == max(slots - detached, 0)
+    assert max(grants.values()) - min(grants.values()) <= 1
+
+
+@given(st.integers(0, 200), st.integers(0, 200), st.sets(st.integers(1, 50), min_size=1, max_size=10))
+def test_fresh_shares_of_one_picture_add_up_exactly(slots: int, detached: int, live: set[int]) -> None:
+    ordered = sorted(live)
+    mine = [share(slots, detached, ordered, [], me, 0) for me in ordered]
+    assert sum(mine) == max(slots - detached, 0)
+    assert mine == sorted(mine, reverse=True)
+
+
+def test_why_the_lock_shares_of_one_picture_can_be_too_much_together() -> None:
+    """One uses 5 of 9; two newcomers who see the same 4 free would take 3 each. So the picture is read under the lock."""
+    grants, live = [Grant(1, 5)], [1, 2, 3]
+    mine = [share(9, 0, live, [g for g in grants if g.dispatcher != me], me, 5 if me == 1 else 0) for me in live]
+    assert mine == [5, 3, 3]
+    assert share(9, 0, live, [*grants, Grant(2, 3)], 3, 0) == 1
+
+
+# ---- dealing -----------------------------------------------------------------------------------------------------------------
+
+HERE: Place = (1, "ep_a")
+THERE: Place = (1, "ep_b")
+A, B, C = (1, 1), (1, 2), (2, 1)
+
+
+def _count(dealt: Sequence[Slot]) -> Counter[Queue]:
+    return Counter(slot.queue for slot in dealt)
+
+
+def test_a_backlog_of_one_tenant_does_not_delay_another() -> None:
+    ready = {A: 100_000, C: 50}
+    place_c = (2, "ep_c")
+    dealt = allot(ready, {A: [HERE], C: [place_c]}, {HERE: 1_000, place_c: 1_000}, 100)
+    assert _count(dealt) == {A: 50, C: 50}
+    assert {slot.queue for slot in dealt[:2]} == {A, C}
+
+
+def test_nor_is_one_tenant_paid_by_the_queue() -> None:
+    """Ten queues of one tenant share that tenant's turns."""
+    ready: dict[Queue, int] = {(1, n): 1_000 for n in range(10)} | {C: 1_000}
+    place_c = (2, "ep_c")
+    routes = {queue: [HERE] if queue[0] == 1 else [place_c] for queue in ready}
+    counts = _count(allot(ready, routes, {HERE: 1_000, place_c: 1_000}, 100))
+    assert counts[C] == 50
+    assert {counts[(1, n)] for n in range(10)} == {5}
+
+
+def test_what_one_cannot_use_the_others_get() -> None:
+    place_c = (2, "ep_c")
+    assert _count(allot({A: 3, C: 500}, {A: [HERE], C: [place_c]}, {HERE: 9, place_c: 900}, 100)) == {A: 3, C: 97}
+    assert _count(allot({A: 500, C: 500}, {A: [HERE], C: [place_c]}, {HERE: 2, place_c: 900}, 100)) == {A: 2, C: 98}
+
+
+def test_places_take_turns_and_a_full_one_is_passed_over() -> None:
+    dealt = allot({A: 10}, {A: [HERE, THERE]}, {HERE: 2, THERE: 5}, 100)
+    assert [slot.place for slot in dealt] == [HERE, THERE, HERE, THERE, THERE, THERE, THERE]
+    assert [slot.ordinal for slot in dealt] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_nothing_to_do_nothing_dealt() -> None:
+    assert allot({}, {}, {HERE: 5}, 10) == []
+    assert allot({A: 5}, {}, {HERE: 5}, 10) == []
+    assert allot({A: 5}, {A: [HERE]}, {}, 10) == []
+    assert allot({A: 5}, {A: [HERE]}, {HERE: -3}, 10) == []
+    assert allot({A: 0, B: 5}, {A: [HERE], B: [HERE]}, {HERE: 5}, 0) == []
+
+
+@st.composite
+def markets(draw: st.DrawFn) -> tuple[dict[Queue, int], dict[Queue, list[Place]], dict[Place, int], int]:
+    """Tenants own places; every queue is routed over some of its tenant's."""
+    queues = draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), unique=True, max_size=10))
+    free = {(tenant, f"ep_{n}"): draw(st.integers(-1, 12)) for tenant in range(1, 5) for n in range(3)}
+    routes: dict[Queue, list[Place]] = {}
+    for queue in queues:
+        names = draw(st.lists(st.sampled_from(["ep_0", "ep_1", "ep_2"]), unique=True, max_size=3))
+        routes[queue] = [(queue[0], name) for name in names]
+    return {queue: draw(st.integers(-1, 30)) for queue in queues}, routes, free, draw(st.integers(0, 80))
+
+
+@given(markets())
+def test_no_slot_is_dealt_twice_and_none_that_is_not_there(
+    market: tuple[dict[Queue, int], dict[Queue, list[Place]], dict[Place, int], int],
+) -> None:
+    ready, routes, free, total = market
+    dealt = allot(ready, routes, free, total)
+    assert len(dealt) <= total
+    assert all(slot.place in routes[slot.queue] for slot in dealt)
+    assert all(n <= ready[queue] for queue, n in _count(dealt).items())
+    assert all(n <= free[place] for place, n in Counter(slot.place for slot in dealt).items())
+    for queue, n in _count(dealt).items():
+        assert [slot.ordinal for slot in dealt if slot.queue == queue] == list(range(1, n + 1))
+
+
+@given(markets())
+def test_no_slot_is_left_idle_that_somebody_waits_for(
+    market: tuple[dict[Queue, int], dict[Queue, list[Place]], dict[Place, int], int],
+) -> None:
+    ready, routes, free, total = market
+    dealt = allot(ready, routes, free, total)
+    used, served = Counter(slot.place for slot in dealt), _count(dealt)
+    hungry = [queue for queue in ready if served[queue] < ready[queue] and any(free[p] > used[p] for p in routes[queue])]
+    assert len(dealt) == total or not hungry
+
+
+@given(markets())
+def test_no_tenant_is_a_round_ahead_of_one_that_still_could(
+    market: tuple[dict[Queue, int], dict[Queue, list[Place]], dict[Place, int], int],
+) -> None:
+    ready, routes, free, total = market
+    dealt = allot(ready, routes, free, total)
+    used, served = Counter(slot.place for slot in dealt), _count(dealt)
+    per_tenant = Counter(slot.queue[0] for slot in dealt)
+    most = max(per_tenant.values(), default=0)
+    for queue in ready:
+        if served[queue] < ready[queue] and any(free[p] > used[p] for p in routes[queue]):
+            assert per_tenant[queue[0]] >= most - 1
+
+
+@given(markets())
+def test_the_inputs_are_left_as_they_were(market: tuple[dict[Queue, int], dict[Queue, list[Place]], dict[Place, int], int]) -> None:
+    ready, routes, free, total = market
+    before = dict(ready), {q: list(p) for q, p in routes.items()}, dict(free)
+    allot(ready, routes, free, total)
+    assert before == (ready, routes, free)

@@ -1,0 +1,241 @@
+"""Definitions: every refusal names its field, and what is stored parses back to what it was made from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.engine.definitions import (
+    DefinitionError,
+    Limits,
+    checksum,
+    content_checksum,
+    dump,
+    format_duration,
+    parse_definition,
+    parse_definitions,
+    parse_duration,
+)
+
+LIMITS = Limits(
+    max_retries=100, execution_timeout=timedelta(seconds=60), schedule_timeout=timedelta(minutes=5), max_execution_timeout=timedelta(days=1)
+)
+TASK: dict[str, Any] = {"name": "resize"}
+WORKFLOW: dict[str, Any] = {"name": "order", "kind": "workflow", "tasks": [{"name": "charge"}]}
+
+
+def _workflow(**task: Any) -> dict[str, Any]:
+    return {**WORKFLOW, "tasks": [{"name": "charge", **task}]}
+
+
+DURATIONS = [
+    ("1ms", 0.001), ("250ms", 0.25), ("1s", 1), ("1.5s", 1.5), ("90s", 90), ("42m30s", 2550), ("1h30m", 5400), ("2d", 172_800),
+    ("1d1h1m1s1ms", 90_061.001), ("3650d", 315_360_000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "seconds"), DURATIONS)
+def test_duration(text: str, seconds: float) -> None:
+    assert parse_duration(text, "f") == timedelta(seconds=seconds)
+
+
+NOT_DURATIONS: list[object] = [
+    "", "5", 5, 5.0, None, True, "-5s", "+5s", "5 s", " 5s", "5s ", "s", "5x", "5ns", "5us", "1h-5m", "1e3s", ".5s", "5.s", "0s", "0ms",
+    "3651d", "9" * 400 + "d", "5S", "5sec", ["5s"], "٣s", "0.4ms", "0.0001ms", "1.0005s",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NOT_DURATIONS, ids=repr)
+def test_no_duration(text: object) -> None:
+    """Bare numbers, signs and what is finer than the millisecond it is kept in are refused rather than rounded."""
+    with pytest.raises(DefinitionError) as refused:
+        parse_duration(text, "handlers[3].execution_timeout")
+    assert refused.value.field == "handlers[3].execution_timeout"
+
+
+@given(st.integers(1, 315_360_000_000))
+def test_durations_round_trip(millis: int) -> None:
+    value = timedelta(milliseconds=millis)
+    assert parse_duration(format_duration(value), "f") == value
+
+
+def test_a_bare_name_is_a_definition_completed_from_the_limits() -> None:
+    it = parse_definition(TASK, LIMITS, static=False)
+    assert (it.name, it.task_name, it.raw, it.retries, it.backoff_factor, it.default_priority) == ("resize", "resize", False, 0, None, 1)
+    assert (it.execution_timeout, it.schedule_timeout) == (LIMITS.execution_timeout, LIMITS.schedule_timeout)
+
+
+def test_a_static_handlers_body_is_its_input_unless_it_says_otherwise() -> None:
+    assert parse_definition(TASK, LIMITS, static=True).raw
+    assert not parse_definition({**TASK, "body": "v1"}, LIMITS, static=True).raw
+
+
+def test_a_workflow_has_its_tasks_policies_and_its_own_triggers() -> None:
+    entry = {**_workflow(retries=2, backoff_factor=2, backoff_max_seconds=60), "on_events": ["a.*", "b", "a.*"], "default_priority": 3}
+    it = parse_definition(entry, LIMITS, static=False)
+    assert (it.task_name, it.retries, it.backoff_factor, it.backoff_max_seconds) == ("order:charge", 2, 2.0, 60.0)
+    assert (it.on_events, it.default_priority) == (("a.*", "b"), 3)
+
+
+REFUSED: list[tuple[object, str]] = [
+    ("resize", "handlers[0]"),
+    (None, "handlers[0]"),
+    ([], "handlers[0]"),
+    ({}, "handlers[0].name"),
+    ({"name": ""}, "handlers[0].name"),
+    ({"name": 5}, "handlers[0].name"),
+    ({"name": "a b"}, "handlers[0].name"),
+    ({"name": "-a"}, "handlers[0].name"),
+    ({"name": "a/b"}, "handlers[0].name"),
+    ({"name": "a\n"}, "handlers[0].name"),
+    ({"name": "a" * 201}, "handlers[0].name"),
+    ({**TASK, "kind": "durable"}, "handlers[0].kind"),
+    ({**TASK, "kind": None}, "handlers[0].kind"),
+    ({**TASK, "retrys": 3}, "handlers[0].retrys"),
+    ({**TASK, "tasks": []}, "handlers[0].tasks"),
+    ({**TASK, "concurrency": []}, "handlers[0].concurrency"),
+    ({**TASK, "body": "v2"}, "handlers[0].body"),
+    ({**TASK, "body": None}, "handlers[0].body"),
+    ({**TASK, "description": 5}, "handlers[0].description"),
+    ({**TASK, "description": 0}, "handlers[0].description"),
+    ({**TASK, "description": []}, "handlers[0].description"),
+    ({**TASK, "description": "a\0"}, "handlers[0].description"),
+    ({**TASK, "description": "a" * 10_001}, "handlers[0].description"),
+    ({**TASK, "input_schema": []}, "handlers[0].input_schema"),
+    ({**TASK, "input_schema": True}, "handlers[0].input_schema"),
+    ({**TASK, "output_schema": "object"}, "handlers[0].output_schema"),
+    ({**TASK, "retries": -1}, "handlers[0].retries"),
+    ({**TASK, "retries": 101}, "handlers[0].retries"),
+    ({**TASK, "retries": 1.5}, "handlers[0].retries"),
+    ({**TASK, "retries": True}, "handlers[0].retries"),
+    ({**TASK, "retries": "3"}, "handlers[0].retries"),
+    ({**TASK, "backoff_factor": 0.5}, "handlers[0].backoff_factor"),
+    ({**TASK, "backoff_factor": 1001}, "handlers[0].backoff_factor"),
+    ({**TASK, "backoff_factor": float("nan")}, "handlers[0].backoff_factor"),
+    ({**TASK, "backoff_factor": float("inf")}, "handlers[0].backoff_factor"),
+    ({**TASK, "backoff_factor": True}, "handlers[0].backoff_factor"),
+    ({**TASK, "backoff_factor": 10**400}, "handlers[0].backoff_factor"),
+    ({**TASK, "backoff_max_seconds": 0}, "handlers[0].backoff_max_seconds"),
+    ({**TASK, "backoff_max_seconds": 86_401}, "handlers[0].backoff_max_seconds"),
+    ({**TASK, "execution_timeout": 60}, "handlers[0].execution_timeout"),
+    ({**TASK, "execution_timeout": "-1s"}, "handlers[0].execution_timeout"),
+    ({**TASK, "execution_timeout": "2d"}, "handlers[0].execution_timeout"),
+    ({**TASK, "schedule_timeout": "soon"}, "handlers[0].schedule_timeout"),
+    ({**TASK, "on_events": "order.created"}, "handlers[0].on_events"),
+    ({**TASK, "on_events": {}}, "handlers[0].on_events"),
+    ({**TASK, "on_events": False}, "handlers[0].on_events"),
+    ({**TASK, "on_events": ["a", ""]}, "handlers[0].on_events[1]"),
+    ({**TASK, "on_events": ["a", 5]}, "handlers[0].on_events[1]"),
+    ({**TASK, "on_events": ["a\tb"]}, "handlers[0].on_events[0]"),
+    ({**TASK, "on_events": ["a" * 501]}, "handlers[0].on_events[0]"),
+    ({**TASK, "on_events": ["a"] * 101}, "handlers[0].on_events"),
+    ({**TASK, "default_priority": 0}, "handlers[0].default_priority"),
+    ({**TASK, "default_priority": 4}, "handlers[0].default_priority"),
+    ({**TASK, "idempotent": "yes"}, "handlers[0].idempotent"),
+    ({**TASK, "allow_html": 1}, "handlers[0].allow_html"),
+    ({**WORKFLOW, "tasks": None}, "handlers[0].tasks"),
+    ({**WORKFLOW, "tasks": []}, "handlers[0].tasks"),
+    ({**WORKFLOW, "tasks": ["charge"]}, "handlers[0].tasks"),
+    ({**WORKFLOW, "tasks": [{"name": "a"}, {"name": "b"}]}, "handlers[0].tasks"),
+    ({**WORKFLOW, "retries": 3}, "handlers[0].retries"),
+    (_workflow(name="b c"), "handlers[0].tasks[0].name"),
+    (_workflow(retries=-1), "handlers[0].tasks[0].retries"),
+    (_workflow(on_events=["a"]), "handlers[0].tasks[0].on_events"),
+    (_workflow(kind="task"), "handlers[0].tasks[0].kind"),
+    (_workflow(execution_timeout="1"), "handlers[0].tasks[0].execution_timeout"),
+]
+
+
+@pytest.mark.parametrize(("entry", "field"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
+def test_each_refusal_names_its_field(entry: object, field: str) -> None:
+    with pytest.raises(DefinitionError) as refused:
+        parse_definition(entry, LIMITS, static=False)
+    assert refused.value.field == field
+    assert str(refused.value).startswith(f"{field}: ")
+
+
+def test_two_of_one_name_are_refused() -> None:
+    with pytest.raises(DefinitionError) as refused:
+        parse_definitions([TASK, {"name": "other"}, _workflow() | {"name": "resize"}], LIMITS, static=False)
+    assert refused.value.field == "handlers[2].name"
+
+
+@pytest.mark.parametrize("entries", [None, {}, "resize", 5])
+def test_handlers_are_a_list(entries: object) -> None:
+    with pytest.raises(DefinitionError) as refused:
+        parse_definitions(entries, LIMITS, static=False)
+    assert refused.value.field == "handlers"
+
+
+# ---- what is stored --------------------------------------------------------------------------------------------------------------
+
+names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,30}", fullmatch=True)
+plain = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
+leaves = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | plain
+values = st.recursive(leaves, lambda v: st.lists(v, max_size=3) | st.dictionaries(plain, v, max_size=3), max_leaves=8)
+schemas = st.dictionaries(plain, values, max_size=3)
+spans = st.integers(1, 86_400_000).map(lambda millis: format_duration(timedelta(milliseconds=millis)))
+of_task = st.fixed_dictionaries(
+    {},
+    optional={
+        "body": st.sampled_from(["raw", "v1"]),
+        "output_schema": schemas,
+        "retries": st.integers(0, 100),
+        "backoff_factor": st.floats(1, 1000),
+        "backoff_max_seconds": st.floats(0.001, 86_400),
+        "execution_timeout": spans,
+        "schedule_timeout": spans,
+        "idempotent": st.booleans(),
+        "allow_html": st.booleans(),
+    },
+)
+of_workflow = st.fixed_dictionaries(
+    {"name": names},
+    optional={
+        "description": plain,
+        "input_schema": schemas,
+        "on_events": st.lists(plain.filter(bool), max_size=4),
+        "default_priority": st.integers(1, 3),
+    },
+)
+entries = st.one_of(
+    st.builds(lambda w, t: {**w, **t}, of_workflow, of_task),
+    st.builds(lambda w, t, n: {**w, "kind": "workflow", "tasks": [{"name": n, **t}]}, of_workflow, of_task, names),
+)
+
+
+@given(entries, st.booleans())
+def test_what_is_dumped_parses_back(entry: dict[str, Any], static: bool) -> None:
+    definition = parse_definition(entry, LIMITS, static=static)
+    stored = json.loads(json.dumps(dump(definition)))
+    assert parse_definition(stored, LIMITS, static=not static) == definition
+    assert checksum(definition) == content_checksum(stored)
+
+
+@given(entries)
+def test_the_checksum_is_of_the_content_not_of_its_spelling(entry: dict[str, Any]) -> None:
+    backwards = dict(reversed(entry.items()))
+    assert checksum(parse_definition(entry, LIMITS, static=False)) == checksum(parse_definition(backwards, LIMITS, static=False))
+
+
+def test_the_checksum_sees_every_field() -> None:
+    base, second = parse_definition(TASK, LIMITS, static=False), timedelta(seconds=1)
+    changes: dict[str, Any] = {
+        "name": "x", "task": "x", "raw": True, "description": "x", "input_schema": {"a": 1}, "output_schema": {"a": 1}, "retries": 1,
+        "backoff_factor": 2.0, "backoff_max_seconds": 2.0, "execution_timeout": second, "schedule_timeout": second,
+        "on_events": ("x",), "default_priority": 2, "idempotent": True, "allow_html": True,
+    }  # fmt: skip
+    assert set(changes) == set(type(base).__slots__)
+    sums = {checksum(replace(base, **{field: value})) for field, value in changes.items()}
+    assert len(sums | {checksum(base)}) == len(changes) + 1
+
+
+def test_the_checksum_is_stable_over_releases() -> None:
+    """Pinned: a change here makes a new version of every workflow in every store at the next registration."""
+    assert checksum(parse_definition(TASK, LIMITS, static=False)) == "71614afa3be78b6b5bb6c29902ad8fe2767338bf51c26e509ece000c8b174409"

@@ -1,0 +1,87 @@
+"""When an endpoint's circuit opens, when it is probed, and how hard it may be pushed."""
+
+from __future__ import annotations
+
+import typing
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.engine.answers import (
+    Accepted,
+    Answer,
+    Busy,
+    EndpointBroken,
+    EndpointGone,
+    Failed,
+    LocalFault,
+    Lost,
+    PlatformKilled,
+    Pushback,
+    Succeeded,
+    TimedOut,
+    Unreachable,
+)
+from dispatcher.engine.health import Breaker, Verdict, next_probe, observe
+from tests.laws.attempts_table import NOW
+
+BRUISED = Breaker(unreachable=3, limit=8, successes=4)
+
+LAW: list[tuple[Breaker, Answer, Verdict]] = [
+    (Breaker(), Succeeded(b"1"), Verdict(Breaker())),
+    (Breaker(unreachable=4), Succeeded(b"1"), Verdict(Breaker())),
+    (BRUISED, Succeeded(b"1"), Verdict(Breaker(0, 8, 5))),
+    (BRUISED, Failed("c", "m"), Verdict(Breaker(0, 8, 5))),  # the handler ran: the endpoint is well
+    (BRUISED, TimedOut("m"), Verdict(Breaker(0, 8, 5))),
+    (BRUISED, PlatformKilled("m"), Verdict(Breaker(0, 8, 5))),
+    (BRUISED, Accepted(None), Verdict(Breaker(0, 8, 5))),
+    (BRUISED, Busy(None, "m"), Verdict(Breaker(0, 8, 5))),
+    (BRUISED, Lost("m"), Verdict(Breaker(0, 8, 5))),
+    (Breaker(0, 8, 7), Succeeded(b"1"), Verdict(Breaker(0, 9, 0))),  # a full window without pushback: one more
+    (Breaker(0, 1, 0), Succeeded(b"1"), Verdict(Breaker(0, 2, 0))),
+    (BRUISED, LocalFault("c", "m"), Verdict(BRUISED)),  # our own fault says nothing about it
+    (BRUISED, Pushback(None, "m"), Verdict(Breaker(0, 4, 0))),
+    (Breaker(), Pushback(None, "m"), Verdict(Breaker(0, 10, 0))),
+    (Breaker(0, 1, 0), Pushback(None, "m"), Verdict(Breaker(0, 1, 0))),
+    (Breaker(), Unreachable("refused", "m"), Verdict(Breaker(1), None, "refused")),
+    (Breaker(unreachable=3), Unreachable("refused", "m"), Verdict(Breaker(4), None, "refused")),
+    (Breaker(unreachable=4), Unreachable("refused", "m"), Verdict(Breaker(5), "open", "refused")),
+    (Breaker(unreachable=9), Unreachable("refused", "m"), Verdict(Breaker(10), "open", "refused")),
+    (Breaker(), EndpointBroken("unauthorized", "m"), Verdict(Breaker(), "open", "unauthorized")),
+    (BRUISED, EndpointBroken("tls", "m"), Verdict(Breaker(3, 8, 0), "open", "tls")),
+    (Breaker(), EndpointGone("m"), Verdict(Breaker(), "retired", "endpoint_gone")),
+]
+
+
+@pytest.mark.parametrize(("before", "answer", "verdict"), LAW)
+def test_observe(before: Breaker, answer: Answer, verdict: Verdict) -> None:
+    assert observe(before, answer, in_flight=20, failures_to_open=5) == verdict
+
+
+def test_the_law_has_every_answer() -> None:
+    assert {type(answer) for _, answer, _ in LAW} == set(typing.get_args(Answer))
+
+
+breakers = st.builds(Breaker, st.integers(0, 100), st.none() | st.integers(1, 5_000), st.integers(0, 5_000))
+answers = st.sampled_from([answer for _, answer, _ in LAW])
+
+
+@given(breakers, answers, st.integers(0, 5_000), st.integers(1, 10))
+def test_an_endpoint_may_always_be_pushed_a_little(before: Breaker, answer: Answer, in_flight: int, failures: int) -> None:
+    after = observe(before, answer, in_flight, failures).breaker
+    assert after.limit is None or after.limit >= 1
+    assert after.limit is None or before.limit is None or after.limit <= before.limit + 1
+
+
+@given(breakers, answers, st.integers(0, 5_000))
+def test_only_the_endpoints_own_faults_close_it_off(before: Breaker, answer: Answer, in_flight: int) -> None:
+    circuit = observe(before, answer, in_flight, 5).circuit
+    assert circuit is None or isinstance(answer, EndpointBroken | EndpointGone | Unreachable)
+
+
+def test_probes_double_up_to_the_longest() -> None:
+    first, longest = timedelta(seconds=5), timedelta(seconds=60)
+    waits = [(next_probe(n, NOW, first, longest) - NOW).total_seconds() for n in (0, 1, 2, 3, 4, 5, 10**9)]
+    assert waits == [5, 10, 20, 40, 60, 60, 60]
