@@ -277,7 +277,7 @@ async def _idle_in_transaction(database: Database) -> None:
 
 async def test_no_connection_left_on_the_server(private: EmbeddedPostgres) -> None:
     role = "create role limited login connection limit 1"
-    async with await Database.open(private.dsn) as admin:
+    async with await Database.open(private.dsn, wait=10) as admin:
         await admin.execute(role)
         async with await Database.open(private.dsn.replace("postgres@", "limited@"), wait=None) as database:
             async with database.transaction():
@@ -310,7 +310,7 @@ async def _insert(database: Database) -> None:
 
 
 async def test_a_frozen_server_costs_bounded_time(private: EmbeddedPostgres) -> None:
-    async with await Database.open(private.dsn, min_size=2, max_size=3, acquire_timeout=0.2, command_timeout=0.2) as database:
+    async with await Database.open(private.dsn, wait=10, min_size=2, max_size=3, acquire_timeout=0.2, command_timeout=0.2) as database:
         with _frozen(private):
             async with asyncio.timeout(3):
                 steps = [database.fetchval("select 1") for _ in range(8)] + [_insert(database), database.execute("select 1", lane="settle")]
@@ -321,7 +321,7 @@ async def test_a_frozen_server_costs_bounded_time(private: EmbeddedPostgres) -> 
 
 
 async def test_a_server_frozen_inside_a_transaction(private: EmbeddedPostgres) -> None:
-    async with await Database.open(private.dsn, acquire_timeout=0.2, command_timeout=0.2) as database:
+    async with await Database.open(private.dsn, wait=10, acquire_timeout=0.2, command_timeout=0.2) as database:
         with pytest.raises(DatabaseUnavailable):
             async with asyncio.timeout(3):
                 await _freeze_inside(private, database)
@@ -336,13 +336,13 @@ async def _freeze_inside(postgres: EmbeddedPostgres, database: Database) -> None
 
 
 async def test_every_connection_dies_with_a_killed_backend(private: EmbeddedPostgres) -> None:
-    async with await Database.open(private.dsn, min_size=3) as database:
+    async with await Database.open(private.dsn, wait=10, min_size=3) as database:
         os.kill(await database.fetchval("select pg_backend_pid()"), signal.SIGKILL)
         await _heals(database)
 
 
 async def test_a_terminated_session_is_transient(private: EmbeddedPostgres) -> None:
-    async with await Database.open(private.dsn, min_size=1) as database:
+    async with await Database.open(private.dsn, wait=10, min_size=1) as database:
         with pytest.raises(DatabaseUnavailable) as error:
             await database.fetchval("select pg_terminate_backend(pg_backend_pid())")
         assert error.value.sent
@@ -352,7 +352,7 @@ async def test_a_terminated_session_is_transient(private: EmbeddedPostgres) -> N
 async def test_a_killed_postmaster_is_started_again(private: EmbeddedPostgres) -> None:
     assert private._server is not None
     before = private.restarts
-    async with await Database.open(private.dsn, min_size=2) as database:
+    async with await Database.open(private.dsn, wait=10, min_size=2) as database:
         private._server.child.send(signal.SIGKILL)
         await _heals(database)
         while private.restarts == before:  # still answered by what the kill left over
