@@ -41,7 +41,7 @@ from dispatcher.sealing import Sealer, development_key, parse_master_key
 from dispatcher.settings import Settings, SettingsError
 from dispatcher.store import intake as intake_store
 from dispatcher.store import partitions, queue, registry, tasks
-from dispatcher.store.database import Database
+from dispatcher.store.database import Database, DatabaseUnavailable
 from dispatcher.store.embedded import EmbeddedPostgres
 from dispatcher.store.migrate import migrate
 
@@ -51,6 +51,7 @@ DEFAULT_TENANT = "default"
 _BATCH = 1_000
 _PARTITION_DAYS = 7
 _MAINTENANCE = timedelta(minutes=10)
+_RECOUNT = timedelta(milliseconds=50)  # slots freed by callbacks are counted together, not one by one
 
 
 @dataclass(slots=True)
@@ -75,6 +76,12 @@ class Runtime:
                 await self.deliveries.drain()
         except TimeoutError:
             _log.warning("%d attempts were still open when the grace ended", len(self.deliveries.open))
+        for loop in self.loops.values():
+            await loop.stop()
+        try:
+            await self.membership.leave()
+        except DatabaseUnavailable:
+            _log.warning("the database is away: the other dispatchers will notice by themselves that this one has gone")
         await self._exit.aclose()
 
 
@@ -284,6 +291,7 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
             parts.deliveries.extend((int(tenant), run_id, int(node)), int(epoch), deadline, released == "1")
 
     parts.deliveries.on_deadline = loops["deadlines"].wake_by
+    parts.services.callbacks.on_detached_end = lambda: loops["slots"].wake_by(parts.services.clock.now() + _RECOUNT)
     capacity.on_free = claim.wake
     parts.membership.on_capacity = claim.wake
     parts.settlement.on_requeued = requeued

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from dispatcher.clock import Clock
 from dispatcher.store.database import DatabaseUnavailable, is_transient
@@ -30,8 +31,9 @@ class Loop:
     clock: Clock
     every: timedelta
     ticks: int = 0
-    until: datetime | None = None
+    _until: datetime | None = None
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _shortened: asyncio.Event = field(default_factory=asyncio.Event)
     _task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -44,8 +46,11 @@ class Loop:
 
     def wake_by(self, moment: datetime) -> None:
         """Run a tick no later than at `moment`."""
-        if self.until is None or moment < self.until:
+        if self._until is None:
             self.wake()
+        elif moment < self._until:
+            self._until = moment
+            self._shortened.set()
 
     async def stop(self) -> None:
         """End, in the middle of a tick if need be: ticks are safe to cut anywhere."""
@@ -56,7 +61,7 @@ class Loop:
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            self.until = None
+            self._until = None
             now = self.clock.now()
             again = now + self.every
             try:
@@ -73,14 +78,26 @@ class Loop:
             await self._sleep(again)
 
     async def _sleep(self, until: datetime) -> None:
+        """Wait until the moment, which may come nearer meanwhile, or until woken."""
         if self._wake.is_set():
             await asyncio.sleep(0)
             return
-        self.until = until
-        timer = asyncio.ensure_future(self.clock.sleep_until(until))
+        self._until = until
         waker = asyncio.ensure_future(self._wake.wait())
         try:
-            await asyncio.wait([timer, waker], return_when=asyncio.FIRST_COMPLETED)
+            while not waker.done() and not await self._slept(self._until, waker):
+                pass
+        finally:
+            waker.cancel()
+
+    async def _slept(self, until: datetime, waker: asyncio.Future[Any]) -> bool:
+        """Wait until the moment or the waker; False when the moment has come nearer."""
+        self._shortened.clear()
+        timer = asyncio.ensure_future(self.clock.sleep_until(until))
+        nearer = asyncio.ensure_future(self._shortened.wait())
+        try:
+            await asyncio.wait([timer, waker, nearer], return_when=asyncio.FIRST_COMPLETED)
+            return timer.done() or waker.done()
         finally:
             timer.cancel()
-            waker.cancel()
+            nearer.cancel()

@@ -6,6 +6,7 @@ becomes an answer like any other and is settled with a guard, so ten copies of o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -134,6 +135,7 @@ class Callbacks:
         self._tokens = tokens
         self._clock = clock
         self._settings = settings
+        self.on_detached_end: Callable[[], None] = lambda: None
 
     async def handle(self, token: str, body: bytes, content_type: str) -> tuple[int, dict[str, Any]]:
         """Take the events of one callback in order; answers (status, document). Raises Problem for all that is refused."""
@@ -206,6 +208,8 @@ class Callbacks:
             raise problem("stale_attempt", change.reason)
         landed = await self._settlement.submit(Settled(Outcome(task.guard(), change, AttemptFacts()), workflow))
         if landed:
+            if task.dispatcher_id is None:
+                self.on_detached_end()
             return
         current = await tasks.load_one(self._database, task.guard().key)
         if current is None:

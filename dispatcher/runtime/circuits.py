@@ -19,6 +19,8 @@ from dispatcher.store.registry import Probe
 
 _log = logging.getLogger(__name__)
 
+_ASK_AGAIN = timedelta(seconds=10)
+
 
 class Circuits:
     """Changes circuits, each at most once at a time, and probes the open ones."""
@@ -33,6 +35,7 @@ class Circuits:
         self._clock = clock
         self._first = timedelta(seconds=settings.probe_seconds)
         self._longest = timedelta(seconds=settings.probe_max_seconds)
+        self._asked: dict[tuple[int, str], datetime] = {}
         self._changing: dict[tuple[int, str], asyncio.Task[None]] = {}
         self.rediscover: Callable[[Endpoint], Awaitable[None]] | None = None
         self.on_change: Callable[[], None] = lambda: None
@@ -44,8 +47,12 @@ class Circuits:
         self._spawn(endpoint, self._set(endpoint, circuit, code))
 
     def drifted(self, endpoint: Endpoint, version: str) -> None:
-        """An answer named a version we do not know: ask for the manifest, once at a time."""
-        if endpoint.place not in self._changing and self.rediscover is not None and self._is_current(endpoint):
+        """An answer named a version we do not know: ask for the manifest, not more often than every few seconds."""
+        now, asked = self._clock.now(), self._asked.get(endpoint.place)
+        if endpoint.static or endpoint.place in self._changing or (asked is not None and now < asked + _ASK_AGAIN):
+            return
+        if self.rediscover is not None and self._is_current(endpoint):
+            self._asked[endpoint.place] = now
             _log.info("endpoint %s answers as version %s", endpoint.name, version)
             self._spawn(endpoint, self.rediscover(endpoint))
 
@@ -66,7 +73,7 @@ class Circuits:
 
     async def _set(self, endpoint: Endpoint, circuit: health.Circuit, code: str) -> None:
         now = self._clock.now()
-        probe_at = health.next_probe(0, now, self._first, self._longest) if circuit == "open" else None
+        probe_at = health.next_probe(endpoint.probes, now, self._first, self._longest) if circuit == "open" else None
         await self._write(endpoint.tenant_id, endpoint.id, circuit, code or None, now, probe_at)
         _log.warning("endpoint %s is %s (%s)", endpoint.name, circuit, code)
 

@@ -57,6 +57,7 @@ class Claims:
         for q in queues:
             if q not in waiting:
                 self._capacity.backlog.discard(q)
+        self._capacity.backlog.update(waiting)
         return await self._claim(waiting, room, now)
 
     def _queues(self, places: dict[Place, int], sweeping: bool) -> list[Queue]:
@@ -75,7 +76,6 @@ class Claims:
         slots = allot(waiting, {q: self._routes(q) for q in waiting}, places, min(room, self._capacity.room))
         if not slots:
             return False
-        self._capacity.backlog.update(waiting)
         for slot in slots:
             self._capacity.take(slot.place)
         versions = {place: endpoint.target.version for place in places if (endpoint := self._directory.endpoint(place)) is not None}

@@ -51,6 +51,7 @@ class Endpoint:
     static: bool
     target: Target
     verified: str | None
+    probes: int
 
     @property
     def place(self) -> Place:
@@ -180,7 +181,7 @@ class Directory:
             response_limit=self.settings.max_response_bytes,
         )
         usable = row.circuit == "closed" and not row.paused
-        return Endpoint(tenant_id, row.id, row.name, row.slots, usable, row.static, target, manifest.verified)
+        return Endpoint(tenant_id, row.id, row.name, row.slots, usable, row.static, target, manifest.verified, row.probes)
 
     def tenant(self, slug: str) -> Tenant | None:
         """A tenant by its slug."""

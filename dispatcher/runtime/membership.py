@@ -76,6 +76,11 @@ class Membership:
         self._capacity.grants.clear()
         await self.join()
 
+    async def leave(self) -> None:
+        """Go, so that the others need not wait to find out. What is still open here is theirs to put back."""
+        await dispatchers.heartbeat(self._database, self.id, self._clock.now())
+        await dispatchers.forget(self._database, self.id)
+
     def check_alive(self, now: datetime) -> None:
         """Stop claiming as soon as our life may be over, whether or not the database can be asked."""
         if now >= self._live_until and self._capacity.grants:

@@ -40,6 +40,7 @@ class EndpointRow:
     circuit_code: str | None
     circuit_since: datetime | None
     probe_at: datetime | None
+    probes: int
     created_at: datetime
     updated_at: datetime
 
@@ -119,7 +120,7 @@ BUMP = "update tenants set registry_version = registry_version + 1 where id = $1
 ENDPOINTS = Statement(
     """
     select e.id, e.name, e.version, v.url, v.manifest, e.slots, e.labels, e.auth_sealed, e.static, e.paused,
-           e.circuit, e.circuit_code, e.circuit_since, e.probe_at, e.created_at, e.updated_at
+           e.circuit, e.circuit_code, e.circuit_since, e.probe_at, e.probes, e.created_at, e.updated_at
     from endpoints e join endpoint_versions v on v.tenant_id = e.tenant_id and v.endpoint_id = e.id and v.version = e.version
     where e.tenant_id = $1 and ($2::text is null or e.name = $2) order by e.name
     """,
@@ -210,9 +211,10 @@ PATCH_ENDPOINT = """
     where tenant_id = $1 and id = $2
 """
 DELETE_ENDPOINT = "delete from endpoints where tenant_id = $1 and id = $2"
+# A plain endpoint that is reached may still be broken: it keeps its count of probes, so that each relapse waits longer.
 SET_CIRCUIT = """
     update endpoints set circuit = $3, circuit_code = $4, circuit_since = case when $3 <> 'closed' then $5::timestamptz end,
-        probe_at = $6, probes = case when $3 = 'open' then probes else 0 end
+        probe_at = $6, probes = case when $3 = 'open' or static then probes else 0 end
     where tenant_id = $1 and id = $2 and circuit <> $3 and circuit <> 'retired'
     returning id
 """
