@@ -172,7 +172,7 @@ def _join(
     circuits = Circuits(database, directory, courier, signals, clock, settings)
     deliveries = Deliveries(database, directory, capacity, courier, settlement, tokens, clock, settings, metrics, circuits, recorder)
     membership = Membership(database, directory, capacity, deliveries, settlement, signals, clock, settings, name)
-    intake = Intake(database, directory, capacity, settings, clock, deliveries.start, lambda: membership.id)
+    intake = Intake(database, directory, capacity, settings, clock, metrics, deliveries.start, lambda: membership.id)
     claims = Claims(database, directory, capacity, deliveries, metrics, lambda: membership.id, _BATCH)
     registration = Registration(database, directory, keyring, courier, egress, signals, clock, settings)
     cancellation = Cancellation(database, directory, settlement, signals, clock, settings)

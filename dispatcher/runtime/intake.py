@@ -17,6 +17,7 @@ from dispatcher.ids import IdMaker
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Directory, Endpoint, Picture, Workflow
 from dispatcher.runtime.group_commit import GroupCommit, QueueFull
+from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.work import Assignment, EventFacts
 from dispatcher.settings import Settings
 from dispatcher.store import intake as store
@@ -98,6 +99,7 @@ class Intake:
         capacity: Capacity,
         settings: Settings,
         clock: Clock,
+        metrics: Metrics,
         deliver: Callable[[list[Assignment]], None],
         dispatcher_id: Callable[[], int],
     ) -> None:
@@ -106,6 +108,7 @@ class Intake:
         self._capacity = capacity
         self._settings = settings
         self._clock = clock
+        self._metrics = metrics
         self._deliver = deliver
         self._dispatcher_id = dispatcher_id
         self._ids = IdMaker()
@@ -317,6 +320,8 @@ class Intake:
         assignments = []
         for s in submissions:
             s.written = s.event.id in events if s.event is not None else s.runs[0].id in runs
+            if s.written:
+                self._count(s)
             for run, workflow in zip(s.runs, s.workflows, strict=True):
                 taken = endpoints.get(run.id)
                 if taken is None:
@@ -327,6 +332,11 @@ class Intake:
                 else:
                     self._capacity.give_back(taken.place)
         return assignments
+
+    def _count(self, submission: Submission) -> None:
+        self._metrics.events_received += submission.event is not None
+        for workflow in submission.workflows:
+            self._metrics.runs_created[workflow.definition.name] += 1
 
     def _take_express(self, submissions: list[Submission], now: datetime) -> dict[str, Endpoint]:
         taken: dict[str, Endpoint] = {}

@@ -17,5 +17,4 @@ class Metrics:
     events_received: int = 0
     requests_sent: int = 0
     stale_outcomes: int = 0
-    express: int = 0
     claimed: int = 0
