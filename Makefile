@@ -21,12 +21,12 @@ help:  ## list the targets
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -q
 
 # What running needs: only hashed packages, from whatever index this machine's pip is set to; then this project, built by the
-# hatchling of the lock.
+# hatchling of the lock. Byte code is made when a module is first used: most never are.
 $(RUNTIME): requirements-runtime.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo 'Python 3.11 or newer is needed and none was found: install one, or name it with PYTHON=…' >&2; exit 1; }
 	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo '$(PYTHON) is older than Python 3.11' >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(PIP) --require-hashes -r requirements-runtime.lock
+	$(PIP) --no-compile --require-hashes -r requirements-runtime.lock
 	$(PIP) --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 
