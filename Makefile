@@ -42,7 +42,7 @@ install: $(CHECKING)  ## make .venv with every locked package and this project
 
 .PHONY: demo dev
 demo: $(RUNTIME)  ## a GitHub webhook and a curl event become signed pushes and come back as results
-	@$(BIN)/dispatcher demo
+	@$(BIN)/python -m tests.examples.demo
 
 dev: $(RUNTIME)  ## the development server on loopback, with its own Postgres in ./.dispatcher
 	@$(BIN)/dispatcher dev
