@@ -45,7 +45,10 @@ class RunRequest:
 
 @dataclass(slots=True)
 class EventRequest:
-    """An event somebody sent. `data` and `metadata` are JSON text, checked by the edge."""
+    """An event somebody sent. `data` and `metadata` are JSON text, checked by the edge.
+
+    A call names its `workflow`: the event then runs that one with `input`, and nothing that listens for its type.
+    """
 
     tenant_id: int
     type: str
@@ -55,6 +58,8 @@ class EventRequest:
     priority: int | None = None
     idempotency_key: str | None = None
     idempotency_ttl: timedelta | None = None
+    workflow: str | None = None
+    input: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -183,17 +188,17 @@ class Intake:
 
     def _event_submission(self, request: EventRequest) -> Submission | Problem:
         picture = self._directory.pictures[request.tenant_id]
-        names = picture.events.match(request.type)
+        names = picture.events.match(request.type) if request.workflow is None else (request.workflow,)
+        if request.workflow is not None and request.workflow not in picture.workflows:
+            return _unknown_workflow(request.workflow, picture)
         if len(names) > self._settings.max_fan_out:
             return problem("too_many_runs", f"the event would start {len(names)} runs; at most {self._settings.max_fan_out} may")
         now = self._clock.now()
         event_id = self._ids.make("evt", now)
         stream_id = f"str_{event_id[4:]}"
         workflows = [picture.workflows[name] for name in names]
-        runs = [
-            self._new_run(picture, w, request.data, request.metadata, request.priority, (event_id, stream_id), "event", now)
-            for w in workflows
-        ]
+        body = request.data if request.input is None else request.input
+        runs = [self._new_run(picture, w, body, request.metadata, request.priority, (event_id, stream_id), "event", now) for w in workflows]
         event = NewEvent(
             request.tenant_id,
             picture.tenant.registry_version,

@@ -311,6 +311,11 @@ async def is_finished(db: Database, tenant_id: int, run_id: str) -> bool:
     return not await db.fetchval(IS_LIVE, tenant_id, run_id)
 
 
+async def exists(db: Database, tenant_id: int, run_id: str) -> bool:
+    """Whether there is such a run, live or over."""
+    return bool(await db.fetchval(IS_LIVE, tenant_id, run_id)) or bool(await finished_among(db, tenant_id, [run_id]))
+
+
 async def finished_among(db: Database, tenant_id: int, run_ids: Sequence[str]) -> list[str]:
     """Those of these ids that are runs and over."""
     since = [moment for moment in map(ended_after, run_ids) if moment is not None]

@@ -1,0 +1,134 @@
+"""/v1/events: sending events, and reading them with the runs they started."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from dispatcher.api.edge import Answer, Call, Route, json_answer
+from dispatcher.api.listing import PageQuery, page, position
+from dispatcher.api.triggering import EVENT, EVENTS, EventBody, EventsBody, Moment, check_count, decode_item, event_request, in_bulk
+from dispatcher.api.views import EventCreated, EventRef, EventRunView, EventView, show_event, show_event_run
+from dispatcher.errors import Problem, problem
+from dispatcher.runtime.intake import EventAccepted, EventRequest
+from dispatcher.store import events
+from dispatcher.store.events import AttemptRun, EventFilter, EventRow
+
+_BULK_ENVELOPE: Final = 3
+_MOST_PAGE_BYTES: Final = 8_388_608
+
+
+class EventsQuery(PageQuery, forbid_unknown_fields=True, frozen=True):
+    """Which events."""
+
+    type: str | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+
+
+class EventPage(msgspec.Struct, frozen=True):
+    """Events, newest first."""
+
+    rows: list[EventView]
+    next_cursor: str | None
+
+
+class EventRunPage(msgspec.Struct, frozen=True):
+    """Attempts of an event's runs, oldest run first. A page ends early when its bodies grow large."""
+
+    rows: list[EventRunView]
+    next_cursor: str | None
+
+
+class EventRows(msgspec.Struct, frozen=True):
+    """One row for each item, in order: the event, or the problem with it (its `status` is a number)."""
+
+    rows: list[EventCreated | dict[str, Any]]
+
+
+async def send_event(call: Call) -> Answer:
+    """Send an event. It is durable, with the runs it starts, before this is answered; `call` runs one function by name."""
+    body: EventBody = await call.json(EVENT)
+    accepted = (await call.services.intake.push([event_request(call, body)]))[0]
+    if isinstance(accepted, Problem):
+        raise accepted
+    return json_answer(200 if accepted.duplicate else 201, _created(accepted))
+
+
+async def send_events(call: Call) -> Answer:
+    """Send up to 1,000 events; one row for each, in order: the event, or the problem with it."""
+    settings = call.services.settings
+    body: EventsBody = await call.json(EVENTS, most_bytes=call.limits.bulk, envelope=_BULK_ENVELOPE)
+    check_count(body.events, settings.max_bulk_items)
+
+    def make(item: Raw, at: str) -> EventRequest:
+        return event_request(call, decode_item(item, EVENT, at, settings.max_body_bytes), f"{at}.")
+
+    return await in_bulk("events", body.events, make, call.services.intake.push, lambda accepted, _: _created(accepted))
+
+
+async def list_events(call: Call) -> Answer:
+    """Events that match all filters, newest first, without their data."""
+    query: EventsQuery = call.query
+    before = position("events", query, str)
+    wanted = EventFilter(query.type, query.since, query.until)
+    found = await events.page(call.services.database, call.tenant_id, wanted, before, query.limit + 1)
+    return page("events", query, found, show_event, lambda row: row.id)
+
+
+async def get_event(call: Call) -> Answer:
+    """An event with its data."""
+    return json_answer(200, show_event(await _event(call)))
+
+
+async def list_event_runs(call: Call) -> Answer:
+    """The runs an event started, each attempt as a run: a retry names the first attempt in `origin_run_id`."""
+    event = await _event(call)
+    query, name = call.query, f"event runs {event.id}"
+    after = position(name, query, tuple[str, int]) or ("", -1)
+    found = await events.attempts(call.services.database, call.tenant_id, event.id, after, query.limit + 1, _MOST_PAGE_BYTES)
+    more = len(found) > query.limit or await _cut_short(call, event.id, found)
+    return page(name, query, found, lambda row: show_event_run(row, event.id), lambda row: (row.run_id, row.number), more=more)
+
+
+async def _cut_short(call: Call, event_id: str, found: list[AttemptRun]) -> bool:
+    """Whether a page shorter than asked for was cut because of its bytes."""
+    if not found:
+        return False
+    last = (found[-1].run_id, found[-1].number)
+    return bool(await events.attempts(call.services.database, call.tenant_id, event_id, last, 1, 0))
+
+
+async def _event(call: Call) -> EventRow:
+    event_id = call.path["event_id"]
+    event = await events.get(call.services.database, call.tenant_id, event_id)
+    if event is None:
+        raise problem("not_found", f"there is no event {event_id[:100]!r}")
+    return event
+
+
+def _created(accepted: EventAccepted) -> EventCreated:
+    ref = EventRef(accepted.id, accepted.stream_id)
+    if accepted.duplicate:
+        return EventCreated(accepted.id, accepted.stream_id, accepted.run_ids, ref, True)
+    return EventCreated(accepted.id, accepted.stream_id, accepted.run_ids, ref)
+
+
+_BAD_BODY: Final = ("invalid_json", "invalid_value", "unknown_field", "too_deep", "nul_character", "number_out_of_range", "invalid_utf8")
+_BUSY: Final = ("overloaded", "database_unavailable")
+
+ROUTES: Final = (
+    Route(
+        "POST", "/v1/events", send_event, "events:write", {201: EventCreated, 200: EventCreated}, body=EventBody,
+        problems=(*_BAD_BODY, "body_too_large", "unsupported_media_type", "unknown_workflow", "too_many_runs", *_BUSY),
+    ),
+    Route(
+        "POST", "/v1/events/bulk", send_events, "events:write", {200: EventRows}, body=EventsBody,
+        problems=(*_BAD_BODY, "body_too_large", "bulk_too_large", "unsupported_media_type", *_BUSY),
+    ),
+    Route("GET", "/v1/events", list_events, "events:read", {200: EventPage}, EventsQuery, problems=("invalid_value", "unknown_parameter")),
+    Route("GET", "/v1/events/{event_id}", get_event, "events:read", {200: EventView}, problems=("not_found",)),
+    Route("GET", "/v1/events/{event_id}/runs", list_event_runs, "events:read", {200: EventRunPage}, PageQuery, problems=("not_found",)),
+)  # fmt: skip

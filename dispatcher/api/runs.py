@@ -1,0 +1,248 @@
+"""/v1/runs: starting runs, waiting for them, reading and cancelling them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Raw
+
+from dispatcher import ids
+from dispatcher.api.decoding import duration, one_of
+from dispatcher.api.edge import Answer, Call, Route, json_answer
+from dispatcher.api.listing import Limit, PageQuery, page, position
+from dispatcher.api.triggering import RUN, RUNS, Moment, RunBody, RunsBody, check_count, decode_item, in_bulk, run_request
+from dispatcher.api.views import Fate, RunCreated, RunSummaryView, RunView, show_run, show_summary
+from dispatcher.errors import Problem, problem
+from dispatcher.runtime.intake import RunAccepted, RunRequest
+from dispatcher.store import logs, runs
+from dispatcher.store.logs import Line
+from dispatcher.store.runs import FINAL_STATUSES, LIVE_STATUSES, RunFilter, RunRow, has_metadata
+
+_MOST_PAIRS: Final = 10
+_BULK_ENVELOPE: Final = 3
+
+
+class WaitQuery(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How long to wait for the run to end, e.g. `30s`; longer than the server allows is cut to what it allows."""
+
+    wait: str | None = None
+
+
+class RunsQuery(PageQuery, forbid_unknown_fields=True, frozen=True):
+    """Which runs. `status` and `metadata` may be repeated; `metadata` is `key:value`."""
+
+    status: tuple[str, ...] = ()
+    workflow: str | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    metadata: tuple[str, ...] = ()
+    event_id: str | None = None
+    parent_run_id: str | None = None
+    endpoint: str | None = None
+
+
+class LogsQuery(PageQuery, forbid_unknown_fields=True, frozen=True):
+    """Pages of log lines."""
+
+    limit: Limit = 1000
+
+
+class LineView(msgspec.Struct, frozen=True):
+    """A log line of an attempt."""
+
+    at: Moment
+    level: str
+    message: str
+    attempt: int
+    task_id: str
+
+
+class RunPage(msgspec.Struct, frozen=True):
+    """Runs, newest first."""
+
+    rows: list[RunSummaryView]
+    next_cursor: str | None
+
+
+class LinePage(msgspec.Struct, frozen=True):
+    """Log lines in the order they were written."""
+
+    rows: list[LineView]
+    next_cursor: str | None
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """One row for each item, in order: what was made of it, or the problem with it (its `status` is a number)."""
+
+    rows: list[RunCreated | dict[str, Any]]
+
+
+class CancelBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Why."""
+
+    reason: Annotated[str, Meta(max_length=1000)] = ""
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    """A run that is cancelled, or whose attempt was asked to end."""
+
+    id: str
+    status: Fate
+
+
+_CANCEL: Final = msgspec.json.Decoder(CancelBody)
+
+
+async def create_run(call: Call) -> Answer:
+    """Start a run. Answered once it is durable, or with `wait` once it has ended (200) or the time is up (202)."""
+    body: RunBody = await call.json(RUN)
+    wait = _seconds(call)
+    request = run_request(call, body)
+    accepted = (await call.services.intake.trigger([request]))[0]
+    if isinstance(accepted, Problem):
+        raise accepted
+    if wait is not None:
+        return await _waited(call, accepted.id, wait, duplicate=accepted.duplicate)
+    if accepted.duplicate and (rows := await runs.get(call.services.database, call.tenant_id, accepted.id)):
+        return json_answer(200, show_run(rows, duplicate=True))
+    return json_answer(200 if accepted.duplicate else 201, _created(accepted, body.workflow), _location(accepted.id))
+
+
+async def create_runs(call: Call) -> Answer:
+    """Start up to 1,000 runs; one row for each, in order: the run, or the problem with it."""
+    settings = call.services.settings
+    body: RunsBody = await call.json(RUNS, most_bytes=call.limits.bulk, envelope=_BULK_ENVELOPE)
+    check_count(body.runs, settings.max_bulk_items)
+
+    def make(item: Raw, at: str) -> RunRequest:
+        return run_request(call, decode_item(item, RUN, at, settings.max_body_bytes), f"{at}.")
+
+    def show(accepted: RunAccepted, request: RunRequest) -> RunCreated:
+        return _created(accepted, request.workflow)
+
+    return await in_bulk("runs", body.runs, make, call.services.intake.trigger, show)
+
+
+async def get_run(call: Call) -> Answer:
+    """A run with its tasks and attempts; with `wait`, once it has ended (200) or the time is up (202)."""
+    run_id, wait = call.path["run_id"], _seconds(call)
+    rows = await _rows(call, run_id)
+    if wait is None or rows[0].status is not None:
+        return json_answer(200, show_run(rows))
+    return await _waited(call, run_id, wait)
+
+
+async def list_runs(call: Call) -> Answer:
+    """Runs that match all filters, newest first, without their bodies."""
+    query: RunsQuery = call.query
+    before = position("runs", query, str)
+    wanted = RunFilter(
+        statuses=one_of(query.status, LIVE_STATUSES | FINAL_STATUSES, "status"),
+        workflow=query.workflow,
+        since=query.since,
+        until=query.until,
+        metadata=has_metadata(_pairs(query.metadata)),
+        event_id=query.event_id,
+        parent_run_id=query.parent_run_id,
+        endpoint=query.endpoint,
+    )
+    found = await runs.page(call.services.database, call.tenant_id, wanted, before, query.limit + 1)
+    return page("runs", query, found, show_summary, lambda row: row.id)
+
+
+async def list_logs(call: Call) -> Answer:
+    """Log lines of a run, in the order they were written."""
+    run_id, query = call.path["run_id"], call.query
+    after = position(f"logs {run_id}", query, int) or 0
+    database = call.services.database
+    found = await logs.lines(database, call.tenant_id, run_id, after, query.limit + 1)
+    if not found and not await runs.exists(database, call.tenant_id, run_id):
+        raise _unknown(run_id)
+    return page(f"logs {run_id}", query, found, lambda line: _line(run_id, line), lambda line: line.seq)
+
+
+async def cancel_run(call: Call) -> Answer:
+    """Cancel a run: at once (200), or by asking its running attempt to end (202). Cancelling it again changes nothing."""
+    run_id = call.path["run_id"]
+    body: CancelBody = await call.json(_CANCEL)
+    fate = (await call.services.cancellation.cancel(call.tenant_id, [run_id], body.reason or "cancelled by request"))[run_id]
+    if fate == "not_found":
+        raise _unknown(run_id)
+    if fate == "finished":
+        status = (await _rows(call, run_id))[0].status
+        if status != "cancelled":
+            raise problem("run_finished", f"run {run_id} is over: it {status}")
+        fate = "cancelled"
+    return json_answer(202 if fate == "cancelling" else 200, Cancelled(run_id, fate))
+
+
+async def _waited(call: Call, run_id: str, seconds: float, *, duplicate: bool = False) -> Answer:
+    await call.services.waiters.wait(call.tenant_id, run_id, seconds)
+    rows = await _rows(call, run_id)
+    return json_answer(202 if rows[0].status is None else 200, show_run(rows, duplicate=duplicate))
+
+
+async def _rows(call: Call, run_id: str) -> list[RunRow]:
+    rows = await runs.get(call.services.database, call.tenant_id, run_id)
+    if not rows:
+        raise _unknown(run_id)
+    return rows
+
+
+def _seconds(call: Call) -> float | None:
+    wait = duration(call.query.wait, "wait")
+    return min(wait.total_seconds(), call.services.settings.max_wait) if wait is not None else None
+
+
+def _unknown(run_id: str) -> Problem:
+    return problem("not_found", f"there is no run {run_id[:100]!r}")
+
+
+def _created(accepted: RunAccepted, workflow: str) -> RunCreated:
+    if accepted.duplicate:
+        return RunCreated(accepted.id, workflow, accepted.status, accepted.created_at, True)
+    return RunCreated(accepted.id, workflow, accepted.status, accepted.created_at)
+
+
+def _location(run_id: str) -> tuple[bytes, bytes]:
+    return (b"location", b"/v1/runs/" + run_id.encode())
+
+
+def _line(run_id: str, line: Line) -> LineView:
+    return LineView(line.at, line.level, line.message, line.attempt, ids.task_id(run_id, line.node))
+
+
+def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
+    if len(texts) > _MOST_PAIRS:
+        raise problem("invalid_value", f"metadata: at most {_MOST_PAIRS} pairs", field="metadata")
+    pairs = []
+    for text in texts:
+        key, colon, value = text.partition(":")
+        if not colon or not key:
+            raise problem("invalid_value", f"metadata: {text!r} is not key:value", field="metadata")
+        pairs.append((key, value))
+    return pairs
+
+
+_BAD_BODY: Final = ("invalid_json", "invalid_value", "unknown_field", "too_deep", "nul_character", "number_out_of_range", "invalid_utf8")
+_BUSY: Final = ("overloaded", "database_unavailable")
+
+ROUTES: Final = (
+    Route(
+        "POST", "/v1/runs", create_run, "runs:write", {201: RunCreated, 200: RunView, 202: RunView}, WaitQuery, RunBody,
+        (*_BAD_BODY, "body_too_large", "unsupported_media_type", "unknown_workflow", *_BUSY),
+    ),
+    Route(
+        "POST", "/v1/runs/bulk", create_runs, "runs:write", {200: Rows}, body=RunsBody,
+        problems=(*_BAD_BODY, "body_too_large", "bulk_too_large", "unsupported_media_type", *_BUSY),
+    ),
+    Route("GET", "/v1/runs", list_runs, "runs:read", {200: RunPage}, RunsQuery, problems=("invalid_value", "unknown_parameter")),
+    Route("GET", "/v1/runs/{run_id}", get_run, "runs:read", {200: RunView, 202: RunView}, WaitQuery, problems=("not_found",)),
+    Route("GET", "/v1/runs/{run_id}/logs", list_logs, "runs:read", {200: LinePage}, LogsQuery, problems=("not_found",)),
+    Route(
+        "POST", "/v1/runs/{run_id}/cancel", cancel_run, "runs:write", {200: Cancelled, 202: Cancelled}, body=CancelBody,
+        problems=(*_BAD_BODY, "not_found", "run_finished"),
+    ),
+)  # fmt: skip

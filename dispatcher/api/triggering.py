@@ -1,0 +1,195 @@
+"""What runs and events are asked for with: their bodies as structs, and from a struct to the request intake takes.
+
+Inputs, data and metadata are never parsed here: they are passed on as the bytes that came, after one check of the whole body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from msgspec import Meta, Raw
+
+from dispatcher import ids
+from dispatcher.api.bodies import decode_checked
+from dispatcher.api.decoding import duration
+from dispatcher.api.edge import Answer, Call, json_answer
+from dispatcher.engine.definitions import EVENT_KEY
+from dispatcher.errors import Problem, problem
+from dispatcher.runtime.intake import EventRequest, RunRequest
+
+T = TypeVar("T")
+Request = TypeVar("Request")
+Accepted = TypeVar("Accepted")
+
+Name = Annotated[str, Meta(min_length=1, max_length=401)]
+Priority = Annotated[int, Meta(ge=1, le=3, description="1 low, 2 medium, 3 high; the workflow's own where absent")]
+Key = Annotated[str, Meta(min_length=1, max_length=500)]
+Moment = Annotated[datetime, Meta(tz=True)]
+
+_CALLS: Final = frozenset({"call", "hot:call"})
+_RESERVED: Final = ("hot:", "schedule:new")
+_ABSENT: Final = (b"", b"null")
+
+
+class RunBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A run to start. `idempotency_ttl` is a duration such as "24h"."""
+
+    workflow: Name
+    input: Raw = Raw(b"{}")
+    metadata: Raw = Raw(b"")
+    priority: Priority | None = None
+    idempotency_key: Key | None = None
+    idempotency_ttl: str | None = None
+    run_at: Moment | None = None
+    parent_run_id: str | None = None
+
+
+class EventBody(msgspec.Struct, forbid_unknown_fields=True):
+    """An event, as `type` and `data` or as `event_type` and `event_data`."""
+
+    type: str | None = None
+    data: Raw = Raw(b"")
+    event_type: str | None = None
+    event_data: Raw = Raw(b"")
+    metadata: Raw = Raw(b"")
+    scope: Key | None = None
+    priority: Priority | None = None
+    idempotency_key: Key | None = None
+    idempotency_ttl: str | None = None
+
+
+class RunsBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Runs to start, each judged by itself."""
+
+    runs: list[Raw]
+
+
+class EventsBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Events to send, each judged by itself."""
+
+    events: list[Raw]
+
+
+class _CallData(msgspec.Struct, forbid_unknown_fields=True):
+    """The data of a `call` event."""
+
+    fn: Name
+    args: list[Raw] = []
+
+
+RUN: Final = msgspec.json.Decoder(RunBody)
+RUNS: Final = msgspec.json.Decoder(RunsBody)
+EVENT: Final = msgspec.json.Decoder(EventBody)
+EVENTS: Final = msgspec.json.Decoder(EventsBody)
+_CALL: Final = msgspec.json.Decoder(_CallData)
+
+
+def run_request(call: Call, body: RunBody, at: str = "") -> RunRequest:
+    """A run as intake takes it. Raises Problem for what a struct cannot say."""
+    return RunRequest(
+        tenant_id=call.caller.tenant_id,
+        workflow=body.workflow,
+        input=bytes(body.input),
+        metadata=_metadata(call, body.metadata, at),
+        priority=body.priority,
+        idempotency_key=body.idempotency_key,
+        idempotency_ttl=duration(body.idempotency_ttl, f"{at}idempotency_ttl"),
+        run_at=body.run_at,
+        parent_run_id=_parent(body.parent_run_id, at),
+    )
+
+
+def event_request(call: Call, body: EventBody, at: str = "") -> EventRequest:
+    """An event as intake takes it; one of type `call` names the workflow it runs."""
+    kind, data = _kind_and_data(body, at)
+    workflow, arguments = _called(data, at) if kind in _CALLS else (None, None)
+    return EventRequest(
+        tenant_id=call.caller.tenant_id,
+        type=kind,
+        data=data,
+        metadata=_metadata(call, body.metadata, at),
+        scope=body.scope,
+        priority=body.priority,
+        idempotency_key=body.idempotency_key,
+        idempotency_ttl=duration(body.idempotency_ttl, f"{at}idempotency_ttl"),
+        workflow=workflow,
+        input=arguments,
+    )
+
+
+def decode_item(item: Raw, decoder: msgspec.json.Decoder[T], at: str, most_bytes: int) -> T:
+    """One item of a bulk call."""
+    if len(memoryview(item)) > most_bytes:
+        raise problem("body_too_large", f"{at}: larger than {most_bytes:,} bytes", field=at)
+    return decode_checked(item, decoder, at)
+
+
+async def in_bulk(
+    member: str,
+    items: Sequence[Raw],
+    make: Callable[[Raw, str], Request],
+    take: Callable[[Sequence[Request]], Awaitable[Sequence[Accepted | Problem]]],
+    show: Callable[[Accepted, Request], Any],
+) -> Answer:
+    """Rows for all items, in order: each is made into a request or refused by itself, and all requests are taken in together."""
+    rows: list[Any] = [None] * len(items)
+    requests, places = [], []
+    for i, item in enumerate(items):
+        try:
+            requests.append(make(item, f"{member}[{i}]"))
+            places.append(i)
+        except Problem as refused:
+            rows[i] = refused.document()
+    accepted = await take(requests) if requests else []
+    for i, request, answer in zip(places, requests, accepted, strict=True):
+        rows[i] = answer.document() if isinstance(answer, Problem) else show(answer, request)
+    return json_answer(200, {"rows": rows})
+
+
+def check_count(items: list[Any], most: int) -> None:
+    """Raises Problem for a bulk call of too many items."""
+    if len(items) > most:
+        raise problem("bulk_too_large", f"{len(items):,} items in one call; at most {most:,} are taken")
+
+
+def _metadata(call: Call, value: Raw, at: str) -> str | None:
+    text = bytes(value)
+    if text in _ABSENT:
+        return None
+    if not text.startswith(b"{"):
+        raise problem("invalid_value", f"{at}metadata: an object is expected", field=f"{at}metadata")
+    most = call.services.settings.max_metadata_bytes
+    if len(text) > most:
+        raise problem("body_too_large", f"{at}metadata: {len(text):,} bytes; at most {most:,} are taken", field=f"{at}metadata")
+    return text.decode()
+
+
+def _parent(run_id: str | None, at: str) -> str | None:
+    if run_id is not None and (not run_id.startswith("run_") or ids.created_at(run_id) is None or len(run_id) != 30):
+        raise problem("invalid_value", f"{at}parent_run_id: not the id of a run", field=f"{at}parent_run_id")
+    return run_id
+
+
+def _kind_and_data(body: EventBody, at: str) -> tuple[str, bytes]:
+    first, second = (body.type, bytes(body.data)), (body.event_type, bytes(body.event_data))
+    if (body.type is None) == (body.event_type is None) or (first[1] and second[1]):
+        raise problem("invalid_value", f"{at}type: give either `type` with `data` or `event_type` with `event_data`", field=f"{at}type")
+    kind = body.type if body.type is not None else body.event_type
+    if not kind or not EVENT_KEY.fullmatch(kind):
+        raise problem("invalid_value", f"{at}type: 1 to 500 characters, none of them control characters", field=f"{at}type")
+    if kind.startswith(_RESERVED) and kind not in _CALLS:
+        raise problem("invalid_value", f"{at}type: {kind!r} is reserved and not supported by this server", field=f"{at}type")
+    return kind, first[1] or second[1] or b"{}"
+
+
+def _called(data: bytes, at: str) -> tuple[str, bytes]:
+    """(workflow, input) of a call: a single object among the arguments is the input itself, others are `{"args": […]}`."""
+    called = decode_checked(data, _CALL, f"{at}data")
+    if not called.args:
+        return called.fn, b"{}"
+    if len(called.args) == 1 and bytes(called.args[0]).startswith(b"{"):
+        return called.fn, bytes(called.args[0])
+    return called.fn, msgspec.json.encode({"args": called.args})
