@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -60,30 +59,12 @@ class AttemptRun:
     finished_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a handler is told of the event behind its run; `metadata` is JSON text."""
-
-    tenant_id: int
-    id: str
-    type: str
-    metadata: str | None
-
-
 EVENT = Statement(
     """
     select id, type, data, metadata, scope, priority, stream_id, idempotency_key, runs, created_at
     from events where tenant_id = $1 and id = $2 and created_at >= $3 and created_at < $4
     """,
     EventRow,
-)
-FACTS = Statement(
-    """
-    select e.tenant_id, e.id, e.type, e.metadata
-    from unnest($1::int[], $2::text[]) as g (tenant_id, id)
-    join events e on e.tenant_id = g.tenant_id and e.id = g.id and e.created_at >= $3 and e.created_at < $4
-    """,
-    Facts,
 )
 EVENTS = Statement(
     """
@@ -144,16 +125,6 @@ async def get(db: Database, tenant_id: int, event_id: str) -> EventRow | None:
     if made is None or not event_id.startswith("evt_"):
         return None
     return EVENT.first(await db.fetch(EVENT.sql, tenant_id, event_id, made - CLOCK_SKEW, made + CLOCK_SKEW))
-
-
-async def facts(db: Database, wanted: Collection[tuple[int, str]]) -> dict[tuple[int, str], tuple[str, str, str | None]]:
-    """(id, type, metadata) of events by (tenant, id)."""
-    made = [moment for moment in (ids.created_at(event_id) for _, event_id in wanted) if moment is not None]
-    if not made:
-        return {}
-    tenants, names = [tenant for tenant, _ in wanted], [event_id for _, event_id in wanted]
-    records = await db.fetch(FACTS.sql, tenants, names, min(made) - CLOCK_SKEW, max(made) + CLOCK_SKEW)
-    return {(row.tenant_id, row.id): (row.id, row.type, row.metadata) for row in FACTS.read(records)}
 
 
 async def page(db: Database, tenant_id: int, wanted: EventFilter, before: str | None, limit: int) -> list[EventRow]:
