@@ -13,6 +13,7 @@ from msgspec import Raw
 
 from dispatcher.delivery import failures
 from dispatcher.delivery.classify import Reading, Reply, classify, classify_result, media_type, too_large
+from dispatcher.delivery.deadline import Deadline
 from dispatcher.delivery.envelope import batch_body, parse_result, parse_results
 from dispatcher.delivery.exchange import Exchange, Sender
 from dispatcher.delivery.headers import joint_message_id
@@ -96,16 +97,16 @@ class BatchDelivery:
         exchange = self.sender.exchange(self.target, self.pushes[indexes.start].tenant, self._body_limit(len(indexes)))
         *shorter, (longest, _) = ledger.timeouts().items()
         timers: list[asyncio.TimerHandle] = []
-        deadline = asyncio.timeout(longest.total_seconds())
+        deadline = Deadline(longest.total_seconds())
         try:
-            async with deadline:
+            with deadline:
                 expire = functools.partial(_expire, ledger, exchange, deadline)
                 for after, group in shorter:
                     seconds = after.total_seconds()
                     timers.append(asyncio.get_running_loop().call_later(seconds, expire, seconds, group))
                 return await self._exchange(indexes, ledger, exchange)
         except TimeoutError:
-            if not deadline.expired():
+            if not deadline.expired:
                 raise
             ledger.rest(exchange.timed_out(longest.total_seconds()))
             return True
@@ -182,9 +183,9 @@ def _large_batch(limit: int) -> Failed:
     return replace(too_large(limit), retry=None)
 
 
-def _expire(ledger: Ledger, exchange: Exchange, deadline: asyncio.Timeout, seconds: float, indexes: Sequence[int]) -> None:
+def _expire(ledger: Ledger, exchange: Exchange, deadline: Deadline, seconds: float, indexes: Sequence[int]) -> None:
     """These tasks' time is over. A batch not even sent by then is given up whole: what is recorded as not sent must never be sent."""
     if exchange.flight.sent:
         ledger.expire(indexes, exchange.timed_out(seconds))
-    if not (exchange.flight.sent and ledger.open) and not deadline.expired():
-        deadline.reschedule(0.0)
+    if not (exchange.flight.sent and ledger.open):
+        deadline.expire()

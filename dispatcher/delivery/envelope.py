@@ -174,7 +174,8 @@ def chunks(sizes: Sequence[int], limits: BatchLimits | None, overhead: int) -> I
 
 def rfc3339(moment: datetime) -> str:
     """UTC to the millisecond, as `2026-01-01T00:00:55.000Z`."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    return utc.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def _optional(text: bytes | None) -> Raw | UnsetType:

@@ -107,7 +107,7 @@ def of_run(headers: dict[str, str], push: Push) -> dict[str, str]:
 
 def plain(text: str) -> str:
     """Text as a header can hold it: anything but printable ASCII percent-encoded."""
-    return text if _VALUE.fullmatch(text) else quote(text, safe=" !#$&'()*+,/:;=?@[]~")
+    return text if text.isascii() and text.isprintable() else quote(text, safe=" !#$&'()*+,/:;=?@[]~")
 
 
 def ascii_json(text: bytes) -> str:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dispatcher.clock import monotonic as process_time
 from dispatcher.delivery.batch import BatchDelivery, Settle
 from dispatcher.delivery.classify import Reply, classify, classify_event, too_large
+from dispatcher.delivery.deadline import Deadline
 from dispatcher.delivery.discovery import Manifest, discover
 from dispatcher.delivery.dns import NameResolver
 from dispatcher.delivery.egress import EgressPolicy
@@ -18,6 +19,7 @@ from dispatcher.delivery.exchange import CourierBounds, Exchange, Sender
 from dispatcher.delivery.headers import joint_message_id, run_message_id
 from dispatcher.delivery.lines import LineTooLong
 from dispatcher.delivery.message import Push, Receipt, Target
+from dispatcher.delivery.reach import reachable
 from dispatcher.delivery.transport import Transport, TransportBounds
 from dispatcher.engine.answers import Failed
 from handlers_sdk import wire
@@ -60,13 +62,13 @@ class Courier:
         """
         exchange = self._sender.exchange(target, push.tenant, target.response_limit)
         seconds = push.timeout.total_seconds()
-        deadline = asyncio.timeout(seconds)
+        deadline = Deadline(seconds)
         try:
-            async with deadline:
+            with deadline:
                 receipt = await _deliver(exchange, target, push, events)
             await exchange.finish()
         except TimeoutError:
-            if not deadline.expired():
+            if not deadline.expired:
                 raise
             return exchange.timed_out(seconds)
         else:
@@ -111,6 +113,10 @@ class Courier:
     async def discover(self, url: str, signers: Sequence[Signer], headers: Sequence[tuple[str, str]], audience: str) -> Manifest:
         """Ask an endpoint what it serves: a signed GET with a challenge. DiscoveryError says what is wrong and what to do."""
         return await discover(self._sender, url, signers, headers, audience)
+
+    async def reachable(self, url: str, party: str) -> bool:
+        """Whether anything answers at a URL; the name look-up counts against `party`."""
+        return await reachable(self._sender, url, party)
 
 
 async def _deliver(exchange: Exchange, target: Target, push: Push, events: Events) -> Receipt:
