@@ -73,7 +73,7 @@ def parse_task_id(identifier: str) -> tuple[str, int] | None:
         return None
     if not dash:
         return f"run_{ulid}", 0
-    if not node.isascii() or not node.isdigit() or not 0 < int(node) <= NODE_LIMIT:
+    if not node.isascii() or not node.isdigit() or node.startswith("0") or not 0 < int(node) <= NODE_LIMIT:
         return None
     return f"run_{ulid}", int(node)
 

@@ -296,6 +296,8 @@ def _lose(task: TaskState, policy: Policy, error: Error, now: datetime) -> Chang
 def _lost_connection(task: TaskState, policy: Policy, message: str, now: datetime) -> Change:
     """The handler may still be at work: wait for its callback until the deadline, unless running it twice is harmless."""
     if policy.idempotent or task.deadline is None or task.deadline <= now:
+        if task.cancelling:
+            return Finish("cancelled", "cancelled", error=Error("cancelled", "Cancelled while running."))
         return _lose(task, policy, Error("connection_lost", message), now)
     return Hold(task.deadline, timedelta(0), task.deadline)
 

@@ -8,12 +8,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 EVENT_KEY = re.compile(r"[^\x00-\x1f\x7f]{1,500}")
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_UNIT = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 LONGEST = timedelta(days=3650)
 
 
@@ -68,17 +69,17 @@ def parse_duration(text: object, field: str) -> timedelta:
     """A duration such as `90s`, `1h30m`, `250ms`. Bare numbers, signs and unknown units are refused."""
     if not isinstance(text, str) or not text:
         raise DefinitionError(field, 'a duration is text such as "90s" or "1h30m"')
-    end, seconds = 0, 0.0
+    end, millis = 0, Decimal(0)
     for part in _PART.finditer(text):
         if part.start() != end:
             break
         end = part.end()
-        seconds += float(part[1]) * _UNIT[part[2]]
+        millis += Decimal(part[1]) * _UNIT[part[2]]
     if end != len(text):
         raise DefinitionError(field, f'{text!r} is not a duration; write it like "90s" or "1h30m" (units ms, s, m, h, d)')
-    if not 0 < seconds <= LONGEST.total_seconds():
-        raise DefinitionError(field, f"{text!r} is out of range: more than zero, at most ten years")
-    return timedelta(seconds=seconds)
+    if not 0 < millis <= LONGEST.total_seconds() * 1000 or millis % 1:
+        raise DefinitionError(field, f"{text!r} is out of range: whole milliseconds, more than zero, at most ten years")
+    return timedelta(milliseconds=int(millis))
 
 
 def format_duration(value: timedelta) -> str:
@@ -219,7 +220,9 @@ class _Reader:
         return bool(body == "raw")
 
     def text(self, field: str) -> str:
-        value = self._entry.get(field) or ""
+        value = self._entry.get(field)
+        if value is None:
+            return ""
         if not isinstance(value, str) or len(value) > 10_000 or "\x00" in value:
             raise self._refuse(field, "text of at most 10,000 characters")
         return value
@@ -262,7 +265,9 @@ class _Reader:
         return parsed
 
     def event_keys(self) -> tuple[str, ...]:
-        value = self._entry.get("on_events") or []
+        value = self._entry.get("on_events")
+        if value is None:
+            return ()
         if not isinstance(value, list) or len(value) > 100:
             raise self._refuse("on_events", "a list of at most 100 event keys")
         for i, key in enumerate(value):

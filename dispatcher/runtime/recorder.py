@@ -10,6 +10,7 @@ import msgspec
 
 from dispatcher.clock import Clock
 from dispatcher.engine.strict_json import JsonRefused, check
+from dispatcher.ids import created_at
 from dispatcher.runtime.group_commit import GroupCommit
 from dispatcher.settings import Settings
 from dispatcher.store import logs, tasks
@@ -77,9 +78,17 @@ class Recorder:
         message = _shortened(event.message, self._settings.log_line_bytes)
         if kept == most:
             level, message = "warning", f"Log limit of {most} lines reached: what this attempt logs from here on is dropped."
-        at = event.at if event.at is not None and event.at.tzinfo is not None else self._clock.now()
+        at = self._moment(guard.run_id, event.at)
         line = NewLine(guard.tenant_id, guard.run_id, guard.node, guard.epoch, at, level, message)
         await self._lines.submit(line)
+
+    def _moment(self, run_id: str, said: datetime | None) -> datetime:
+        """When a line was written: as the handler says, unless its clock is off so far that the run had not begun, or now is not yet."""
+        now = self._clock.now()
+        earliest = created_at(run_id)
+        if said is None or said.tzinfo is None or earliest is None:
+            return now
+        return min(max(said, earliest), now)
 
     def _count(self, guard: Guard) -> int:
         key = (guard.run_id, guard.node, guard.epoch)

@@ -181,7 +181,7 @@ class Database:
             pool.discard(connection)
         else:
             pool.release(connection)
-        if broken:
+        if broken and isinstance(error, Exception):  # a cancellation stays one, also when it meets our own deadline
             reason = f"no answer within {self._bound} s" if late else str(error)
             raise DatabaseUnavailable(f"the connection to Postgres broke: {reason}", sent=True) from error
 
@@ -232,6 +232,12 @@ def _session_settings(application_name: str, command_timeout: float, lock_timeou
         "application_name": application_name,
         "timezone": "UTC",
         "jit": "off",  # compiling costs more than these statements run
+        # The live tables go from empty to a hundred thousand rows within seconds, so a plan must not depend on when it was made: every
+        # statement goes through an index, row by row, and is planned once. Lists that want otherwise say so in their transaction.
+        "plan_cache_mode": "force_generic_plan",
+        "enable_seqscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
         "synchronous_commit": "on",  # accepted means durable
         "statement_timeout": _milliseconds(command_timeout),
         "idle_in_transaction_session_timeout": _milliseconds(command_timeout),

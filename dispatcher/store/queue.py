@@ -70,13 +70,16 @@ READY = Statement(
 
 CLAIM = Statement(
     """
-    with slot as (
-        select * from unnest($1::int[], $2::int[], $3::int[], $4::text[], $5::text[])
+    with slots as (
+        select tenant_id, workflow_id, count(*) as n, array_agg(endpoint_id order by ordinal) as endpoints,
+               array_agg(endpoint_version order by ordinal) as versions
+        from unnest($1::int[], $2::int[], $3::int[], $4::text[], $5::text[])
             as s (tenant_id, workflow_id, ordinal, endpoint_id, endpoint_version)
+        group by tenant_id, workflow_id
     ), picked as (
-        select w.tenant_id, w.workflow_id, p.run_id, p.node,
+        select w.tenant_id, p.run_id, p.node, w.endpoints, w.versions,
                row_number() over (partition by w.tenant_id, w.workflow_id order by p.priority desc, p.run_id, p.node) as ordinal
-        from (select tenant_id, workflow_id, count(*) as n from slot group by tenant_id, workflow_id) w
+        from slots w
         cross join lateral (
             select run_id, node, priority from tasks t
             where t.tenant_id = w.tenant_id and t.workflow_id = w.workflow_id and t.state = 'queued'
@@ -84,11 +87,11 @@ CLAIM = Statement(
         ) p
     )
     update tasks t
-    set state = 'running', epoch = t.epoch + 1, dispatcher_id = $6, endpoint_id = s.endpoint_id, endpoint_version = s.endpoint_version,
+    set state = 'running', epoch = t.epoch + 1, dispatcher_id = $6, endpoint_id = p.endpoints[p.ordinal],
+        endpoint_version = p.versions[p.ordinal],
         started_at = $7, deadline = $7::timestamptz + t.execution_ms * interval '1 millisecond', schedule_deadline = null,
         slot_released = false, progress = null
     from picked p
-    join slot s using (tenant_id, workflow_id, ordinal)
     join runs r on r.tenant_id = p.tenant_id and r.id = p.run_id
     where t.tenant_id = p.tenant_id and t.run_id = p.run_id and t.node = p.node
     returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.epoch, t.priority, t.app_retries, t.infra_retries,

@@ -153,6 +153,7 @@ create table runs (
     primary key (tenant_id, id)
 );
 create index runs_event on runs (tenant_id, event_id) where event_id is not null;
+create index runs_parent on runs (tenant_id, parent_run_id) where parent_run_id is not null;
 
 create table tasks (
     tenant_id         int not null,
@@ -215,6 +216,7 @@ create table run_history_default partition of run_history default;
 create index run_history_workflow on run_history (tenant_id, workflow_id, id);
 create index run_history_unhappy on run_history (tenant_id, status, id) where status <> 'succeeded';
 create index run_history_event on run_history (tenant_id, event_id) where event_id is not null;
+create index run_history_parent on run_history (tenant_id, parent_run_id) where parent_run_id is not null;
 create index run_history_metadata on run_history using gin (metadata jsonb_path_ops) where metadata is not null;
 
 create table task_history (
