@@ -1,0 +1,85 @@
+"""The HTTP client of the command line: one call, its answer's text as it came, or a Failure that says what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+import httpx
+import rich_click as click
+
+from dispatcher.cli.addresses import is_loopback
+from dispatcher.cli.failures import Exit, Failure, refused
+
+_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A successful response: its status and its text, untouched."""
+
+    status: int
+    text: str
+
+    @cached_property
+    def value(self) -> Any:
+        """The text read as JSON."""
+        return json.loads(self.text) if self.text else None
+
+
+class Api:
+    """A dispatcher somewhere else. Use it as a context manager."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise click.UsageError(f"--url {url!r} is not an http or https URL")
+        self.url = url.rstrip("/")
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        # A proxy set for the network is not on the way to this machine itself.
+        self._http = httpx.Client(headers=headers, timeout=_SECONDS, trust_env=not is_loopback(parts.hostname))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def get(self, path: str, **params: Any) -> Answer:
+        """GET; parameters that are None are left out, lists are repeated."""
+        return self.call("GET", path, params={name: value for name, value in params.items() if value is not None})
+
+    def call(
+        self, method: str, path: str, content: bytes | None = None, *, params: Mapping[str, Any] | None = None, wait: float = 0.0
+    ) -> Answer:
+        """One request; `wait` is how many seconds the server was asked to take. Raises Failure."""
+        headers = {"content-type": "application/json"} if content is not None else {}
+        try:
+            response = self._http.request(method, self.url + path, content=content, headers=headers, params=params, timeout=_SECONDS + wait)
+        except httpx.TimeoutException:
+            raise Failure(
+                f"{self.url} did not answer in time", hint="Is it overloaded? See: dispatcher doctor", code=Exit.TIMEOUT
+            ) from None
+        except httpx.TransportError as error:
+            hint = "Start one with: dispatcher dev, or name another with --url or DISPATCHER_URL."
+            raise Failure(f"no dispatcher answers at {self.url}: {error}", hint=hint) from None
+        return _checked(response)
+
+
+def _checked(response: httpx.Response) -> Answer:
+    if response.is_success:
+        return Answer(response.status_code, response.text)
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    raise refused(response.status_code, document)
+
+
+def segment(name: str) -> str:
+    """A name as one segment of a path."""
+    return quote(name, safe="")

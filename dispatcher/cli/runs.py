@@ -1,0 +1,137 @@
+"""`dispatcher runs`: what ran, runs, and stops running."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from dispatcher.cli.failures import Exit, Failure
+from dispatcher.cli.options import Duration, Moment, Pair, asks_server, body, written
+from dispatcher.cli.output import Output
+
+if TYPE_CHECKING:
+    from dispatcher.cli.client import Api
+
+STATUSES = ["queued", "running", "pending_retry", "succeeded", "failed", "cancelled"]
+COLUMNS = ["id", "workflow", "status", "created_at", "finished_at", "error.message"]
+
+
+@click.group()
+def runs() -> None:
+    """List, read, follow and cancel runs."""
+
+
+@runs.command("list")
+@click.option("-w", "--workflow", help="Only runs of this workflow.")
+@click.option("-s", "--status", type=click.Choice(STATUSES), multiple=True, help="Only runs with this status; repeatable.")
+@click.option("--since", type=Moment(), help="Only runs made since: RFC 3339, or 1h for the last hour.")
+@click.option("--until", type=Moment(), help="Only runs made before.")
+@click.option("-m", "--metadata", type=Pair(), multiple=True, help="Only runs whose metadata has key=value; repeatable.")
+@click.option("--event", help="Only runs started by this event's id.")
+@click.option("--parent", help="Only runs started by this run's id.")
+@click.option("--endpoint", help="Only runs delivered to this endpoint.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most so many.")
+@click.option("--cursor", help="Where the list before ended: its next_cursor.")
+@asks_server
+def list_(
+    workflow: str | None,
+    status: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    metadata: tuple[tuple[str, str], ...],
+    event: str | None,
+    parent: str | None,
+    endpoint: str | None,
+    limit: int,
+    cursor: str | None,
+    api: Api,
+    out: Output,
+) -> None:
+    """List runs, newest first."""
+    answer = api.get(
+        "/v1/runs",
+        workflow=workflow,
+        status=list(status) or None,
+        since=since,
+        until=until,
+        metadata=[f"{key}:{value}" for key, value in metadata] or None,
+        event_id=event,
+        parent_run_id=parent,
+        endpoint=endpoint,
+        limit=limit,
+        cursor=cursor,
+    )
+    out.rows(answer.text, COLUMNS, "No runs. Start one: dispatcher trigger WORKFLOW")
+
+
+@runs.command()
+@click.argument("run_id")
+@asks_server
+def get(run_id: str, api: Api, out: Output) -> None:
+    """Show a run with its attempts."""
+    from dispatcher.cli.client import segment
+    from dispatcher.cli.results import run_lines
+
+    answer = api.get(f"/v1/runs/{segment(run_id)}")
+    out.document(answer.text, list(run_lines(answer.value)))
+
+
+@runs.command()
+@click.argument("run_id")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run is over.")
+@asks_server
+def logs(run_id: str, follow: bool, api: Api, out: Output) -> None:
+    """Print what a run's handlers logged, one line each."""
+    from dispatcher.cli.following import follow_logs, print_logs
+
+    if follow:
+        follow_logs(api, out, run_id)
+    else:
+        print_logs(api, out, run_id)
+
+
+@runs.command()
+@click.argument("run_id", required=False)
+@click.option("-w", "--workflow", help="Only runs of this workflow.")
+@click.option("--count", type=click.IntRange(1), help="End after so many runs.")
+@click.option("--timeout", type=Duration(), help="Exit 5 after so long.")
+@asks_server
+def tail(run_id: str | None, workflow: str | None, count: int | None, timeout: timedelta | None, api: Api, out: Output) -> None:
+    """Print each run as it finishes, one line each, until interrupted.
+
+    With RUN_ID: print what it logs until it is over, then its result; exit 6 unless it succeeded.
+    """
+    from dispatcher.cli.following import follow_run, follow_runs
+
+    try:
+        if run_id is None:
+            follow_runs(api, out, workflow, count, timeout)
+        else:
+            follow_run(api, out, run_id, timeout)
+    except KeyboardInterrupt:
+        return
+
+
+@runs.command()
+@click.argument("run_ids", metavar="RUN_ID…", nargs=-1, required=True)
+@click.option("--reason", help="Told to the handlers and kept with the run.")
+@asks_server
+def cancel(run_ids: tuple[str, ...], reason: str | None, api: Api, out: Output) -> None:
+    """Cancel runs, queued or running."""
+    from dispatcher.cli.client import segment
+
+    missing = []
+    for run_id in run_ids:
+        try:
+            answer = api.call("POST", f"/v1/runs/{segment(run_id)}/cancel", body(reason=written(reason)))
+        except Failure as failure:
+            if len(run_ids) == 1 or failure.exit_code != Exit.NOT_FOUND:
+                raise
+            failure.show()
+            missing.append(run_id)
+        else:
+            out.item(answer.value, f"{run_id}  {answer.value['status']}")
+    if missing:
+        raise Failure(f"not found: {', '.join(missing)}", code=Exit.NOT_FOUND)
