@@ -10,6 +10,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+import click
+
+from dispatcher.api import ROUTES
+from dispatcher.api.metrics import METRICS
+from dispatcher.cli import main
 from dispatcher.errors import CODES
 from dispatcher.settings import Settings
 from tests.architecture.source import ROOT
@@ -71,9 +76,72 @@ def error_table() -> Table:
     return Table("Errors", intro, ("status", "retry", "title"), tuple(rows))
 
 
+def route_table() -> Table:
+    """Every route, in the order they are served."""
+    intro = "`token` is what a token has to allow; routes without it are open. Request and answer bodies are described by `/openapi.json`."
+    rows = [
+        Row("route", f"{route.method} {route.path}", (route.scope or "", ", ".join(map(str, route.answers))), route.summary)
+        for route in ROUTES
+    ]
+    return Table("HTTP routes", intro, ("token", "answers"), tuple(rows))
+
+
+def metric_table() -> Table:
+    """Every metric of `/metrics`."""
+    return Table(
+        "Metrics", "Served at `/metrics`.", ("kind",), tuple(Row("metric", item.name, (item.kind,), item.help) for item in METRICS)
+    )
+
+
+def _commands(command: click.Command, context: click.Context) -> Iterator[click.Context]:
+    """The contexts of all commands below a group, in their order."""
+    if not isinstance(command, click.Group):
+        yield context
+        return
+    for name in command.list_commands(context):
+        below = command.get_command(context, name)
+        if below is not None:
+            yield from _commands(below, click.Context(below, parent=context, info_name=name))
+
+
+def _usage(parameter: click.Parameter, context: click.Context) -> str:
+    if isinstance(parameter, click.Option):
+        value = "" if parameter.is_flag or parameter.count else f" {parameter.make_metavar(context)}"
+        return f"{', '.join((*parameter.opts, *parameter.secondary_opts))}{value}"
+    return parameter.make_metavar(context)
+
+
+def command_tables() -> Iterator[Table]:
+    """The list of commands, then the options of each."""
+    contexts = list(_commands(main, click.Context(main, info_name="dispatcher")))
+    usages = [" ".join((context.command_path, *context.command.collect_usage_pieces(context)[1:])) for context in contexts]
+    rows = [Row("command", usage, (), context.command.help or "") for usage, context in zip(usages, contexts, strict=True)]
+    yield Table("Commands", "Every command takes `-h`.", (), tuple(rows))
+    paths = [context.command_path.removeprefix("dispatcher ") for context in contexts]
+    users: dict[tuple[str, str], list[str]] = {}
+    for path, context in zip(paths, contexts, strict=True):
+        for parameter in context.command.params:
+            if isinstance(parameter, click.Option):
+                users.setdefault((_usage(parameter, context), parameter.help or ""), []).append(path)
+    options = [Row("option", usage, (_gathered(used, paths),), text) for (usage, text), used in users.items()]
+    yield Table("Options of commands", "", ("of",), tuple(options))
+
+
+def _gathered(used: list[str], paths: list[str]) -> str:
+    """Command paths as a reader wants them: a group that is there as a whole goes by its own name."""
+    if len(used) == len(paths):
+        return "all"
+    names = dict[str, None]()
+    for path in used:
+        group = path.partition(" ")[0]
+        whole = all(other in used for other in paths if other.partition(" ")[0] == group)
+        names[group if whole else path] = None
+    return ", ".join(names)
+
+
 def tables() -> list[Table]:
     """Everything there is to name, in the order of the document."""
-    return [*settings_tables(), error_table()]
+    return [*command_tables(), route_table(), error_table(), *settings_tables(), metric_table()]
 
 
 def undescribed(found: list[Table]) -> list[str]:
@@ -99,7 +167,7 @@ def render(found: list[Table]) -> str:
         if table.intro:
             lines += [table.intro, ""]
         lines += [f"| {' | '.join(('name', *table.columns, 'what'))} |", "|---" * (len(table.columns) + 2) + "|"]
-        lines += [f"| {' | '.join((f'`{row.name}`', *row.cells, _cell(row.text)))} |" for row in table.rows]
+        lines += [f"| {' | '.join((f'`{_cell(row.name)}`', *row.cells, _cell(row.text)))} |" for row in table.rows]
         lines.append("")
     return "\n".join(lines)
 
