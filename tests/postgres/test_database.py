@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import tempfile
@@ -177,6 +178,7 @@ async def test_a_cancelled_statement_costs_its_connection_only(table: Database) 
     statement.cancel()
     await asyncio.wait([statement])
     assert statement.cancelled()
+    assert table.statistics()["intake"].open == 0
     assert await table.fetchval("select 1") == 1
 
 
@@ -320,19 +322,30 @@ async def test_a_frozen_server_costs_bounded_time(private: EmbeddedPostgres) -> 
         await _heals(database)
 
 
-async def test_a_server_frozen_inside_a_transaction(private: EmbeddedPostgres) -> None:
-    async with await Database.open(private.dsn, wait=10, acquire_timeout=0.2, command_timeout=0.2) as database:
-        with pytest.raises(DatabaseUnavailable):
-            async with asyncio.timeout(3):
-                await _freeze_inside(private, database)
+async def test_what_is_idle_is_dropped_with_a_frozen_server(private: EmbeddedPostgres) -> None:
+    """Or each of those connections would cost somebody the whole deadline."""
+    async with await Database.open(private.dsn, wait=10, min_size=3, command_timeout=0.1) as database:
+        with _frozen(private):
+            with pytest.raises(DatabaseUnavailable):
+                await database.fetchval("select 1")
+            assert [lane.open for lane in database.statistics().values()] == [0, 0]
         await _heals(database)
 
 
-async def _freeze_inside(postgres: EmbeddedPostgres, database: Database) -> None:
+async def test_a_server_frozen_inside_a_transaction(private: EmbeddedPostgres) -> None:
+    async with await Database.open(private.dsn, wait=10, acquire_timeout=0.2, command_timeout=0.2) as database:
+        with contextlib.ExitStack() as frozen:
+            async with asyncio.timeout(3):
+                with pytest.raises(DatabaseUnavailable):
+                    await _freeze_inside(private, database, frozen)
+        await _heals(database)
+
+
+async def _freeze_inside(postgres: EmbeddedPostgres, database: Database, frozen: contextlib.ExitStack) -> None:
     async with database.transaction() as connection:
         await connection.execute("select 1")
-        with _frozen(postgres):
-            await connection.execute("select 2")
+        frozen.enter_context(_frozen(postgres))
+        await connection.execute("select 2")
 
 
 async def test_every_connection_dies_with_a_killed_backend(private: EmbeddedPostgres) -> None:

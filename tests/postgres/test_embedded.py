@@ -435,8 +435,10 @@ def _somebody(kind: str, uid: int) -> Iterator[int]:
     with subprocess.Popen(command, user=uid if AS_ROOT else None, cwd="/") as process:
         if kind == "zombie":
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        yield process.pid
-        process.kill()
+        try:
+            yield process.pid
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("content", ["", "no number\n"])
