@@ -96,7 +96,9 @@ def _strings_outside(home: str) -> set[str]:
 
 def test_every_error_code_is_used() -> None:
     """A code that nothing raises is a promise nobody keeps."""
-    assert not set(CODES) - _strings_outside("dispatcher/errors.py")
+    strings = _strings_outside("dispatcher/errors.py")
+    unused = sorted(code for code in CODES if not {code, code.removeprefix("discovery_")} & strings)
+    assert not unused
 
 
 def test_every_setting_is_read() -> None:
@@ -109,4 +111,5 @@ def test_every_setting_is_read() -> None:
         if isinstance(node, ast.Attribute)
     }
     through_a_method = {"api_url"}
-    assert not {field.name for field in fields(Settings)} - read - through_a_method
+    unread = sorted({field.name for field in fields(Settings)} - read - through_a_method)
+    assert not unread
