@@ -167,7 +167,7 @@ async def _prepare_and_launch(layout: Layout, settings: Mapping[str, str]) -> _S
     """Everything from an arbitrary state of the directory to a server that accepts connections. The lock must be held."""
     ended = await orphans.end(layout.data)
     if ended:
-        _log.warning("ended %d Postgres processes left behind by an owner that was killed", ended)
+        _log.warning("ended %d Postgres processes that had outlived their owner or postmaster", ended)
     user = account.choose(layout.data)
     chosen = await asyncio.to_thread(binaries.select, cluster.major(layout.data))
     chosen = await asyncio.to_thread(binaries.within_reach, chosen, user, layout.root)
