@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
-from litestar.enums import ScopeType
-from litestar.types import HTTPScope, Receive, Scope, Send
+from litestar.types import HTTPScope, Receive, Send
 
 from dispatcher.api.auth import Caller, Guard
 from dispatcher.api.bodies import BodyLimits, ClientGone, decode, read
@@ -29,7 +28,7 @@ _log = logging.getLogger(__name__)
 _JSON: Final = (b"content-type", b"application/json")
 _PROBLEM: Final = (b"content-type", b"application/problem+json")
 # Answers are of the moment and some hold secrets: nobody on the way may keep them.
-_NO_STORE: Final = (b"cache-control", b"no-store")
+NO_STORE: Final = (b"cache-control", b"no-store")
 _MOST_PARAMETERS: Final = 100
 
 Headers = Mapping[bytes, bytes]
@@ -109,20 +108,19 @@ class Edge:
     guard: Guard
     limits: BodyLimits
 
-    async def serve(self, routes: Mapping[str, Route], scope: HTTPScope, receive: Receive, send: Send) -> None:
-        """Answer one request to a path that has these routes by method."""
+    async def answer(self, routes: Mapping[str, Route], scope: HTTPScope, receive: Receive) -> Answer:
+        """Answer one request to a path that has these routes by method. Raises nothing but what cancels."""
         try:
-            answer = await self._answer(routes, scope, receive)
+            return await self._answer(routes, scope, receive)
         except ClientGone:
-            return
+            return _GONE
         except Exception as error:
-            answer = problem_answer(as_problem(error))
-        await _send(answer, send)
+            return problem_answer(as_problem(error))
 
     async def _answer(self, routes: Mapping[str, Route], scope: HTTPScope, receive: Receive) -> Answer:
         route = routes.get(scope["method"])
         if route is None:
-            raise Problem("method_not_allowed", f"{scope['method']} is not defined here", extra={"allow": sorted(routes)})
+            raise method_not_allowed(scope["method"], sorted(routes))
         headers = dict(scope["headers"])
         caller = self.guard.known(headers, scope["client"]) if route.scope is not None else self.guard.nobody
         if caller is None:
@@ -135,6 +133,7 @@ class Edge:
 
 
 _NO_QUERY: Final = NoQuery()
+_GONE: Final = Answer(499, b"", ())  # nobody is left to read it
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -169,17 +168,22 @@ def as_problem(error: Exception) -> Problem:
     return Problem("internal", "something went wrong that is not your fault", extra={"request_id": request_id})
 
 
-def mounted(edge: Edge, routes: Mapping[str, Route]) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    """The ASGI application of one path. HEAD is answered as GET; the server leaves the body out."""
-    table = {**routes, "HEAD": routes["GET"]} if "GET" in routes else dict(routes)
+def method_not_allowed(method: str, allowed: Sequence[str]) -> Problem:
+    """A method that the path does not have."""
+    return Problem("method_not_allowed", f"{method} is not defined here", extra={"allow": list(allowed)})
 
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == ScopeType.HTTP:
-            await edge.serve(table, scope, receive, send)
-        else:
-            await send({"type": "websocket.close", "code": 1008, "reason": "not a websocket"})
 
-    return serve
+def by_method(routes: Iterable[Route]) -> dict[str, Route]:
+    """The routes of one path. HEAD is answered as GET; the server leaves the body out."""
+    table = {route.method: route for route in routes}
+    return {**table, "HEAD": table["GET"]} if "GET" in table else table
+
+
+async def send_answer(answer: Answer, send: Send) -> None:
+    """Put an answer on the wire."""
+    length = (b"content-length", str(len(answer.body)).encode())
+    await send({"type": "http.response.start", "status": answer.status, "headers": [*answer.headers, NO_STORE, length]})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
 
 def _pairs(raw: bytes) -> list[tuple[str, str]]:
@@ -187,9 +191,3 @@ def _pairs(raw: bytes) -> list[tuple[str, str]]:
         return parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
     except ValueError:
         raise problem("invalid_value", f"the query string is not percent-encoded UTF-8 of at most {_MOST_PARAMETERS} parameters") from None
-
-
-async def _send(answer: Answer, send: Send) -> None:
-    length = (b"content-length", str(len(answer.body)).encode())
-    await send({"type": "http.response.start", "status": answer.status, "headers": [*answer.headers, _NO_STORE, length]})
-    await send({"type": "http.response.body", "body": answer.body, "more_body": False})

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Raw
 
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import PageQuery, page, position
-from dispatcher.api.triggering import EVENT, EVENTS, EventBody, EventsBody, Moment, check_count, decode_item, event_request, in_bulk
+from dispatcher.api.triggering import (
+    EVENT,
+    EVENTS,
+    EventBody,
+    EventsBody,
+    Moment,
+    check_count,
+    decode_item,
+    event_request,
+    in_bulk,
+    one_of_schemas,
+)
 from dispatcher.api.views import EventCreated, EventRef, EventRunView, EventView, show_event, show_event_run
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.intake import EventAccepted, EventRequest
@@ -45,7 +56,7 @@ class EventRunPage(msgspec.Struct, frozen=True):
 class EventRows(msgspec.Struct, frozen=True):
     """One row for each item, in order: the event, or the problem with it (its `status` is a number)."""
 
-    rows: list[EventCreated | dict[str, Any]]
+    rows: Annotated[list[Any], one_of_schemas("EventCreated", "Problem")]
 
 
 async def send_event(call: Call) -> Answer:

@@ -42,12 +42,13 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_kind, components)
+    queries = {route.query.__name__ for route in routes}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Dispatcher", "version": _version(), "license": {"name": "MIT", "identifier": "MIT"}},
         "paths": paths,
         "components": {
-            "schemas": {**components, "Problem": _PROBLEM},
+            "schemas": {**{name: schema for name, schema in components.items() if name not in queries}, "Problem": _PROBLEM},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "An API token, dsp_live_…"}},
         },
     }
@@ -75,7 +76,8 @@ def _operation(route: Route, by_kind: dict[str, Any], components: dict[str, Any]
         "responses": _responses(route, by_kind),
     }
     if route.body is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": by_kind[_key(route.body)]}}}
+        needed = bool(components.get(getattr(route.body, "__name__", ""), {}).get("required"))
+        operation["requestBody"] = {"required": needed, "content": {"application/json": {"schema": by_kind[_key(route.body)]}}}
     if route.scope is not None:
         operation["security"] = [{"token": []}]
         operation["x-scope"] = route.scope

@@ -12,7 +12,7 @@ from dispatcher import ids
 from dispatcher.api.decoding import duration, one_of
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import Limit, PageQuery, page, position
-from dispatcher.api.triggering import RUN, RUNS, Moment, RunBody, RunsBody, check_count, decode_item, in_bulk, run_request
+from dispatcher.api.triggering import RUN, RUNS, Moment, RunBody, RunsBody, check_count, decode_item, in_bulk, one_of_schemas, run_request
 from dispatcher.api.views import Fate, RunCreated, RunSummaryView, RunView, show_run, show_summary
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.intake import RunAccepted, RunRequest
@@ -76,7 +76,7 @@ class LinePage(msgspec.Struct, frozen=True):
 class Rows(msgspec.Struct, frozen=True):
     """One row for each item, in order: what was made of it, or the problem with it (its `status` is a number)."""
 
-    rows: list[RunCreated | dict[str, Any]]
+    rows: Annotated[list[Any], one_of_schemas("RunCreated", "Problem")]
 
 
 class CancelBody(msgspec.Struct, forbid_unknown_fields=True):

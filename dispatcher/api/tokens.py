@@ -28,7 +28,7 @@ class TokenBody(msgspec.Struct, forbid_unknown_fields=True):
     """A token to make. It lives for `expires_in` (a duration), a year where nothing is said."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
-    scopes: Annotated[list[str], Meta(min_length=1, max_length=20)] = [EVERYTHING]
+    scopes: Annotated[list[str], Meta(min_length=1, max_length=20)] = msgspec.field(default_factory=lambda: [EVERYTHING])
     expires_in: str | None = None
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from dispatcher import ids
 from dispatcher.api.bodies import decode_checked
@@ -38,8 +38,8 @@ class RunBody(msgspec.Struct, forbid_unknown_fields=True):
     """A run to start. `idempotency_ttl` is a duration such as "24h"."""
 
     workflow: Name
-    input: Raw = Raw(b"{}")
-    metadata: Raw = Raw(b"")
+    input: Raw | UnsetType = UNSET
+    metadata: Raw | UnsetType = UNSET
     priority: Priority | None = None
     idempotency_key: Key | None = None
     idempotency_ttl: str | None = None
@@ -51,10 +51,10 @@ class EventBody(msgspec.Struct, forbid_unknown_fields=True):
     """An event, as `type` and `data` or as `event_type` and `event_data`."""
 
     type: str | None = None
-    data: Raw = Raw(b"")
+    data: Raw | UnsetType = UNSET
     event_type: str | None = None
-    event_data: Raw = Raw(b"")
-    metadata: Raw = Raw(b"")
+    event_data: Raw | UnsetType = UNSET
+    metadata: Raw | UnsetType = UNSET
     scope: Key | None = None
     priority: Priority | None = None
     idempotency_key: Key | None = None
@@ -92,7 +92,7 @@ def run_request(call: Call, body: RunBody, at: str = "") -> RunRequest:
     return RunRequest(
         tenant_id=call.caller.tenant_id,
         workflow=body.workflow,
-        input=bytes(body.input),
+        input=_text(body.input) or b"{}",
         metadata=_metadata(call, body.metadata, at),
         priority=body.priority,
         idempotency_key=body.idempotency_key,
@@ -149,14 +149,24 @@ async def in_bulk(
     return json_answer(200, {"rows": rows})
 
 
+def one_of_schemas(*names: str) -> Meta:
+    """For the description of the API: the items of a list are one of these."""
+    return Meta(extra_json_schema={"items": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}})
+
+
 def check_count(items: list[Any], most: int) -> None:
     """Raises Problem for a bulk call of too many items."""
     if len(items) > most:
         raise problem("bulk_too_large", f"{len(items):,} items in one call; at most {most:,} are taken")
 
 
-def _metadata(call: Call, value: Raw, at: str) -> str | None:
-    text = bytes(value)
+def _text(value: Raw | UnsetType) -> bytes:
+    """JSON text as it came; empty where there was none."""
+    return b"" if value is UNSET else bytes(value)
+
+
+def _metadata(call: Call, value: Raw | UnsetType, at: str) -> str | None:
+    text = _text(value)
     if text in _ABSENT:
         return None
     if not text.startswith(b"{"):
@@ -174,15 +184,15 @@ def _parent(run_id: str | None, at: str) -> str | None:
 
 
 def _kind_and_data(body: EventBody, at: str) -> tuple[str, bytes]:
-    first, second = (body.type, bytes(body.data)), (body.event_type, bytes(body.event_data))
-    if (body.type is None) == (body.event_type is None) or (first[1] and second[1]):
+    first, second = _text(body.data), _text(body.event_data)
+    if (body.type is None) == (body.event_type is None) or (first and second):
         raise problem("invalid_value", f"{at}type: give either `type` with `data` or `event_type` with `event_data`", field=f"{at}type")
     kind = body.type if body.type is not None else body.event_type
     if not kind or not EVENT_KEY.fullmatch(kind):
         raise problem("invalid_value", f"{at}type: 1 to 500 characters, none of them control characters", field=f"{at}type")
     if kind.startswith(_RESERVED) and kind not in _CALLS:
         raise problem("invalid_value", f"{at}type: {kind!r} is reserved and not supported by this server", field=f"{at}type")
-    return kind, first[1] or second[1] or b"{}"
+    return kind, first or second or b"{}"
 
 
 def _called(data: bytes, at: str) -> tuple[str, bytes]:
