@@ -1,0 +1,84 @@
+"""The endpoint: an SDK app twice, under /batched as the SDK offers it and under /single with batches taken out of its manifest.
+
+Run as `uvicorn --factory tests.bench.endpoint:create`. BENCH_SINK is where its handlers say that they ran.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from handlers_sdk import Context, Dispatcher
+from tests.bench.sink import Emitter
+
+SLOTS = 5_000
+FLAVOURS = ("batched", "single", "backlog")
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+class Ping(BaseModel):
+    """The input: which run this is."""
+
+    id: str
+
+
+def noop(flavour: str, emitter: Emitter) -> Application:
+    """An app whose only task says that it ran."""
+    dispatcher = Dispatcher()
+
+    @dispatcher.task(name=f"noop-{flavour}")
+    async def task(input: Ping, ctx: Context) -> dict[str, str]:  # noqa: A002 - the SDK's name for it
+        emitter.emit(input.id)
+        return {"id": input.id}
+
+    return dispatcher.app(workflows=[task], slots=SLOTS)
+
+
+def without_batches(app: Application) -> Application:
+    """The same app, not offering batches."""
+
+    async def wrapped(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "GET":
+            await app(scope, receive, _plainer(send))
+        else:
+            await app(scope, receive, send)
+
+    return wrapped
+
+
+def _plainer(send: Send) -> Send:
+    start: Message = {}
+
+    async def plainer(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            start.update(message)
+            return
+        manifest = json.loads(message["body"])
+        manifest.pop("batch", None)
+        manifest["features"] = [feature for feature in manifest.get("features", ()) if feature != "batch"]
+        body = json.dumps(manifest).encode()
+        start["headers"] = [(n, v) for n, v in start["headers"] if n != b"content-length"] + [(b"content-length", b"%d" % len(body))]
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
+
+    return plainer
+
+
+def create() -> Application:
+    """All flavours, each under its own path."""
+    emitter = Emitter(os.environ["BENCH_SINK"])
+    apps = {flavour: noop(flavour, emitter) for flavour in FLAVOURS}
+    apps["single"] = without_batches(apps["single"])
+
+    async def route(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        await apps[scope["path"].strip("/")](scope, receive, send)
+
+    return route
