@@ -1,3 +1,5 @@
+"""The pool: plain use, lanes, which errors pass, a server in trouble, starting without one, LISTEN."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""The embedded Postgres: ordinary life, who runs it, which Postgres it is, and what kill -9 leaves."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""Migrations: applied once and in order, refused when they do not fit, safe for two processes at once."""
+
 from __future__ import annotations
 
 import asyncio
