@@ -9,6 +9,8 @@
 """
 
 from webhooks.errors import BodyError, VerificationError, WebhookError
+from webhooks.fetched import KeyCache, KeyRequest
+from webhooks.ingest import Delivery, Ingest, Outcome, Source, Submitted, refuse_unknown
 from webhooks.providers import PROVIDERS, Provider
 from webhooks.request import JsonValue, Request
 from webhooks.response import Response
@@ -18,15 +20,23 @@ from webhooks.verify import Verified, verify
 __all__ = [
     "PROVIDERS",
     "BodyError",
+    "Delivery",
+    "Ingest",
     "JsonValue",
     "Jwt",
+    "KeyCache",
     "KeyDocument",
+    "KeyRequest",
+    "Outcome",
     "Provider",
     "Request",
     "Response",
     "Scheme",
+    "Source",
+    "Submitted",
     "VerificationError",
     "Verified",
     "WebhookError",
+    "refuse_unknown",
     "verify",
 ]

@@ -2,7 +2,7 @@
 
 WebhookError                      has `code`, for the record, and a message that says what to do
 ├── VerificationError             the request is not proven to come from the sender
-└── BodyError                     it is, but its body cannot be read
+└── BodyError                     it is, but it cannot be taken as a delivery
 
 Codes of VerificationError: `missing_signature` (no signature where the scheme expects one), `malformed` (one is there but is not of
 the form), `duplicate` (a header that takes part in the signature came twice), `missing_field` (a signed part is absent), `stale`
@@ -10,7 +10,7 @@ the form), `duplicate` (a header that takes part in the signature came twice), `
 `missing_param` (the source is not configured: refused, never let through), `untrusted_key` (the key's address is not the sender's)
 and `key_unavailable` (the key could not be fetched; the sender should try again).
 
-Codes of BodyError: `invalid_body`, `too_large`, `content_encoding`.
+Codes of BodyError: `invalid_body`, `too_large`, `content_encoding`, `method`.
 """
 
 from __future__ import annotations
@@ -30,4 +30,4 @@ class VerificationError(WebhookError):
 
 
 class BodyError(WebhookError):
-    """The body of an authentic request cannot be read."""
+    """An authentic request cannot be taken as a delivery: its body, or its method."""

@@ -6,7 +6,9 @@ certificate of their own.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
@@ -88,25 +90,58 @@ def _chosen(document: JsonValue, key_id: str | None) -> Mapping[str, object]:
 
 @dataclass(slots=True)
 class KeyCache:
-    """Documents by request, bounded and timed. A refused document is fetched again at most once per `retry` seconds."""
+    """Documents by request, bounded and timed; one fetch at a time for each. While one cannot be fetched anew the old one serves."""
 
     fetch: Fetch
     ttl: float = 3_600.0
     retry: float = 30.0
-    size: int = 64
-    _held: OrderedDict[KeyRequest, tuple[float, bytes]] = field(default_factory=OrderedDict, init=False)
+    size: int = 256
+    _held: OrderedDict[KeyRequest, tuple[float, bytes | None]] = field(default_factory=OrderedDict, init=False)
+    _flying: dict[KeyRequest, asyncio.Future[bytes]] = field(default_factory=dict, init=False)
 
     async def get(self, wanted: KeyRequest, now: float, *, fresh: bool = False) -> bytes:
-        """The document, from memory when it is not older than `ttl` (or `retry`, when `fresh`). Raises VerificationError."""
-        held = self._held.get(wanted)
-        if held is not None and now - held[0] < (self.retry if fresh else self.ttl):
-            return held[1]
+        """The document, from memory when not older than `ttl` (`retry` when `fresh`, or when it failed), in seconds.
+
+        Raises VerificationError `key_unavailable`.
+        """
+        since, document = self._held.get(wanted, (-math.inf, None))
+        if now - since < (self.retry if fresh or document is None else self.ttl):
+            if document is None:
+                raise VerificationError("key_unavailable", "the sender's keys could not be fetched a moment ago")
+            return document
         try:
-            document = await self.fetch(wanted)
+            document = await self._shared(wanted)
+        except VerificationError:
+            self._hold(wanted, now, document)
+            if document is None:
+                raise
+        self._hold(wanted, now, document)
+        return document
+
+    async def visit(self, wanted: KeyRequest) -> None:
+        """Fetch without keeping anything. Raises VerificationError `key_unavailable`."""
+        await self._fetch(wanted)
+
+    async def _shared(self, wanted: KeyRequest) -> bytes:
+        flight = self._flying.get(wanted)
+        if flight is None:
+            flight = self._flying[wanted] = asyncio.ensure_future(self._fetch(wanted))
+            flight.add_done_callback(lambda done: self._landed(wanted, done))
+        return await asyncio.shield(flight)  # a sender that hangs up does not end the fetch others wait for
+
+    def _landed(self, wanted: KeyRequest, flight: asyncio.Future[bytes]) -> None:
+        del self._flying[wanted]
+        if not flight.cancelled():
+            flight.exception()  # looked at, even when everybody who waited is gone
+
+    async def _fetch(self, wanted: KeyRequest) -> bytes:
+        try:
+            return await self.fetch(wanted)
         except Exception as error:
             raise VerificationError("key_unavailable", f"the sender's keys could not be fetched: {error}") from error
+
+    def _hold(self, wanted: KeyRequest, now: float, document: bytes | None) -> None:
         self._held[wanted] = (now, document)
         self._held.move_to_end(wanted)
         while len(self._held) > self.size:
             self._held.popitem(last=False)
-        return document

@@ -84,6 +84,7 @@ def document_request(scheme: Scheme, request: Request, secrets: Sequence[str], p
         return None
     reader = Reader(request, params)
     found = candidates(scheme, reader)
+    _check_required(scheme, reader)
     key_id = parse_token(found[0]).key_id if scheme.kind == "jwt" else None
     known = {**params, "key_id": key_id or "", "secret": secrets[0] if secrets else ""}
     return key_request(scheme.keys, Reader(request, known, reader.items))
