@@ -20,7 +20,7 @@ help:  ## list the targets
 
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -q
 
-# What running needs: only hashed packages, from whatever index this machine's pip is set to; then this project, built by the
+# What running the server and the examples needs: only hashed packages, from whatever index this machine's pip is set to; then this project, built by the
 # hatchling of the lock. Byte code is made when a module is first used: most never are.
 $(RUNTIME): requirements-runtime.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo 'Python 3.11 or newer is needed and none was found: install one, or name it with PYTHON=…' >&2; exit 1; }
@@ -87,7 +87,7 @@ reference: $(CHECKING)  ## make dispatcher/REFERENCE.md from the code again
 
 lock:  ## compile the two lock files again (needs uv)
 	$(COMPILE) --all-extras --group build --group dev --group oracles -o requirements.lock
-	$(COMPILE) --group build --constraint requirements.lock -o requirements-runtime.lock
+	$(COMPILE) --extra examples --group build --constraint requirements.lock -o requirements-runtime.lock
 
 clean:  ## remove everything that was made, data of `make dev` included
 	rm -rf .venv .venv-* .dispatcher bench-results dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
