@@ -39,7 +39,7 @@ def classify_failure(error: BaseException, flight: Flight, limit: int) -> Answer
         return EndpointBroken("dns", str(error))
     if isinstance(error, LookupsBusy):
         return LocalFault("dns_busy", str(error))
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError) or _wants_certificate(error):
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
         return EndpointBroken("tls", f"no TLS connection to the endpoint: {_tls_reason(error)}")
     number = _errno(error)
     if isinstance(error, MemoryError) or (number in LOCAL_ERRNOS and not flight.sent):
@@ -93,12 +93,6 @@ def _malformed(error: aiohttp.ClientResponseError) -> Failed:
     if error.message.startswith(("Too many", "Got more than")):
         return Failed("response_too_large", "the answer's headers are too many or too long", retry=False)
     return Failed("bad_response", "the endpoint's answer is not valid HTTP")
-
-
-def _wants_certificate(error: BaseException) -> bool:
-    """In TLS 1.3 a server says only after the handshake that it wants a client certificate; it has read nothing until then."""
-    cause = error.__cause__
-    return isinstance(cause, ssl.SSLError) and cause.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
 
 
 def _tls_reason(error: BaseException) -> str:

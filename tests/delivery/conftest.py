@@ -35,5 +35,5 @@ async def couriers() -> AsyncIterator[MakeCourier]:
 
 
 @pytest.fixture
-def courier(couriers: MakeCourier) -> Courier:
+async def courier(couriers: MakeCourier) -> Courier:
     return couriers()

@@ -48,12 +48,14 @@ class Visit:
         body = await self.reader.readexactly(int(headers.get("content-length", "0")))
         request = Request(line, headers, body)
         self.endpoint.requests.append(request)
+        self.endpoint.asked.set()
         return request
 
     async def send(self, *parts: bytes) -> None:
         for part in parts:
             self.writer.write(part)
             await self.writer.drain()
+            await asyncio.sleep(0)  # drain gives way only when the buffer is full
 
     async def gone(self) -> None:
         """Wait until the other side has closed."""
@@ -84,6 +86,7 @@ class Endpoint:
     scheme: str
     requests: list[Request] = field(default_factory=list)
     visits: list[Visit] = field(default_factory=list)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -206,7 +209,7 @@ def target(
     )
 
 
-def push(number: int = 0, *, timeout: float = 5.0, raw: bool = False, input: bytes = b'{"w":64}', metadata: bytes | None = None) -> Push:
+def push(number: int = 0, *, timeout: float = 5.0, raw: bool = False, body: bytes = b'{"w":64}', metadata: bytes | None = None) -> Push:
     ulid = f"{ULID[:-4]}{number:04d}"
     return Push(
         task_id=f"tsk_{ulid}",
@@ -217,7 +220,7 @@ def push(number: int = 0, *, timeout: float = 5.0, raw: bool = False, input: byt
         retry_count=1,
         max_attempts=5,
         priority=1,
-        input=input,
+        input=body,
         metadata=metadata,
         event=None,
         parent_run_id=None,
