@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from dataclasses import fields
 
 import pytest
@@ -16,6 +17,7 @@ from tests.architecture.source import ROOT, python_files, tracked_paths
 
 DOCUMENTS = [path for path in tracked_paths() if path.endswith(".md")]
 TOUR = "README.md"
+NAMED = re.compile(r"\b(?:DISPATCHER_[A-Z_]+[A-Z]|dispatcher_[a-z_]+[a-z])\b")
 EVERY_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS)
 
 
@@ -68,6 +70,20 @@ def test_blocks_are_what_they_say(document: str) -> None:
 def test_links_lead_somewhere(document: str) -> None:
     missing = [target for target in relative_links(_text(document)) if not ((ROOT / document).parent / target).exists()]
     assert not missing
+
+
+def unknown_names(text: str, known: str) -> list[str]:
+    """Settings and metrics a text speaks of that the reference does not know."""
+    return sorted(name for name in set(NAMED.findall(text)) if not re.search(rf"\b{name}\b", known))
+
+
+@EVERY_DOCUMENT
+def test_settings_and_metrics_spoken_of_exist(document: str) -> None:
+    assert not unknown_names(_text(document), reference.render(reference.tables()))
+
+
+def test_an_unknown_name_is_seen() -> None:
+    assert unknown_names("`DISPATCHER_PORT` and `DISPATCHER_POT`", "| `DISPATCHER_PORT` |") == ["DISPATCHER_POT"]
 
 
 def test_reference_is_up_to_date() -> None:
