@@ -78,3 +78,20 @@ def test_package_works_alone(package: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     others = {"dispatcher", "handlers_sdk", "webhooks"} - {package}
     assert not others & set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["trigger", "--help"]])
+def test_command_line_starts_without_the_server(arguments: list[str]) -> None:
+    """A prompt answer: the server's packages are imported when a server is started."""
+    script = f"""
+import json, sys
+from dispatcher.cli import main
+try:
+    main({arguments!r})
+finally:
+    print(json.dumps(sorted(name for name in sys.modules if "." not in name)), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = set(json.loads(done.stderr.splitlines()[-1]))
+    assert not loaded & {"aiohttp", "asyncpg", "cryptography", "httpx", "litestar", "msgspec", "pydantic", "uvicorn", "webhooks"}
