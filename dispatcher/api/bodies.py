@@ -97,7 +97,7 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T], depth: int) -> T:
     try:
         check(body, max_bytes=len(body), max_depth=depth)
     except JsonRefused as refused:
-        raise refused_json(refused) from None
+        raise _refused_json(refused) from None
     return decode_checked(body, decoder)
 
 
@@ -109,6 +109,13 @@ def decode_checked(body: Any, decoder: msgspec.json.Decoder[T], at: str = "") ->
         raise refusal(str(error), at, "unknown_field") from None
 
 
-def refused_json(refused: JsonRefused) -> Problem:
-    """A verdict on a JSON text as a problem."""
-    return problem("body_too_large" if refused.code == "too_large" else refused.code, refused.message)
+def check_item(text: bytes, at: str, limits: BodyLimits) -> None:
+    """Hold one item of a list to the limits of a body of its own. Raises Problem."""
+    try:
+        check(text, max_bytes=limits.body, max_depth=limits.depth + 1)
+    except JsonRefused as refused:
+        raise _refused_json(refused, f"{at}: ") from None
+
+
+def _refused_json(refused: JsonRefused, at: str = "") -> Problem:
+    return problem("body_too_large" if refused.code == "too_large" else refused.code, f"{at}{refused.message}")

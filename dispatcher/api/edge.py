@@ -30,6 +30,8 @@ _PROBLEM: Final = (b"content-type", b"application/problem+json")
 # Answers are of the moment and some hold secrets: nobody on the way may keep them.
 NO_STORE: Final = (b"cache-control", b"no-store")
 _MOST_PARAMETERS: Final = 100
+_ANY_DEPTH: Final = 1 << 30
+_NO_PARAMETERS: Final[dict[str, str]] = {}
 
 Headers = Mapping[bytes, bytes]
 
@@ -69,9 +71,13 @@ class Call:
         """The body as it came, refused when it is larger than `most_bytes` or in a coding."""
         return await read(self.receive, self.headers, most_bytes or self.limits.body, self.limits.drain)
 
-    async def json(self, decoder: msgspec.json.Decoder[Any], *, most_bytes: int | None = None, envelope: int = 1) -> Any:
-        """The body as the decoder's type. `envelope` is how deep the caller's own values lie within it."""
-        return decode(await self.body(most_bytes), decoder, self.limits.depth + envelope)
+    async def json(self, decoder: msgspec.json.Decoder[Any]) -> Any:
+        """The body as the decoder's type. The caller's own values lie one level deep in it."""
+        return decode(await self.body(), decoder, self.limits.depth + 1)
+
+    async def json_items(self, decoder: msgspec.json.Decoder[Any]) -> Any:
+        """The body of a bulk call. How deep its items nest is left to be checked for each."""
+        return decode(await self.body(self.limits.bulk), decoder, _ANY_DEPTH)
 
 
 Handler = Callable[[Call], Awaitable[Answer]]
@@ -128,11 +134,12 @@ class Edge:
         if route.scope is not None and not caller.may(route.scope):
             raise problem("forbidden", f"this token does not have the scope {route.scope}")
         raw = scope["query_string"]
-        query = _NO_QUERY if not raw and route.query is NoQuery else parse_query(_pairs(raw), route.query)
-        return await route.handler(Call(self.services, self.guard, caller, headers, scope["path_params"], query, self.limits, receive))
+        query = parse_query(_pairs(raw), route.query) if raw else route.query()
+        return await route.handler(
+            Call(self.services, self.guard, caller, headers, scope.get("path_params", _NO_PARAMETERS), query, self.limits, receive)
+        )
 
 
-_NO_QUERY: Final = NoQuery()
 _GONE: Final = Answer(499, b"", ())  # nobody is left to read it
 _encode: Final = msgspec.json.Encoder().encode
 

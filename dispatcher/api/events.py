@@ -27,7 +27,6 @@ from dispatcher.runtime.intake import EventAccepted, EventRequest
 from dispatcher.store import events
 from dispatcher.store.events import AttemptRun, EventFilter, EventRow
 
-_BULK_ENVELOPE: Final = 3
 _MOST_PAGE_BYTES: Final = 8_388_608
 
 
@@ -71,11 +70,11 @@ async def send_event(call: Call) -> Answer:
 async def send_events(call: Call) -> Answer:
     """Send up to 1,000 events; one row for each, in order: the event, or the problem with it."""
     settings = call.services.settings
-    body: EventsBody = await call.json(EVENTS, most_bytes=call.limits.bulk, envelope=_BULK_ENVELOPE)
+    body: EventsBody = await call.json_items(EVENTS)
     check_count(body.events, settings.max_bulk_items)
 
     def make(item: Raw, at: str) -> EventRequest:
-        return event_request(call, decode_item(item, EVENT, at, settings.max_body_bytes), f"{at}.")
+        return event_request(call, decode_item(item, EVENT, at, call.limits), f"{at}.")
 
     return await in_bulk("events", body.events, make, call.services.intake.push, lambda accepted, _: _created(accepted))
 

@@ -21,7 +21,6 @@ from dispatcher.store.logs import Line
 from dispatcher.store.runs import FINAL_STATUSES, LIVE_STATUSES, RunFilter, RunRow, has_metadata
 
 _MOST_PAIRS: Final = 10
-_BULK_ENVELOPE: Final = 3
 
 
 class WaitQuery(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -113,11 +112,11 @@ async def create_run(call: Call) -> Answer:
 async def create_runs(call: Call) -> Answer:
     """Start up to 1,000 runs; one row for each, in order: the run, or the problem with it."""
     settings = call.services.settings
-    body: RunsBody = await call.json(RUNS, most_bytes=call.limits.bulk, envelope=_BULK_ENVELOPE)
+    body: RunsBody = await call.json_items(RUNS)
     check_count(body.runs, settings.max_bulk_items)
 
     def make(item: Raw, at: str) -> RunRequest:
-        return run_request(call, decode_item(item, RUN, at, settings.max_body_bytes), f"{at}.")
+        return run_request(call, decode_item(item, RUN, at, call.limits), f"{at}.")
 
     def show(accepted: RunAccepted, request: RunRequest) -> RunCreated:
         return _created(accepted, request.workflow)

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from dispatcher import ids
-from dispatcher.api.bodies import decode_checked
+from dispatcher.api.bodies import BodyLimits, check_item, decode_checked
 from dispatcher.api.decoding import duration
 from dispatcher.api.edge import Answer, Call, json_answer
 from dispatcher.engine.definitions import EVENT_KEY
@@ -120,11 +120,14 @@ def event_request(call: Call, body: EventBody, at: str = "") -> EventRequest:
     )
 
 
-def decode_item(item: Raw, decoder: msgspec.json.Decoder[T], at: str, most_bytes: int) -> T:
-    """One item of a bulk call."""
-    if len(memoryview(item)) > most_bytes:
-        raise problem("body_too_large", f"{at}: larger than {most_bytes:,} bytes", field=at)
-    return decode_checked(item, decoder, at)
+def decode_item(item: Raw, decoder: msgspec.json.Decoder[T], at: str, limits: BodyLimits) -> T:
+    """One item of a bulk call, which is held to what a call of its own would be."""
+    text = bytes(item)
+    if len(text) > limits.body:
+        raise problem("body_too_large", f"{at}: larger than {limits.body:,} bytes", field=at)
+    if text.count(b"{") + text.count(b"[") > limits.depth:
+        check_item(text, at, limits)
+    return decode_checked(text, decoder, at)
 
 
 async def in_bulk(
