@@ -6,6 +6,7 @@ They sort by creation time as text, so the id is also the order of arrival and, 
 from __future__ import annotations
 
 import os
+import random
 from datetime import UTC, datetime
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -13,6 +14,7 @@ _PAIRS = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
 _VALUE = {letter: value for value, letter in enumerate(_ALPHABET)}
 ULID_LENGTH = 26
 NODE_LIMIT = 32_767
+_STEP = 1 << 32
 
 
 def _encode(value: int, pairs: int) -> str:
@@ -36,8 +38,8 @@ class IdMaker:
             self._head = _encode(millis, 5)
             self._tail = int.from_bytes(os.urandom(10), "big") >> 1
         else:
-            # A random step keeps ids of one millisecond in order without letting one be guessed from another.
-            self._tail += 1 + int.from_bytes(os.urandom(4), "big")
+            # A random step keeps ids of one millisecond in order, and two processes apart. Ids are names, not secrets.
+            self._tail += random.randrange(1, _STEP)
         return self._head + _encode(self._tail, 8)
 
     def make(self, prefix: str, now: datetime) -> str:

@@ -19,7 +19,7 @@ import msgspec
 from dispatcher.clock import Clock
 from dispatcher.delivery import Courier, Push, Receipt
 from dispatcher.engine import health
-from dispatcher.engine.answers import Lost, TimedOut
+from dispatcher.engine.answers import Lost, Succeeded, TimedOut
 from dispatcher.engine.attempts import CancelEnforced, Event, Hold, Refused, TaskState, step
 from dispatcher.engine.definitions import format_duration
 from dispatcher.runtime.capacity import Capacity
@@ -109,11 +109,6 @@ class Deliveries:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    @property
-    def _longest(self) -> timedelta:
-        """What the courier is given: deadlines are kept here, where they can be moved."""
-        return timedelta(seconds=self.settings.max_execution_timeout)
-
     def _push(self, a: Assignment) -> Push:
         expires = int((a.deadline + TOKEN_GRACE).timestamp())
         event = a.event
@@ -131,7 +126,7 @@ class Deliveries:
             event=event.document() if event is not None else None,
             parent_run_id=a.parent_run_id,
             deadline=a.deadline,
-            timeout=self._longest,
+            timeout=a.workflow.policy.max_execution_timeout,  # deadlines are kept here, where they can be moved
             token=self.tokens.make(a.tenant_id, a.run_id, a.node, a.epoch, expires),
             tenant=self.directory.pictures[a.tenant_id].tenant.slug,
             raw=a.workflow.definition.raw,
@@ -228,6 +223,8 @@ class Deliveries:
         if receipt.latency_ms is not None:
             self.metrics.attempt_seconds += receipt.latency_ms / 1000
         breaker = self.capacity.breakers.get(place)
+        if breaker is None and isinstance(receipt.answer, Succeeded) and receipt.version_seen in (None, endpoint.target.version):
+            return  # the rule for this, by far the most common case, is to change nothing
         verdict = health.observe(
             breaker or health.Breaker(), receipt.answer, self.capacity.in_use.get(place, 0), self.settings.breaker_failures
         )

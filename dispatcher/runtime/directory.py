@@ -41,7 +41,7 @@ class Workflow:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An endpoint as this process pushes to it."""
+    """An endpoint as this process pushes to it; `place` is where its slots are counted."""
 
     tenant_id: int
     id: str
@@ -52,11 +52,7 @@ class Endpoint:
     target: Target
     verified: str | None
     probes: int
-
-    @property
-    def place(self) -> Place:
-        """Where its slots are counted."""
-        return (self.tenant_id, self.id)
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +177,7 @@ class Directory:
             response_limit=self.settings.max_response_bytes,
         )
         usable = row.circuit == "closed" and not row.paused
-        return Endpoint(tenant_id, row.id, row.name, row.slots, usable, row.static, target, manifest.verified, row.probes)
+        return Endpoint(tenant_id, row.id, row.name, row.slots, usable, row.static, target, manifest.verified, row.probes, (tenant_id, row.id))
 
     def tenant(self, slug: str) -> Tenant | None:
         """A tenant by its slug."""

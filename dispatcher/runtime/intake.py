@@ -137,8 +137,9 @@ class Intake:
         left = list(range(len(requests)))
         for _ in range(_STALE_TRIES):
             submissions: dict[int, Submission] = {}
+            now = self._clock.now()
             for i in left:
-                made = self._run_submission(requests[i])
+                made = self._run_submission(requests[i], now)
                 if isinstance(made, Problem):
                     answers[i] = made
                 else:
@@ -173,12 +174,11 @@ class Intake:
             await self._directory.refresh(self._clock.now())
         raise problem("overloaded", "the registry is changing faster than events can be matched to it; try again")
 
-    def _run_submission(self, request: RunRequest) -> Submission | Problem:
+    def _run_submission(self, request: RunRequest, now: datetime) -> Submission | Problem:
         picture = self._directory.pictures[request.tenant_id]
         workflow = picture.workflows.get(request.workflow)
         if workflow is None:
             return _unknown_workflow(request.workflow, picture)
-        now = self._clock.now()
         run = self._new_run(picture, workflow, request.input, request.metadata, request.priority, None, request.trigger, now)
         run.parent_run_id = request.parent_run_id
         run.run_at = request.run_at
