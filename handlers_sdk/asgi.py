@@ -100,10 +100,9 @@ class _Watch:
         self._task = asyncio.get_running_loop().create_task(self._wait())
 
     async def _wait(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.gone = True
-        self.request.cancel()
+        if (await self._receive())["type"] == "http.disconnect":
+            self.gone = True
+            self.request.cancel()
 
 
 async def _body(receive: Receive) -> bytes | None:
@@ -124,7 +123,8 @@ async def _send(response: Response, send: Send) -> None:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
     body = response.body
     if isinstance(body, bytes):
-        headers.append((b"content-length", b"%d" % len(body)))
+        if response.status != 204:
+            headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
         return

@@ -28,6 +28,7 @@ class ClientConfig:
     )  # `whsec_…`; when given, requests are verified with v1 and no key set is fetched
     public_keys: tuple[str, ...] = ()  # `whpk_…`; when given, requests are verified with v1a against these and no key set is fetched
     endpoint_ids: tuple[str, ...] = ()  # `ep_…` this process answers for; empty: learned from the first verified request
+    tenant: str = ""  # the tenant whose keys sign requests to this process; empty: the default tenant
     namespace: str = ""  # put before every workflow name and event key
     version: str = ""  # of the handlers, as deployed; empty: a checksum of their definitions
     verify_signatures: bool = True  # False answers anyone who can reach the URL
@@ -42,7 +43,7 @@ class ClientConfig:
         """Configuration from DISPATCHER_* variables; `overrides` win. ConfigError names the variable that cannot be used.
 
         DISPATCHER_API_URL, DISPATCHER_TOKEN, DISPATCHER_SIGNING_SECRET or DISPATCHER_SIGNING_SECRETS (comma separated),
-        DISPATCHER_PUBLIC_KEYS, DISPATCHER_ENDPOINT_ID (comma separated), DISPATCHER_NAMESPACE, DISPATCHER_VERSION.
+        DISPATCHER_PUBLIC_KEYS, DISPATCHER_ENDPOINT_ID (comma separated), DISPATCHER_TENANT, DISPATCHER_NAMESPACE, DISPATCHER_VERSION.
         """
         env = os.environ if environ is None else environ
         secrets = _listed(env, "DISPATCHER_SIGNING_SECRETS") or _listed(env, "DISPATCHER_SIGNING_SECRET")
@@ -52,6 +53,7 @@ class ClientConfig:
             signing_secrets=secrets,
             public_keys=_listed(env, "DISPATCHER_PUBLIC_KEYS"),
             endpoint_ids=_listed(env, "DISPATCHER_ENDPOINT_ID"),
+            tenant=env.get("DISPATCHER_TENANT", ""),
             namespace=env.get("DISPATCHER_NAMESPACE", ""),
             version=env.get("DISPATCHER_VERSION", ""),
         )

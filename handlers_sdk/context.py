@@ -233,7 +233,7 @@ class Context:
             await asyncio.wrap_future(self._control.flushed())
 
     def put_stream(self, data: str | bytes, stream: str = DEFAULT_STREAM) -> None:
-        """Send a piece of a stream. Bytes that are no UTF-8 travel as base64."""
+        """Send a piece of a stream. What is no storable text (not UTF-8, or with NUL characters) travels as base64."""
         self._control.emit(self._chunk(data, stream))
 
     async def aio_put_stream(self, data: str | bytes, stream: str = DEFAULT_STREAM) -> None:
@@ -293,12 +293,11 @@ class Context:
         if self._chunks is None:
             self._chunks = count()
         event: wire.ChunkEvent = {"type": "chunk", "stream": stream, "seq": next(self._chunks), "data": data}
-        if isinstance(data, bytes):
-            try:
-                event["data"] = data.decode()
-            except UnicodeDecodeError:
-                event["data"], event["encoding"] = base64.b64encode(data).decode(), "base64"
-        return event
+        raw = data if isinstance(data, bytes) else data.encode()
+        text = _storable_text(raw)
+        if text is None:
+            return {**event, "data": base64.b64encode(raw).decode(), "encoding": "base64"}
+        return {**event, "data": text}
 
     def _extended(self, increment_by: Duration) -> Future[None]:
         ms = milliseconds(increment_by)
@@ -315,6 +314,15 @@ class Context:
             raise RuntimeError(f"{what} would block the event loop in an async task; use `await ctx.{instead}(…)`")
 
 
+def _storable_text(raw: bytes) -> str | None:
+    """Bytes as text, None when they are no UTF-8 or hold a NUL character, which cannot be stored."""
+    try:
+        return None if b"\0" in raw else raw.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 def _log_event(line: str | Mapping[str, Any], level: wire.LogLevel, attempt: int) -> wire.LogEvent:
     message = line if isinstance(line, str) else dump_json(line).decode()
+    message = message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
     return {"type": "log", "level": level, "message": message, "at": timestamp(), "attempt": attempt}

@@ -44,7 +44,21 @@ class Host:
 class Execution:
     """One attempt. `settle` is called once, on the event loop, with what it came to."""
 
-    __slots__ = ("_base", "_channel", "_due", "_function", "_host", "_item", "_loop", "_settle", "_task", "_thread", "_timer", "context")
+    __slots__ = (
+        "_armed",
+        "_base",
+        "_channel",
+        "_due",
+        "_function",
+        "_host",
+        "_item",
+        "_loop",
+        "_settle",
+        "_task",
+        "_thread",
+        "_timer",
+        "context",
+    )
 
     def __init__(
         self,
@@ -70,12 +84,12 @@ class Execution:
         return self._item["id"]
 
     def start(self, received: float) -> None:
-        """Begin. `received` is the loop's time when the request came: the attempt's time has been running since."""
+        """Begin. `received` is when the request came, by the loop's clock: the attempt's time has been running since."""
         self._loop = asyncio.get_running_loop()
         self._host.home = threading.current_thread()
         self._due = received + self._item["timeout_ms"] / 1000
         self._host.running[self._item["id"], self._item["attempt"]] = self
-        self._timer = self._loop.call_at(self._due, self._expire)
+        self._arm()
         self._task = self._loop.create_task(self._main())
 
     # ---- what a context asks for
@@ -123,7 +137,8 @@ class Execution:
         return PORTAL.submit(self._cancel_run())
 
     async def _cancel_run(self) -> None:
-        await self._host.api.request("POST", f"/v1/runs/{self._item['run_id']}/cancel", content=b"{}", repeatable=True)
+        content = b'{"reason":"cancelled by the task itself"}'
+        await self._host.api.request("POST", f"/v1/runs/{self._item['run_id']}/cancel", content=content, repeatable=True)
 
     # ---- the attempt's life
 
@@ -159,9 +174,13 @@ class Execution:
         except Exception as error:
             logger.warning("%s: %s", self.task_id, str(error) or "its log lines are still under way")
 
+    def _arm(self) -> None:
+        self._armed = self._due
+        self._timer = self._loop.call_at(self._due, self._expire)
+
     def _expire(self) -> None:
-        if self._loop.time() < self._due:  # the deadline moved meanwhile
-            self._timer = self._loop.call_at(self._due, self._expire)
+        if self._due > self._armed:  # the deadline moved meanwhile
+            self._arm()
             return
         outcome = timed_out(self._item["timeout_ms"])
         self.context._stop(outcome.error["message"])  # noqa: SLF001 - the context belongs to its execution

@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from handlers_sdk.api import Api
-from handlers_sdk.errors import CancelledRunError, FailedTaskRunExceptionGroup, TaskRunError
+from handlers_sdk.errors import ApiError, CancelledRunError, FailedTaskRunExceptionGroup, TaskRunError
 from handlers_sdk.portal import PORTAL
 
 WAIT_SECONDS: Final = 30
@@ -197,7 +197,11 @@ class RunsClient:
         return (await ended_run(self._api, await fetch_run(self._api, run_id, WAIT_SECONDS))).result()
 
     async def _cancel(self, run_id: str) -> None:
-        await self._api.request("POST", f"/v1/runs/{run_id}/cancel", content=b"{}", repeatable=True)
+        try:
+            await self._api.request("POST", f"/v1/runs/{run_id}/cancel", content=b"{}", repeatable=True)
+        except ApiError as error:
+            if error.problem_code != "run_finished":
+                raise
 
     def _filters(
         self,
@@ -213,7 +217,7 @@ class RunsClient:
         named: dict[str, str | int | Sequence[str] | None] = {
             "since": since.isoformat() if since else None,
             "until": until.isoformat() if until else None,
-            "status": ",".join(statuses) if statuses else None,
+            "status": list(statuses) if statuses else None,
             "workflow": self._api.config.namespaced(workflow) if workflow else None,
             "metadata": [f"{key}:{value}" for key, value in metadata.items()] if metadata else None,
             "event_id": event_id,

@@ -120,7 +120,8 @@ def verifier_for(api: Api) -> Verifier:
     config = api.config
 
     async def fetch() -> Any:
-        _, body = await PORTAL.aio_call(api.request("GET", wire.KEYS_PATH, token="", repeatable=True))
+        params = {"tenant": config.tenant} if config.tenant else None
+        _, body = await PORTAL.aio_call(api.request("GET", wire.KEYS_PATH, params=params, token="", repeatable=True))
         return body
 
     published = not config.signing_secrets and not config.public_keys
