@@ -20,6 +20,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final
 
 from webhooks.errors import BodyError
@@ -131,6 +132,11 @@ def kept_headers(request: Request, scheme: Scheme) -> dict[str, str]:
     secret = CREDENTIALS | {place.name for place in places if place.kind == "h"}
     kept: dict[str, str] = {}
     for name, value in request.headers:
-        if name not in secret and ("idempotency" in name or not _CREDENTIAL.search(name)):
+        if name not in secret and not _is_credential(name):
             kept[name] = f"{kept[name]}, {value}" if name in kept else value
     return kept
+
+
+@lru_cache(maxsize=1024)
+def _is_credential(name: str) -> bool:
+    return "idempotency" not in name and _CREDENTIAL.search(name) is not None

@@ -18,7 +18,15 @@ def from_hex(text: str) -> bytes:
 
 
 def from_base64(text: str) -> bytes:
-    """Standard alphabet, padding optional. Raises ValueError."""
+    """Standard alphabet, padding optional, unused bits zero: one spelling for each value. Raises ValueError."""
+    raw = key_from_base64(text)
+    if base64.b64encode(raw).decode().rstrip("=") != text.rstrip("="):
+        raise ValueError("not canonical base64")
+    return raw
+
+
+def key_from_base64(text: str) -> bytes:
+    """The same without a look at unused bits, for keys: people shorten them. Raises ValueError."""
     if not _BASE64.fullmatch(text):
         raise ValueError("not base64")
     bare = text.rstrip("=")
@@ -26,7 +34,7 @@ def from_base64(text: str) -> bytes:
 
 
 def from_base64url(text: str) -> bytes:
-    """URL-safe alphabet, padding optional. Raises ValueError."""
+    """URL-safe alphabet, otherwise as `from_base64`. Raises ValueError."""
     if not _BASE64URL.fullmatch(text):
         raise ValueError("not base64url")
     return from_base64(text.replace("-", "+").replace("_", "/"))

@@ -39,6 +39,8 @@ def parse_token(text: str) -> Token:
     """Raises VerificationError `malformed`."""
     try:
         head, payload, signature = text.split(".")
+        if "=" in text:
+            raise ValueError("a token has no padding: each has one spelling, so that a repeated one is seen as such")
         header, claims = parse_json(from_base64url(head)), parse_json(from_base64url(payload))
         if not isinstance(header, dict) or not isinstance(claims, dict) or "crit" in header:
             raise ValueError("header and claims are objects, and no extension is critical")

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 
-from webhooks.encoding import from_base64, from_base64url, from_hex
+from webhooks.encoding import from_base64url, from_hex, key_from_base64
 from webhooks.scheme import Scheme
 
 PublicKey: TypeAlias = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey | rsa.RSAPublicKey
@@ -26,7 +26,7 @@ HASHES: Final[Mapping[str, hashes.HashAlgorithm]] = {
     "sha384": hashes.SHA384(),
     "sha512": hashes.SHA512(),
 }
-SECRET_FORMS: Final[Mapping[str, Callable[[str], bytes]]] = {"utf8": str.encode, "base64": from_base64, "hex": from_hex}
+SECRET_FORMS: Final[Mapping[str, Callable[[str], bytes]]] = {"utf8": str.encode, "base64": key_from_base64, "hex": from_hex}
 FAMILIES: Final[Mapping[str, str]] = {"HS": "hmac", "RS": "rsa", "ES": "ecdsa", "Ed": "ed25519"}
 KIND_OF: Final[Mapping[str, type[PublicKey]]] = {
     "ed25519": ed25519.Ed25519PublicKey,
@@ -73,7 +73,7 @@ def _load(kind: str, form: str, text: str) -> object:
             return x509.load_pem_x509_certificate(text.encode()).public_key()
         if "-----BEGIN " in text:
             return load_pem_public_key(text.encode())
-        raw = from_hex(text) if form == "hex" else from_base64("".join(text.split()))
+        raw = from_hex(text) if form == "hex" else key_from_base64("".join(text.split()))
         if kind == "ed25519" and len(raw) == 32:
             return ed25519.Ed25519PublicKey.from_public_bytes(raw)
         return load_der_public_key(raw)

@@ -85,6 +85,17 @@ def test_verify_raises_only_its_own_error(provider: str, data: st.DataObject) ->
     assert caught.value.message
 
 
+@pytest.mark.parametrize("provider", sorted(name for name in CASES if PROVIDERS[name].scheme.covers_body))
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_changed_byte_of_the_body_is_noticed(provider: str, data: st.DataObject) -> None:
+    case = CASES[provider]
+    body = bytearray(case.request.body)
+    at = data.draw(st.integers(0, len(body) - 1))
+    body[at] ^= data.draw(st.integers(1, 255))
+    assert case.with_request(body=bytes(body)).code() != "accepted"
+
+
 @pytest.mark.parametrize("provider", sorted(name for name, provider in PROVIDERS.items() if provider.challenges))
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())

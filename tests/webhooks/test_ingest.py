@@ -328,3 +328,11 @@ async def test_claims_are_the_input_when_the_event_is_inside_the_token() -> None
     case = documented()["wix"]
     outcome = await receive(case.request, source("wix", secrets=(case.secret,), event_key=lambda value, _: value["data"]))
     assert outcome.delivery.event_key == '{"eventType":"created"}'
+
+
+@pytest.mark.parametrize("respell", [lambda body: body + b"==", lambda body: body[:-1] + bytes([body[-1] ^ 1])])
+async def test_a_token_that_is_spelled_differently_is_not_another_delivery(respell: Any) -> None:
+    case = documented()["wix"]
+    again = replace(case.request, body=respell(case.request.body))
+    outcome = await receive(again, source("wix", secrets=(case.secret,), event_key=lambda *_: "wix"))
+    assert outcome.delivery.status == "rejected"

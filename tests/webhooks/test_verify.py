@@ -93,6 +93,8 @@ def test_letter_case_and_padding_do_not_matter() -> None:
         ("base64", "ab-_", "malformed"),
         ("base64", "ab\ncd", "malformed"),
         ("base64", "abcd====", "malformed"),
+        ("base64", "ab", "malformed"),
+        ("base64", "aQ", "mismatch"),
         ("base64url", "ab+/", "malformed"),
         ("hex", "", "missing_signature"),
         ("hex", "a" * 20_000, "malformed"),
@@ -299,9 +301,9 @@ def test_sns_of_another_topic_is_refused() -> None:
     ],
 )
 def test_certificates_of_other_hosts_are_never_fetched(url: str) -> None:
-    body = {"Type": "Notification", "Signature": "ab", "SigningCertURL": url}
+    body = {"Type": "Notification", "TopicArn": "t", "Signature": "ab", "SigningCertURL": url}
     with pytest.raises(VerificationError) as caught:
-        document_request(PROVIDERS["sns"].scheme, post({}, json.dumps(body).encode()), ())
+        document_request(PROVIDERS["sns"].scheme, post({}, json.dumps(body).encode()), (), {"topic_arn": "t"})
     assert caught.value.code == "untrusted_key"
 
 
