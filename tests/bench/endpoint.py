@@ -35,7 +35,7 @@ def noop(flavour: str, emitter: Emitter) -> Application:
     dispatcher = Dispatcher()
 
     @dispatcher.task(name=f"noop-{flavour}")
-    async def task(input: Ping, ctx: Context) -> dict[str, str]:  # noqa: A002 - the SDK's name for it
+    async def task(input: Ping, ctx: Context) -> dict[str, str]:
         emitter.emit(input.id)
         return {"id": input.id}
 

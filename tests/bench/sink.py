@@ -71,6 +71,7 @@ class Sink:
     async def stop(self) -> None:
         """End the collecting process."""
         self._control.send(_STOP)
+        self._control.close()
         await self._process.wait()
 
 
