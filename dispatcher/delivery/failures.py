@@ -106,4 +106,6 @@ def _tls_reason(error: BaseException) -> str:
 
 def _errno(error: BaseException) -> int | None:
     cause = getattr(error, "os_error", error)
+    if isinstance(cause, ConnectionResetError) and cause.errno is None:
+        return errno.ECONNRESET  # asyncio's own, for an end in the middle of a handshake
     return cause.errno if isinstance(cause, OSError) else None

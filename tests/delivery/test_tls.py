@@ -110,19 +110,8 @@ async def test_a_handshake_cut_short(couriers: MakeCourier, authority: Authority
 
     async with served_as(couriers, authority, None, script) as (deliver, _):
         answer = await deliver("app.test")
-        assert isinstance(answer, Unreachable | EndpointBroken)
-
-
-async def test_no_version_in_common(couriers: MakeCourier, authority: Authority) -> None:
-    tls = authority.server("app.test")
-    tls.maximum_version = ssl.TLSVersion.TLSv1_2
-    client = authority.client()
-    client.minimum_version = ssl.TLSVersion.TLSv1_3
-    async with endpoint(ONE, tls=tls) as served:
-        receipt = await couriers(tls=client).push(target(f"https://localhost:{served.port}/"), push(), no_events)
-        assert isinstance(receipt.answer, EndpointBroken)
-        assert receipt.answer.code == "tls"
-        assert "version" in receipt.answer.message
+        assert isinstance(answer, Unreachable)
+        assert answer.code == "connection_reset"
 
 
 def test_old_versions_are_refused() -> None:
