@@ -14,7 +14,7 @@ class Deadline:
     reading cost 11 µs of the 100 a push takes.
     """
 
-    __slots__ = ("_before", "_handle", "_over", "_seconds", "_task", "expired")
+    __slots__ = ("_before", "_handle", "_loop", "_over", "_seconds", "_task", "expired")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -26,11 +26,15 @@ class Deadline:
         assert task is not None, "a deadline limits a task"
         self._task = task
         self._before = task.cancelling()
-        self._handle = asyncio.get_running_loop().call_later(self._seconds, self.expire)
+        self._loop = asyncio.get_running_loop()
+        self._handle = self._loop.call_later(self._seconds, self._expire)
         return self
 
     def expire(self) -> None:
-        """Be over now."""
+        """Be over with the next turn of the loop, if the block still runs by then."""
+        self._loop.call_soon(self._expire)
+
+    def _expire(self) -> None:
         if not (self.expired or self._over):
             self.expired = True
             self._task.cancel()

@@ -169,7 +169,7 @@ async def _get(sender: Sender, url: str, fields: dict[str, str], flight: Flight)
         flight.sent = True
         coding = refused_encoding(response)
         if coding:
-            raise DiscoveryError("content_encoding", failures.coded(coding).message)
+            raise DiscoveryError("content_encoding", _sentence(failures.coded(coding).message))
         body, whole = await read_body(response, sender.bounds.manifest)
     except DiscoveryError:
         raise
@@ -191,15 +191,19 @@ def _failure(error: Exception, flight: Flight, limit: int) -> DiscoveryError:
     match answer:
         case EndpointBroken(code=code, message=message):
             known: dict[str, DiscoveryCode] = {"dns": "dns", "tls": "tls", failures.BLOCKED_CODE: "destination_blocked"}
-            return DiscoveryError(known.get(code, "unreachable"), f"{message[:1].upper()}{message[1:]}.")
+            return DiscoveryError(known.get(code, "unreachable"), _sentence(message))
         case Failed(message=message):
-            return DiscoveryError("too_large", message)
+            return DiscoveryError("too_large", _sentence(message))
         case LocalFault(message=message):
-            return DiscoveryError("local_fault", f"{message[:1].upper()}{message[1:]}. Try again.")
+            return DiscoveryError("local_fault", f"{_sentence(message)} Try again.")
         case Unreachable(message=message):
-            return DiscoveryError("unreachable", f"{message[:1].upper()}{message[1:]}. Check that it is up, and its host and port.")
+            return DiscoveryError("unreachable", f"{_sentence(message)} Check that it is up, and its host and port.")
         case _:
             return DiscoveryError("connection_broken", "The endpoint closed the connection without an answer. Look at its log.")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _check_answer(status: int, kind: str, body: bytes) -> None:
