@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate
 
 from dispatcher.engine.admission import Place, Queue, Slot
 from dispatcher.store.database import Database
@@ -68,18 +69,16 @@ READY = Statement(
     Ready,
 )
 
+# A queue's rows are numbered in the order they are taken, and each number looks up its slot: `base` is where the queue's slots begin
+# in $5, which holds, for every slot, the number of its place in $6 and $7. (Arrays per queue would be copied into every row.)
 CLAIM = Statement(
     """
-    with slots as (
-        select tenant_id, workflow_id, count(*) as n, array_agg(endpoint_id order by ordinal) as endpoints,
-               array_agg(endpoint_version order by ordinal) as versions
-        from unnest($1::int[], $2::int[], $3::int[], $4::text[], $5::text[])
-            as s (tenant_id, workflow_id, ordinal, endpoint_id, endpoint_version)
-        group by tenant_id, workflow_id
-    ), picked as (
-        select w.tenant_id, p.run_id, p.node, w.endpoints, w.versions,
-               row_number() over (partition by w.tenant_id, w.workflow_id order by p.priority desc, p.run_id, p.node) as ordinal
-        from slots w
+    with picked as materialized (
+        select w.tenant_id, p.run_id, p.node,
+               ($5::int[])[w.base + row_number() over (
+                   partition by w.tenant_id, w.workflow_id order by p.priority desc, p.run_id, p.node
+               )] as place
+        from unnest($1::int[], $2::int[], $3::int[], $4::int[]) as w (tenant_id, workflow_id, n, base)
         cross join lateral (
             select run_id, node, priority from tasks t
             where t.tenant_id = w.tenant_id and t.workflow_id = w.workflow_id and t.state = 'queued'
@@ -87,9 +86,9 @@ CLAIM = Statement(
         ) p
     )
     update tasks t
-    set state = 'running', epoch = t.epoch + 1, dispatcher_id = $6, endpoint_id = p.endpoints[p.ordinal],
-        endpoint_version = p.versions[p.ordinal],
-        started_at = $7, deadline = $7::timestamptz + t.execution_ms * interval '1 millisecond', schedule_deadline = null,
+    set state = 'running', epoch = t.epoch + 1, dispatcher_id = $8, endpoint_id = ($6::text[])[p.place],
+        endpoint_version = ($7::text[])[p.place], started_at = $9,
+        deadline = $9::timestamptz + t.execution_ms * interval '1 millisecond', schedule_deadline = null,
         slot_released = false, progress = null
     from picked p
     join runs r on r.tenant_id = p.tenant_id and r.id = p.run_id
@@ -122,13 +121,21 @@ async def ready(db: Database, most: dict[Queue, int]) -> dict[Queue, int]:
 
 async def claim(db: Database, slots: Sequence[Slot], versions: dict[Place, str], dispatcher_id: int, now: datetime) -> list[Claimed]:
     """Lease the first tasks of the slots' queues to `dispatcher_id`; `versions` names the endpoint version at each place."""
+    by_queue: dict[Queue, list[Slot]] = {}
+    numbers: dict[Place, int] = {}
+    for slot in slots:
+        by_queue.setdefault(slot.queue, []).append(slot)
+        numbers.setdefault(slot.place, len(numbers) + 1)
+    bases = accumulate((len(dealt) for dealt in by_queue.values()), initial=0)
     records = await db.fetch(
         CLAIM.sql,
-        [s.queue[0] for s in slots],
-        [s.queue[1] for s in slots],
-        [s.ordinal for s in slots],
-        [s.place[1] for s in slots],
-        [versions[s.place] for s in slots],
+        [queue[0] for queue in by_queue],
+        [queue[1] for queue in by_queue],
+        [len(dealt) for dealt in by_queue.values()],
+        list(bases)[:-1],
+        [numbers[slot.place] for dealt in by_queue.values() for slot in dealt],
+        [place[1] for place in numbers],
+        [versions[place] for place in numbers],
         dispatcher_id,
         now,
     )
