@@ -120,15 +120,13 @@ class NameResolver(AbstractResolver):
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _ask(self, host: str, name: str, party: str) -> tuple[str, ...]:
-        asked = False
+        """Half of the budget may go into waiting for a turn, so that a question asked has time for its answer."""
+        budget = self._bounds.budget
         try:
-            async with asyncio.timeout(self._bounds.budget), self._limits.slot(party):
-                asked = True
+            async with asyncio.timeout(budget), self._limits.turn(party, budget / 2):
                 return await self._query(host, name)
         except TimeoutError:
-            if not asked:
-                raise LookupsBusy("too many name look-ups at once") from None
-            raise NameLookupFailed(f"no answer for the host name within {self._bounds.budget:g} s") from None
+            raise NameLookupFailed(f"no answer for the host name within {budget:g} s") from None
 
     async def _query(self, host: str, name: str) -> tuple[str, ...]:
         """Both families at once; the slower one is waited for only briefly."""
@@ -225,18 +223,38 @@ class _Limits:
         self._parties: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
     @asynccontextmanager
-    async def slot(self, party: str) -> AsyncIterator[None]:
-        semaphore, users = self._parties.get(party) or (asyncio.Semaphore(self._per_party), 0)
-        self._parties[party] = (semaphore, users + 1)
+    async def turn(self, party: str, wait: float) -> AsyncIterator[None]:
+        """A turn, or LookupsBusy when none comes within `wait` seconds."""
+        own, users = self._parties.get(party) or (asyncio.Semaphore(self._per_party), 0)
+        self._parties[party] = (own, users + 1)
         try:
-            async with semaphore, self._all:
+            await self._acquire(own, wait)
+            try:
                 yield
+            finally:
+                self._all.release()
+                own.release()
         finally:
-            _, users = self._parties[party]
-            if users > 1:
-                self._parties[party] = (semaphore, users - 1)
-            else:
-                del self._parties[party]
+            self._leave(party, own)
+
+    async def _acquire(self, own: asyncio.Semaphore, wait: float) -> None:
+        try:
+            async with asyncio.timeout(wait):
+                await own.acquire()
+                try:
+                    await self._all.acquire()
+                except BaseException:
+                    own.release()
+                    raise
+        except TimeoutError:
+            raise LookupsBusy("too many name look-ups at once") from None
+
+    def _leave(self, party: str, own: asyncio.Semaphore) -> None:
+        _, users = self._parties[party]
+        if users > 1:
+            self._parties[party] = (own, users - 1)
+        else:
+            del self._parties[party]
 
 
 def _result(host: str, port: int, address: str) -> ResolveResult:

@@ -70,7 +70,7 @@ async def test_hung_names_of_many_do_not_delay_another() -> None:
 async def test_a_party_waits_for_its_own_only() -> None:
     table = {f"hung{number}.test": HANG for number in range(4)} | {"fine.test": ["93.184.216.34"]}
     async with name_server(table) as names:
-        resolver = names.resolver(POLICY, budget=0.2)
+        resolver = names.resolver(POLICY, budget=0.4)
         hung = [asyncio.create_task(resolver.lookup(f"hung{number}.test", "attacker")) for number in range(4)]
         await asyncio.sleep(0)
         with pytest.raises(LookupsBusy):
@@ -83,7 +83,7 @@ async def test_a_party_waits_for_its_own_only() -> None:
 
 async def test_all_together_are_bounded() -> None:
     async with name_server({"hung1.test": HANG, "hung2.test": HANG}) as names:
-        resolver = names.resolver(POLICY, budget=0.1, at_once=1)
+        resolver = names.resolver(POLICY, budget=0.3, at_once=1)
         results = await asyncio.gather(*[resolver.lookup(f"hung{n}.test", f"party{n}") for n in (1, 2)], return_exceptions=True)
         assert sorted(type(result).__name__ for result in results) == ["LookupsBusy", "NameLookupFailed"]
 

@@ -192,7 +192,7 @@ async def test_n1_no_address(couriers: MakeCourier, name: str) -> None:
 
 async def test_n1_our_own_limits_are_not_the_endpoints_fault(couriers: MakeCourier) -> None:
     async with name_server({"hung.test": HANG, "slow.test": HANG}) as names:
-        courier = couriers(resolver=names.resolver(EgressPolicy(dev=True), budget=0.1, at_once=1))
+        courier = couriers(resolver=names.resolver(EgressPolicy(dev=True), budget=0.3, at_once=1))
         receipts = await asyncio.gather(*[courier.push(target(f"http://{name}.test/"), push(), no_events) for name in ("hung", "slow")])
     assert {type(receipt.answer) for receipt in receipts} == {EndpointBroken, LocalFault}
 
