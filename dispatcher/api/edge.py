@@ -133,11 +133,12 @@ class Edge:
             caller = await self.guard.identify(headers, scope["client"])
         if route.scope is not None and not caller.may(route.scope):
             raise problem("forbidden", f"this token does not have the scope {route.scope}")
+        path = scope.get("path_params", _NO_PARAMETERS)
+        if any("\x00" in value for value in path.values()):
+            raise problem("not_found", "no id and no name holds a NUL character")
         raw = scope["query_string"]
         query = parse_query(_pairs(raw), route.query) if raw else route.query()
-        return await route.handler(
-            Call(self.services, self.guard, caller, headers, scope.get("path_params", _NO_PARAMETERS), query, self.limits, receive)
-        )
+        return await route.handler(Call(self.services, self.guard, caller, headers, path, query, self.limits, receive))
 
 
 _GONE: Final = Answer(499, b"", ())  # nobody is left to read it

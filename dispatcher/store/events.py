@@ -76,17 +76,17 @@ EVENTS = Statement(
     """,
     EventRow,
 )
-# Pages are counted in attempts, so a page of them needs at most as many runs. $7 bounds the bytes of a page: its first row always
+# Pages are counted in attempts, so a page of them needs at most as many runs, and the one the last page ended in. $7 bounds the bytes of a page: its first row always
 # fits, or nobody could get past it.
 EVENT_RUNS = Statement(
     """
     with run as (
         (select id, workflow_id, input, created_at, null::text as status, null::timestamptz as finished_at
-         from runs where tenant_id = $1 and event_id = $2 and id >= $4 order by id limit $6)
+         from runs where tenant_id = $1 and event_id = $2 and id >= $4 order by id limit $6 + 1)
         union all
         (select id, workflow_id, input, created_at, status, finished_at
-         from run_history where tenant_id = $1 and event_id = $2 and id >= $4 and finished_at >= $3 order by id limit $6)
-        order by id limit $6
+         from run_history where tenant_id = $1 and event_id = $2 and id >= $4 and finished_at >= $3 order by id limit $6 + 1)
+        order by id limit $6 + 1
     ), task as (
         select r.id, t.state, t.epoch, null::bytea as output, null::text as output_type, null::jsonb as error,
                t.started_at, null::timestamptz as finished_at

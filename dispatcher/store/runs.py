@@ -313,6 +313,8 @@ async def is_finished(db: Database, tenant_id: int, run_id: str) -> bool:
 
 async def exists(db: Database, tenant_id: int, run_id: str) -> bool:
     """Whether there is such a run, live or over."""
+    if ended_after(run_id) is None:
+        return False
     return bool(await db.fetchval(IS_LIVE, tenant_id, run_id)) or bool(await finished_among(db, tenant_id, [run_id]))
 
 
