@@ -51,6 +51,7 @@ DEFAULT_TENANT = "default"
 _BATCH = 1_000
 _PARTITION_DAYS = 7
 _MAINTENANCE = timedelta(minutes=10)
+_CLAIM_REST = 2.0  # claims may keep the database busy for a third of the time
 _RECOUNT = timedelta(milliseconds=50)  # slots freed by callbacks are counted together, not one by one
 
 
@@ -258,6 +259,7 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
         "maintenance": (_Maintenance(services).tick, _MAINTENANCE),
     }
     loops = {name: Loop(name, tick, clock, every) for name, (tick, every) in ticks.items()}
+    loops["claim"].rest = _CLAIM_REST
     return loops
 
 

@@ -53,7 +53,8 @@ class Claims:
         if not queues or room == 0:
             return False
         most = {q: min(sum(places.get(p, 0) for p in self._routes(q)), room) for q in queues}
-        waiting = await queue.ready(self._database, most)
+        # With a single queue to take from there is no turn to be dealt, so how much it holds need not be asked.
+        waiting = await queue.ready(self._database, most) if sweeping or len(queues) > 1 else most
         for q in queues:
             if q not in waiting:
                 self._capacity.backlog.discard(q)
@@ -96,6 +97,8 @@ class Claims:
                 filled[slot.place] -= 1
             else:
                 self._capacity.give_back(slot.place)
+        if len(claimed) < len(slots) and len(waiting) == 1:
+            self._capacity.backlog.difference_update(waiting)
         self._metrics.claimed += len(claimed)
         self._deliveries.start(assignments)
         return bool(claimed)

@@ -177,7 +177,9 @@ class Directory:
             response_limit=self.settings.max_response_bytes,
         )
         usable = row.circuit == "closed" and not row.paused
-        return Endpoint(tenant_id, row.id, row.name, row.slots, usable, row.static, target, manifest.verified, row.probes, (tenant_id, row.id))
+        return Endpoint(
+            tenant_id, row.id, row.name, row.slots, usable, row.static, target, manifest.verified, row.probes, (tenant_id, row.id)
+        )
 
     def tenant(self, slug: str) -> Tenant | None:
         """A tenant by its slug."""
