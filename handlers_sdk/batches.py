@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from handlers_sdk.execution import Execution
-from handlers_sdk.outcomes import Outcome, Refuse, to_line
+from handlers_sdk.outcomes import Outcome, to_line
 
 Settle = Callable[[Execution, Outcome], None]
-Begin = Callable[[Any, Settle], Execution | Refuse]
+Begin = Callable[[Any, Settle], Execution | Outcome]
 
 
 class Batch:
@@ -64,11 +64,11 @@ class Batch:
             if item is None:
                 return
             begun = self._begin(item, self._settle)
-            if isinstance(begun, Refuse):
-                self._report(str(item.get("id", "")) if isinstance(item, dict) else "", begun)
-            else:
+            if isinstance(begun, Execution):
                 self._free -= 1
                 self._running.add(begun)
+            else:
+                self._report(str(item.get("id", "")) if isinstance(item, dict) else "", begun)
 
     def _settle(self, execution: Execution, outcome: Outcome) -> None:
         self._running.discard(execution)

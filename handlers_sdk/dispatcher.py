@@ -15,6 +15,7 @@ from handlers_sdk.callbacks import CallbacksClient
 from handlers_sdk.clock import unix_seconds
 from handlers_sdk.config import ClientConfig
 from handlers_sdk.context import WorkerInfo
+from handlers_sdk.decorators import DeclareStandalone, DeclareStandaloneOf
 from handlers_sdk.definitions import (
     EXECUTION_TIMEOUT,
     SCHEDULE_TIMEOUT,
@@ -38,7 +39,7 @@ from handlers_sdk.runs import RunsClient
 from handlers_sdk.schemas import EmptyModel
 from handlers_sdk.stubs import Stubs
 from handlers_sdk.verification import verifier_for
-from handlers_sdk.workflow import Handler, P, R, Served, Standalone, Workflow
+from handlers_sdk.workflow import Served, Standalone, Workflow
 
 I = TypeVar("I")  # noqa: E741 - the input
 
@@ -80,7 +81,7 @@ class Dispatcher:
         retries: int = 0,
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
-    ) -> Callable[[Handler[I, P, R]], Standalone[I, R]]: ...
+    ) -> DeclareStandalone: ...
     @overload
     def task(
         self,
@@ -96,7 +97,7 @@ class Dispatcher:
         retries: int = 0,
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
-    ) -> Callable[[Handler[I, P, R]], Standalone[I, R]]: ...
+    ) -> DeclareStandaloneOf[I]: ...
     def task(
         self,
         *,
@@ -111,7 +112,7 @@ class Dispatcher:
         retries: int = 0,
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
-    ) -> Callable[[Handler[Any, P, R]], Standalone[Any, R]]:
+    ) -> Any:
         """Declare a task that is its own workflow: `fn(input, ctx, **dependencies)`, sync or async.
 
         `name` is the function's unless given. The input is validated as `input_validator`, or as its annotation says, or as EmptyModel.
@@ -120,7 +121,7 @@ class Dispatcher:
         settings = TaskSettings.of(TaskDefaults(), schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds)
         namespace = calling_namespace(sys._getframe(1))  # noqa: SLF001 - annotations may name what is local to the caller
 
-        def declare(fn: Handler[Any, P, R]) -> Standalone[Any, R]:
+        def declare(fn: Callable[..., Any]) -> Standalone[Any, Any]:
             workflow = self._settings(name or fn.__name__, description, on_events, version, default_priority)
             function = HandlerFunction(fn, input_validator, namespace)
             return Standalone(self._api, TaskDefinition(workflow, workflow.name, settings, function))

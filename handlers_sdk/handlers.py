@@ -18,7 +18,7 @@ from handlers_sdk.definitions import TaskDefinition
 from handlers_sdk.errors import ConfigError, LifespanSetupError
 from handlers_sdk.execution import Execution, Host
 from handlers_sdk.lifespan import Lifespan
-from handlers_sdk.outcomes import Outcome, Refuse, Response, problem, to_response
+from handlers_sdk.outcomes import Outcome, Refuse, Response, problem, timed_out, to_response
 from handlers_sdk.schemas import dump_json, parse_json
 from handlers_sdk.signing import SignatureError
 from handlers_sdk.verification import Verifier
@@ -100,8 +100,8 @@ class Handlers:
 
     # ---- work
 
-    def begin(self, item: Any, base: str, received: float, settle: Callable[[Execution, Outcome], None]) -> Execution | Refuse:
-        """Start one attempt, or say why not. `settle` is called once with what it came to."""
+    def begin(self, item: Any, base: str, received: float, settle: Callable[[Execution, Outcome], None]) -> Execution | Outcome:
+        """Start one attempt, or say what it comes to without. `settle` is called once with what a started one came to."""
         if (wrong := _malformed(item)) is not None:
             return Refuse(400, "malformed", wrong)
         if self.draining:
@@ -111,6 +111,8 @@ class Handlers:
             return Refuse(404, "unknown_handler", f"version {self.version} has no handler named {item['name']!r}")
         if (item["id"], item["attempt"]) in self.host.running:
             return Refuse(409, "already_running", f"attempt {item['attempt']} of {item['id']} is running here")
+        if asyncio.get_running_loop().time() >= received + item["timeout_ms"] / 1000:
+            return timed_out(item["timeout_ms"])  # its time went by while the batch's other items had the slots
         execution = Execution(self.host, definition.function, definition.task_name, item, base, settle)
         execution.start(received)
         return execution
@@ -123,7 +125,7 @@ class Handlers:
                 settled.set_result(outcome)
 
         begun = self.begin(push, str(push.get("api", "")), received, settle)
-        if isinstance(begun, Refuse):
+        if not isinstance(begun, Execution):
             return to_response(begun)
         try:
             return to_response(await settled)

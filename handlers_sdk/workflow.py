@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from handlers_sdk.annotations import calling_namespace
 from handlers_sdk.api import Api
-from handlers_sdk.context import Context
 from handlers_sdk.definitions import TaskDefaults, TaskDefinition, TaskSettings, WorkflowSettings, check_name
 from handlers_sdk.durations import Duration
 from handlers_sdk.errors import ConfigError
@@ -17,11 +16,11 @@ from handlers_sdk.mocks import mock_context
 from handlers_sdk.runnables import Runnable
 from handlers_sdk.schemas import EmptyModel, codec_for
 
+if TYPE_CHECKING:
+    from handlers_sdk.decorators import DeclareTask
+
 I = TypeVar("I")  # noqa: E741 - the input
 R = TypeVar("R")
-P = ParamSpec("P")
-
-Handler = Callable[Concatenate[I, Context, P], R | Awaitable[R]]
 
 
 class Task(Generic[I, R]):
@@ -136,7 +135,7 @@ class Workflow(Runnable[I, dict[str, Any]]):
         retries: int | None = None,
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
-    ) -> Callable[[Handler[I, P, R]], Task[I, R]]:
+    ) -> DeclareTask[I]:
         """Declare the workflow's task: `fn(input, ctx, **dependencies)`, sync or async. None takes the workflow's `task_defaults`.
 
         `schedule_timeout` (5 minutes) bounds the wait in the queue, `execution_timeout` (60 seconds) each attempt. A failed attempt is
@@ -145,10 +144,10 @@ class Workflow(Runnable[I, dict[str, Any]]):
         settings = TaskSettings.of(self._task_defaults, schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds)
         namespace = calling_namespace(sys._getframe(1))  # noqa: SLF001 - annotations may name what is local to the caller
 
-        def declare(fn: Handler[I, P, R]) -> Task[I, R]:
+        def declare(fn: Callable[..., Any]) -> Task[Any, Any]:
             if self._tasks:
                 raise ConfigError(f"workflow {self.name} has the task {self._tasks[0].name} already; several tasks are not supported yet")
-            task: Task[I, R] = Task(self._definition(fn, name, settings, namespace))
+            task: Task[Any, Any] = Task(self._definition(fn, name, settings, namespace))
             self._tasks.append(task)
             return task
 
