@@ -16,7 +16,7 @@ from litestar import Litestar
 
 from dispatcher.api import create_app
 from dispatcher.clock import Clock, SystemClock
-from dispatcher.delivery import Courier, EgressPolicy
+from dispatcher.delivery import Courier, CourierBounds, EgressPolicy
 from dispatcher.engine.attempts import Requeue
 from dispatcher.loops import Loop
 from dispatcher.runtime.callbacks import Callbacks
@@ -110,7 +110,12 @@ async def _start(settings: Settings, clock: Clock, name: str, stack: AsyncExitSt
     directory = Directory(database, settings, keyring)
     await directory.refresh(clock.now())
     egress = EgressPolicy.parse(allow=settings.egress_allow, dev=settings.dev, allow_http=settings.allow_http)
-    courier = Courier(egress, clock=lambda: int(clock.now().timestamp()), user_agent=f"dispatcher/{version('handlers-dispatcher')}")
+    courier = Courier(
+        egress,
+        clock=lambda: int(clock.now().timestamp()),
+        user_agent=f"dispatcher/{version('handlers-dispatcher')}",
+        bounds=CourierBounds(excerpt=settings.response_excerpt_bytes),
+    )
     stack.push_async_callback(courier.aclose)
     parts = _join(settings, clock, database, directory, keyring, courier, egress, TokenMaker(master_key), name)
     return await _run(parts, settings, clock, stack)

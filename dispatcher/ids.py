@@ -39,7 +39,7 @@ class IdMaker:
             self._tail = int.from_bytes(os.urandom(10), "big") >> 1
         else:
             # A random step keeps ids of one millisecond in order, and two processes apart. Ids are names, not secrets.
-            self._tail += random.randrange(1, _STEP)
+            self._tail += random.randrange(1, _STEP)  # noqa: S311
         return self._head + _encode(self._tail, 8)
 
     def make(self, prefix: str, now: datetime) -> str:

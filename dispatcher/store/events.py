@@ -76,8 +76,8 @@ EVENTS = Statement(
     """,
     EventRow,
 )
-# Pages are counted in attempts, so a page of them needs at most as many runs, and the one the last page ended in. $7 bounds the bytes of a page: its first row always
-# fits, or nobody could get past it.
+# Pages are counted in attempts, so a page of them needs at most as many runs, and the one the last page ended in. $7 bounds the bytes of a
+# page: its first row always fits, or nobody could get past it.
 EVENT_RUNS = Statement(
     """
     with run as (
