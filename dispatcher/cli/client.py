@@ -71,7 +71,8 @@ class Api:
 
 
 def _checked(response: httpx.Response) -> Answer:
-    if response.is_success:
+    is_json = response.headers.get("content-type", "").startswith("application/json")
+    if response.is_success and (is_json or not response.content):
         return Answer(response.status_code, response.text)
     try:
         document = response.json()

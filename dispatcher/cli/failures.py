@@ -41,7 +41,9 @@ class Failure(click.ClickException):
 def refused(status: int, document: Any) -> Failure:
     """The failure a server's problem document describes."""
     if not isinstance(document, dict) or "detail" not in document:
-        return Failure(f"the server answered {status} without saying why", hint="Is the URL that of a dispatcher?", code=_code(status))
+        return Failure(
+            f"the server answered {status}, and not as a dispatcher does", hint="Is the URL that of a dispatcher?", code=_code(status)
+        )
     message = f"{document['detail']} ({document.get('code', status)})"
     return Failure(message, hint=str(document.get("hint", "")), code=_code(status))
 

@@ -61,7 +61,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 def explained(error: BaseException) -> Failure | None:
     """The Failure for an error that somebody at this machine can do something about; None for a bug."""
-    if isinstance(error, SettingsError | EmbeddedPostgresError | MigrationError | SealError):
+    if isinstance(error, SealError):
+        return Failure(
+            str(error), hint="`dev` keeps its key in development.key of its data directory: the database was set up with another."
+        )
+    if isinstance(error, SettingsError | EmbeddedPostgresError | MigrationError):
         return Failure(str(error))
     if str(getattr(error, "sqlstate", "")).startswith(_REFUSALS):
         return Failure(f"Postgres refuses: {error}", hint="Check user, password and database in DATABASE_URL.")

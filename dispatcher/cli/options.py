@@ -17,7 +17,9 @@ from dispatcher.cli.output import Output
 
 Command = Callable[..., None]
 DEFAULT_URL = "http://127.0.0.1:8400"
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+")
+_PART = re.compile(r"([\d.]+)(ms|[smhd])")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def answers(function: Command) -> Command:
@@ -87,7 +89,7 @@ def _refuse(text: str) -> NoReturn:
 
 
 class Duration(click.ParamType[timedelta]):
-    """`90s`, `1h30m`, `7d`, or a number of seconds, as a timedelta."""
+    """`90s`, `1h30m`, `7d`, `250ms`, or a number of seconds, as a timedelta."""
 
     name = "duration"
 
@@ -124,11 +126,9 @@ def parse_duration(text: str) -> timedelta | None:
     """A timedelta, or None if the text is no duration."""
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return timedelta(seconds=float(text))
-    match = _DURATION.fullmatch(text) if text else None
-    if match is None:
+    if not _DURATION.fullmatch(text):
         return None
-    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    return timedelta(seconds=sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text)))
 
 
 def rfc3339(moment: datetime) -> str:

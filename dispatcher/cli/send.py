@@ -31,7 +31,7 @@ def send(
     api: Api,
     out: Output,
 ) -> None:
-    """Send an event of TYPE, which starts the workflows that listen for it.
+    """Send an event, which starts the workflows that listen for it.
 
     JSON is its data: JSON text, @file, or - for stdin; without it, an empty object.
     """

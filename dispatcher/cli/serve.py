@@ -50,12 +50,18 @@ def serve(host: str | None, port: int | None, data_dir: str | None, out: Output)
 
 def check(settings: Settings, *, data_named: bool) -> None:
     """Refuse what is for development only. Raises Failure."""
+    from dispatcher.sealing import SealError, parse_master_key
+
     if settings.dev:
         raise Failure("DISPATCHER_DEV is set: `serve` is for production", hint="Unset it, or use: dispatcher dev")
     if not settings.database_url and not data_named:
         raise Failure("no database: DATABASE_URL is not set", hint="Set it, or name a directory for the embedded Postgres with --data.")
     if not settings.master_key:
         raise Failure("DISPATCHER_MASTER_KEY is not set", hint="Make one with: openssl rand -base64 32, and keep it: it opens all secrets.")
+    try:
+        parse_master_key(settings.master_key)
+    except SealError as error:
+        raise Failure(str(error)) from None
     if is_development_key(settings):
         raise Failure("DISPATCHER_MASTER_KEY is a development key", hint="Make one for production: openssl rand -base64 32")
     if settings.host in _EVERY_ADDRESS and not settings.api_url:

@@ -70,6 +70,7 @@ class Serving:
 
     async def _stop(self, runtime: Runtime, front: Front) -> None:
         front.reason = "the server is stopping"
+        self.steps.stopping(f"open attempts have {self.grace.total_seconds():g} s to end, another signal ends it at once")
         await runtime.stop(self.grace)
         front.app = None
 

@@ -47,6 +47,10 @@ class Steps:
         note(f"{click.style('▶', fg='green')} {click.style(url, bold=True)} is ready after {duration(took)}; {advice}")
         self._event("ready", url=url, elapsed_ms=round(took))
 
+    def stopping(self, text: str) -> None:
+        """The end has begun."""
+        note(f"{click.style('■', fg='yellow')} stopping; {text}")
+
     def run_finished(self, line: str, **members: Any) -> None:
         """A run is over: the one line that is data in either form."""
         self._out.item({"type": "run", **members}, line)

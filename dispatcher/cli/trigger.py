@@ -36,7 +36,7 @@ def trigger(
     api: Api,
     out: Output,
 ) -> None:
-    """Start a run of WORKFLOW, and wait for its result if asked to."""
+    """Start a run of a workflow, and wait for its result if asked to."""
     answer = api.call(
         "POST",
         "/v1/runs",

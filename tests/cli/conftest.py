@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
-import asyncpg
 import pytest
 
-from tests.cli.running import Server
+from tests.cli.running import KEY, Server, new_database
 
 APP = """
 from handlers_sdk import Context, Dispatcher, EmptyModel, NonRetryableError
@@ -48,14 +45,8 @@ app = dispatcher.app(workflows=[resize, fail, wait])
 @pytest.fixture(scope="session")
 async def own_dsn(server: str) -> AsyncIterator[str]:
     """A database that no other test empties."""
-    name = f"dispatcher_cli_{secrets.token_hex(4)}"
-    admin: asyncpg.Connection = await asyncpg.connect(server)
-    try:
-        await admin.execute(f'create database "{name}" template template0')
-        yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
-        await admin.execute(f'drop database "{name}" with (force)')
-    finally:
-        await admin.close()
+    async with new_database(server) as dsn:
+        yield dsn
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +54,9 @@ def dev(own_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     """`dispatcher dev app:app` on that database, ready."""
     directory = tmp_path_factory.mktemp("dev")
     (directory / "app.py").write_text(APP)
-    with Server("dev", "app:app", "--data", str(directory / "data"), cwd=directory, DATABASE_URL=own_dsn) as running:
+    with Server(
+        "dev", "app:app", "--data", str(directory / "data"), cwd=directory, DATABASE_URL=own_dsn, DISPATCHER_MASTER_KEY=KEY
+    ) as running:
         yield running
 
 

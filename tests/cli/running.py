@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import queue
+import secrets
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
+from urllib.parse import urlsplit, urlunsplit
 
+import asyncpg
 from click.testing import CliRunner
 
 from dispatcher.cli import main
+
+KEY = base64.b64encode(bytes(range(32))).decode()
+"""A master key."""
 
 PATIENCE = 60.0
 """Seconds any one thing may take on a machine that is busy with other tests."""
@@ -165,3 +173,16 @@ class Server(Process):
         except BaseException:
             self.__exit__()
             raise
+
+
+@asynccontextmanager
+async def new_database(server: str) -> AsyncIterator[str]:
+    """The DSN of an empty database on a server, dropped at the end."""
+    name = f"dispatcher_cli_{secrets.token_hex(4)}"
+    admin: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(server)
+    try:
+        await admin.execute(f'create database "{name}" template template0')
+        yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+        await admin.execute(f'drop database "{name}" with (force)')
+    finally:
+        await admin.close()
