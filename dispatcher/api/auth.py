@@ -91,6 +91,8 @@ class Guard:
         matches = hmac.compare_digest(secret_hash, row.secret_hash if row is not None else bytes(32))
         if row is None or not matches or row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
             raise problem("unauthorized", _UNKNOWN)
+        if self._directory.tenant(row.tenant) is None:
+            await self._directory.refresh(now)  # a tenant that another process has made since this one looked
         caller = Caller(row.tenant_id, row.tenant, frozenset(row.scopes), row.public_id)
         until = min(now + REMEMBERED, row.expires_at) if row.expires_at is not None else now + REMEMBERED
         self._remember(hashlib.sha256(authorization).digest(), _Remembered(caller, until))
@@ -120,9 +122,10 @@ class Guard:
     def _developer(self, headers: Mapping[bytes, bytes], client: tuple[str, int] | None) -> Caller | None:
         """In development, whoever calls from this machine, by a name of this machine, and not from a page of another site.
 
-        The name is checked because a page may point its own at 127.0.0.1 (DNS rebinding); with a token none of this matters.
+        The name is checked because a page may point its own at 127.0.0.1 (DNS rebinding). What a proxy forwards may come from anywhere.
+        With a token none of this matters.
         """
-        if not self._dev or client is None or not _is_loopback(client[0]):
+        if not self._dev or client is None or not _is_loopback(client[0]) or b"x-forwarded-for" in headers or b"forwarded" in headers:
             return None
         host, origin = headers.get(b"host", b""), headers.get(b"origin")
         if not _is_local_name(host) or (origin is not None and not _is_local_name(origin.partition(b"://")[2])):

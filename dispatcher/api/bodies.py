@@ -38,7 +38,8 @@ async def read(receive: Receive, headers: Mapping[bytes, bytes], most: int, drai
     _check_type(headers)
     declared = headers.get(b"content-length", b"0")
     if not declared.isdigit() or len(declared) > 15 or int(declared) > most:
-        await _discard(receive, drain)
+        if b"expect" not in headers:  # one that waits for our word has not begun to send
+            await _discard(receive, drain)
         raise _too_large(most)
     body, more = await _chunk(receive)
     if not more and len(body) <= most:

@@ -11,6 +11,7 @@ from dispatcher.api import ROUTES
 from dispatcher.api.credentials import new_token, parse_token
 from dispatcher.api.edge import Route
 from dispatcher.api.tokens import SCOPES
+from dispatcher.store import registry, tokens
 from tests.api.test_bad_input import assert_problem
 from tests.api.world import ELSEWHERE, LOOPBACK, World
 
@@ -200,6 +201,20 @@ async def test_in_development_others_need_one(world: World) -> None:
         assert_problem(await client.get("/v1/runs"), 401, "unauthorized", "")
     async with world.client(await world.token(), address=ELSEWHERE, host="dispatcher.example") as client:
         assert (await client.get("/v1/runs")).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded"])
+async def test_in_development_what_a_proxy_forwards_needs_one(api: httpx.AsyncClient, header: str) -> None:
+    assert_problem(await api.get("/v1/runs", headers={header: "for=203.0.113.7"}), 401, "unauthorized", "")
+
+
+async def test_a_tenant_made_elsewhere_is_known_by_its_first_token(serving: World) -> None:
+    made = new_token()
+    tenant = await registry.create_tenant(serving.database, "fresh", "Fresh", serving.clock.now())
+    await tokens.create(serving.database, tenant.id, made.public_id, made.secret_hash, "t", ["*"], serving.clock.now(), None)
+    async with serving.client(made.text) as client:
+        assert_problem(await client.post("/v1/runs", json={"workflow": "x"}), 404, "unknown_workflow", "x")
+        assert (await client.post("/v1/events", json={"type": "x"})).status_code == 201
 
 
 @pytest.mark.parametrize(

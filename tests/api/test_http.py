@@ -36,6 +36,15 @@ async def test_a_body_that_says_it_is_too_large_is_refused(address: tuple[str, i
         assert (await client.post("/v1/runs", json={"workflow": "resize"})).status_code == 201
 
 
+async def test_a_client_that_asks_first_is_spared_the_sending(address: tuple[str, int]) -> None:
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(b"POST /v1/runs HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 99999999\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
 async def test_a_body_that_does_not_say_is_cut_off(address: tuple[str, int]) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(40):
