@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from dispatcher.store.database import Connection, Database
 
-TABLES = ("run_history", "task_history", "attempts", "events", "logs", "chunks")
+TABLES = ("run_history", "task_history", "attempts", "events", "logs", "chunks", "webhook_deliveries")
 _DAY_PARTITION = re.compile(r"_(\d{8})$")
 
 LOCK = "select pg_advisory_xact_lock(7240156)"
@@ -34,6 +34,7 @@ KEY_OF = {
     "events": "created_at",
     "logs": "at",
     "chunks": "at",
+    "webhook_deliveries": "received_at",
 }
 
 
