@@ -25,6 +25,8 @@ from dispatcher.store import registry
 from dispatcher.store.database import Database
 from dispatcher.store.registry import EndpointRow, Registered, Tenant
 
+_CATCH_UP_EVERY = timedelta(milliseconds=50)
+
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
@@ -77,6 +79,7 @@ class Directory:
     pictures: dict[int, Picture] = field(default_factory=dict)
     slugs: dict[str, int] = field(default_factory=dict)
     _versions: dict[tuple[int, int, int], Workflow] = field(default_factory=dict)
+    _caught_up: datetime | None = None
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -103,6 +106,12 @@ class Directory:
                         self.pictures[tenant.id] = await self._picture(loaded, now)
                         changed = True
             return changed
+
+    async def catch_up(self, now: datetime) -> None:
+        """Read what is newer, at most every few milliseconds: for callers who name something not known here."""
+        if self._caught_up is None or now >= self._caught_up + _CATCH_UP_EVERY:
+            self._caught_up = now
+            await self.refresh(now)
 
     async def _picture(self, loaded: Registered, now: datetime) -> Picture:
         tenant = loaded.tenant

@@ -7,9 +7,10 @@ or none of it, and nothing is answered before its commit. A submission matched a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from dispatcher.clock import Clock
 from dispatcher.errors import Problem, problem
@@ -20,11 +21,13 @@ from dispatcher.runtime.group_commit import GroupCommit, QueueFull
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.work import Assignment, EventFacts
 from dispatcher.settings import Settings
+from dispatcher.store import events
 from dispatcher.store import intake as store
 from dispatcher.store.database import Connection, Database, DatabaseUnavailable, is_transient
 from dispatcher.store.intake import NewEvent, NewKey, NewRun
 
 _STALE_TRIES = 10
+Request = TypeVar("Request")
 
 
 @dataclass(slots=True)
@@ -84,14 +87,23 @@ class EventAccepted:
 
 @dataclass(slots=True)
 class Submission:
-    """What is written together, and what became of it: `written`, or `first_id` of the key it came second for, or neither (stale)."""
+    """What is written together, and what became of it: `written`, or `first_id` of the key it came second for, or neither (stale).
+
+    `at` is when it was made, then when it was written.
+    """
 
     event: NewEvent | None
     runs: list[NewRun]
     workflows: list[Workflow]
     key: NewKey | None
+    at: datetime
     written: bool = False
     first_id: str | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether it need not be matched again."""
+        return self.written or self.first_id is not None
 
 
 class Intake:
@@ -118,7 +130,7 @@ class Intake:
         self._dispatcher_id = dispatcher_id
         self._ids = IdMaker()
         self.on_backlog: Callable[[], None] = lambda: None
-        self._commits: GroupCommit[list[Submission], datetime] = GroupCommit(
+        self._commits: GroupCommit[list[Submission], None] = GroupCommit(
             self._write, most=settings.intake_batch, bound=settings.intake_queue, weigh=_weight
         )
 
@@ -133,46 +145,54 @@ class Intake:
 
     async def trigger(self, requests: Sequence[RunRequest]) -> list[RunAccepted | Problem]:
         """Start runs; answers in order, after the commit. Raises Problem when nothing could be taken."""
-        answers: list[RunAccepted | Problem | None] = [None] * len(requests)
-        left = list(range(len(requests)))
-        for _ in range(_STALE_TRIES):
-            submissions: dict[int, Submission] = {}
-            now = self._clock.now()
-            for i in left:
-                made = self._run_submission(requests[i], now)
-                if isinstance(made, Problem):
-                    answers[i] = made
-                else:
-                    submissions[i] = made
-            written_at = await self._commit(list(submissions.values()))
-            for i, submission in submissions.items():
-                answers[i] = _run_answer(submission, written_at)
-            left = [i for i in submissions if answers[i] is None]
-            if not left:
-                return [answer for answer in answers if answer is not None]
-            await self._directory.refresh(self._clock.now())
-        raise problem("overloaded", "the registry is changing faster than runs can be matched to it; try again")
+        await self._catch_up((r.tenant_id, r.workflow) for r in requests)
+        return [_run_answer(fate) for fate in await self._submit(requests, self._run_submission)]
 
     async def push(self, requests: Sequence[EventRequest]) -> list[EventAccepted | Problem]:
         """Send events; answers in order, after the commit of each event with its runs. Raises Problem when nothing could be taken."""
-        answers: list[EventAccepted | Problem | None] = [None] * len(requests)
-        left = list(range(len(requests)))
+        await self._catch_up((r.tenant_id, r.workflow) for r in requests)
+        fates = await self._submit(requests, self._event_submission)
+        answers = [_event_answer(fate) for fate in fates]
+        await self._recall(requests, answers)
+        return answers
+
+    async def _catch_up(self, wanted: Iterable[tuple[int, str | None]]) -> None:
+        """Read the registry again when something is named that this process has not heard of: another may have just registered it."""
+        pictures = self._directory.pictures
+        for tenant_id, workflow in wanted:
+            picture = pictures.get(tenant_id)
+            if picture is None or (workflow is not None and workflow not in picture.workflows):
+                await self._directory.catch_up(self._clock.now())
+                return
+
+    async def _submit(
+        self, requests: Sequence[Request], make: Callable[[Request, datetime], Submission | Problem]
+    ) -> list[Submission | Problem]:
+        """What became of each request: its submission, written or second to another, or the problem with it."""
+        fates: dict[int, Submission | Problem] = {}
+        left: Sequence[int] = range(len(requests))
         for _ in range(_STALE_TRIES):
-            submissions: dict[int, Submission] = {}
+            now = self._clock.now()
             for i in left:
-                made = self._event_submission(requests[i])
-                if isinstance(made, Problem):
-                    answers[i] = made
-                else:
-                    submissions[i] = made
+                fates[i] = make(requests[i], now)
+            submissions = {i: fate for i in left if isinstance(fate := fates[i], Submission)}
             await self._commit(list(submissions.values()))
-            for i, submission in submissions.items():
-                answers[i] = _event_answer(submission)
-            left = [i for i in submissions if answers[i] is None]
+            left = [i for i, submission in submissions.items() if not submission.settled]
             if not left:
-                return [answer for answer in answers if answer is not None]
+                return [fates[i] for i in range(len(requests))]
             await self._directory.refresh(self._clock.now())
-        raise problem("overloaded", "the registry is changing faster than events can be matched to it; try again")
+        raise problem("overloaded", "the registry is changing faster than requests can be matched to it; try again")
+
+    async def _recall(self, requests: Sequence[EventRequest], answers: list[EventAccepted | Problem]) -> None:
+        """Tell whoever sent an event again which runs the first one started."""
+        again: dict[int, list[EventAccepted]] = {}
+        for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, EventAccepted) and answer.duplicate:
+                again.setdefault(request.tenant_id, []).append(answer)
+        for tenant_id, accepted in again.items():
+            started = await events.runs_of(self._database, tenant_id, {answer.id for answer in accepted})
+            for answer in accepted:
+                answer.run_ids = started[answer.id]
 
     def _run_submission(self, request: RunRequest, now: datetime) -> Submission | Problem:
         picture = self._directory.pictures[request.tenant_id]
@@ -184,16 +204,15 @@ class Intake:
         run.run_at = request.run_at
         run.idempotency_key = request.idempotency_key
         key = self._key(picture, request.workflow, request.idempotency_key, request.idempotency_ttl, run.id)
-        return Submission(None, [run], [workflow], key)
+        return Submission(None, [run], [workflow], key, now)
 
-    def _event_submission(self, request: EventRequest) -> Submission | Problem:
+    def _event_submission(self, request: EventRequest, now: datetime) -> Submission | Problem:
         picture = self._directory.pictures[request.tenant_id]
         names = picture.events.match(request.type) if request.workflow is None else (request.workflow,)
         if request.workflow is not None and request.workflow not in picture.workflows:
             return _unknown_workflow(request.workflow, picture)
         if len(names) > self._settings.max_fan_out:
             return problem("too_many_runs", f"the event would start {len(names)} runs; at most {self._settings.max_fan_out} may")
-        now = self._clock.now()
         event_id = self._ids.make("evt", now)
         stream_id = f"str_{event_id[4:]}"
         workflows = [picture.workflows[name] for name in names]
@@ -213,7 +232,7 @@ class Intake:
             len(runs),
         )
         key = self._key(picture, "", request.idempotency_key, request.idempotency_ttl, event_id)
-        return Submission(event, runs, workflows, key)
+        return Submission(event, runs, workflows, key, now)
 
     def _new_run(
         self,
@@ -251,11 +270,11 @@ class Intake:
         seconds = ttl.total_seconds() if ttl is not None else self._settings.idempotency_ttl
         return NewKey(picture.tenant.id, picture.tenant.registry_version, scope, key, first_id, int(seconds * 1000))
 
-    async def _commit(self, submissions: list[Submission]) -> datetime:
+    async def _commit(self, submissions: list[Submission]) -> None:
         if not submissions:
-            return self._clock.now()
+            return
         try:
-            return await asyncio.shield(self._commits.submit(submissions))
+            await asyncio.shield(self._commits.submit(submissions))
         except QueueFull:
             raise problem("overloaded", "too many runs are waiting to be written; try again in a second") from None
         except DatabaseUnavailable:
@@ -265,7 +284,7 @@ class Intake:
                 raise problem("database_unavailable", "the database did not confirm the write; it may or may not have landed") from error
             raise
 
-    async def _write(self, parcels: Sequence[list[Submission]]) -> list[datetime]:
+    async def _write(self, parcels: Sequence[list[Submission]]) -> list[None]:
         """Write one set. Express slots are taken first, given back for whatever was not written."""
         submissions = [s for parcel in parcels for s in parcel]
         now = self._clock.now()
@@ -277,7 +296,7 @@ class Intake:
             self._deliver(assignments)
         if self._capacity.backlog:
             self.on_backlog()
-        return [now] * len(parcels)
+        return [None] * len(parcels)
 
     async def _write_keyed(self, submissions: list[Submission], now: datetime) -> list[Assignment]:
         assignments: list[Assignment] = []
@@ -326,6 +345,7 @@ class Intake:
         for s in submissions:
             s.written = s.event.id in events if s.event is not None else s.runs[0].id in runs
             if s.written:
+                s.at = now
                 self._count(s)
             for run, workflow in zip(s.runs, s.workflows, strict=True):
                 taken = endpoints.get(run.id)
@@ -384,21 +404,21 @@ def _assignment(run: NewRun, event: NewEvent | None, workflow: Workflow, endpoin
     )
 
 
-def _run_answer(submission: Submission, written_at: datetime) -> RunAccepted | None:
-    if submission.written:
-        return RunAccepted(submission.runs[0].id, False, written_at)
-    if submission.first_id is not None:
-        return RunAccepted(submission.first_id, True, written_at)
-    return None
+def _run_answer(fate: Submission | Problem) -> RunAccepted | Problem:
+    if isinstance(fate, Problem):
+        return fate
+    if fate.first_id is not None:
+        return RunAccepted(fate.first_id, True, fate.at)
+    return RunAccepted(fate.runs[0].id, False, fate.at)
 
 
-def _event_answer(submission: Submission) -> EventAccepted | None:
-    event = submission.event
-    if submission.written and event is not None:
-        return EventAccepted(event.id, event.stream_id, [run.id for run in submission.runs], False)
-    if submission.first_id is not None:
-        return EventAccepted(submission.first_id, f"str_{submission.first_id[4:]}", [], True)
-    return None
+def _event_answer(fate: Submission | Problem) -> EventAccepted | Problem:
+    if isinstance(fate, Problem):
+        return fate
+    if fate.first_id is not None:
+        return EventAccepted(fate.first_id, f"str_{fate.first_id[4:]}", [], True)
+    assert fate.event is not None, "_event_submission makes one"
+    return EventAccepted(fate.event.id, fate.event.stream_id, [run.id for run in fate.runs], False)
 
 
 def _unknown_workflow(name: str, picture: Picture) -> Problem:

@@ -155,6 +155,23 @@ class EventFacts:
     metadata: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class StartedRun:
+    """A run an event started."""
+
+    event_id: str
+    id: str
+
+
+RUNS_OF = Statement(
+    """
+    select event_id, id from runs where tenant_id = $1 and event_id = any($2::text[])
+    union all
+    select event_id, id from run_history where tenant_id = $1 and event_id = any($2::text[]) and finished_at >= $3
+    order by 2
+    """,
+    StartedRun,
+)
 FACTS = Statement(
     """
     select e.tenant_id, e.id, e.type, e.metadata from unnest($1::int[], $2::text[]) as g (tenant_id, id)
@@ -172,3 +189,13 @@ async def facts(db: Database, wanted: Collection[tuple[int, str]]) -> dict[tuple
     tenants, event_ids = [t for t, _ in wanted], [i for _, i in wanted]
     rows = FACTS.read(await db.fetch(FACTS.sql, tenants, event_ids, min(moments) - CLOCK_SKEW))
     return {(row.tenant_id, row.id): row for row in rows}
+
+
+async def runs_of(db: Database, tenant_id: int, event_ids: Collection[str]) -> dict[str, list[str]]:
+    """The runs each of these events started, in the order they were started in."""
+    moments = [moment for event_id in event_ids if (moment := ids.created_at(event_id)) is not None]
+    found: dict[str, list[str]] = {event_id: [] for event_id in event_ids}
+    if moments:
+        for row in RUNS_OF.read(await db.fetch(RUNS_OF.sql, tenant_id, list(event_ids), min(moments) - CLOCK_SKEW)):
+            found[row.event_id].append(row.id)
+    return found
