@@ -114,6 +114,8 @@ class Channel:
         self._lost_unflushed += count
 
     def _resolve(self) -> None:
+        if not self._flushes:
+            return
         lost, self._lost_unflushed = self._lost_unflushed, 0
         flushes, self._flushes = self._flushes, []
         for future in flushes:

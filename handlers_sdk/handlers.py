@@ -51,6 +51,8 @@ class Handlers:
         self.verifier = verifier
         self.lifespan = lifespan or Lifespan(None)
         self.version = version or self._checksum()
+        if not (self.version.isascii() and self.version.isprintable() and len(self.version) <= 200):
+            raise ConfigError(f"version={self.version!r} travels in a header: at most 200 printable ASCII characters")
         self.draining = False
         self._clock = clock
         self._marks = ((wire.HEADER_PROTOCOL, str(wire.PROTOCOL_VERSION)), (wire.HEADER_VERSION, self.version))
