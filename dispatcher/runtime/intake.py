@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -21,10 +21,11 @@ from dispatcher.runtime.group_commit import GroupCommit, QueueFull
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.work import Assignment, EventFacts
 from dispatcher.settings import Settings
-from dispatcher.store import events
+from dispatcher.store import events, webhook_deliveries
 from dispatcher.store import intake as store
 from dispatcher.store.database import Connection, Database, DatabaseUnavailable, is_transient
 from dispatcher.store.intake import NewEvent, NewKey, NewRun
+from dispatcher.store.webhook_deliveries import NewDelivery
 
 _STALE_TRIES = 10
 Request = TypeVar("Request")
@@ -66,6 +67,18 @@ class EventRequest:
 
 
 @dataclass(slots=True)
+class DeliveryRequest:
+    """A verified delivery of a webhook: the row to keep of it, and the event it becomes; None keeps it and starts nothing.
+
+    `keys` are (scope, key, how long) that must all be new: otherwise it is a duplicate of the delivery that holds one of them.
+    """
+
+    row: NewDelivery
+    event: EventRequest | None
+    keys: tuple[tuple[str, str, timedelta], ...]
+
+
+@dataclass(slots=True)
 class RunAccepted:
     """A run that is durable; or the first of its idempotency key."""
 
@@ -86,6 +99,16 @@ class EventAccepted:
 
 
 @dataclass(slots=True)
+class DeliveryAccepted:
+    """A delivery that is durable, with its event if it became one; or the first of its kind."""
+
+    id: str
+    duplicate: bool
+    event_id: str | None
+    run_ids: list[str]
+
+
+@dataclass(slots=True)
 class Submission:
     """What is written together, and what became of it: `written`, or `first_id` of the key it came second for, or neither (stale).
 
@@ -95,8 +118,9 @@ class Submission:
     event: NewEvent | None
     runs: list[NewRun]
     workflows: list[Workflow]
-    key: NewKey | None
+    keys: tuple[NewKey, ...]
     at: datetime
+    delivery: NewDelivery | None = None
     written: bool = False
     first_id: str | None = None
 
@@ -156,6 +180,10 @@ class Intake:
         await self._recall(requests, answers)
         return answers
 
+    async def receive(self, requests: Sequence[DeliveryRequest]) -> list[DeliveryAccepted | Problem]:
+        """Keep deliveries, each in one commit with its event and runs; answers in order. Raises Problem when nothing could be taken."""
+        return [_delivery_answer(fate) for fate in await self._submit(requests, self._delivery_submission)]
+
     async def _catch_up(self, wanted: Iterable[tuple[int, str | None]]) -> None:
         """Read the registry again when something is named that this process has not heard of: another may have just registered it."""
         pictures = self._directory.pictures
@@ -203,8 +231,20 @@ class Intake:
         run.parent_run_id = request.parent_run_id
         run.run_at = request.run_at
         run.idempotency_key = request.idempotency_key
-        key = self._key(picture, request.workflow, request.idempotency_key, request.idempotency_ttl, run.id)
-        return Submission(None, [run], [workflow], key, now)
+        keys = self._keys(picture, request.workflow, request.idempotency_key, request.idempotency_ttl, run.id)
+        return Submission(None, [run], [workflow], keys, now)
+
+    def _delivery_submission(self, request: DeliveryRequest, now: datetime) -> Submission | Problem:
+        row, event = request.row, request.event
+        made = self._event_submission(event, now) if event is not None else Submission(None, [], [], (), now)
+        if isinstance(made, Problem):
+            return made
+        version = self._directory.pictures[row.tenant_id].tenant.registry_version
+        made.keys = tuple(
+            NewKey(row.tenant_id, version, scope, key, row.id, int(ttl.total_seconds() * 1000)) for scope, key, ttl in request.keys
+        )
+        made.delivery = replace(row, event_id=made.event.id) if made.event is not None else row
+        return made
 
     def _event_submission(self, request: EventRequest, now: datetime) -> Submission | Problem:
         picture = self._directory.pictures[request.tenant_id]
@@ -231,8 +271,8 @@ class Intake:
             request.idempotency_key,
             len(runs),
         )
-        key = self._key(picture, "", request.idempotency_key, request.idempotency_ttl, event_id)
-        return Submission(event, runs, workflows, key, now)
+        keys = self._keys(picture, "", request.idempotency_key, request.idempotency_ttl, event_id)
+        return Submission(event, runs, workflows, keys, now)
 
     def _new_run(
         self,
@@ -264,11 +304,11 @@ class Intake:
             workflow.execution_timeout_ms,
         )
 
-    def _key(self, picture: Picture, scope: str, key: str | None, ttl: timedelta | None, first_id: str) -> NewKey | None:
+    def _keys(self, picture: Picture, scope: str, key: str | None, ttl: timedelta | None, first_id: str) -> tuple[NewKey, ...]:
         if key is None:
-            return None
+            return ()
         seconds = ttl.total_seconds() if ttl is not None else self._settings.idempotency_ttl
-        return NewKey(picture.tenant.id, picture.tenant.registry_version, scope, key, first_id, int(seconds * 1000))
+        return (NewKey(picture.tenant.id, picture.tenant.registry_version, scope, key, first_id, int(seconds * 1000)),)
 
     async def _commit(self, submissions: list[Submission]) -> None:
         if not submissions:
@@ -288,7 +328,7 @@ class Intake:
         """Write one set. Express slots are taken first, given back for whatever was not written."""
         submissions = [s for parcel in parcels for s in parcel]
         now = self._clock.now()
-        if any(s.key is not None for s in submissions):
+        if any(s.keys or s.delivery is not None for s in submissions):
             assignments = await self._write_keyed(submissions, now)
         else:
             assignments = await self._write_fresh(self._database, submissions, now)
@@ -304,9 +344,12 @@ class Intake:
             async with self._database.transaction() as conn:
                 fresh = await self._claim_keys(conn, submissions, now)
                 assignments = await self._write_fresh(conn, fresh, now)
-                lost = [s.key for s in fresh if s.key is not None and not s.written]
+                lost = [key for s in fresh if not s.written for key in s.keys]
                 if lost:
                     await store.drop_keys(conn, lost)
+                deliveries = [row for s in submissions if s.delivery is not None and (row := _delivery_row(s, s.delivery)) is not None]
+                if deliveries:
+                    await webhook_deliveries.write(conn, deliveries)
         except BaseException:
             for assignment in assignments:
                 self._capacity.give_back(assignment.endpoint.place)
@@ -314,23 +357,31 @@ class Intake:
         return assignments
 
     async def _claim_keys(self, conn: Connection, submissions: list[Submission], now: datetime) -> list[Submission]:
-        """Those that hold their key or have none. Of two with one key in a set the first counts."""
+        """Those that hold all their keys or have none. Of two with one key in a set the first counts."""
         chosen: dict[tuple[int, str, str], NewKey] = {}
         for s in submissions:
-            if s.key is not None:
-                chosen.setdefault((s.key.tenant_id, s.key.scope, s.key.key), s.key)
-        held = await store.claim_keys(conn, list(chosen.values()), now)
-        fresh = []
+            for key in s.keys:
+                chosen.setdefault((key.tenant_id, key.scope, key.key), key)
+        held = await store.claim_keys(conn, list(chosen.values()), now) if chosen else {}
+        fresh: list[Submission] = []
+        second: list[Submission] = []
         for s in submissions:
-            if s.key is None:
-                fresh.append(s)
-                continue
-            holder = held.get((s.key.tenant_id, s.key.scope, s.key.key))
-            if holder == s.key.first_id:
-                fresh.append(s)
-            else:
-                s.first_id = holder
+            holders = [held.get((key.tenant_id, key.scope, key.key)) for key in s.keys]
+            others = [holder for key, holder in zip(s.keys, holders, strict=True) if holder != key.first_id]
+            s.first_id = others[0] if others and None not in others else None
+            (second if others else fresh).append(s)
+        if second:
+            await self._give_up_keys(conn, second, held)
         return fresh
+
+    async def _give_up_keys(self, conn: Connection, second: list[Submission], held: dict[tuple[int, str, str], str]) -> None:
+        """Keys of submissions that hold some of theirs and not all. Whoever came second for one of those is matched again."""
+        spare = [key for s in second for key in s.keys if held.get((key.tenant_id, key.scope, key.key)) == key.first_id]
+        if spare:
+            await store.drop_keys(conn, spare)
+            gone = {key.first_id for key in spare}
+            for s in second:
+                s.first_id = None if s.first_id in gone else s.first_id
 
     async def _write_fresh(self, db: Database | Connection, submissions: list[Submission], now: datetime) -> list[Assignment]:
         endpoints = self._take_express(submissions, now)
@@ -343,7 +394,7 @@ class Intake:
             raise
         assignments = []
         for s in submissions:
-            s.written = s.event.id in events if s.event is not None else s.runs[0].id in runs
+            s.written = s.event.id in events if s.event is not None else not s.runs or s.runs[0].id in runs
             if s.written:
                 s.at = now
                 self._count(s)
@@ -410,6 +461,24 @@ def _run_answer(fate: Submission | Problem) -> RunAccepted | Problem:
     if fate.first_id is not None:
         return RunAccepted(fate.first_id, True, fate.at)
     return RunAccepted(fate.runs[0].id, False, fate.at)
+
+
+def _delivery_row(submission: Submission, delivery: NewDelivery) -> NewDelivery | None:
+    """What is kept of a delivery: all of it, or that it came again; nothing of one that is still to be matched."""
+    if submission.written:
+        return delivery
+    if submission.first_id is None or delivery.routes_again:
+        return None
+    return replace(delivery, status="duplicate", reason=None, detail=None, body=None, event_id=None, first_id=submission.first_id)
+
+
+def _delivery_answer(fate: Submission | Problem) -> DeliveryAccepted | Problem:
+    if isinstance(fate, Problem):
+        return fate
+    if fate.first_id is not None:
+        return DeliveryAccepted(fate.first_id, True, None, [])
+    assert fate.delivery is not None, "_delivery_submission sets one"
+    return DeliveryAccepted(fate.delivery.id, False, fate.delivery.event_id, [run.id for run in fate.runs])
 
 
 def _event_answer(fate: Submission | Problem) -> EventAccepted | Problem:
