@@ -87,7 +87,7 @@ class TaskView(msgspec.Struct, frozen=True):
 
 
 class RunView(msgspec.Struct, frozen=True):
-    """A run with everything that is known about it."""
+    """A run with everything that is known about it; `children` are the ids of the first thousand runs it started."""
 
     id: str
     workflow: str
@@ -106,6 +106,7 @@ class RunView(msgspec.Struct, frozen=True):
     parent_run_id: str | None
     stream_id: str
     tasks: list[TaskView]
+    children: list[str]
     idempotency_key: str | UnsetType = UNSET
     output_type: str | UnsetType = UNSET
     duplicate: bool | UnsetType = UNSET
@@ -214,6 +215,7 @@ def show_run(rows: Sequence[RunRow], *, duplicate: bool = False) -> RunView:
         parent_run_id=run.parent_run_id,
         stream_id=run.stream_id or f"str_{run.id[4:]}",
         tasks=tasks,
+        children=run.children or [],
         idempotency_key=run.idempotency_key or UNSET,
         output_type=single.output_type if single is not None else UNSET,
         duplicate=True if duplicate else UNSET,

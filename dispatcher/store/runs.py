@@ -26,7 +26,7 @@ class RunRow:
     """One task of a run, with the run's own columns. `task_status` is a history status, or the state of a live task.
 
     `input`, `output` and the responses are JSON text as it came. The attempts are parallel lists, oldest first, of those that are over;
-    the one that is running is the task itself, its number `epoch`.
+    the one that is running is the task itself, its number `epoch`. The run's children stand with its first task.
     """
 
     id: str
@@ -60,6 +60,7 @@ class RunRow:
     lease_until: datetime | None
     cancel_reason: str | None
     progress: str | None
+    children: list[str] | None
     numbers: list[int]
     statuses: list[str]
     http_statuses: list[int | None]
@@ -142,6 +143,12 @@ RUN = Statement(
            coalesce((select e.name from endpoints e where e.tenant_id = $1 and e.id = t.endpoint_id), t.endpoint_id) as endpoint,
            t.endpoint_version, t.started_at as task_started_at, t.finished_at as task_finished_at, t.due_at, t.deadline, t.lease_until,
            t.cancel_reason, t.progress,
+           case when t.node = 0 then array(
+               (select c.id from runs c where c.tenant_id = $1 and c.parent_run_id = $2 order by c.id limit $4)
+               union all
+               (select c.id from run_history c where c.tenant_id = $1 and c.parent_run_id = $2 and c.finished_at >= $3
+                order by c.id limit $4)
+               order by id limit $4) end as children,
            a.numbers, a.statuses, a.http_statuses, a.latencies_ms, a.responses, a.errors, a.endpoints, a.versions, a.starts, a.ends
     from run r
     cross join task t
@@ -265,12 +272,12 @@ def has_metadata(pairs: Sequence[tuple[str, str]]) -> str | None:
     return " && ".join(terms) or None
 
 
-async def get(db: Database, tenant_id: int, run_id: str, most_attempts: int = 1000) -> list[RunRow]:
-    """A run with its tasks and their latest attempts; nothing where there is no such run."""
+async def get(db: Database, tenant_id: int, run_id: str, most: int = 1000) -> list[RunRow]:
+    """A run with its tasks, at most `most` of their latest attempts and of its first children; nothing where there is no such run."""
     since = ended_after(run_id)
     if since is None or not run_id.startswith("run_"):
         return []
-    return RUN.read(await db.fetch(RUN.sql, tenant_id, run_id, since, most_attempts))
+    return RUN.read(await db.fetch(RUN.sql, tenant_id, run_id, since, most))
 
 
 async def page(db: Database, tenant_id: int, wanted: RunFilter, before: str | None, limit: int) -> list[RunSummary]:

@@ -41,6 +41,7 @@ async def test_a_run_is_created(world: World, api: httpx.AsyncClient) -> None:
             "id": created["id"].replace("run_", "tsk_"), "name": "resize", "status": "queued", "output": None, "error": None,
             "retry_count": 0, "endpoint": None, "endpoint_version": None, "started_at": None, "finished_at": None, "attempts": [],
         }],
+        "children": [],
     }  # fmt: skip
 
 
@@ -170,6 +171,18 @@ async def start_again(world: World, run_id: str) -> None:
         world.clock.now(),
         world.dispatcher_id,
     )
+
+
+async def test_a_run_names_its_children(world: World, api: httpx.AsyncClient) -> None:
+    await world.register()
+    parent = await world.running()
+    first = await world.running(parent_run_id=parent)
+    second = (await api.post("/v1/runs", json={"workflow": "resize", "parent_run_id": parent})).json()["id"]
+    await world.finish(min(first, second))
+    run = (await api.get(f"/v1/runs/{parent}")).json()
+    assert run["children"] == sorted([first, second])
+    assert [row["id"] for row in await rows_of(api, "/v1/runs", parent_run_id=parent)] == sorted([first, second], reverse=True)
+    assert (await api.get(f"/v1/runs/{first}")).json()["parent_run_id"] == parent
 
 
 async def test_an_output_that_is_no_json_is_shown_as_text(world: World, api: httpx.AsyncClient) -> None:

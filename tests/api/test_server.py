@@ -110,6 +110,13 @@ async def test_keys_are_published(world: World, api: httpx.AsyncClient) -> None:
     assert (await api.get("/.well-known/task-keys?tenant=north")).json() == {"keys": []}
 
 
+async def test_the_type_of_a_problem_leads_to_what_it_means(api: httpx.AsyncClient) -> None:
+    refused = (await api.post("/v1/runs", content=b"{")).json()
+    meaning = (await api.get(refused["type"])).json()
+    assert (meaning["code"], meaning["status"], meaning["title"]) == (refused["code"], refused["status"], refused["title"])
+    assert_problem(await api.get("/errors/bad_luck"), 404, "not_found", "bad_luck")
+
+
 async def test_the_api_describes_itself_completely(api: httpx.AsyncClient) -> None:
     answer = await api.get("/openapi.json")
     document = answer.json()
