@@ -22,6 +22,7 @@ from dispatcher.cli.sources import Snapshot, changed, snapshot
 from dispatcher.cli.steps import Steps
 
 _REGISTER_SECONDS = 30.0
+_CHILD = str(Path(__file__).with_name("child.py"))
 
 
 @dataclass(slots=True)
@@ -36,13 +37,12 @@ class Application:
     steps: Steps
     root: Path = field(default_factory=Path.cwd)
     handlers: tuple[str, ...] = ()
-    _listener: socket.socket = field(init=False)
+    _listener: socket.socket = field(default_factory=lambda: listen("127.0.0.1", 0))
     _child: _Child | None = None
     _watcher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Run and register it. What is wrong with it is told, not raised, when the next change may mend it."""
-        self._listener = listen("127.0.0.1", 0)
         self._listener.listen(1024)
         before = snapshot(self.root)
         try:
@@ -135,7 +135,8 @@ class _Child:
         leash.setblocking(False)
         with theirs:
             descriptors = (listener.fileno(), theirs.fileno())
-            program = (sys.executable, "-m", "dispatcher.cli.child", target, *map(str, descriptors))
+            # By its path and -P: a developer's own dispatcher.py must not be taken for this package, nor the other way round.
+            program = (sys.executable, "-P", _CHILD, target, *map(str, descriptors))
             process = await asyncio.create_subprocess_exec(*program, pass_fds=descriptors, env=environment)
         return cls(process, leash)
 

@@ -1,4 +1,6 @@
-"""The developer's app in a process of its own: `python -m dispatcher.cli.child TARGET LISTENER LEASH`.
+"""The developer's app in a process of its own: `python -P child.py TARGET LISTENER LEASH`, in the developer's directory.
+
+This file imports nothing of this package, whose name the developer's own module may have.
 
 LISTENER is the descriptor of a listening socket that outlives this process, so that no request is refused while the app is being
 restarted. LEASH is one end of a socket pair: one byte is written to it when the app has started, and its end means the parent is gone.
@@ -49,8 +51,7 @@ class _Server(uvicorn.Server):
 
 def main(target: str, listener: int, leash: int) -> None:
     """Serve `target` ("module:attribute") until told to stop. Exits 3 when the app does not start, 1 when it cannot be imported."""
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
+    sys.path.insert(0, str(Path.cwd()))
     config = uvicorn.Config(target, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
     server = _Server(config, socket.socket(fileno=leash))
     server.run(sockets=[socket.socket(fileno=listener)])

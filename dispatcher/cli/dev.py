@@ -40,16 +40,18 @@ def dev(
     and run again when a Python file below this directory changes.
     """
     from dispatcher.cli.addresses import is_loopback
-    from dispatcher.cli.local import settings_with
-    from dispatcher.cli.serving import Serving, run_loop
     from dispatcher.cli.steps import Steps
 
+    steps = Steps(out)
     if not is_loopback(host):
         raise click.UsageError(f"`dev` asks for no token, so it listens on loopback only, not on {host}. Use `dispatcher serve`.")
     if target is not None and ":" not in target:
         raise click.BadParameter(f"{target!r} is not module:attribute, such as main:app", param_hint="MODULE:APP")
+    from dispatcher.cli.local import settings_with
+    from dispatcher.cli.serving import Serving, run_loop
+
     settings = settings_with(dev=True, host=host, port=port, data_dir=data_dir, api_url="")
-    steps = Steps(out)
+    steps.mark()
     plan = _Plan(settings, steps, target, name, "/" + path.lstrip("/"), reload)
     _log_warnings()
     run_loop(Serving(settings, steps, _GRACE, _PATIENCE).run(plan.ready))

@@ -43,7 +43,7 @@ class Output:
 def table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     """Rows below their column names, aligned with spaces; nothing trails the last column."""
     cells = [
-        [column.rpartition(".")[2].replace("_", " ") for column in columns],
+        [column.partition(".")[0].replace("_", " ") for column in columns],
         *([shown(reach(row, c)) for c in columns] for row in rows),
     ]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]

@@ -33,14 +33,16 @@ def serve(host: str | None, port: int | None, data_dir: str | None, out: Output)
     token: make the first with `dispatcher token create`. On SIGTERM it stops taking work, lets open attempts end for up to 20 seconds,
     and exits; several servers on one database share the work, and take over from one that ends in any other way.
     """
+    from dispatcher.cli.steps import Steps
+
+    steps = Steps(out)
     from dispatcher.cli.local import settings_with
     from dispatcher.cli.serving import Serving, run_loop
-    from dispatcher.cli.steps import Steps
 
     settings = settings_with(host=host, port=port, data_dir=data_dir)
     check(settings, data_named=data_dir is not None or "DISPATCHER_DATA_DIR" in os.environ)
     _log()
-    steps = Steps(out)
+    steps.mark()
 
     async def ready(_runtime: Runtime, url: str, _beside: AsyncExitStack) -> None:
         steps.ready(url, f"endpoints reach it at {settings.base_url()}" if settings.api_url else "DISPATCHER_API_URL is not set")

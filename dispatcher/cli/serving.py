@@ -32,6 +32,7 @@ from dispatcher.store.migrate import migrate
 T = TypeVar("T")
 
 HTTP_GRACE_SECONDS = 4
+KEEP_ALIVE_SECONDS = 60  # longer than clients keep an idle connection, so that none of them writes into one just being closed
 _PAUSE_FIRST = timedelta(milliseconds=200)
 _PAUSE_LAST = timedelta(seconds=3)
 
@@ -104,7 +105,10 @@ class Serving:
 
     async def _start_once(self, dsn: str) -> Runtime:
         applied = await migrate(dsn, self.clock.now())
-        self.steps.done(f"schema, {len(applied)} migrations applied" if applied else "schema up to date", migrations=len(applied))
+        where = " at DATABASE_URL" if self.settings.database_url else ""
+        self.steps.done(
+            f"schema{where}, {len(applied)} new migrations" if applied else f"schema{where} up to date", migrations=len(applied)
+        )
         return await start(replace(self.settings, database_url=dsn), self.clock)
 
 
@@ -128,6 +132,7 @@ async def http_server(app: Any, bound: socket.socket, stop: asyncio.Event) -> As
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=HTTP_GRACE_SECONDS,
     )
     server = _Server(config)

@@ -76,10 +76,12 @@ def test_without_reload_an_app_that_does_not_start_ends_it(own_dsn: str, tmp_pat
 
 
 def test_a_signal_lets_the_running_attempt_end(own_dsn: str, tmp_path: Path) -> None:
-    (tmp_path / "gate.py").write_text(GATE)
+    (tmp_path / "dispatcher.py").write_text(GATE)  # the name of our own package, which is anybody's to use
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    with Server("dev", "gate:app", "--no-reload", cwd=tmp_path, DATABASE_URL=own_dsn, DISPATCHER_MASTER_KEY=KEY, GATE=str(gate)) as dev:
+    with Server(
+        "dev", "dispatcher:app", "--no-reload", cwd=tmp_path, DATABASE_URL=own_dsn, DISPATCHER_MASTER_KEY=KEY, GATE=str(gate)
+    ) as dev:
         run_id = invoke("trigger", "pass_gate", DISPATCHER_URL=dev.url).json["id"]
         with gate.open("w"):  # opens once the handler reads
             dev.send(signal.SIGINT)

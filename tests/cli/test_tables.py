@@ -52,7 +52,7 @@ RUN = {
 
 def test_table() -> None:
     rows: list[dict[str, object]] = [{"id": "a", "n": 1, "error": {"message": "broken"}}, {"id": "longer", "n": None, "error": None}]
-    assert table(rows, ["id", "n", "error.message"]) == ["id      n  message", "a       1  broken", "longer  -  -"]
+    assert table(rows, ["id", "n", "error.message"]) == ["id      n  error", "a       1  broken", "longer  -  -"]
 
 
 def test_pairs() -> None:
