@@ -105,7 +105,7 @@ def test_options_as_a_value_and_as_keywords(api: FakeApi, charge: Standalone[Ord
 
 
 def test_an_input_that_does_not_fit_is_refused_before_it_is_sent(api: FakeApi, charge: Standalone[Order, Receipt]) -> None:
-    for wrong in (None, {"id": "x"}, Order.model_construct(note="no id")):
+    for wrong in (None, {"id": "x"}, Order.model_construct(id="x")):  # type: ignore[arg-type]
         with pytest.raises(InvalidInputError, match="id"):
             charge.run(wrong)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match=r"input\.id"):
