@@ -114,7 +114,7 @@ NEWEST = Statement(
     select id, status, reason, detail, method, body_bytes, sender_id, first_id, event_id, event_key, scope, secret_number, received_at
     from webhook_deliveries
     where tenant_id = $1 and webhook_id = $2 and ($3::text is null or id < $3) and ($4::text[] is null or status = any($4))
-      and received_at >= coalesce($5, '-infinity') and received_at < coalesce($6, 'infinity')
+      and received_at >= coalesce($5::timestamptz, '-infinity') and received_at < coalesce($6::timestamptz, 'infinity')
     order by id desc limit $7
     """,
     DeliveryRow,
@@ -124,7 +124,7 @@ OLDEST = Statement(
     select id, status, reason, detail, method, body_bytes, sender_id, first_id, event_id, event_key, scope, secret_number, received_at
     from webhook_deliveries
     where tenant_id = $1 and webhook_id = $2 and ($3::text is null or id > $3) and ($4::text[] is null or status = any($4))
-      and received_at >= coalesce($5, '-infinity') and received_at < coalesce($6, 'infinity')
+      and received_at >= coalesce($5::timestamptz, '-infinity') and received_at < coalesce($6::timestamptz, 'infinity')
     order by id limit $7
     """,
     DeliveryRow,
@@ -145,7 +145,7 @@ UNROUTED = Statement(
            event_key, scope, secret_number, received_at
     from webhook_deliveries
     where tenant_id = $1 and webhook_id = $2 and status = 'unrouted' and id > $3
-      and received_at >= coalesce($4, '-infinity') and received_at < coalesce($5, 'infinity')
+      and received_at >= coalesce($4::timestamptz, '-infinity') and received_at < coalesce($5::timestamptz, 'infinity')
     order by id limit $6
     """,
     StoredDelivery,
