@@ -59,7 +59,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One tenant's registry at one version."""
+    """One tenant's registry at one version, as it is until `good_until`, when a secret that was replaced stops signing."""
 
     tenant: Tenant
     workflows: dict[str, Workflow]
@@ -67,6 +67,11 @@ class Picture:
     events: EventIndex
     endpoints: dict[str, Endpoint]
     routes: dict[Queue, tuple[Place, ...]]
+    good_until: datetime | None
+
+    def outlived(self, now: datetime) -> bool:
+        """Whether time alone has made it old."""
+        return self.good_until is not None and now >= self.good_until
 
 
 @dataclass(slots=True)
@@ -100,7 +105,7 @@ class Directory:
             for tenant in await registry.tenants(self.database):
                 self.slugs[tenant.slug] = tenant.id
                 picture = self.pictures.get(tenant.id)
-                if picture is None or picture.tenant.registry_version != tenant.registry_version:
+                if picture is None or picture.tenant.registry_version != tenant.registry_version or picture.outlived(now):
                     loaded = await registry.load(self.database, tenant.id)
                     if loaded is not None:
                         self.pictures[tenant.id] = await self._picture(loaded, now)
@@ -129,7 +134,9 @@ class Directory:
             queue = (tenant.id, route.workflow_id)
             routes[queue] = (*routes.get(queue, ()), (tenant.id, route.endpoint_id))
         served = [(w.definition.name, w.definition.on_events) for w in by_id.values() if (tenant.id, w.id) in routes]
-        return Picture(tenant, {w.definition.name: w for w in by_id.values()}, by_id, EventIndex.build(served), endpoints, routes)
+        ends = [s.not_after for s in loaded.secrets if s.not_after is not None and s.not_after > now]
+        by_name = {w.definition.name: w for w in by_id.values()}
+        return Picture(tenant, by_name, by_id, EventIndex.build(served), endpoints, routes, min(ends, default=None))
 
     def _workflow(self, tenant_id: int, workflow_id: int, number: int, definition: str) -> Workflow:
         key = (tenant_id, workflow_id, number)
