@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -45,7 +45,11 @@ class World:
     clock: ManualClock
     tokens: TokenMaker
     dispatcher_id: int
-    ids: IdMaker = field(default_factory=IdMaker)
+
+    @property
+    def ids(self) -> IdMaker:
+        """The one maker of ids, so that they sort in the order of making although the clock stands still."""
+        return self.services.intake._ids
 
     @property
     def database(self) -> Database:
