@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -72,7 +73,8 @@ class Visit:
 
     def shut(self) -> None:
         """Close in the kernel at once, without giving the event loop a turn."""
-        self.writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        with socket.socket(fileno=os.dup(self.writer.get_extra_info("socket").fileno())) as raw:
+            raw.shutdown(socket.SHUT_RDWR)
 
 
 Script = Callable[[Visit], Awaitable[None]]

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+import dns.asyncbackend
 import pytest
 
 from dispatcher.delivery.dns import LookupsBusy, NameLookupFailed, parse_hosts
@@ -180,12 +181,10 @@ def test_lines_of_a_hosts_file() -> None:
 
 
 async def test_a_machine_out_of_sockets_is_not_the_names_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def exhausted(*_: object) -> object:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(dns.asyncbackend.get_backend("asyncio"), "make_socket", exhausted)
     async with name_server({"app.test": ["93.184.216.34"]}) as names:
-        resolver = names.resolver(POLICY, budget=0.5)
-
-        def exhausted(*_: object, **__: object) -> socket.socket:
-            raise OSError(errno.EMFILE, "Too many open files")
-
-        monkeypatch.setattr(socket, "socket", exhausted)
         with pytest.raises(OSError, match="Too many open files"):
-            await resolver.lookup("app.test", "a")
+            await names.resolver(POLICY, budget=0.5).lookup("app.test", "a")

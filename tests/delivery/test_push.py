@@ -6,7 +6,6 @@ import asyncio
 import errno
 import gzip
 import socket
-from collections.abc import Iterator
 from datetime import timedelta
 from types import UnionType
 from typing import Any
@@ -459,18 +458,12 @@ async def test_n10_a_refusal_cut_short_is_still_a_refusal(courier: Courier) -> N
 # ---- ourselves
 
 
-@pytest.fixture
-def exhausted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+async def test_out_of_descriptors_is_our_own_fault(couriers: MakeCourier, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> socket.socket:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("dispatcher.delivery.transport.socket.socket", refuse)
-    yield
-    monkeypatch.undo()
-
-
-async def test_out_of_descriptors_is_our_own_fault(courier: Courier, exhausted: None) -> None:
-    receipt = await courier.push(target("http://127.0.0.1:9/"), push(), no_events)
+    monkeypatch.setattr("dispatcher.delivery.transport._make_socket", refuse)
+    receipt = await couriers().push(target("http://127.0.0.1:9/"), push(), no_events)
     assert receipt.answer == LocalFault("out_of_resources", "this dispatcher is out of descriptors, memory or ports")
 
 
