@@ -13,6 +13,7 @@ from dispatcher.delivery.classify import Reply, classify, classify_event, too_la
 from dispatcher.delivery.deadline import Deadline
 from dispatcher.delivery.discovery import Manifest, discover
 from dispatcher.delivery.dns import NameResolver
+from dispatcher.delivery.documents import fetch
 from dispatcher.delivery.egress import EgressPolicy
 from dispatcher.delivery.envelope import cancel_body, chunks, parse_event, run_body, run_item
 from dispatcher.delivery.exchange import CourierBounds, Exchange, Sender
@@ -113,6 +114,10 @@ class Courier:
     async def discover(self, url: str, signers: Sequence[Signer], headers: Sequence[tuple[str, str]], audience: str) -> Manifest:
         """Ask an endpoint what it serves: a signed GET with a challenge. DiscoveryError says what is wrong and what to do."""
         return await discover(self._sender, url, signers, headers, audience)
+
+    async def fetch(self, url: str, body: bytes | None, party: str) -> bytes:
+        """A small document behind a URL, asked for by GET, or by POST of JSON. Raises whatever keeps it from being had."""
+        return await fetch(self._sender, url, body, party)
 
     async def reachable(self, url: str, party: str) -> bool:
         """Whether anything answers at a URL; the name look-up counts against `party`."""
