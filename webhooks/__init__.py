@@ -10,7 +10,7 @@
 
 from webhooks.errors import BodyError, VerificationError, WebhookError
 from webhooks.fetched import KeyCache, KeyRequest
-from webhooks.ingest import Delivery, Ingest, Outcome, Source, Submitted, refuse_unknown
+from webhooks.ingest import Delivery, Ingest, Outcome, Source, Submitted, refuse_unknown, route_again
 from webhooks.providers import PROVIDERS, Provider
 from webhooks.request import JsonValue, Request
 from webhooks.response import Response
@@ -38,5 +38,6 @@ __all__ = [
     "Verified",
     "WebhookError",
     "refuse_unknown",
+    "route_again",
     "verify",
 ]

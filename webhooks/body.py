@@ -132,11 +132,12 @@ def kept_headers(request: Request, scheme: Scheme) -> dict[str, str]:
     secret = CREDENTIALS | {place.name for place in places if place.kind == "h"}
     kept: dict[str, str] = {}
     for name, value in request.headers:
-        if name not in secret and not _is_credential(name):
+        if name not in secret and not is_credential(name):
             kept[name] = f"{kept[name]}, {value}" if name in kept else value
     return kept
 
 
 @lru_cache(maxsize=1024)
-def _is_credential(name: str) -> bool:
+def is_credential(name: str) -> bool:
+    """Whether a header or a field of this name (lower case) holds something secret by the sound of it."""
     return "idempotency" not in name and _CREDENTIAL.search(name) is not None

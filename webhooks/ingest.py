@@ -18,10 +18,12 @@ from webhooks import body, handshakes
 from webhooks.errors import BodyError, VerificationError, WebhookError
 from webhooks.fetched import KeyCache, KeyRequest
 from webhooks.handshakes import Challenge
+from webhooks.jwt import parse_token
 from webhooks.request import JsonValue, Request
 from webhooks.response import Response, document, problem
 from webhooks.scheme import Scheme
-from webhooks.verify import Verified, document_request, verify
+from webhooks.sources import Reader
+from webhooks.verify import Verified, candidates, document_request, verify
 
 BODY_BYTES_MAX: Final = 1024 * 1024
 SECRETS_MAX: Final = 8
@@ -180,6 +182,16 @@ class Ingest:
         if self.keys is None:
             raise VerificationError("key_unavailable", "nothing here can fetch the sender's keys")
         return self.keys
+
+
+def route_again(source: Source, request: Request, record: Delivery) -> Delivery:
+    """Route a stored delivery by the expressions `source` has now. It was proven when it came: nothing is verified again.
+
+    Raises BodyError where the body cannot be read, which a stored one could be once.
+    """
+    claims = parse_token(candidates(source.scheme, Reader(request, source.params))[0]).claims if source.scheme.payload == "claims" else None
+    value = body.read(request, static_payload=source.static_payload, claims=claims)
+    return _routed(source, value, record)
 
 
 def refuse_unknown(request: Request) -> Response:
