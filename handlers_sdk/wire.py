@@ -145,6 +145,8 @@ class ErrorDetail(TypedDict):
 
 
 class ResultOk(TypedDict):
+    """The item succeeded with this output."""
+
     id: str
     status: Literal["ok"]
     output: Any
@@ -205,6 +207,8 @@ class AcceptedAnswer(TypedDict):
 
 
 class HeartbeatEvent(TypedDict):
+    """The attempt is alive; renews its lease."""
+
     type: Literal["heartbeat"]
 
 
@@ -216,6 +220,8 @@ class ExtendEvent(TypedDict):
 
 
 class ProgressEvent(TypedDict):
+    """How far the attempt is: `fraction` from 0 to 1, and a few words."""
+
     type: Literal["progress"]
     fraction: NotRequired[float]
     note: NotRequired[str]
@@ -242,15 +248,21 @@ class ChunkEvent(TypedDict):
 
 
 class ReleaseSlotEvent(TypedDict):
+    """The attempt goes on without counting against the endpoint's slots."""
+
     type: Literal["release_slot"]
 
 
 class DoneEvent(TypedDict):
+    """The attempt succeeded. Saying it again changes nothing."""
+
     type: Literal["done"]
     output: NotRequired[Any]
 
 
 class FailEvent(TypedDict):
+    """The attempt failed. `retry` absent leaves the decision to the task's retries."""
+
     type: Literal["fail"]
     retry: NotRequired[bool]
     retry_after_ms: NotRequired[int]
@@ -261,6 +273,8 @@ Event = HeartbeatEvent | ExtendEvent | ProgressEvent | LogEvent | ChunkEvent | R
 
 
 class CancelNotice(TypedDict):
+    """Why an attempt should stop, and how long it has to end by itself."""
+
     reason: str
     grace_ms: NotRequired[int]
 
@@ -275,11 +289,15 @@ class CallbackReply(TypedDict):
 
 
 class ProtocolRange(TypedDict):
+    """The lowest and the highest version of the protocol an endpoint speaks."""
+
     min: int
     max: int
 
 
 class EndpointLimits(TypedDict, total=False):
+    """What an endpoint can take; members it does not name are unlimited."""
+
     request_bytes: int
     response_bytes: int
     timeout_ms: int

@@ -124,7 +124,7 @@ async def test_a_result_that_does_not_fit_fails_for_good_and_names_the_field(dis
 )
 async def test_what_json_cannot_hold_is_refused_as_a_result(dispatcher: Dispatcher, result: Any) -> None:
     @dispatcher.task()
-    async def give(input: EmptyModel, ctx: Context):  # type: ignore[no-untyped-def]  # noqa: ANN202 - no annotation is the case
+    async def give(input: EmptyModel, ctx: Context) -> Any:
         return result
 
     problem = (await run(dispatcher.app([give], clock=clock), "give")).json()
