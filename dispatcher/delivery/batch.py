@@ -65,7 +65,7 @@ class Ledger:
         """The tasks by their timeouts, shortest first."""
         groups: defaultdict[timedelta, list[int]] = defaultdict(list)
         for index in self._owed:
-            groups[self._pushes[index].timeout].append(index)
+            groups[self._pushes[index].wait].append(index)
         return dict(sorted(groups.items()))
 
     def _close(self, index: int, receipt: Receipt) -> None:

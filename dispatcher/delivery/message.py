@@ -14,7 +14,8 @@ class Push:
     """One attempt to put on the wire.
 
     `name` is the handler's, `tenant` a slug, `deadline` in UTC. `raw` makes the body the input itself, with the rest in headers.
-    `input`, `metadata`, `event`, `parents`, `errors` and `filter_payload` are JSON texts.
+    `input`, `metadata`, `event`, `parents`, `errors` and `filter_payload` are JSON texts. The handler is told `timeout`; `patience` is
+    how long delivery waits, where whoever hands the push over ends it at a deadline that may still be moved.
     """
 
     task_id: str
@@ -37,6 +38,12 @@ class Push:
     parents: bytes | None = None
     errors: bytes | None = None
     filter_payload: bytes | None = None
+    patience: timedelta | None = None
+
+    @property
+    def wait(self) -> timedelta:
+        """How long its answer is waited for."""
+        return self.timeout if self.patience is None else self.patience
 
 
 @dataclass(frozen=True, slots=True)

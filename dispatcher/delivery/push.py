@@ -56,13 +56,13 @@ class Courier:
         await self._sender.transport.close()
 
     async def push(self, target: Target, push: Push, events: Events) -> Receipt:
-        """Deliver one attempt and wait for its answer, at most `push.timeout`.
+        """Deliver one attempt and wait for its answer, at most `push.wait`.
 
         Lines of a streamed answer before its last go to `events`, as JSON text, one at a time; what `events` raises is raised here.
         Cancelling closes the connection.
         """
         exchange = self._sender.exchange(target, push.tenant, target.response_limit)
-        seconds = push.timeout.total_seconds()
+        seconds = push.wait.total_seconds()
         deadline = Deadline(seconds)
         try:
             with deadline:

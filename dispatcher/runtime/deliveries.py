@@ -126,7 +126,8 @@ class Deliveries:
             event=event.document() if event is not None else None,
             parent_run_id=a.parent_run_id,
             deadline=a.deadline,
-            timeout=a.workflow.policy.max_execution_timeout,  # deadlines are kept here, where they can be moved
+            timeout=a.deadline - a.started_at,
+            patience=a.workflow.policy.max_execution_timeout,  # deadlines are kept here, where they can be moved
             token=self.tokens.make(a.tenant_id, a.run_id, a.node, a.epoch, expires),
             tenant=self.directory.pictures[a.tenant_id].tenant.slug,
             raw=a.workflow.definition.raw,

@@ -23,17 +23,19 @@ from dispatcher.store.database import Connection, Database
 from dispatcher.store.registry import EndpointPut, EndpointRow
 from handlers_sdk.signing import HmacSigner, Signer, new_secret
 
+_MOST_SLOTS = 1_000_000
 _AUTH_NAMES_REFUSED = ("host", "content-", "webhook-", "task-", "transfer-encoding", "connection", "te", "trailer", "upgrade", "cookie")
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What an endpoint is about to be registered as."""
+    """What an endpoint is about to be registered as; `slots` is how much it says it takes at a time, if it does."""
 
     version: str
     manifest: dict[str, Any]
     definitions: tuple[Definition, ...]
     static: bool
+    slots: int | None
 
 
 class Registration:
@@ -94,7 +96,7 @@ class Registration:
             offer.version,
             url,
             json.dumps(offer.manifest),
-            slots or (known.slots if known is not None else self._settings.default_slots),
+            slots or (known.slots if known is not None else offer.slots or self._settings.default_slots),
             json.dumps(labels if labels is not None else json.loads(known.labels) if known is not None else {}),
             self._keyring.seal_auth(tenant_id, endpoint_id, auth),
             offer.static,
@@ -124,12 +126,18 @@ class Registration:
         except DiscoveryError as error:
             raise problem(f"discovery_{error.code}" if not error.code.startswith("destination") else error.code, str(error)) from None
         definitions = self._definitions(manifest.handlers, static=False)
-        return Offer(version or manifest.version or _content_version(definitions), _stored(manifest, definitions), definitions, False)
+        return Offer(
+            version or manifest.version or _content_version(definitions),
+            _stored(manifest, definitions),
+            definitions,
+            False,
+            manifest.limits.concurrency,
+        )
 
     def _static(self, handlers: list[Any], version: str | None) -> Offer:
         definitions = self._definitions(handlers, static=True)
         manifest = {"sdk": "", "features": [], "batch": None, "verified": None, "handlers": [dump(d) for d in definitions]}
-        return Offer(version or _content_version(definitions), manifest, definitions, True)
+        return Offer(version or _content_version(definitions), manifest, definitions, True, None)
 
     def _definitions(self, handlers: Sequence[Any], *, static: bool) -> tuple[Definition, ...]:
         try:
@@ -199,13 +207,12 @@ class Registration:
         target = endpoint.target
         manifest = await self._courier.discover(target.url, target.signers, target.headers, endpoint.id)
         definitions = self._definitions(manifest.handlers, static=False)
-        version = manifest.version or _content_version(definitions)
-        offer = Offer(version, _stored(manifest, definitions), definitions, False)
+        offer = _offer(manifest, definitions, None)
         put = EndpointPut(
             endpoint.tenant_id,
             row.id,
             row.name,
-            version,
+            offer.version,
             row.url,
             json.dumps(offer.manifest),
             row.slots,
@@ -310,6 +317,13 @@ def _names(row: EndpointRow | None) -> dict[str, str]:
 def _content_version(definitions: Sequence[Definition]) -> str:
     """A version for endpoints that name none: it changes when what they serve changes."""
     return hashlib.sha256("\n".join(sorted(checksum(d) for d in definitions)).encode()).hexdigest()[:12]
+
+
+def _offer(manifest: Manifest, definitions: tuple[Definition, ...], version: str | None) -> Offer:
+    version = version or manifest.version or _content_version(definitions)
+    asked = manifest.limits.concurrency
+    slots = asked if asked is not None and 0 < asked <= _MOST_SLOTS else None
+    return Offer(version, _stored(manifest, definitions), definitions, False, slots)
 
 
 def _stored(manifest: Manifest, definitions: Sequence[Definition]) -> dict[str, Any]:
