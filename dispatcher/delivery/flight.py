@@ -11,14 +11,15 @@ from typing import Final
 class Flight:
     """One request. `party` is whose name look-ups it counts against (a tenant).
 
-    `allowance` is how many raw bytes of answer may still arrive, framing and headers included. `fresh` says the connection was made for
-    this request; `sent` that at least one byte of the request may have left, so that the handler may have run.
+    `allowance` is how many raw bytes of answer may still arrive, framing and headers included. `fresh` says a connection was made for
+    this request; `refused` why a socket was not; `sent` that at least one byte of it may have left, so that the handler may have run.
     """
 
     party: str
     allowance: int
     interim: int = 0
     fresh: bool = False
+    refused: str | None = None
     sent: bool = False
     overflow: bool = False
 

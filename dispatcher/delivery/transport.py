@@ -101,6 +101,10 @@ class Transport:
             except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
                 if last or flight.sent or flight.fresh or body is None:
                     raise
+            except Exception:
+                if flight.refused:  # whatever became of it among the tries of several addresses
+                    raise EgressRefused(flight.refused) from None
+                raise
         raise AssertionError("the second round returns or raises")
 
     async def close(self) -> None:
@@ -147,6 +151,7 @@ def _make_socket(policy: EgressPolicy, info: _AddressInfo) -> socket.socket:
     family, kind, protocol, _, address = info
     reason = judge(str(address[0]), int(address[1]), policy)
     if reason:
+        FLIGHT.get().refused = reason
         raise EgressRefused(reason)
     FLIGHT.get().fresh = True
     return socket.socket(family, kind, protocol)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatcher.delivery.classify import BROKEN, PERMANENT, Reading, Reply, classify
@@ -377,6 +377,7 @@ TEXTS = [b"{}", b'{"retry":true}', b'{"lease_ms":1e9}', b'{"error":{"message":"x
 BODIES = st.binary(max_size=60) | st.sampled_from(TEXTS)
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=100, max_value=999), HEADERS, BODIES, st.booleans(), st.booleans())
 def test_any_reply_means_something_that_can_be_kept(
     status: int, headers: dict[str, str], body: bytes, whole: bool, allow_html: bool

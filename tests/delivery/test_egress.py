@@ -6,7 +6,7 @@ from ipaddress import IPv6Network, ip_address
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatcher.delivery import EgressPolicy, EgressRefused, check_url
@@ -212,6 +212,7 @@ def test_http_and_other_ports_where_they_are_allowed() -> None:
     assert check_url("http://localhost:3000/", EgressPolicy(dev=True)).port == 3_000
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(v=4) | st.ip_addresses(v=6), st.integers(min_value=1, max_value=65_535))
 def test_what_passes_is_global_by_the_standard_library_too(address: object, port: int) -> None:
     if judge(str(address), port, PLAIN) is None:
@@ -219,6 +220,7 @@ def test_what_passes_is_global_by_the_standard_library_too(address: object, port
         assert port in {443, 8_443}
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40) | st.text("htps:/@#?[].%0127x\\ a", max_size=40))
 def test_any_text_gets_a_verdict(text: str) -> None:
     for candidate in (text, f"https://{text}/", f"https://127.0.0.1{text}"):

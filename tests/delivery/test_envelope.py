@@ -9,7 +9,7 @@ from typing import Any, NotRequired, get_origin, get_type_hints
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatcher.delivery import BatchLimits
@@ -107,6 +107,7 @@ PLAIN = st.none() | st.integers() | st.text()
 VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
 
 
+@settings(deadline=None)
 @given(VALUES, st.dictionaries(st.text(), st.text()) | st.none(), st.text(max_size=30))
 def test_texts_pass_unchanged(value: Any, metadata: dict[str, str] | None, name: str) -> None:
     text = json.dumps(value, indent=1).encode()
@@ -127,6 +128,7 @@ def test_times() -> None:
 # ---- cutting batches
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(min_value=1, max_value=50), min_size=1, max_size=40), st.integers(1, 8), st.integers(60, 200))
 def test_chunks(sizes: list[int], most: int, total: int) -> None:
     ranges = list(chunks(sizes, BatchLimits(most, total), 10))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatcher.delivery import HeaderRefused, check_headers
@@ -62,6 +62,7 @@ def test_ids_of_messages() -> None:
         assert "." not in identifier
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_whatever_a_task_is_called_its_headers_are_plain(name: str, value: str) -> None:
     import json

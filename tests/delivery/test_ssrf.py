@@ -8,9 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 
 import pytest
+from yarl import URL
 
 from dispatcher.delivery import Courier, DiscoveryError, EgressPolicy
-from dispatcher.delivery.egress import BLOCKED
+from dispatcher.delivery.egress import BLOCKED, EgressRefused
+from dispatcher.delivery.flight import Flight
+from dispatcher.delivery.transport import Transport
 from dispatcher.engine.answers import EndpointBroken, Succeeded
 from tests.delivery import hostile
 from tests.delivery.conftest import MakeCourier, make_courier
@@ -106,6 +109,21 @@ async def test_a_name_that_changes_its_answer_is_judged_each_time(canary: Endpoi
             receipt = await courier.push(target(f"http://rebind.test:{canary.port}/"), push(), no_events)
             assert receipt.answer == EndpointBroken("destination_blocked", BLOCKED)
         await courier.aclose()
+    assert not canary.visits
+
+
+async def test_the_socket_is_judged_whatever_was_said_before(canary: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """URL and resolver look first; should either be wrong, no socket is made all the same."""
+    policy = production(canary)
+    monkeypatch.setattr("dispatcher.delivery.dns.judge_all", lambda *_: None)
+    async with name_server({"inside.test": ["127.0.0.1", "::1"]}) as names:
+        transport = Transport(policy, names.resolver(policy))
+        for host in ("127.0.0.1", "[::1]", "inside.test", "localhost"):
+            flight = Flight("a", 1_000)
+            with pytest.raises(EgressRefused):
+                await transport.open("POST", URL(f"http://{host}:{canary.port}/"), {}, b"{}", flight)
+            assert not flight.sent
+        await transport.close()
     assert not canary.visits
 
 

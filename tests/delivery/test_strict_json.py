@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatcher.engine.strict_json import JsonRefused, check
@@ -114,6 +114,7 @@ def bad_text(value: Any) -> str | None:
     return "invalid_json" if "invalid_json" in found else found.pop() if found else None
 
 
+@settings(deadline=None)
 @given(VALUES, st.integers(min_value=1, max_value=4))
 def test_agrees_with_a_plain_reading(value: Any, levels: int) -> None:
     body = json.dumps(value).encode()
@@ -129,6 +130,7 @@ def verdict(body: bytes, levels: int) -> str | None:
     return None
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
 def test_never_anything_but_a_verdict(body: bytes) -> None:
     try:
