@@ -34,6 +34,7 @@ class Plan:
     workers: int = 10
     postgres_every: int = 8
     longest_pause: float = 2.0
+    freezes: int = 20  # of a hundred strikes at dispatchers
 
 
 @dataclass(slots=True)
@@ -49,22 +50,22 @@ class Result:
     requests: int
     quiet_after: float
     most_attempts: int = 0
-    logs: dict[str, str] = field(default_factory=dict)
+    stuck: list[str] = field(default_factory=list)
 
 
 async def campaign(plan: Plan, directory: Path, say: Callable[[str], None]) -> Result:
     """Run one. Raises Refused when a dispatcher refused a call it should have taken or answered 5xx to."""
     async with running(directory, plan.dispatchers) as fleet:
         sender = Load([d.port for d in fleet.dispatchers], fleet.token, directory / "acks.log", random.Random(plan.seed))
-        nemesis = Nemesis(fleet, random.Random(plan.seed + 1), plan.kills, plan.postgres_every, plan.longest_pause)
+        nemesis = Nemesis(fleet, random.Random(plan.seed + 1), plan.kills, plan.postgres_every, plan.longest_pause, plan.freezes)
         await _storm(sender, nemesis, plan, say)
         say(f"{sender.acked} acknowledged, {dict(nemesis.strikes)}; waiting for quiet")
         begun = asyncio.get_running_loop().time()
         await fleet.ready()
         await _quiet(fleet)
         quiet_after = asyncio.get_running_loop().time() - begun
-        ledger = await _witnesses(fleet, sender.acks)
-    return _result(ledger, sender, nemesis, quiet_after, fleet)
+        ledger, stuck = await _witnesses(fleet, sender.acks)
+    return _result(ledger, sender, nemesis, quiet_after, stuck)
 
 
 async def _storm(sender: Load, nemesis: Nemesis, plan: Plan, say: Callable[[str], None]) -> None:
@@ -120,7 +121,7 @@ _PROGRESS = """
 """
 
 
-async def _witnesses(fleet: Fleet, acks: Path) -> Ledger:
+async def _witnesses(fleet: Fleet, acks: Path) -> tuple[Ledger, list[str]]:
     connection: Connection = await asyncpg.connect(fleet.postgres.dsn)
     try:
         runs = [
@@ -131,10 +132,11 @@ async def _witnesses(fleet: Fleet, acks: Path) -> Ledger:
         events = {row["id"]: row["idempotency_key"] for row in await connection.fetch("select id, idempotency_key from events")}
         live = await connection.fetchval("select (select count(*) from tasks) + (select count(*) from runs)")
         unowned = await connection.fetchval(_UNOWNED)
+        stuck = [str(dict(row)) for row in await connection.fetch("select * from tasks")]
         grants = await connection.fetchval(_DEAD_GRANTS, [d.process.pid for d in fleet.dispatchers if d.process is not None])
     finally:
         connection.terminate()
-    return Ledger(load.read(acks), witness.read(fleet.requests), runs, attempts, events, int(live), int(grants), int(unowned))
+    return Ledger(load.read(acks), witness.read(fleet.requests), runs, attempts, events, int(live), int(grants), int(unowned)), stuck
 
 
 _RUNS = """
@@ -157,8 +159,7 @@ def _nonce(output: bytes | None) -> str | None:
     return document.get("nonce") if isinstance(document, dict) else None
 
 
-def _result(ledger: Ledger, sender: Load, nemesis: Nemesis, quiet_after: float, fleet: Fleet) -> Result:
-    logs = {path.name: path.read_text(errors="replace") for path in sorted(fleet.directory.glob("*.log")) if "dispatcher" in path.name}
+def _result(ledger: Ledger, sender: Load, nemesis: Nemesis, quiet_after: float, stuck: list[str]) -> Result:
     return Result(
         check(ledger),
         len({ack.key for ack in ledger.acks}),
@@ -169,5 +170,5 @@ def _result(ledger: Ledger, sender: Load, nemesis: Nemesis, quiet_after: float, 
         len(ledger.requests),
         quiet_after,
         max((run.epoch for run in ledger.runs), default=0),
-        logs,
+        stuck,
     )

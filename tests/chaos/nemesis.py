@@ -24,6 +24,7 @@ class Nemesis:
     kills: int
     postgres_every: int
     longest_pause: float
+    freezes: int = 20  # of a hundred strikes at dispatchers
     strikes: Counter[str] = field(default_factory=Counter)
     _thawing: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -48,7 +49,7 @@ class Nemesis:
     def _choose(self, postgres: bool) -> str:
         if postgres:
             return self.rng.choice(["postgres kill -9", "postgres immediate stop"])
-        return self.rng.choices(["dispatcher kill -9", "freeze"], [8, 2])[0]
+        return self.rng.choices(["dispatcher kill -9", "freeze"], [100 - self.freezes, self.freezes])[0]
 
     async def _strike(self, name: str) -> bool:
         if name == "postgres kill -9":

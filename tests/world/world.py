@@ -1,0 +1,191 @@
+"""The whole system in one process: real Postgres, real sockets, real loops, and a clock that only moves when a test moves it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar, cast
+
+import httpx
+
+from dispatcher.app import Runtime, start
+from dispatcher.clock import ManualClock
+from dispatcher.settings import Settings
+from dispatcher.store.database import Database
+from tests.world.endpoint import Endpoint
+
+T = TypeVar("T")
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+_PATIENCE_SECONDS = 10.0
+# Nobody dies of old age when a test moves the clock by hours; tests about dying choose shorter lives.
+_IMMORTAL: Mapping[str, Any] = {"lease": 4e6, "heartbeat": 1e6}
+_KEY = base64.b64encode(bytes(range(32))).decode()
+
+
+async def until(probe: Callable[[], Awaitable[T | None]], seconds: float = _PATIENCE_SECONDS) -> T:
+    """What `probe` finds, asked again until it finds something. Raises TimeoutError. Bounded by real time, because Postgres is real."""
+    async with asyncio.timeout(seconds):
+        while not (found := await probe()):  # noqa: ASYNC110 - what is waited for happens in Postgres and in sockets
+            await asyncio.sleep(0)
+        return found
+
+
+@dataclass(slots=True)
+class Node:
+    """One dispatcher of the world, and a client of its API."""
+
+    name: str
+    runtime: Runtime
+    api: httpx.AsyncClient
+
+    async def call(self, method: str, path: str, document: object = None, expect: int | None = None) -> Any:
+        """One call; its JSON. Any 2xx unless `expect` names a status."""
+        reply = await self.api.request(method, path, json=document) if document is not None else await self.api.request(method, path)
+        assert (reply.status_code == expect) if expect else reply.is_success, f"{method} {path}: {reply.status_code} {reply.text}"
+        return reply.json() if reply.content else None
+
+    async def trigger(self, workflow: str, **fields: Any) -> str:
+        """Start a run; its id."""
+        return str((await self.call("POST", "/v1/runs", {"workflow": workflow, "input": {}, **fields}))["id"])
+
+    async def turn(self) -> None:
+        """Let every timer and every claim that is due now happen."""
+        for name in ("timers", "claim"):
+            loop = self.runtime.loops[name]
+            for _ in range(2):  # the first may have begun before the clock was moved
+                before = loop.ticks
+                loop.wake()
+
+                async def ticked(before: int = before) -> bool:
+                    return loop.ticks > before  # noqa: B023 - asked before the loop variable changes
+
+                await until(ticked)
+
+    async def callback(self, token: str, document: object, expect: int = 200) -> Any:
+        """A handler speaks."""
+        reply = await self.api.post("/v1/callback", json=document, headers={"authorization": f"Bearer {token}"})
+        assert reply.status_code == expect, reply.text
+        return reply.json()
+
+
+@dataclass(slots=True)
+class World:
+    """Dispatchers on one database, and what they did."""
+
+    dsn: str
+    database: Database
+    clock: ManualClock = field(default_factory=lambda: ManualClock(START))
+    nodes: list[Node] = field(default_factory=list)
+    endpoints: list[Endpoint] = field(default_factory=list)
+    _ports: itertools.count[int] = field(default_factory=lambda: itertools.count(40_000))
+
+    @property
+    def now(self) -> datetime:
+        """The moment everybody agrees on."""
+        return self.clock.now()
+
+    async def node(self, name: str = "one", **settings: Any) -> Node:
+        """Start a dispatcher."""
+        chosen = {"dev": True, "master_key": _KEY, "database_url": self.dsn, **_IMMORTAL, **settings}
+        runtime = await start(Settings(**chosen), self.clock, name=name)
+        transport = httpx.ASGITransport(cast(Any, runtime.app), client=("127.0.0.1", next(self._ports)))
+        node = Node(name, runtime, httpx.AsyncClient(transport=transport, base_url="http://localhost:8400"))
+        self.nodes.append(node)
+        return node
+
+    async def endpoint(self, node: Node, handlers: Sequence[Mapping[str, Any]], *, name: str = "plain", slots: int = 100) -> Endpoint:
+        """A plain endpoint with these handlers, whose bodies are envelopes unless they say otherwise."""
+        endpoint = await self.listen()
+        entries = [{"body": "v1", **handler} for handler in handlers]
+        await node.call("PUT", f"/v1/endpoints/{name}", {"url": endpoint.url, "slots": slots, "handlers": entries})
+        return endpoint
+
+    async def discovered(self, node: Node, manifest: dict[str, Any], *, name: str = "sdk", slots: int = 100) -> Endpoint:
+        """An endpoint that says itself what it serves."""
+        endpoint = await self.listen()
+        endpoint.manifest = manifest
+        await node.call("PUT", f"/v1/endpoints/{name}", {"url": endpoint.url, "slots": slots})
+        return endpoint
+
+    async def listen(self, port: int = 0) -> Endpoint:
+        """A server that is registered nowhere yet."""
+        endpoint = await Endpoint.start(port)
+        self.endpoints.append(endpoint)
+        return endpoint
+
+    async def advance(self, delta: timedelta) -> None:
+        """Move the clock, and let what has come due happen."""
+        self.clock.advance(delta)
+        for node in self.nodes:
+            await node.turn()
+
+    async def crash(self, node: Node) -> None:
+        """End a dispatcher as a kill would: nothing is written, its connections are gone."""
+        self.nodes.remove(node)
+        for loop in node.runtime.loops.values():
+            await loop.stop()
+        node.runtime.deliveries.abandon()
+        await node.runtime._exit.aclose()
+        await node.api.aclose()
+
+    async def close(self) -> None:
+        """End everything."""
+        for endpoint in self.endpoints:
+            await endpoint.stop()
+        for node in self.nodes:
+            await node.runtime.stop(timedelta(seconds=1))
+            await node.api.aclose()
+
+    # ---- what is recorded
+
+    async def attempts(self, run_id: str, count: int) -> list[dict[str, Any]]:
+        """The rows of a run's attempts, once there are `count`."""
+
+        async def recorded() -> list[dict[str, Any]] | None:
+            rows = await self.database.fetch(_ATTEMPTS, run_id)
+            return [dict(row) for row in rows] if len(rows) >= count else None
+
+        return await until(recorded)
+
+    async def task(self, run_id: str, **wanted: object) -> dict[str, Any]:
+        """The row of a run's live task, once it is as wanted."""
+
+        async def found() -> dict[str, Any] | None:
+            row = await self.database.fetchrow("select * from tasks where run_id = $1", run_id)
+            return dict(row) if row is not None and all(row[name] == value for name, value in wanted.items()) else None
+
+        return await until(found)
+
+    async def over(self, run_id: str) -> dict[str, Any]:
+        """The row of a run's task, once it is over: status, output, error (parsed), epoch, …"""
+
+        async def found() -> dict[str, Any] | None:
+            row = await self.database.fetchrow("select * from task_history where run_id = $1", run_id)
+            return {**dict(row), "error": json.loads(row["error"] or "null")} if row is not None else None
+
+        return await until(found)
+
+    async def circuit(self, name: str = "plain") -> str:
+        """An endpoint's circuit."""
+        return str(await self.database.fetchval("select circuit from endpoints where name = $1", name))
+
+    async def circuit_is(self, circuit: str, name: str = "plain") -> None:
+        """Wait for an endpoint's circuit, and for every dispatcher to know of it."""
+
+        async def known() -> bool:
+            if await self.circuit(name) != circuit:
+                return False
+            pictures = [picture for node in self.nodes for picture in node.runtime.services.directory.pictures.values()]
+            endpoints = [endpoint for picture in pictures for endpoint in picture.endpoints.values() if endpoint.name == name]
+            return all(endpoint.open == (circuit == "closed") for endpoint in endpoints)
+
+        await until(known)
+
+
+_ATTEMPTS = "select *, error->>'code' as code from attempts where run_id = $1 order by number"
