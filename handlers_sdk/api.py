@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -11,22 +11,26 @@ from typing import Any, Final
 import httpx
 
 from handlers_sdk.config import ClientConfig
+from handlers_sdk.connections import GROUP, Connections
 from handlers_sdk.errors import ApiError, ApiUnreachableError
 from handlers_sdk.schemas import parse_json
 
 _BACKOFF_MAX: Final = 5.0
 _BUSY: Final = (429, 503)
-_BEFORE_SENDING: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-_LIMITS: Final = httpx.Limits(max_connections=100, max_keepalive_connections=20)
+_BEFORE_SENDING: Final = (httpx.ConnectError, httpx.ConnectTimeout)
+_CALLS_AT_ONCE: Final = GROUP
 
 
 class Api:
-    """The dispatcher's HTTP face. Its coroutines run on the portal's loop only."""
+    """The dispatcher's HTTP face. Its coroutines run on the portal's loop only.
+
+    Calls are few at a time, which is what makes many of them cheap; long polls are as many as there are.
+    """
 
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
-        self._client: httpx.AsyncClient | None = None
-        self._process = 0
+        self._connections = Connections(config.transport)
+        self._calls = asyncio.Semaphore(_CALLS_AT_ONCE)
 
     async def request(
         self,
@@ -63,9 +67,7 @@ class Api:
 
     async def aclose(self) -> None:
         """Close the connections; the next call opens new ones."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        await self._connections.aclose()
 
     async def _send(
         self,
@@ -81,15 +83,10 @@ class Api:
         headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
         if content is not None:
             headers["content-type"] = "application/json"
-        timeout = httpx.Timeout(self.config.request_timeout + wait, connect=self.config.request_timeout)
+        timeout = httpx.Timeout(self.config.request_timeout + wait, connect=self.config.request_timeout, pool=None)
         url = (base or self.config.base_url).rstrip("/") + path
-        return await self._connected().request(method, url, content=content, params=params, headers=headers, timeout=timeout)
-
-    def _connected(self) -> httpx.AsyncClient:
-        if self._client is None or self._process != os.getpid():  # connections of a parent process are the parent's
-            self._process = os.getpid()
-            self._client = httpx.AsyncClient(transport=self.config.transport, limits=_LIMITS, follow_redirects=False)
-        return self._client
+        async with contextlib.nullcontext() if wait else self._calls, self._connections.client() as client:
+            return await client.request(method, url, content=content, params=params, headers=headers, timeout=timeout)
 
     async def _pause(self, attempt: int, retry_after: str | None) -> None:
         delay = min(_BACKOFF_MAX, self.config.retry_backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter

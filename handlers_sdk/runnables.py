@@ -20,7 +20,7 @@ from handlers_sdk.triggers import TriggerWorkflowOptions, WorkflowRunTriggerConf
 I = TypeVar("I")  # noqa: E741 - the input
 T = TypeVar("T")
 
-WAITING_AT_ONCE: Final = 50
+WAITING_AT_ONCE: Final = 16
 
 
 class TriggerKeywords(TypedDict, total=False):
