@@ -37,6 +37,7 @@ from dispatcher.runtime.settlement import Settlement
 from dispatcher.runtime.signals import Signals
 from dispatcher.runtime.tokens import TokenMaker
 from dispatcher.runtime.waiters import Waiters
+from dispatcher.runtime.webhooks import Webhooks
 from dispatcher.sealing import Sealer, development_key, parse_master_key
 from dispatcher.settings import Settings, SettingsError
 from dispatcher.store import intake as intake_store
@@ -72,6 +73,7 @@ class Runtime:
         self.capacity.draining = True
         await self.loops["claim"].stop()
         await self.services.intake.drain()
+        await self.services.webhooks.drain()
         try:
             async with asyncio.timeout(grace.total_seconds()):
                 await self.deliveries.drain()
@@ -184,15 +186,18 @@ def _join(
     cancellation = Cancellation(database, directory, settlement, signals, clock, settings)
     callbacks = Callbacks(database, directory, deliveries, settlement, recorder, signals, tokens, clock, settings)
     circuits.rediscover = registration.rediscover
+    webhooks = Webhooks(database, directory, keyring.sealer, intake, courier, clock, settings, metrics, registration.changed)
     services = Services(
-        settings, clock, database, intake, waiters, cancellation, registration, callbacks, directory, metrics, settlement, capacity
-    )
+        settings, clock, database, intake, waiters, cancellation, registration, callbacks, directory, metrics, settlement, capacity,
+        webhooks,
+    )  # fmt: skip
     return _Parts(services, membership, deliveries, capacity, claims, circuits, settlement, signals)
 
 
 async def _run(parts: _Parts, settings: Settings, clock: Clock, stack: AsyncExitStack) -> Runtime:
     await parts.membership.join()
     await _Maintenance(parts.services).tick(clock.now())
+    await parts.services.webhooks.refresh(clock.now())
     await parts.signals.start()
     stack.push_async_callback(parts.signals.stop)
     stack.push_async_callback(parts.circuits.drain)
@@ -246,6 +251,7 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
     async def refresh(now: datetime) -> None:
         if await services.directory.refresh(now):
             loops["slots"].wake()
+        await services.webhooks.refresh(now)
         await services.waiters.look()
 
     async def probe(now: datetime) -> None:

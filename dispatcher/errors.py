@@ -56,6 +56,21 @@ CODES: Final[Mapping[str, Code]] = MappingProxyType({
     "run_finished": Code(409, "The run is finished", "Nothing is left to change; GET the run for its result."),
     "too_many_runs": Code(422, "The event would start too many runs", "Register fewer workflows for this event."),
     "destination_blocked": Code(422, "Destination blocked", "Private addresses need an entry in DISPATCHER_EGRESS_ALLOW."),
+    # ---- webhooks: what is registered
+    "unknown_webhook": Code(404, "Unknown webhook", "GET /v1/webhooks lists what there is."),
+    "webhook_exists": Code(409, "Webhook exists", "Change it with PATCH, or choose another name."),
+    "invalid_expression": Code(422, "Expression cannot be used", "Correct what the detail names; POST /v1/expressions/debug tries one."),
+    "too_many_secrets": Code(409, "Too many active secrets", "Remove one; GET the webhook shows when each was last used."),
+    "not_signable": Code(422, "Sample cannot be signed", "Send a delivery from the sender itself; most have a button for it."),
+    "not_replayable": Code(409, "Nothing to replay", "Only accepted and unrouted deliveries can be replayed; a duplicate names its first."),
+    # ---- webhooks: what senders are answered
+    "unverified": Code(401, "Not verified", "Check the secret; the deliveries of the webhook show the reason."),
+    "invalid_body": Code(400, "Unreadable body", "Send what the content type says; the deliveries of the webhook show the reason."),
+    "too_large": Code(413, "Body too large", "Send less, or raise max_body_bytes of the webhook."),
+    "content_encoding": Code(415, "Unsupported content encoding", "Send the body as it is, or encoded once with gzip or deflate."),
+    "method": Code(405, "Method not allowed", "Deliver with one of the methods in the Allow header."),
+    "rate_limited": Code(429, "Too many requests", "Repeat after Retry-After, or raise rate_limit of the webhook.", retry_after=1),
+    "key_unavailable": Code(503, "Sender's key not available", "Repeat; the key the sender publishes could not be fetched.", retry_after=2),
     # ---- an endpoint's side
     "stale_attempt": Code(409, "Another attempt owns this task", "Stop: what this attempt does is no longer recorded."),
     "task_ended": Code(410, "The task is over", "Stop: it finished, failed or was cancelled elsewhere."),

@@ -50,6 +50,15 @@ class Settings:
     idempotency_ttl: float = 86_400.0  # how long an idempotency key is remembered unless the call says otherwise
     max_wait: float = 60.0  # longest `?wait=` one request may ask for
 
+    # --- webhooks
+    webhook_body_bytes: int = 1_048_576  # body of one request to a webhook that says nothing else; a webhook may ask for ten times that
+    webhook_rate: float = 50.0  # deliveries a second a webhook takes that says nothing else, counted in each process
+    webhook_burst: int = 100  # deliveries it takes at once
+    webhook_dedupe_ttl: float = 604_800.0  # how long the sender's id of a delivery is remembered; longer than any sender goes on trying
+    webhook_repeat_ttl: float = 300.0  # how long the same body counts as a repetition where the sender gives no id
+    webhook_refused_rate: float = 5.0  # refused requests a second that are written down for a webhook; others are only counted
+    webhook_refused_burst: int = 50  # refused requests that are written down at once
+
     # --- delivery
     max_in_flight: int = 5_000  # attempts this process keeps open at once
     default_slots: int = 100  # concurrent attempts of an endpoint that names no number

@@ -11,7 +11,7 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFou
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import HTTPScope, LifeSpanReceive, LifeSpanScope, LifeSpanSend, Method, Receive, Scope, Send
 
-from dispatcher.api import callbacks, endpoints, events, health, keys, metrics, openapi, problems, runs, tokens, workflows
+from dispatcher.api import callbacks, endpoints, events, health, hooks, keys, metrics, openapi, problems, runs, tokens, webhooks, workflows
 from dispatcher.api.auth import Guard
 from dispatcher.api.bodies import BodyLimits
 from dispatcher.api.edge import NO_STORE, Answer, Edge, Route, as_problem, by_method, method_not_allowed, problem_answer, send_answer
@@ -28,6 +28,8 @@ _RESOURCES: Final = (
     *events.ROUTES,
     *workflows.ROUTES,
     *endpoints.ROUTES,
+    *webhooks.ROUTES,
+    *hooks.ROUTES,
     *tokens.ROUTES,
     *callbacks.ROUTES,
     *problems.ROUTES,

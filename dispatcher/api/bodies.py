@@ -36,6 +36,11 @@ class ClientGone(Exception):  # noqa: N818 - not a fault
 async def read(receive: Receive, headers: Mapping[bytes, bytes], most: int, drain: int) -> bytes:
     """The whole body. Raises Problem body_too_large or unsupported_media_type, before reading where the headers tell."""
     _check_type(headers)
+    return await read_any(receive, headers, most, drain)
+
+
+async def read_any(receive: Receive, headers: Mapping[bytes, bytes], most: int, drain: int) -> bytes:
+    """The whole body, whatever it is. Raises Problem body_too_large."""
     declared = headers.get(b"content-length", b"0")
     if not declared.isdigit() or len(declared) > 15 or int(declared) > most:
         if b"expect" not in headers:  # one that waits for our word has not begun to send

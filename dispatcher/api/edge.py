@@ -61,6 +61,7 @@ class Call:
     query: Any
     limits: BodyLimits
     receive: Receive
+    scope: HTTPScope
 
     @property
     def tenant_id(self) -> int:
@@ -88,6 +89,7 @@ class Route:
     """A method on a path, and what the documentation says of it. The first line of the handler's docstring is the summary.
 
     `scope` is what a token must allow; None leaves the route open. `answers` maps statuses to what they carry (None: nothing).
+    A `raw` route reads its query, and headers that may be repeated, from the call's ASGI scope.
     """
 
     method: str
@@ -99,6 +101,7 @@ class Route:
     body: Any = None
     problems: tuple[str, ...] = ()
     tag: str = ""
+    raw: bool = False
 
     @property
     def summary(self) -> str:
@@ -137,8 +140,8 @@ class Edge:
         if any("\x00" in value for value in path.values()):
             raise problem("not_found", "no id and no name holds a NUL character")
         raw = scope["query_string"]
-        query = parse_query(_pairs(raw), route.query) if raw else route.query()
-        return await route.handler(Call(self.services, self.guard, caller, headers, path, query, self.limits, receive))
+        query = parse_query(_pairs(raw), route.query) if raw and not route.raw else route.query()
+        return await route.handler(Call(self.services, self.guard, caller, headers, path, query, self.limits, receive, scope))
 
 
 _GONE: Final = Answer(499, b"", ())  # nobody is left to read it

@@ -35,6 +35,10 @@ def _attempts(services: Services) -> Iterable[Sample]:
     return [(f'{{status="{status}"}}', count) for status, count in sorted(services.metrics.attempts.items())]
 
 
+def _deliveries(services: Services) -> Iterable[Sample]:
+    return [(f'{{status="{status}"}}', count) for status, count in sorted(services.metrics.deliveries.items())]
+
+
 def _connections(services: Services) -> Iterable[Sample]:
     for lane, statistics in sorted(services.database.statistics().items()):
         yield f'{{lane="{lane}",state="idle"}}', statistics.idle
@@ -53,6 +57,13 @@ METRICS: Final = (
     Metric("dispatcher_runs_created_total", "counter", "runs this process has taken in", _one(lambda s: s.metrics.runs_created.total())),
     Metric("dispatcher_runs_finished_total", "counter", "runs whose end this process has written, by status", _by_status),
     Metric("dispatcher_events_received_total", "counter", "events this process has taken in", _one(lambda s: s.metrics.events_received)),
+    Metric("dispatcher_webhook_deliveries_total", "counter", "requests to webhooks, by what became of them", _deliveries),
+    Metric(
+        "dispatcher_webhook_unrecorded_total",
+        "counter",
+        "refused requests to webhooks that were only counted",
+        _one(lambda s: s.metrics.deliveries_unrecorded),
+    ),
     Metric("dispatcher_attempts_total", "counter", "attempts whose end this process has written, by status", _attempts),
     Metric("dispatcher_attempt_seconds_total", "counter", "time attempts took to be answered", _one(lambda s: s.metrics.attempt_seconds)),
     Metric("dispatcher_requests_sent_total", "counter", "requests to endpoints, a batch is one", _one(lambda s: s.metrics.requests_sent)),

@@ -18,7 +18,8 @@ from dispatcher.store import tokens
 from dispatcher.store.tokens import TokenSummary
 
 SCOPES: Final = frozenset({
-    "runs:read", "runs:write", "events:read", "events:write", "endpoints:read", "endpoints:write", "tokens:write", EVERYTHING,
+    "runs:read", "runs:write", "events:read", "events:write", "endpoints:read", "endpoints:write", "webhooks:read",
+    "webhooks:write", "tokens:write", EVERYTHING,
 })  # fmt: skip
 """What a token may be allowed; `*` is everything, also what later versions add."""
 DEFAULT_LIFE: Final = timedelta(days=365)

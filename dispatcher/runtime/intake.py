@@ -240,8 +240,10 @@ class Intake:
         if isinstance(made, Problem):
             return made
         version = self._directory.pictures[row.tenant_id].tenant.registry_version
+        # Who routes a stored delivery again goes by the event it makes: the delivery's own name is the same for two who do it at once.
+        holder = made.event.id if row.routes_again and made.event is not None else row.id
         made.keys = tuple(
-            NewKey(row.tenant_id, version, scope, key, row.id, int(ttl.total_seconds() * 1000)) for scope, key, ttl in request.keys
+            NewKey(row.tenant_id, version, scope, key, holder, int(ttl.total_seconds() * 1000)) for scope, key, ttl in request.keys
         )
         made.delivery = replace(row, event_id=made.event.id) if made.event is not None else row
         return made
@@ -386,15 +388,15 @@ class Intake:
     async def _write_fresh(self, db: Database | Connection, submissions: list[Submission], now: datetime) -> list[Assignment]:
         endpoints = self._take_express(submissions, now)
         try:
-            events = await store.write_events(db, [s.event for s in submissions if s.event is not None], now)
-            runs = await store.write_runs(db, [r for s in submissions for r in s.runs], self._dispatcher_id(), now)
+            events = [s.event for s in submissions if s.event is not None]
+            ids = await store.write(db, events, [r for s in submissions for r in s.runs], self._dispatcher_id(), now)
         except BaseException:
             for endpoint in endpoints.values():
                 self._capacity.give_back(endpoint.place)
             raise
         assignments = []
         for s in submissions:
-            s.written = s.event.id in events if s.event is not None else not s.runs or s.runs[0].id in runs
+            s.written = s.event.id in ids if s.event is not None else not s.runs or s.runs[0].id in ids
             if s.written:
                 s.at = now
                 self._count(s)
@@ -403,7 +405,7 @@ class Intake:
                 if taken is None:
                     if s.written and run.run_at is None:
                         self._capacity.backlog.add((run.tenant_id, run.workflow_id))
-                elif run.id in runs:
+                elif run.id in ids:
                     assignments.append(_assignment(run, s.event, workflow, taken, now))
                 else:
                     self._capacity.give_back(taken.place)

@@ -18,3 +18,5 @@ class Metrics:
     requests_sent: int = 0
     stale_outcomes: int = 0
     claimed: int = 0
+    deliveries: Counter[str] = field(default_factory=Counter)
+    deliveries_unrecorded: int = 0

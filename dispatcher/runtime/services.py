@@ -14,6 +14,7 @@ from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.registration import Registration
 from dispatcher.runtime.settlement import Settlement
 from dispatcher.runtime.waiters import Waiters
+from dispatcher.runtime.webhooks import Webhooks
 from dispatcher.settings import Settings
 from dispatcher.store.database import Database
 
@@ -34,3 +35,4 @@ class Services:
     metrics: Metrics
     settlement: Settlement
     capacity: Capacity
+    webhooks: Webhooks

@@ -1,0 +1,210 @@
+"""One request, from its bytes to its answer: verified, read and routed by `webhooks`, stored by intake, answered after the commit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from dispatcher.clock import Clock
+from dispatcher.engine.definitions import EVENT_KEY
+from dispatcher.errors import Problem
+from dispatcher.ids import IdMaker
+from dispatcher.runtime.intake import DeliveryAccepted, DeliveryRequest, EventRequest, Intake
+from dispatcher.runtime.metrics import Metrics
+from dispatcher.runtime.webhooks.notes import Notes
+from dispatcher.runtime.webhooks.payloads import event_data, new_delivery
+from dispatcher.runtime.webhooks.sources import Hook, Sources
+from dispatcher.settings import Settings
+from dispatcher.store.webhook_deliveries import NewDelivery
+from webhooks import Delivery, Ingest, KeyCache, Outcome, Request, Response, Scheme, Submitted, refuse_unknown
+from webhooks.body import kept_headers
+from webhooks.ingest import DETAIL_CHARS_MAX
+from webhooks.response import problem
+
+RESERVED: Final = ("hot:", "schedule:new")
+_RETRY_SECONDS: Final = 1
+_NO_SCHEME: Final = Scheme(kind="none")
+_MAYBE_OUTDATED: Final = frozenset({"mismatch", "no_secret"})
+_RATE_LIMITED: Final = problem(429, "rate_limited", "Too many requests", "This webhook takes fewer requests a second.")
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What a request is answered, its record unless there were too many, and what became of it where it was stored."""
+
+    response: Response
+    delivery: Delivery | None = None
+    accepted: DeliveryAccepted | None = None
+
+
+@dataclass(slots=True)
+class _Storing:
+    """Stores the one delivery of a request."""
+
+    receiver: Receiver
+    hook: Hook
+    request: Request
+    now: datetime
+    accepted: DeliveryAccepted | None = None
+
+    async def submit(self, delivery: Delivery) -> Submitted:
+        """Persist it with its event; raises Problem when nothing could be written."""
+        delivery = await filtered(self.hook, delivery)
+        self.accepted, status = await self.receiver.store(self.hook, self.request, delivery, self.now)
+        if self.accepted.duplicate:
+            return Submitted("duplicate", self.accepted.id)
+        return Submitted("unrouted" if status == "unrouted" else "accepted", self.accepted.id)
+
+
+class Receiver:
+    """Takes requests for webhooks."""
+
+    def __init__(
+        self, intake: Intake, sources: Sources, notes: Notes, keys: KeyCache, clock: Clock, settings: Settings, metrics: Metrics
+    ) -> None:
+        self._intake = intake
+        self._sources = sources
+        self._notes = notes
+        self._keys = keys
+        self._clock = clock
+        self._settings = settings
+        self._metrics = metrics
+        self._ids = IdMaker()
+        self.on_capture: Callable[[Hook, str], Awaitable[None]] = _forget
+
+    async def find(self, slug: str, name: str) -> Hook | None:
+        """The address, also one that another process has made a moment ago."""
+        now = self._clock.now()
+        hook = self._sources.find(slug, name, now)
+        if hook is None and await self._sources.catch_up(now):
+            hook = self._sources.find(slug, name, now)
+        return hook
+
+    def busy(self, hook: Hook) -> Response | None:
+        """The refusal of a request that comes too soon after others; None when there is room."""
+        now = self._clock.now()
+        wait = hook.bucket.wait(now)
+        if not wait:
+            return None
+        seconds = str(max(_RETRY_SECONDS, -int(-wait // 1)))
+        self.refused(hook, "", "rate_limited", f"more than {hook.bucket.rate:g} requests a second", 0)
+        return replace(_RATE_LIMITED, headers=(*_RATE_LIMITED.headers, ("retry-after", seconds)))
+
+    def refuse_unknown(self, slug: str, name: str, request: Request) -> Response:
+        """The answer for an address that is none: that of a wrong secret, after the work a request with one costs."""
+        now = self._clock.now()
+        headers = kept_headers(request, _NO_SCHEME)
+        delivery = Delivery(
+            source=name, status="rejected", received_at=now.timestamp(), method=request.method, headers=headers, body=request.body
+        )
+        new_delivery((0, slug), self._ids.make("dlv", now), delivery, request, _NO_SCHEME, now)
+        return refuse_unknown(request)
+
+    def refused(self, hook: Hook, method: str, reason: str, detail: str, body_bytes: int) -> None:
+        """Write down a request that was refused before its body was read."""
+        now = self._clock.now()
+        row = NewDelivery(
+            *hook.key, self._ids.make("dlv", now), "rejected", now, method[:32], None, "{}", None, body_bytes, None, reason, detail
+        )
+        self._notes.delivery(hook, row, now)
+
+    async def receive(self, hook: Hook, request: Request) -> Received:
+        """Handle one request whose body has been read. Raises Problem when nothing could be stored just now."""
+        limited = None if hook.bucket.take(self._clock.now()) else self.busy(hook)
+        if limited is not None:
+            return Received(limited)
+        received, outcome = await self._tried(hook, request)
+        if outcome.delivery.reason in _MAYBE_OUTDATED and await self._sources.catch_up(self._clock.now()):
+            newer = self._sources.find(hook.tenant.slug, hook.row.name, self._clock.now())
+            if newer is not None:  # another process may have added the secret a moment ago
+                hook = newer
+                received, outcome = await self._tried(hook, request)
+        await self._conclude(hook, request, outcome)
+        return received
+
+    async def _tried(self, hook: Hook, request: Request) -> tuple[Received, Outcome]:
+        now = self._clock.now()
+        storing = _Storing(self, hook, request, now)
+        outcome = await Ingest(storing.submit, self._keys).receive(hook.source, request, now.timestamp())
+        return Received(outcome.response, outcome.delivery, storing.accepted), outcome
+
+    async def _conclude(self, hook: Hook, request: Request, outcome: Outcome) -> None:
+        """Write down, beside the way, what was not stored; keep a secret the sender has just told us, before it is answered."""
+        delivery, now = outcome.delivery, self._clock.now()
+        if delivery.secret_index is not None:
+            self._notes.use(hook, hook.secrets[delivery.secret_index].number, now)
+        if delivery.status == "rejected" and outcome.response.status in {401, 503}:
+            hook.bucket.give_back()  # what anybody can send must not use up what the sender may
+        if outcome.capture is not None:
+            await self.on_capture(hook, outcome.capture)
+        if delivery.status in {"rejected", "handshake"}:
+            row = new_delivery(hook.key, self._ids.make("dlv", now), delivery, request, hook.source.scheme, now)
+            self._notes.delivery(hook, row, now)
+
+    async def store(self, hook: Hook, request: Request, delivery: Delivery, now: datetime) -> tuple[DeliveryAccepted, str]:
+        """Write a verified delivery, as unrouted where it cannot become an event; answers it with its status. Raises Problem."""
+        row = new_delivery(hook.key, self._ids.make("dlv", now), delivery, request, hook.source.scheme, now)
+        if delivery.secret_index is not None:
+            row.secret_number = hook.secrets[delivery.secret_index].number
+        accepted = await self.submit(hook, request, delivery, row, self._keys_of(hook, delivery))
+        if not accepted[0].duplicate:
+            self._metrics.deliveries[accepted[1]] += 1
+        else:
+            self._metrics.deliveries["duplicate"] += 1
+        return accepted
+
+    async def submit(
+        self, hook: Hook, request: Request, delivery: Delivery, row: NewDelivery, keys: tuple[tuple[str, str, timedelta], ...]
+    ) -> tuple[DeliveryAccepted, str]:
+        """Write a row and the event of a delivery in one commit; the row as unrouted where there can be no event. Raises Problem."""
+        event = self._event(hook, request, delivery, row)
+        taken = (await self._intake.receive([DeliveryRequest(row, event, keys)]))[0]
+        if isinstance(taken, Problem):
+            row.status, row.reason, row.detail = "unrouted", taken.code, taken.detail[:DETAIL_CHARS_MAX]
+            if row.routes_again:
+                raise taken
+            taken = (await self._intake.receive([DeliveryRequest(row, None, keys)]))[0]
+            if isinstance(taken, Problem):
+                raise taken
+        return taken, row.status
+
+    def _event(self, hook: Hook, request: Request, delivery: Delivery, row: NewDelivery) -> EventRequest | None:
+        """The event a delivery becomes; None when it starts nothing. Notes in the row why not, or what was changed."""
+        kind = delivery.event_key
+        if delivery.status == "unrouted" or not delivery.routed or kind is None:
+            return None
+        if not EVENT_KEY.fullmatch(kind) or kind == "call" or kind.startswith(RESERVED):
+            row.status, row.reason = "unrouted", "event_key_reserved"
+            row.detail = "the event key has control characters, or is one the dispatcher keeps for itself"
+            return None
+        data, changed = event_data(request, delivery.input, hook.source.static_payload is not None)
+        if changed:
+            row.reason, row.detail = "characters_replaced", "NUL and half surrogate pairs of the body are U+FFFD in the event"
+        metadata = json.dumps({"webhook": hook.row.name, "webhook_delivery": row.first_id or row.id})
+        return EventRequest(hook.tenant.id, kind, data, metadata, delivery.scope)
+
+    def _keys_of(self, hook: Hook, delivery: Delivery) -> tuple[tuple[str, str, timedelta], ...]:
+        """What must be new: the sender's id for long, a body without an id for as long as a sender takes to repeat it."""
+        scope = f"webhook {hook.row.id}"
+        known = delivery.delivery_id is not None
+        ttl = timedelta(seconds=self._settings.webhook_dedupe_ttl) if known else timedelta(milliseconds=hook.row.repeat_ms)
+        return tuple((scope, key, ttl) for key in delivery.dedupe_keys) if ttl else ()
+
+
+async def _forget(_hook: Hook, _secret: str) -> None:
+    """Nobody keeps secrets that senders tell."""
+
+
+async def filtered(hook: Hook, delivery: Delivery) -> Delivery:
+    """The delivery as the filter of its webhook leaves it. In a thread: filters may loop, and nobody else shall wait for them."""
+    if hook.filter is None or delivery.status != "accepted":
+        return delivery
+    try:
+        passed = await asyncio.to_thread(hook.filter, delivery.input, delivery.headers)
+    except Exception as error:
+        return replace(delivery, status="unrouted", routed=False, reason="filter_failed", detail=str(error)[:DETAIL_CHARS_MAX])
+    return delivery if passed else replace(delivery, routed=False, reason="filtered")
