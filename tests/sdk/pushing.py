@@ -136,6 +136,12 @@ async def idle(app: App) -> None:
     await until(lambda: not app.handlers.host.running)
 
 
+def expire(app: App) -> None:
+    """The deadline of everything running is now."""
+    for execution in list(app.handlers.host.running.values()):
+        execution._expire()
+
+
 async def read(response: Response) -> Answer:
     """A response with its body."""
     body = response.body

@@ -10,7 +10,22 @@ from typing import Any
 import pytest
 
 from handlers_sdk import App, Context, Dispatcher, EmptyModel
-from tests.sdk.pushing import Answer, batch_body, cancel_body, clock, config, headers_for, idle, item, push, run, run_body, send, until
+from tests.sdk.pushing import (
+    Answer,
+    batch_body,
+    cancel_body,
+    clock,
+    config,
+    expire,
+    headers_for,
+    idle,
+    item,
+    push,
+    run,
+    run_body,
+    send,
+    until,
+)
 
 
 @pytest.fixture
@@ -45,13 +60,21 @@ def serve(dispatcher: Dispatcher, waiting: Waiting, **settings: Any) -> App:
     return dispatcher.app([wait], clock=clock, **settings)
 
 
+async def test_a_deadline_comes_by_itself(dispatcher: Dispatcher) -> None:
+    answer = await run(serve(dispatcher, Waiting()), "wait", timeout_ms=5)
+    assert answer.json()["detail"] == "Task exceeded timeout of 0.005s"
+
+
 async def test_a_deadline_fails_the_attempt_and_interrupts_the_handler(dispatcher: Dispatcher) -> None:
     waiting = Waiting()
     app = serve(dispatcher, waiting)
-    answer = await run(app, "wait", timeout_ms=5)
+    request = asyncio.create_task(run(app, "wait"))
+    await waiting.started.wait()
+    expire(app)
+    answer = await request
     problem = answer.json()
     assert (answer.status, problem["code"], problem["error"]["code"]) == (500, "timed_out", "timed_out")
-    assert problem["detail"] == "Task exceeded timeout of 0.005s"
+    assert problem["detail"] == "Task exceeded timeout of 60s"
     assert "retry" not in problem
     await waiting.ended.wait()
     assert waiting.context is not None
@@ -60,10 +83,11 @@ async def test_a_deadline_fails_the_attempt_and_interrupts_the_handler(dispatche
 
 
 async def test_a_handler_that_ignores_its_deadline_is_answered_for_and_waited_for(dispatcher: Dispatcher) -> None:
-    release = asyncio.Event()
+    started, release = asyncio.Event(), asyncio.Event()
 
     @dispatcher.task()
     async def stubborn(input: EmptyModel, ctx: Context) -> str:
+        started.set()
         while not release.is_set():
             try:
                 await release.wait()
@@ -72,7 +96,10 @@ async def test_a_handler_that_ignores_its_deadline_is_answered_for_and_waited_fo
         return "too late"
 
     app = dispatcher.app([stubborn], clock=clock)
-    assert (await run(app, "stubborn", timeout_ms=5)).json()["code"] == "timed_out"
+    request = asyncio.create_task(run(app, "stubborn"))
+    await started.wait()
+    expire(app)
+    assert (await request).json()["code"] == "timed_out"
     again = await run(app, "stubborn")
     assert (again.status, again.json()["code"], again.headers["retry-after"]) == (409, "already_running", "1")
     release.set()
@@ -80,36 +107,41 @@ async def test_a_handler_that_ignores_its_deadline_is_answered_for_and_waited_fo
 
 
 async def test_a_sync_handler_past_its_deadline_sees_the_flag_and_keeps_its_attempt(dispatcher: Dispatcher) -> None:
-    release = threading.Event()
+    started, release = threading.Semaphore(0), threading.Event()
     seen: list[bool] = []
 
     @dispatcher.task()
     def blocking(input: EmptyModel, ctx: Context) -> None:
+        started.release()
         release.wait(30)
         seen.append(ctx.exit_flag)
 
     app = dispatcher.app([blocking], clock=clock)
-    assert (await run(app, "blocking", timeout_ms=5)).json()["code"] == "timed_out"
-    assert (await run(app, "blocking")).status == 409
-    assert (await run(app, "blocking", attempt=2, timeout_ms=5)).json()["code"] == "timed_out"
+    for attempt in (1, 2):
+        request = asyncio.create_task(run(app, "blocking", attempt=attempt))
+        assert await asyncio.to_thread(started.acquire, timeout=30)
+        expire(app)
+        assert (await request).json()["code"] == "timed_out"
+        assert (await run(app, "blocking", attempt=attempt)).status == 409
     release.set()
     await idle(app)
     assert seen == [True, True]
 
 
 async def test_a_deadline_can_be_moved(dispatcher: Dispatcher) -> None:
-    @dispatcher.task()
-    async def slow(input: EmptyModel, ctx: Context) -> str:
-        ctx._control.extend(60_000)
-        async with asyncio.timeout(0.02):
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                return "ended" if not ctx.exit_flag else "cut"
-        return "ended"
-
-    with_timeout = await run(dispatcher.app([slow], clock=clock), "slow", timeout_ms=5)
-    assert with_timeout.json() == "ended"
+    waiting = Waiting()
+    app = serve(dispatcher, waiting)
+    request = asyncio.create_task(run(app, "wait"))
+    await waiting.started.wait()
+    (execution,) = app.handlers.host.running.values()
+    first = execution._timer.when()
+    execution.extend(30_000)
+    await until(lambda: execution._due > first)
+    expire(app)
+    assert not request.done()
+    assert execution._timer.when() == pytest.approx(first + 30)
+    expire(app)
+    assert (await request).json()["code"] == "timed_out"
 
 
 async def test_a_cancel_push_interrupts_the_handler(dispatcher: Dispatcher) -> None:
@@ -289,8 +321,9 @@ async def test_shutdown_waits_for_threads(dispatcher: Dispatcher) -> None:
         ended.append(True)
 
     app = dispatcher.app([blocking], clock=clock)
-    request = asyncio.create_task(send(app, run_body("blocking", timeout_ms=5)))
+    request = asyncio.create_task(send(app, run_body("blocking")))
     await asyncio.to_thread(started.wait, 30)
+    expire(app)
     await request
     closing = asyncio.create_task(app.handlers.close())
     await asyncio.sleep(0)
