@@ -15,6 +15,7 @@ import httpx
 
 from dispatcher.app import Runtime, start
 from dispatcher.clock import ManualClock
+from dispatcher.loops import Loop
 from dispatcher.settings import Settings
 from dispatcher.store.database import Database
 from tests.world.endpoint import Endpoint
@@ -36,6 +37,16 @@ async def until(probe: Callable[[], Awaitable[T | None]], seconds: float = _PATI
         return found
 
 
+async def _ticked(loop: Loop) -> None:
+    before = loop.ticks
+    loop.wake()
+
+    async def ticked() -> bool:
+        return loop.ticks > before
+
+    await until(ticked)
+
+
 @dataclass(slots=True)
 class Node:
     """One dispatcher of the world, and a client of its API."""
@@ -54,18 +65,12 @@ class Node:
         """Start a run; its id."""
         return str((await self.call("POST", "/v1/runs", {"workflow": workflow, "input": {}, **fields}))["id"])
 
-    async def turn(self) -> None:
-        """Let every timer and every claim that is due now happen."""
-        for name in ("timers", "claim"):
+    async def turn(self, *loops: str) -> None:
+        """Let everything that is due in these loops happen; timers and claims unless others are named."""
+        for name in loops or ("timers", "claim"):
             loop = self.runtime.loops[name]
             for _ in range(2):  # the first may have begun before the clock was moved
-                before = loop.ticks
-                loop.wake()
-
-                async def ticked(before: int = before) -> bool:
-                    return loop.ticks > before  # noqa: B023 - asked before the loop variable changes
-
-                await until(ticked)
+                await _ticked(loop)
 
     async def callback(self, token: str, document: object, expect: int = 200) -> Any:
         """A handler speaks."""
