@@ -96,10 +96,14 @@ async def test_an_answer_nobody_asked_for_is_never_taken_for_the_next(courier: C
         assert len(served.visits) == 2
 
 
-async def test_an_answer_sent_while_idle_is_never_taken_for_the_next(courier: Courier) -> None:
+@pytest.mark.parametrize("turns", [0, 50])
+async def test_an_answer_sent_while_idle_is_never_taken_for_the_next(courier: Courier, turns: int) -> None:
+    """Whether it still lies in the kernel or the loop has read it already."""
     async with endpoint(answering(ONE)) as served:
         assert await deliver(courier, served) == Succeeded(b"1")
         served.visits[0].writer.write(response(200, b'"evil"'))
+        for _ in range(turns):
+            await asyncio.sleep(0)
         assert await deliver(courier, served, 1) == Succeeded(b"1")
         assert len(served.visits) == 2
 

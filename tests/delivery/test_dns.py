@@ -82,6 +82,19 @@ async def test_a_party_waits_for_its_own_only() -> None:
         assert await resolver.lookup("fine.test", "attacker") == ("93.184.216.34",)
 
 
+async def test_a_party_does_not_wait_for_a_question_another_has_queued() -> None:
+    table = {f"hung{number}.test": HANG for number in range(4)} | {"fine.test": ["93.184.216.34"]}
+    async with name_server(table) as names:
+        resolver = names.resolver(POLICY, budget=30.0)
+        queued = [asyncio.create_task(resolver.lookup(name, "attacker")) for name in table]
+        await names.first.wait()
+        async with asyncio.timeout(1):
+            assert await resolver.lookup("fine.test", "tenant") == ("93.184.216.34",)
+        assert not any(task.done() for task in queued)
+        await resolver.close()
+        await asyncio.gather(*queued, return_exceptions=True)
+
+
 async def test_all_together_are_bounded() -> None:
     async with name_server({"hung1.test": HANG, "hung2.test": HANG}) as names:
         resolver = names.resolver(POLICY, budget=0.3, at_once=1)

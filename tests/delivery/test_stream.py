@@ -139,6 +139,13 @@ async def test_a_stream_without_end(courier: Courier) -> None:
     assert count <= 16 * 5_000 / 1_000 + 70  # what had arrived with the last of it
 
 
+async def test_a_long_stream_of_small_lines_is_fine(courier: Courier) -> None:
+    parts = [line(type="log", message="x" * 30)] * 20_000
+    receipt, events = await stream(courier, saying(STREAM_HEAD, b"".join(parts), line(type="done", output=1), STREAM_END))
+    assert receipt.answer == Succeeded(b"1")
+    assert len(events) == 20_000
+
+
 async def test_what_the_events_callback_raises_is_raised_and_closes(courier: Courier) -> None:
     async def refuse(_: bytes) -> None:
         raise TimeoutError("the database is away")
