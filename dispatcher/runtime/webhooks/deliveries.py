@@ -11,7 +11,6 @@ from typing import Final
 from dispatcher import ids
 from dispatcher.clock import Clock
 from dispatcher.errors import Problem, problem
-from dispatcher.ids import IdMaker
 from dispatcher.runtime.intake import DeliveryAccepted
 from dispatcher.runtime.webhooks.receiver import Receiver, filtered
 from dispatcher.runtime.webhooks.sources import Hook
@@ -23,6 +22,7 @@ from webhooks import BodyError, Delivery, Request, route_again
 
 _SET: Final = 100
 _REPLAYABLE: Final = frozenset({"accepted", "unrouted"})
+_SOON: Final = timedelta(seconds=1)
 _ONCE: Final = timedelta(days=30)
 
 
@@ -56,7 +56,6 @@ class Deliveries:
         self._receiver = receiver
         self._clock = clock
         self._settings = settings
-        self._ids = IdMaker()
 
     async def get(self, tenant_id: int, webhook_id: str, delivery_id: str) -> StoredDelivery:
         """A delivery with its body. Raises Problem not_found."""
@@ -101,7 +100,8 @@ class Deliveries:
 
     async def _unrouted(self, hook: Hook, since: datetime | None, until: datetime | None) -> AsyncIterator[StoredDelivery]:
         after = ""
-        while rows := await store.unrouted(self._database, *hook.key, after, since, until or self._clock.now(), _SET):
+        until = until or self._clock.now() + _SOON  # not for ever, where others keep coming
+        while rows := await store.unrouted(self._database, *hook.key, after, since, until, _SET):
             for row in rows:
                 yield row
             after = rows[-1].id
@@ -120,7 +120,7 @@ class Deliveries:
         request, delivery = await self._again(hook, stored)
         first = stored.first_id or stored.id
         now = self._clock.now()
-        row = replace(_row(hook, stored, delivery), id=self._ids.make("dlv", now), received_at=now, body=None, first_id=first)
+        row = replace(_row(hook, stored, delivery), id=self._receiver.new_id(now), received_at=now, body=None, first_id=first)
         row.reason = row.reason or "replay"
         accepted, status = await self._receiver.submit(hook, request, delivery, row, ())
         return self._replayed(row.id, status, accepted, row)

@@ -76,6 +76,10 @@ class Receiver:
         self._ids = IdMaker()
         self.on_capture: Callable[[Hook, str], Awaitable[None]] = _forget
 
+    def new_id(self, now: datetime) -> str:
+        """The id of a delivery; later ones sort behind earlier ones."""
+        return self._ids.make("dlv", now)
+
     async def find(self, slug: str, name: str) -> Hook | None:
         """The address, also one that another process has made a moment ago."""
         now = self._clock.now()
@@ -101,15 +105,13 @@ class Receiver:
         delivery = Delivery(
             source=name, status="rejected", received_at=now.timestamp(), method=request.method, headers=headers, body=request.body
         )
-        new_delivery((0, slug), self._ids.make("dlv", now), delivery, request, _NO_SCHEME, now)
+        new_delivery((0, slug), self.new_id(now), delivery, request, _NO_SCHEME, now)
         return refuse_unknown(request)
 
     def refused(self, hook: Hook, method: str, reason: str, detail: str, body_bytes: int) -> None:
         """Write down a request that was refused before its body was read."""
         now = self._clock.now()
-        row = NewDelivery(
-            *hook.key, self._ids.make("dlv", now), "rejected", now, method[:32], None, "{}", None, body_bytes, None, reason, detail
-        )
+        row = NewDelivery(*hook.key, self.new_id(now), "rejected", now, method[:32], None, "{}", None, body_bytes, None, reason, detail)
         self._notes.delivery(hook, row, now)
 
     async def receive(self, hook: Hook, request: Request) -> Received:
@@ -142,12 +144,12 @@ class Receiver:
         if outcome.capture is not None:
             await self.on_capture(hook, outcome.capture)
         if delivery.status in {"rejected", "handshake"}:
-            row = new_delivery(hook.key, self._ids.make("dlv", now), delivery, request, hook.source.scheme, now)
+            row = new_delivery(hook.key, self.new_id(now), delivery, request, hook.source.scheme, now)
             self._notes.delivery(hook, row, now)
 
     async def store(self, hook: Hook, request: Request, delivery: Delivery, now: datetime) -> tuple[DeliveryAccepted, str]:
         """Write a verified delivery, as unrouted where it cannot become an event; answers it with its status. Raises Problem."""
-        row = new_delivery(hook.key, self._ids.make("dlv", now), delivery, request, hook.source.scheme, now)
+        row = new_delivery(hook.key, self.new_id(now), delivery, request, hook.source.scheme, now)
         if delivery.secret_index is not None:
             row.secret_number = hook.secrets[delivery.secret_index].number
         accepted = await self.submit(hook, request, delivery, row, self._keys_of(hook, delivery))
