@@ -215,7 +215,6 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
     database = services.database
 
     async def claim(now: datetime) -> datetime | None:
-        membership.check_alive(now)
         return now if await parts.claims.tick(now, now + poll) else None
 
     async def timers(now: datetime) -> datetime | None:
@@ -228,15 +227,15 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
         more |= await membership.end_leases(now, _BATCH)
         more |= await membership.expire(now, _BATCH)
         more |= await services.cancellation.enforce_due(now, _BATCH) >= _BATCH
-        return now if more else await tasks.next_timer(database)
+        return now if more else _later(await tasks.next_timer(database), now)
 
-    async def cancels(_now: datetime) -> datetime | None:
+    async def cancels(now: datetime) -> datetime | None:
         marked = await tasks.cancelling(database, membership.id)
         parts.deliveries.cancelling(marked)
-        return min((row.cancel_at for row in marked), default=None)
+        return _later(min((row.cancel_at for row in marked), default=None), now)
 
     async def deadlines(now: datetime) -> datetime | None:
-        return parts.deliveries.time_out(now)
+        return _later(await parts.deliveries.time_out(now), now)
 
     async def heartbeat(now: datetime) -> None:
         await membership.heartbeat(now)
@@ -272,6 +271,11 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
     loops = {name: Loop(name, tick, clock, every) for name, (tick, every) in ticks.items()}
     loops["claim"].rest = _CLAIM_REST
     return loops
+
+
+def _later(moment: datetime | None, now: datetime) -> datetime | None:
+    """A moment still to come. What is past and was left alone has its reasons, and is looked at again with the next poll."""
+    return moment if moment is not None and moment > now else None
 
 
 def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:

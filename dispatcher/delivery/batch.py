@@ -19,7 +19,7 @@ from dispatcher.delivery.exchange import Exchange, Sender
 from dispatcher.delivery.headers import joint_message_id
 from dispatcher.delivery.lines import LineTooLong
 from dispatcher.delivery.message import Push, Receipt, Target
-from dispatcher.engine.answers import Answer, Failed
+from dispatcher.engine.answers import Answer, Failed, Lost
 
 Settle = Callable[[int, Receipt], None]
 
@@ -53,7 +53,7 @@ class Ledger:
 
     def rest(self, receipt: Receipt) -> None:
         """The same receipt for every task still owed one."""
-        self.expire(list(self._owed), receipt)
+        self.expire(list(self._owed), replace(receipt, shared=True))
 
     def expire(self, indexes: Sequence[int], receipt: Receipt) -> None:
         """The same receipt for those of these tasks that are still owed one."""
@@ -116,9 +116,14 @@ class BatchDelivery:
             exchange.close()
 
     async def _exchange(self, indexes: range, ledger: Ledger, exchange: Exchange) -> bool:
-        batch = [self.pushes[index] for index in indexes]
+        wanted = [index for index in indexes if not self.pushes[index].progress.given_up]
+        batch = [self.pushes[index] for index in wanted]
+        if not batch:
+            ledger.rest(Receipt(Lost("given up before it was sent")))
+            return True
+        exchange.flight.progress = [push.progress for push in batch]
         identifier = joint_message_id(self.target, "batch", (f"{push.task_id}:{push.attempt}" for push in batch))
-        answer = await exchange.send(identifier, batch_body(self.target, self.items[indexes.start : indexes.stop]))
+        answer = await exchange.send(identifier, batch_body(self.target, [self.items[index] for index in wanted]))
         if answer is not None:
             ledger.rest(exchange.receipt(answer))
         elif exchange.streamed:
@@ -185,7 +190,6 @@ def _large_batch(limit: int) -> Failed:
 
 def _expire(ledger: Ledger, exchange: Exchange, deadline: Deadline, seconds: float, indexes: Sequence[int]) -> None:
     """These tasks' time is over. A batch not even sent by then is given up whole: what is recorded as not sent must never be sent."""
-    if exchange.flight.sent:
-        ledger.expire(indexes, exchange.timed_out(seconds))
+    ledger.expire(indexes, exchange.timed_out(seconds))
     if not (exchange.flight.sent and ledger.open):
         deadline.expire()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
+
+from dispatcher.delivery.message import Progress
 
 
 @dataclass(slots=True)
@@ -22,6 +25,13 @@ class Flight:
     refused: str | None = None
     sent: bool = False
     overflow: bool = False
+    progress: Sequence[Progress] = ()
+
+    def leaves(self) -> None:
+        """The first byte of the request is about to go."""
+        self.sent = True
+        for progress in self.progress:
+            progress.sent = True
 
 
 FLIGHT: Final[ContextVar[Flight]] = ContextVar("flight")

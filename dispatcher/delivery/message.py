@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from dispatcher.engine.answers import Answer
 from handlers_sdk.signing import Signer
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a push has come. `sent` is set here when its request begins to leave; `given_up` by whoever handed it over, after which it
+    is not put into a request any more.
+    """
+
+    sent: bool = False
+    given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,7 @@ class Push:
     errors: bytes | None = None
     filter_payload: bytes | None = None
     patience: timedelta | None = None
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def wait(self) -> timedelta:
@@ -79,7 +90,8 @@ class Receipt:
     """Everything recorded of one attempt.
 
     `latency_ms` runs from the start of sending to the end of the answer, None when nothing was sent. `response_excerpt` is the
-    beginning of an answer that was no success, as it came: not always text. `version_seen` is what the endpoint says it runs.
+    beginning of an answer that was no success, as it came: not always text. `version_seen` is what the endpoint says it runs. `shared`
+    marks what a request as a whole came to, where several tasks were in it.
     """
 
     answer: Answer
@@ -87,3 +99,4 @@ class Receipt:
     latency_ms: int | None = None
     response_excerpt: bytes | None = None
     version_seen: str | None = None
+    shared: bool = False

@@ -126,6 +126,7 @@ class Courier:
 
 async def _deliver(exchange: Exchange, target: Target, push: Push, events: Events) -> Receipt:
     body = push.input if push.raw else run_body(target, push)
+    exchange.flight.progress = (push.progress,)
     failure = await exchange.send(run_message_id(target, push.task_id), body, push)
     if failure is not None:
         return exchange.receipt(failure)

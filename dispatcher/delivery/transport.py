@@ -174,7 +174,7 @@ class _Request(ClientRequest):
         # Headers wait in the writer to leave with the body, so nothing has left before this.
         transport = conn.transport
         if transport is not None and not transport.is_closing():
-            FLIGHT.get().sent = True
+            FLIGHT.get().leaves()
         await super().write_bytes(writer, conn, content_length)
 
 

@@ -36,6 +36,10 @@ class Limits:
     max_execution_timeout: timedelta
 
 
+# What was registered once is read back whatever today's bounds are: they are for registering only.
+STORED = Limits(2**31 - 1, LONGEST, LONGEST, LONGEST)
+
+
 @dataclass(frozen=True, slots=True)
 class Definition:
     """One version of a workflow of one task.

@@ -10,31 +10,47 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from dispatcher.engine.answers import Answer, EndpointBroken, EndpointGone, LocalFault, Pushback, Unreachable
+from dispatcher.engine.answers import Answer, EndpointBroken, EndpointGone, LocalFault, Lost, Pushback, Unreachable
 
 Circuit = Literal["closed", "open", "retired"]
 
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """How one dispatcher has fared with an endpoint lately. `limit` None means as many as its grant allows."""
+    """How one dispatcher has fared with an endpoint lately. `limit` None means as many as its grant allows.
+
+    What was under way when the limit was last halved has no say in halving it again.
+    """
 
     unreachable: int = 0
     limit: int | None = None
     successes: int = 0
+    halved_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an answer means for the endpoint: the breaker's next state, and the circuit to set if it must change."""
+    """What an answer means for the endpoint: the breaker's next state, the circuit to set if it must change, whether it does its work."""
 
     breaker: Breaker
     circuit: Circuit | None = None
     code: str = ""
+    works: bool = False
 
 
-def observe(breaker: Breaker, answer: Answer, in_flight: int, failures_to_open: int) -> Verdict:
-    """Feed one answer in. `in_flight` is how many attempts this dispatcher had open there."""
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One request's answer: how many attempts this dispatcher had open there, when the request's began, and when it was answered."""
+
+    answer: Answer
+    in_flight: int
+    started_at: datetime
+    now: datetime
+
+
+def observe(breaker: Breaker, sighting: Sighting, failures_to_open: int) -> Verdict:
+    """Feed one request's answer in."""
+    answer = sighting.answer
     match answer:
         case EndpointBroken(code=code):
             return Verdict(replace(breaker, successes=0), "open", code)
@@ -45,11 +61,19 @@ def observe(breaker: Breaker, answer: Answer, in_flight: int, failures_to_open: 
             circuit: Circuit | None = "open" if count >= failures_to_open else None
             return Verdict(replace(breaker, unreachable=count, successes=0), circuit, code)
         case Pushback():
-            return Verdict(Breaker(0, max((breaker.limit or in_flight) // 2, 1), 0))
+            return Verdict(_halved(breaker, sighting))
         case LocalFault():
             return Verdict(breaker)
-        case _:
+        case Lost():
             return Verdict(_regrown(breaker))
+        case _:
+            return Verdict(_regrown(breaker), works=True)
+
+
+def _halved(breaker: Breaker, sighting: Sighting) -> Breaker:
+    if breaker.halved_at is not None and sighting.started_at <= breaker.halved_at:
+        return breaker
+    return Breaker(0, max((breaker.limit or sighting.in_flight) // 2, 1), 0, sighting.now)
 
 
 def _regrown(breaker: Breaker) -> Breaker:
@@ -57,8 +81,8 @@ def _regrown(breaker: Breaker) -> Breaker:
     if breaker.limit is None:
         return breaker if breaker.unreachable == 0 else Breaker()
     if breaker.successes + 1 < breaker.limit:
-        return Breaker(0, breaker.limit, breaker.successes + 1)
-    return Breaker(0, breaker.limit + 1, 0)
+        return replace(breaker, unreachable=0, successes=breaker.successes + 1)
+    return replace(breaker, unreachable=0, limit=breaker.limit + 1, successes=0)
 
 
 def next_probe(probes: int, now: datetime, first: timedelta, longest: timedelta) -> datetime:

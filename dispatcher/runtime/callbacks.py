@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -35,6 +35,8 @@ NDJSON = "application/x-ndjson"
 _RECORDED = frozenset({"log", "chunk", "progress"})
 _SHORTHANDS = ("done", "fail", "heartbeat", "progress", "log")
 _MOST_EVENTS = 10_000
+_RENEW_TRIES = 20
+_RETRY_MS = (1_000, 86_400_000)  # what a handler may ask for as the wait before its next attempt, as in an answer
 
 
 class _Many(msgspec.Struct, frozen=True):
@@ -98,7 +100,8 @@ def as_answer(event: CallbackEvent, most_bytes: int) -> Answer:
             message, code = _words(msgspec.json.decode(detail), message, code)
         except JsonRefused:
             detail = None
-    after = timedelta(milliseconds=event.retry_after_ms) if event.retry_after_ms is not None else None
+    asked = event.retry_after_ms
+    after = timedelta(milliseconds=min(max(asked, _RETRY_MS[0]), _RETRY_MS[1])) if asked is not None else None
     return Failed(code, message, event.retry, after, detail)
 
 
@@ -168,37 +171,53 @@ class Callbacks:
                 raise problem("invalid_event", f"{event.type}: {refused}") from None
             return task
         if event.type == "heartbeat":
-            return await self._renew(task, task.deadline, task.slot_released)
+            return await self._renew(task)
         if event.type == "extend":
-            return await self._extend(task, event)
+            return await self._renew(task, by=self._extension(event))
         if event.type == "release_slot":
-            return await self._renew(task, task.deadline, True)
+            return await self._renew(task, released=True)
         if event.type in ("done", "fail"):
             await self._finish(task, event)
             return await tasks.load_one(self._database, task.guard().key)
         raise problem("invalid_event", f"unknown event type {event.type!r}")
 
-    async def _extend(self, task: LiveTask, event: CallbackEvent) -> LiveTask:
+    def _extension(self, event: CallbackEvent) -> timedelta:
         if event.ms is None or not 0 < event.ms <= self._settings.max_execution_timeout * 1000:
             raise problem("invalid_event", "extend: `ms` is a whole number of milliseconds greater than zero")
-        assert task.deadline is not None and task.started_at is not None
-        most = timedelta(seconds=self._settings.max_execution_timeout)
-        deadline = extended(task.deadline, task.started_at, timedelta(milliseconds=event.ms), most)
-        return await self._renew(task, deadline, task.slot_released)
+        return timedelta(milliseconds=event.ms)
 
-    async def _renew(self, task: LiveTask, deadline: datetime | None, released: bool) -> LiveTask:
-        assert deadline is not None and task.deadline is not None
-        lease_until = task.lease_until
+    async def _renew(self, task: LiveTask, *, by: timedelta | None = None, released: bool = False) -> LiveTask:
+        """Renew a lease, move a deadline, give up a slot. Judged anew on the newest row when another callback came in between."""
+        for _ in range(_RENEW_TRIES):
+            wanted = self._renewed(task, by, released or task.slot_released)
+            if wanted == task:
+                return task
+            if await tasks.renew(self._database, task, wanted):
+                self._announce(task, wanted)
+                return wanted
+            current = await tasks.load_one(self._database, task.guard().key)
+            if current is None or current.epoch != task.epoch or current.state != "running":
+                raise problem("stale_attempt", f"attempt {task.epoch} no longer owns the task")
+            task = current
+        raise problem("overloaded", "too many callbacks of one attempt at the same time; repeat this one")
+
+    def _renewed(self, task: LiveTask, by: timedelta | None, released: bool) -> LiveTask:
+        assert task.deadline is not None and task.started_at is not None, "a running task has both"
+        deadline, lease_until = task.deadline, task.lease_until
+        if by is not None:
+            deadline = extended(deadline, task.started_at, by, timedelta(seconds=self._settings.max_execution_timeout))
         if lease_until is not None:
             at_deadline = lease_until >= task.deadline
             lease_until = deadline if at_deadline else renewed(lease_until, task.lease or timedelta(0), deadline, self._clock.now())
-        if not await tasks.renew(self._database, task.guard(), lease_until, deadline, released):
-            raise problem("stale_attempt", f"attempt {task.epoch} no longer owns the task")
-        if deadline != task.deadline or released != task.slot_released:
-            self._deliveries.extend(task.guard().key, task.epoch, deadline, released)
-            moment = str(deadline.timestamp())
-            self._signals.send("lease", f"{task.tenant_id}:{task.run_id}:{task.node}:{task.epoch}:{moment}:{int(released)}")
         return replace(task, lease_until=lease_until, deadline=deadline, slot_released=released)
+
+    def _announce(self, before: LiveTask, after: LiveTask) -> None:
+        """Tell whoever holds the request, here or elsewhere, that its deadline or its slot has changed."""
+        if after.deadline is None or (after.deadline == before.deadline and after.slot_released == before.slot_released):
+            return
+        self._deliveries.extend(after.guard().key, after.epoch, after.deadline, after.slot_released)
+        moment = str(after.deadline.timestamp())
+        self._signals.send("lease", f"{after.tenant_id}:{after.run_id}:{after.node}:{after.epoch}:{moment}:{int(after.slot_released)}")
 
     async def _finish(self, task: LiveTask, event: CallbackEvent) -> None:
         workflow = await self._directory.workflow_version(task.tenant_id, task.workflow_id, task.workflow_version)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from dispatcher.engine.admission import Place, Queue
 from dispatcher.engine.health import Breaker
@@ -29,6 +30,7 @@ class Capacity:
     total: int = 0
     on_free: Callable[[], None] = lambda: None
     draining: bool = False
+    good_until: datetime | None = None
     _turn: dict[Queue, int] = field(default_factory=dict)
 
     def free_at(self, endpoint: Endpoint) -> int:
@@ -38,17 +40,22 @@ class Capacity:
         place = endpoint.place
         grant = self.grants.get(place, 0)
         limit = self.breakers[place].limit if place in self.breakers else None
+        if endpoint.probes:
+            limit = 1  # its circuit has been open and it has done no work since: one attempt at a time, until one succeeds
         allowed = grant if limit is None else min(grant, limit)
         return max(allowed - self.in_use.get(place, 0), 0)
 
-    @property
-    def room(self) -> int:
-        """Attempts this process may still open."""
-        return 0 if self.draining else max(self.most - self.total, 0)
+    def alive(self, now: datetime) -> bool:
+        """Whether this process may lease work at all: not once others may have taken it for dead."""
+        return not self.draining and self.good_until is not None and now < self.good_until
 
-    def express(self, queue: Queue) -> Endpoint | None:
+    def room(self, now: datetime) -> int:
+        """Attempts this process may still open."""
+        return max(self.most - self.total, 0) if self.alive(now) else 0
+
+    def express(self, queue: Queue, now: datetime) -> Endpoint | None:
         """Take a slot for a new task of `queue` at once, if nothing waits ahead of it; None sends it to the queue."""
-        if queue in self.backlog or self.total >= self.most or self.draining:
+        if queue in self.backlog or self.total >= self.most or not self.alive(now):
             return None
         picture = self.directory.pictures.get(queue[0])
         places = picture.routes.get(queue, ()) if picture is not None else ()

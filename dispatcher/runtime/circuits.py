@@ -46,6 +46,18 @@ class Circuits:
             return
         self._spawn(endpoint, self._set(endpoint, circuit, code))
 
+    def recovered(self, endpoint: Endpoint) -> None:
+        """The endpoint did some work since its circuit was closed: its next relapse is a first one again."""
+        if endpoint.place not in self._changing and self._is_current(endpoint):
+            self._spawn(endpoint, self._forget_probes(endpoint))
+
+    async def _forget_probes(self, endpoint: Endpoint) -> None:
+        async with self._database.transaction(lane="settle") as conn:
+            if await registry.recovered(conn, endpoint.tenant_id, endpoint.id):
+                await registry.bump(conn, endpoint.tenant_id)
+        await self._directory.refresh(self._clock.now())
+        self._signals.send("registry")
+
     def drifted(self, endpoint: Endpoint, version: str) -> None:
         """An answer named a version we do not know: ask for the manifest, not more often than every few seconds."""
         now, asked = self._clock.now(), self._asked.get(endpoint.place)

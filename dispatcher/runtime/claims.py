@@ -16,6 +16,10 @@ from dispatcher.store.database import Database
 from dispatcher.store.queue import Claimed
 
 
+_FIRST_BITE = 100
+_BITE_BYTES = 16_777_216  # how much input one claim should bring along, judged by the one before
+
+
 class Claims:
     """One dispatcher's way of taking work from the queues."""
 
@@ -36,6 +40,7 @@ class Claims:
         self._metrics = metrics
         self._dispatcher_id = dispatcher_id
         self._most = most
+        self._bite = min(_FIRST_BITE, most)
         self._sweep_at: datetime | None = None
 
     def sweep(self) -> None:
@@ -49,7 +54,7 @@ class Claims:
         queues = self._queues(places, sweeping)
         if sweeping:
             self._sweep_at = sweep_again
-        room = min(self._capacity.room, self._most)
+        room = min(self._capacity.room(now), self._bite)
         if not queues or room == 0:
             return False
         most = {q: min(sum(places.get(p, 0) for p in self._routes(q)), room) for q in queues}
@@ -74,7 +79,7 @@ class Claims:
     async def _claim(self, waiting: dict[Queue, int], room: int, now: datetime) -> bool:
         # Free slots are read again: express work may have taken some while the database was asked.
         places = self._capacity.free()
-        slots = allot(waiting, {q: self._routes(q) for q in waiting}, places, min(room, self._capacity.room))
+        slots = allot(waiting, {q: self._routes(q) for q in waiting}, places, min(room, self._capacity.room(now)))
         if not slots:
             return False
         for slot in slots:
@@ -89,8 +94,8 @@ class Claims:
                 self._capacity.give_back(slot.place)
             raise
         filled: dict[Place, int] = {}
-        for row in claimed:
-            place = (row.tenant_id, row.endpoint_id)
+        for assignment in assignments:
+            place = assignment.endpoint.place
             filled[place] = filled.get(place, 0) + 1
         for slot in slots:
             if filled.get(slot.place, 0) > 0:
@@ -99,6 +104,9 @@ class Claims:
                 self._capacity.give_back(slot.place)
         if len(claimed) < len(slots) and len(waiting) == 1:
             self._capacity.backlog.difference_update(waiting)
+        if claimed:
+            mean = sum(len(row.input) for row in claimed) // len(claimed)
+            self._bite = max(min(self._most, _BITE_BYTES // (mean + 1)), 1)
         self._metrics.claimed += len(claimed)
         self._deliveries.start(assignments)
         return bool(claimed)

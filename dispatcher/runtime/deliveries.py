@@ -19,13 +19,14 @@ import msgspec
 from dispatcher.clock import Clock
 from dispatcher.delivery import Courier, Push, Receipt
 from dispatcher.engine import health
-from dispatcher.engine.answers import Lost, Succeeded, TimedOut
+from dispatcher.engine.answers import Failed, Lost, Succeeded, TimedOut, Unreachable
 from dispatcher.engine.attempts import CancelEnforced, Event, Hold, Refused, TaskState, step
 from dispatcher.engine.definitions import format_duration
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.circuits import Circuits
 from dispatcher.runtime.deadlines import Deadlines
 from dispatcher.runtime.directory import Directory, Endpoint
+from dispatcher.runtime.group_commit import QueueFull
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.recorder import CallbackEvent, EventRefused, Recorder
 from dispatcher.runtime.settlement import Settled, Settlement
@@ -33,11 +34,12 @@ from dispatcher.runtime.tokens import TokenMaker
 from dispatcher.runtime.work import Assignment
 from dispatcher.settings import Settings
 from dispatcher.store import tasks
-from dispatcher.store.database import Database
+from dispatcher.store.database import Database, DatabaseUnavailable
 from dispatcher.store.outcomes import AttemptFacts, Guard, Outcome, TaskKey
 
 _log = logging.getLogger(__name__)
 
+_LOOK_AGAIN = timedelta(seconds=1)
 TOKEN_GRACE = timedelta(days=1)  # a token outlives its deadline: handlers that were granted more time still hold it
 
 
@@ -45,7 +47,9 @@ TOKEN_GRACE = timedelta(days=1)  # a token outlives its deadline: handlers that 
 class Carrier:
     """One call of the courier. When the last of its flights is given up by us, it is ended, which closes the connection."""
 
+    size: int
     pending: int
+    observed: bool = False
     task: asyncio.Task[None] | None = None
 
 
@@ -58,6 +62,7 @@ class Flight:
     carrier: Carrier
     bucket: int
     answered: bool = False
+    closed: bool = False
 
 
 @dataclass(slots=True)
@@ -92,7 +97,7 @@ class Deliveries:
             self._carry(batch)
 
     def _carry(self, assignments: list[Assignment]) -> None:
-        carrier = Carrier(len(assignments))
+        carrier = Carrier(len(assignments), len(assignments))
         flights = []
         for assignment in assignments:
             flight = Flight(assignment, self._push(assignment), carrier, 0)
@@ -150,11 +155,18 @@ class Deliveries:
                 self._answered(flight, Receipt(Lost("The request ended without an answer.")))
 
     async def _said(self, flight: Flight, line: bytes) -> None:
-        """A line of an NDJSON answer that is not its end. One that makes no sense costs the handler that line, nothing else."""
+        """A line of an NDJSON answer that is not its end. One that makes no sense costs the handler that line, nothing else.
+
+        While the database is away the stream waits, which the endpoint feels as back-pressure.
+        """
         try:
             event = msgspec.json.decode(line, type=CallbackEvent)
-            if event.type in ("log", "chunk", "progress"):
-                await self.recorder.record(flight.assignment.guard(), event)
+            while event.type in ("log", "chunk", "progress") and not flight.answered:
+                try:
+                    await self.recorder.record(flight.assignment.guard(), event)
+                    return
+                except (DatabaseUnavailable, QueueFull):
+                    await self.clock.sleep_until(self.clock.now() + _LOOK_AGAIN)
         except (msgspec.DecodeError, EventRefused) as refused:
             _log.info("a line of the answer for %s was dropped: %s", flight.assignment.run_id, refused)
 
@@ -162,14 +174,14 @@ class Deliveries:
         """What the courier brought back. Whatever was decided here before it came stands."""
         if flight.answered:
             return
-        assignment = flight.assignment
-        self._observe(assignment.endpoint, receipt)
+        self._observe(flight, receipt)
         self._end(flight, receipt.answer, AttemptFacts(receipt.http_status, receipt.latency_ms, receipt.response_excerpt))
 
     def _give_up(self, flight: Flight, event: Event) -> None:
         """End an attempt from our side. The connection is closed once nobody else is waiting on it."""
         if flight.answered:
             return
+        flight.push.progress.given_up = True
         self._end(flight, event, AttemptFacts())
         if flight.carrier.pending == 0 and flight.carrier.task is not None:
             flight.carrier.task.cancel()
@@ -193,22 +205,28 @@ class Deliveries:
             else:
                 self._revisit(flight, event, facts)
 
-        _ = self.settlement.submit(Settled(Outcome(guard, change, facts), flight.assignment.workflow, done))
+        outcome = Outcome(guard, change, facts)
+        _ = self.settlement.submit(Settled(outcome, flight.assignment.workflow, done, len(flight.assignment.input)))
 
     def _revisit(self, flight: Flight, event: Event, facts: AttemptFacts) -> None:
         _ = self._spawn(self._settle_again(flight, event, facts))
 
     async def _settle_again(self, flight: Flight, event: Event, facts: AttemptFacts) -> None:
+        """Once more, with the row as it is now: only if it is still this attempt's."""
         row = None
         try:
             row = await tasks.load_one(self.database, flight.assignment.key)
         finally:
             if row is None or row.epoch != flight.assignment.epoch or row.state != "running":
                 self._close(flight, detached=False)
-        if flight.assignment.key in self.open and row is not None:
-            self._settle(flight, row.rules(), row.guard(), event, facts, again=False)
+            else:
+                self._settle(flight, row.rules(), row.guard(), event, facts, again=False)
 
     def _close(self, flight: Flight, *, detached: bool) -> None:
+        """Give back what an attempt held, once."""
+        if flight.closed:
+            return
+        flight.closed = True
         assignment = flight.assignment
         if self.open.get(assignment.key) is flight:
             del self.open[assignment.key]
@@ -219,47 +237,87 @@ class Deliveries:
         else:
             self.capacity.give_back(assignment.endpoint.place)
 
-    def _observe(self, endpoint: Endpoint, receipt: Receipt) -> None:
-        place = endpoint.place
+    def _observe(self, flight: Flight, receipt: Receipt) -> None:
+        """Let the endpoint's health take note of an answer. What several tasks had in one request counts once."""
         if receipt.latency_ms is not None:
             self.metrics.attempt_seconds += receipt.latency_ms / 1000
-        breaker = self.capacity.breakers.get(place)
-        if breaker is None and isinstance(receipt.answer, Succeeded) and receipt.version_seen in (None, endpoint.target.version):
+        endpoint, answer = flight.assignment.endpoint, receipt.answer
+        breaker = self.capacity.breakers.get(endpoint.place)
+        as_known = receipt.version_seen in (None, endpoint.target.version)
+        if breaker is None and isinstance(answer, Succeeded) and as_known and not endpoint.probes:
             return  # the rule for this, by far the most common case, is to change nothing
-        verdict = health.observe(
-            breaker or health.Breaker(), receipt.answer, self.capacity.in_use.get(place, 0), self.settings.breaker_failures
-        )
-        if verdict.breaker.limit is not None and verdict.breaker.limit >= self.capacity.grants.get(place, 0):
-            verdict = health.Verdict(health.Breaker(verdict.breaker.unreachable), verdict.circuit, verdict.code)
-        if verdict.breaker != (breaker or health.Breaker()):
+        if flight.carrier.observed if receipt.shared else not isinstance(answer, Succeeded | Failed) and flight.carrier.size > 1:
+            return  # said once already, or by one task about itself alone
+        flight.carrier.observed |= receipt.shared
+        sighting = health.Sighting(answer, self.capacity.in_use.get(endpoint.place, 0), flight.assignment.started_at, self.clock.now())
+        self._judge(endpoint, breaker or health.Breaker(), sighting)
+        if not as_known and receipt.version_seen is not None:
+            self.circuits.drifted(endpoint, receipt.version_seen)
+
+    def _judge(self, endpoint: Endpoint, breaker: health.Breaker, sighting: health.Sighting) -> None:
+        verdict = health.observe(breaker, sighting, self.settings.breaker_failures)
+        place, limit = endpoint.place, verdict.breaker.limit
+        if endpoint.probes and verdict.works:
+            self.circuits.recovered(endpoint)
+            self.capacity.breakers.pop(place, None)
+        elif verdict.breaker == health.Breaker() or (limit is not None and limit >= self.capacity.grants.get(place, 0)):
+            self.capacity.breakers.pop(place, None)
+        else:
             self.capacity.breakers[place] = verdict.breaker
         if verdict.circuit is not None:
             self.circuits.change(endpoint, verdict.circuit, verdict.code)
-        elif receipt.version_seen is not None and receipt.version_seen != endpoint.target.version:
-            self.circuits.drifted(endpoint, receipt.version_seen)
 
     # --- what time and others ask of open attempts
 
-    def time_out(self, now: datetime) -> datetime | None:
-        """End attempts whose deadline has come; answers when to look again."""
-        for flight in self._deadlines.due(now):
-            deadline = flight.assignment.deadline
-            if deadline > now:
-                flight.bucket = self._deadlines.add(flight, deadline)
-            else:
-                allowed = deadline - flight.assignment.started_at
-                self._give_up(flight, TimedOut(f"Task exceeded timeout of {format_duration(allowed)}"))
+    async def time_out(self, now: datetime) -> datetime | None:
+        """End attempts whose deadline has come; answers when to look again.
+
+        The deadline is the row's: another dispatcher may have taken the callback that moved it, and a hint may be lost.
+        """
+        due = self._deadlines.due(now)
+        try:
+            rows = {row.guard().key: row for row in await tasks.load(self.database, [flight.assignment.key for flight in due])}
+        except BaseException:
+            for flight in due:
+                flight.bucket = self._deadlines.add(flight, now + _LOOK_AGAIN)
+            raise
+        for flight in due:
+            row = rows.get(flight.assignment.key)
+            if row is not None and row.epoch == flight.assignment.epoch and row.deadline is not None:
+                self._moved(flight, row.deadline, row.slot_released)
+            self._time_out(flight, now)
         return self._deadlines.next()
+
+    def _time_out(self, flight: Flight, now: datetime) -> None:
+        deadline = flight.assignment.deadline
+        if flight.answered:
+            return
+        if deadline > now:
+            flight.bucket = self._deadlines.add(flight, deadline)
+        else:
+            self._give_up(flight, self._too_late(flight, deadline))
+
+    def _too_late(self, flight: Flight, deadline: datetime) -> TimedOut | Unreachable:
+        """The handler took too long, or was never reached: then nothing ran, and it is the endpoint that did not do its part."""
+        if flight.push.progress.sent:
+            return TimedOut(f"Task exceeded timeout of {format_duration(deadline - flight.assignment.started_at)}")
+        unreachable = Unreachable("connect_timeout", "No connection to the endpoint could be made in time.")
+        self._observe(flight, Receipt(unreachable, shared=True))
+        return unreachable
 
     def extend(self, key: TaskKey, epoch: int, deadline: datetime, released: bool) -> None:
         """An attempt was given more time, or has given up its slot."""
         flight = self.open.get(key)
         if flight is None or flight.assignment.epoch != epoch:
             return
-        flight.assignment.deadline = max(deadline, flight.assignment.deadline)
-        if released and not flight.assignment.slot_released:
-            flight.assignment.slot_released = True
-            self.capacity.give_back(flight.assignment.endpoint.place)
+        self._moved(flight, deadline, released)
+
+    def _moved(self, flight: Flight, deadline: datetime, released: bool) -> None:
+        assignment = flight.assignment
+        assignment.deadline = max(deadline, assignment.deadline)
+        if released and not assignment.slot_released and not flight.closed:
+            assignment.slot_released = True
+            self.capacity.give_back(assignment.endpoint.place)
 
     def cancelling(self, found: Iterable[tasks.Cancelling]) -> None:
         """Tell handlers that can hear it that their attempt shall end, and end those whose grace is over."""

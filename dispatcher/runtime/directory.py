@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -16,14 +17,17 @@ import msgspec
 from dispatcher.delivery import BatchLimits, Target
 from dispatcher.engine.admission import Place, Queue
 from dispatcher.engine.attempts import Policy
-from dispatcher.engine.definitions import Definition, Limits, parse_definition
+from dispatcher.engine.definitions import STORED, Definition, DefinitionError, Limits, parse_definition
 from dispatcher.engine.triggers import EventIndex
 from dispatcher.runtime.keyring import Keyring, Signers
 from dispatcher.runtime.manifests import StoredManifest
+from dispatcher.sealing import SealError
 from dispatcher.settings import Settings
 from dispatcher.store import registry
 from dispatcher.store.database import Database
 from dispatcher.store.registry import EndpointRow, Registered, Tenant
+
+_log = logging.getLogger(__name__)
 
 _CATCH_UP_EVERY = timedelta(milliseconds=50)
 
@@ -106,11 +110,20 @@ class Directory:
                 self.slugs[tenant.slug] = tenant.id
                 picture = self.pictures.get(tenant.id)
                 if picture is None or picture.tenant.registry_version != tenant.registry_version or picture.outlived(now):
-                    loaded = await registry.load(self.database, tenant.id)
-                    if loaded is not None:
-                        self.pictures[tenant.id] = await self._picture(loaded, now)
-                        changed = True
+                    changed |= await self._reload(tenant, now)
             return changed
+
+    async def _reload(self, tenant: Tenant, now: datetime) -> bool:
+        """Read one tenant again. One whose rows make no sense keeps its old picture, and does not stand in the others' way."""
+        loaded = await registry.load(self.database, tenant.id)
+        if loaded is None:
+            return False
+        try:
+            self.pictures[tenant.id] = await self._picture(loaded, now)
+        except (DefinitionError, SealError, msgspec.MsgspecError, ValueError):
+            _log.exception("what tenant %s has registered cannot be read", tenant.slug)
+            return False
+        return True
 
     async def catch_up(self, now: datetime) -> None:
         """Read what is newer, at most every few milliseconds: for callers who name something not known here."""
@@ -141,7 +154,7 @@ class Directory:
     def _workflow(self, tenant_id: int, workflow_id: int, number: int, definition: str) -> Workflow:
         key = (tenant_id, workflow_id, number)
         if key not in self._versions:
-            parsed = parse_definition(json.loads(definition), self.limits, static=False)
+            parsed = parse_definition(json.loads(definition), STORED, static=False)
             self._versions[key] = Workflow(tenant_id, workflow_id, number, parsed, self._policy(parsed), *_millis(parsed))
         return self._versions[key]
 

@@ -28,6 +28,7 @@ from dispatcher.store.intake import NewEvent, NewKey, NewRun
 from dispatcher.store.webhook_deliveries import NewDelivery
 
 _STALE_TRIES = 10
+_WEIGHT_BYTES = 16_384
 Request = TypeVar("Request")
 
 
@@ -319,10 +320,10 @@ class Intake:
             await asyncio.shield(self._commits.submit(submissions))
         except QueueFull:
             raise problem("overloaded", "too many runs are waiting to be written; try again in a second") from None
-        except DatabaseUnavailable:
-            raise problem("database_unavailable", "the database cannot be reached; nothing was accepted") from None
         except Exception as error:
-            if is_transient(error):
+            if isinstance(error, DatabaseUnavailable) and not error.sent:
+                raise problem("database_unavailable", "the database cannot be reached; nothing was accepted") from None
+            if isinstance(error, DatabaseUnavailable) or is_transient(error):
                 raise problem("database_unavailable", "the database did not confirm the write; it may or may not have landed") from error
             raise
 
@@ -423,7 +424,7 @@ class Intake:
                 run.endpoint_id = run.endpoint_version = None
                 if run.run_at is not None and run.run_at > now:
                     continue
-                endpoint = self._capacity.express((run.tenant_id, run.workflow_id))
+                endpoint = self._capacity.express((run.tenant_id, run.workflow_id), now)
                 if endpoint is not None:
                     run.endpoint_id, run.endpoint_version = endpoint.id, endpoint.target.version
                     taken[run.id] = endpoint
@@ -431,7 +432,10 @@ class Intake:
 
 
 def _weight(parcel: list[Submission]) -> int:
-    return sum(len(s.runs) + 1 for s in parcel)
+    """One for every row, and one more for every few kilobytes that are written with them."""
+    rows = sum(len(s.runs) + 1 for s in parcel)
+    data = sum(len(run.input) for s in parcel for run in s.runs) + sum(len(s.event.data) for s in parcel if s.event is not None)
+    return rows + data // _WEIGHT_BYTES
 
 
 def _assignment(run: NewRun, event: NewEvent | None, workflow: Workflow, endpoint: Endpoint, now: datetime) -> Assignment:

@@ -62,16 +62,20 @@ class Membership:
         """Become a dispatcher with a new id."""
         now = self._clock.now()
         self.id = await dispatchers.register(self._database, self._name, now, now + self._lease)
-        self._live_until = now + self._lease
+        self._live(now + self._lease)
         await self.rebalance(now)
+
+    def _live(self, until: datetime) -> None:
+        self._live_until = self._capacity.good_until = until
 
     async def heartbeat(self, now: datetime) -> None:
         """Renew this dispatcher's life; join anew if it was too late."""
         until = now + self._lease
         if now < self._live_until and await dispatchers.heartbeat(self._database, self.id, until):
-            self._live_until = until
+            self._live(until)
             return
         _log.error("dispatcher %d was taken for dead: abandoning %d attempts", self.id, len(self._deliveries.open))
+        self._capacity.good_until = None
         self._deliveries.abandon()
         self._capacity.grants.clear()
         await self.join()
@@ -80,11 +84,6 @@ class Membership:
         """Go, so that the others need not wait to find out. What is still open here is theirs to put back."""
         await dispatchers.heartbeat(self._database, self.id, self._clock.now())
         await dispatchers.forget(self._database, self.id)
-
-    def check_alive(self, now: datetime) -> None:
-        """Stop claiming as soon as our life may be over, whether or not the database can be asked."""
-        if now >= self._live_until and self._capacity.grants:
-            self._capacity.grants.clear()
 
     async def rebalance(self, now: datetime) -> None:
         """Work out and write this dispatcher's share of every endpoint's slots."""

@@ -24,6 +24,7 @@ from dispatcher.store.registry import EndpointPut, EndpointRow
 from handlers_sdk.signing import HmacSigner, Signer, new_secret
 
 _MOST_SLOTS = 1_000_000
+_REGISTRATION_TRIES = 5
 _AUTH_NAMES_REFUSED = ("host", "content-", "webhook-", "task-", "transfer-encoding", "connection", "te", "trailer", "upgrade", "cookie")
 
 
@@ -36,6 +37,22 @@ class Offer:
     definitions: tuple[Definition, ...]
     static: bool
     slots: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What somebody wants an endpoint to be; `auth` is the header it is sent as."""
+
+    url: str
+    version: str | None
+    slots: int | None
+    labels: dict[str, Any] | None
+    auth: dict[str, str] | None
+    handlers: list[Any] | None
+
+
+class _NameTaken(Exception):  # noqa: N818 - reads as what happened
+    """The name was registered under another id since it was looked up."""
 
 
 class Registration:
@@ -77,32 +94,39 @@ class Registration:
     ) -> dict[str, Any]:
         """Register or update an endpoint. Raises Problem for a bad URL or manifest, and discovery_* when the GET gives none."""
         self._check_url(url)
-        auth = _checked_auth(auth)
-        now = self._clock.now()
+        wanted = Wanted(url, version, slots, labels, _checked_auth(auth), handlers)
+        for _ in range(_REGISTRATION_TRIES):
+            try:
+                return await self._put(tenant_id, name, wanted)
+            except _NameTaken:
+                continue
+        raise problem("conflict", f"{name!r} is being registered and deleted by others at the same time")
+
+    async def _put(self, tenant_id: int, name: str, wanted: Wanted) -> dict[str, Any]:
         known = await registry.endpoint(self._database, tenant_id, name)
-        endpoint_id = known.id if known is not None else self._ids.make("ep", now)
+        endpoint_id = known.id if known is not None else self._ids.make("ep", self._clock.now())
         secret = new_secret() if known is None else None
-        headers = ((auth["name"], auth["value"]),) if auth else ()
-        if handlers is None:
+        if wanted.handlers is None:
             signers = await self._signers(tenant_id, endpoint_id, secret)
-            offer = await self._discovered(url, signers, headers, endpoint_id, version)
+            headers = ((wanted.auth["name"], wanted.auth["value"]),) if wanted.auth else ()
+            offer = await self._discovered(wanted.url, signers, headers, endpoint_id, wanted.version)
         else:
-            offer = self._static(handlers, version)
-        before = _names(known)
+            offer = self._static(wanted.handlers, wanted.version)
+        labels = wanted.labels if wanted.labels is not None else json.loads(known.labels) if known is not None else {}
         put = EndpointPut(
             tenant_id,
             endpoint_id,
             name,
             offer.version,
-            url,
+            wanted.url,
             json.dumps(offer.manifest),
-            slots or (known.slots if known is not None else offer.slots or self._settings.default_slots),
-            json.dumps(labels if labels is not None else json.loads(known.labels) if known is not None else {}),
-            self._keyring.seal_auth(tenant_id, endpoint_id, auth),
+            wanted.slots or (known.slots if known is not None else offer.slots or self._settings.default_slots),
+            json.dumps(labels),
+            self._keyring.seal_auth(tenant_id, endpoint_id, wanted.auth),
             offer.static,
         )
         await self._write(put, offer, secret)
-        return self._document(put, offer, known, before, secret)
+        return self._document(put, offer, known, _names(known), secret)
 
     def _check_url(self, url: str) -> None:
         try:
@@ -149,7 +173,10 @@ class Registration:
         now = self._clock.now()
         async with self._database.transaction() as conn:
             await registry.bump(conn, put.tenant_id)
-            if not await registry.put_endpoint(conn, put, now):
+            landed = await registry.put_endpoint(conn, put, now)
+            if landed is None:
+                raise _NameTaken
+            if not landed:
                 raise problem("version_exists", f"version {put.version!r} of {put.name!r} exists with other handlers")
             if secret is not None:
                 sealed = self._keyring.sealer.seal(secret.encode(), secret_context(put.tenant_id, put.id))

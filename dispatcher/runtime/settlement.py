@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 
 from dispatcher.clock import Clock
 from dispatcher.engine.attempts import AttemptStatus, Error, Finish, Requeue
@@ -27,16 +28,22 @@ _log = logging.getLogger(__name__)
 
 _PAUSE_FIRST = timedelta(milliseconds=50)
 _PAUSE_LAST = timedelta(seconds=2)
+_TRIES_WHOLE = 2
+_WEIGHT_BYTES = 16_384
 _BOUND = 1_000_000  # attempts in flight are bounded elsewhere; an outcome is never turned away
 
 
 @dataclass(slots=True)
 class Settled:
-    """An outcome on its way. `done` is called with whether it landed, in the turn of the loop its commit is known."""
+    """An outcome on its way. `done` is called with whether it landed, in the turn of the loop its commit is known.
+
+    `input_bytes` is how large the input is that moves to history with it, where that is known.
+    """
 
     outcome: Outcome
     workflow: Workflow
     done: Callable[[bool], None] | None = None
+    input_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,7 @@ class Settlement:
         self._waiters = waiters
         self._signals = signals
         self._metrics = metrics
-        self._commits: GroupCommit[Settled, bool] = GroupCommit(self._write, most=most, bound=_BOUND)
+        self._commits: GroupCommit[Settled, bool] = GroupCommit(self._write, most=most, bound=_BOUND, weigh=_weight)
         self.on_requeued: Callable[[Workflow, Requeue], None] = lambda _workflow, _change: None
         self.on_finished: list[Callable[[RunFinished], None]] = []
 
@@ -72,12 +79,17 @@ class Settlement:
         await self._commits.drain()
 
     async def _write(self, items: Sequence[Settled]) -> list[bool]:
-        pause = _PAUSE_FIRST
-        while True:
+        """Write until it is written. A set that fails twice is halved: it may be too much for the time a statement has."""
+        pause, landed = _PAUSE_FIRST, [False] * len(items)
+        for tries in count(1):
             try:
-                return self._announce(items, await self._apply(items))
+                await self._apply(items, landed)
+                break
             except Exception as error:
                 if isinstance(error, DatabaseUnavailable) or is_transient(error):
+                    if tries >= _TRIES_WHOLE and len(items) > 1:
+                        half = len(items) // 2
+                        return await self._write(items[:half]) + await self._write(items[half:])
                     await self._clock.sleep_until(self._clock.now() + pause)
                     pause = min(pause * 2, _PAUSE_LAST)
                 elif len(items) == 1:
@@ -85,22 +97,25 @@ class Settlement:
                     items[0].outcome = _storable(items[0].outcome)
                 else:
                     raise
+        return self._announce(items, landed)
 
-    async def _apply(self, items: Sequence[Settled]) -> list[bool]:
-        """In waves, because one statement can change a task once: the later of two outcomes sees what the first has done."""
+    async def _apply(self, items: Sequence[Settled], landed: list[bool]) -> None:
+        """In waves, because one statement can change a task once: the later of two outcomes sees what the first has done.
+
+        What has landed is noted as it lands, so that writing the rest again does not make it look stale.
+        """
         waves: list[dict[TaskKey, int]] = []
         for i, item in enumerate(items):
+            if landed[i]:
+                continue
             key = item.outcome.guard.key
             wave = next((w for w in waves if key not in w), None)
             if wave is None:
                 waves.append(wave := {})
             wave[key] = i
-        landed = [False] * len(items)
         for wave in waves:
-            applied = await outcomes.apply(self._database, [items[i].outcome for i in wave.values()], self._clock.now())
-            for key in applied:
+            async for key in outcomes.apply(self._database, [items[i].outcome for i in wave.values()], self._clock.now()):
                 landed[wave[key]] = True
-        return landed
 
     def _announce(self, items: Sequence[Settled], landed: list[bool]) -> list[bool]:
         over: list[tuple[int, str]] = []
@@ -131,6 +146,13 @@ class Settlement:
             finished = RunFinished(guard.tenant_id, guard.run_id, name, change.status, guard.epoch)
             for listener in self.on_finished:
                 listener(finished)
+
+
+def _weight(settled: Settled) -> int:
+    """One for the row, and one more for every few kilobytes that are written with it."""
+    change = settled.outcome.change
+    output = len(change.output) if isinstance(change, Finish) and change.output is not None else 0
+    return 1 + (output + settled.input_bytes) // _WEIGHT_BYTES
 
 
 def _storable(outcome: Outcome) -> Outcome:

@@ -22,6 +22,13 @@ class SlotRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """An id that tasks are leased to."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Dispatcher:
     """A dispatcher process."""
 
@@ -38,6 +45,21 @@ LIVE = Statement("select id, name, started_at, live_until from dispatchers where
 DEAD = Statement(
     "select id, name, started_at, live_until from dispatchers where (live_until <= $1 or live_until > $2) and id <> $3 order by id",
     Dispatcher,
+)
+# Work can be leased to a dispatcher that is no longer listed: its statement was on the way when it was buried. Its id is found by
+# stepping from one owner to the next through the index, a few probes however many tasks there are.
+UNLISTED = Statement(
+    """
+    with recursive owners as (
+        (select dispatcher_id from tasks where dispatcher_id is not null order by dispatcher_id limit 1)
+        union all
+        select (select t.dispatcher_id from tasks t where t.dispatcher_id > o.dispatcher_id order by t.dispatcher_id limit 1)
+        from owners o where o.dispatcher_id is not null
+    )
+    select o.dispatcher_id as id from owners o
+    where o.dispatcher_id is not null and not exists (select from dispatchers d where d.id = o.dispatcher_id)
+    """,
+    Owner,
 )
 FORGET = """
     delete from dispatchers d where d.id = $1 and not exists (select from tasks t where t.dispatcher_id = d.id)
@@ -91,8 +113,10 @@ async def live(db: Database, now: datetime) -> list[Dispatcher]:
 
 
 async def dead(db: Database, now: datetime, too_far: datetime, me: int) -> list[int]:
-    """Dispatchers other than `me` that have not."""
-    return [d.id for d in DEAD.read(await db.fetch(DEAD.sql, now, too_far, me))]
+    """Dispatchers other than `me` that have not, also those already forgotten whose work turned up afterwards."""
+    silent = [d.id for d in DEAD.read(await db.fetch(DEAD.sql, now, too_far, me))]
+    unlisted = [owner.id for owner in UNLISTED.read(await db.fetch(UNLISTED.sql)) if owner.id != me]
+    return silent + unlisted
 
 
 async def forget(db: Database, dispatcher_id: int) -> None:

@@ -87,7 +87,8 @@ class Claim:
     first_id: str
 
 
-WRITE_RUNS = Statement(
+# Events and runs stand in one statement, so that both are judged by one picture of the registry and no event is without its runs.
+WRITE = Statement(
     """
     with given as (
         select g.* from unnest(
@@ -95,6 +96,12 @@ WRITE_RUNS = Statement(
             $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::int[], $16::int[], $17::text[], $18::text[]
         ) as g (tenant_id, registry_version, id, workflow_id, workflow_version, input, metadata, priority, trigger,
                 event_id, parent_run_id, stream_id, idempotency_key, run_at, schedule_ms, execution_ms, endpoint_id, endpoint_version)
+        join tenants on tenants.id = g.tenant_id and tenants.registry_version = g.registry_version
+    ), given_events as (
+        select g.* from unnest(
+            $21::int[], $22::bigint[], $23::text[], $24::text[], $25::bytea[], $26::text[], $27::text[], $28::smallint[], $29::text[],
+            $30::text[], $31::int[]
+        ) as g (tenant_id, registry_version, id, type, data, metadata, scope, priority, stream_id, idempotency_key, runs)
         join tenants on tenants.id = g.tenant_id and tenants.registry_version = g.registry_version
     ), new_runs as (
         insert into runs (tenant_id, id, workflow_id, workflow_version, input, metadata, priority, trigger, event_id,
@@ -113,25 +120,11 @@ WRITE_RUNS = Statement(
                case when endpoint_id is not null then $20 end,
                case when endpoint_id is not null then $20 + execution_ms * interval '1 millisecond' end
         from given
-    )
-    select id from given
-    """,
-    Stored,
-)
-
-WRITE_EVENTS = Statement(
-    """
-    with given as (
-        select g.* from unnest(
-            $1::int[], $2::bigint[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::text[], $8::smallint[], $9::text[],
-            $10::text[], $11::int[]
-        ) as g (tenant_id, registry_version, id, type, data, metadata, scope, priority, stream_id, idempotency_key, runs)
-        join tenants on tenants.id = g.tenant_id and tenants.registry_version = g.registry_version
     ), new_events as (
         insert into events (tenant_id, id, type, data, metadata, scope, priority, stream_id, idempotency_key, runs, created_at)
-        select tenant_id, id, type, data, metadata::jsonb, scope, priority, stream_id, idempotency_key, runs, $12 from given
+        select tenant_id, id, type, data, metadata::jsonb, scope, priority, stream_id, idempotency_key, runs, $20 from given_events
     )
-    select id from given
+    select id from given union all select id from given_events
     """,
     Stored,
 )
@@ -169,12 +162,14 @@ PRUNE_KEYS = """
 """
 
 
-async def write_runs(db: Database | Connection, runs: Sequence[NewRun], dispatcher_id: int, now: datetime) -> set[str]:
-    """Insert runs with their tasks; answers the ids written. An id left out was stale."""
-    if not runs:
+async def write(
+    db: Database | Connection, events: Sequence[NewEvent], runs: Sequence[NewRun], dispatcher_id: int, now: datetime
+) -> set[str]:
+    """Insert events, and runs with their tasks; answers the ids written. An id left out was stale."""
+    if not events and not runs:
         return set()
     records = await db.fetch(
-        WRITE_RUNS.sql,
+        WRITE.sql,
         [r.tenant_id for r in runs],
         [r.registry_version for r in runs],
         [r.id for r in runs],
@@ -195,16 +190,6 @@ async def write_runs(db: Database | Connection, runs: Sequence[NewRun], dispatch
         [r.endpoint_version for r in runs],
         dispatcher_id,
         now,
-    )
-    return {record[0] for record in records}
-
-
-async def write_events(db: Database | Connection, events: Sequence[NewEvent], now: datetime) -> set[str]:
-    """Insert events; answers the ids written. An id left out was stale."""
-    if not events:
-        return set()
-    records = await db.fetch(
-        WRITE_EVENTS.sql,
         [e.tenant_id for e in events],
         [e.registry_version for e in events],
         [e.id for e in events],
@@ -216,7 +201,6 @@ async def write_events(db: Database | Connection, events: Sequence[NewEvent], no
         [e.stream_id for e in events],
         [e.idempotency_key for e in events],
         [e.runs for e in events],
-        now,
     )
     return {record[0] for record in records}
 

@@ -164,6 +164,7 @@ PUT_ENDPOINT = """
     set version = excluded.version, slots = excluded.slots, labels = excluded.labels, auth_sealed = excluded.auth_sealed,
         static = excluded.static, updated_at = excluded.updated_at,
         circuit = 'closed', circuit_code = null, circuit_since = null, probe_at = null, probes = 0
+    returning id
 """
 PUT_VERSION = """
     insert into endpoint_versions as v (tenant_id, endpoint_id, version, url, manifest, registered_at)
@@ -211,10 +212,11 @@ PATCH_ENDPOINT = """
     where tenant_id = $1 and id = $2
 """
 DELETE_ENDPOINT = "delete from endpoints where tenant_id = $1 and id = $2"
-# A plain endpoint that is reached may still be broken: it keeps its count of probes, so that each relapse waits longer.
+# An endpoint that answers a probe may still be broken: it keeps its count of probes until it has done some work, so that each relapse
+# waits longer.
 SET_CIRCUIT = """
     update endpoints set circuit = $3, circuit_code = $4, circuit_since = case when $3 <> 'closed' then $5::timestamptz end,
-        probe_at = $6, probes = case when $3 = 'open' or static then probes else 0 end
+        probe_at = $6
     where tenant_id = $1 and id = $2 and circuit <> $3 and circuit <> 'retired'
     returning id
 """
@@ -229,6 +231,7 @@ DUE_PROBES = Statement(
     """,
     Probe,
 )
+RECOVERED = "update endpoints set probes = 0 where tenant_id = $1 and id = $2 and circuit = 'closed' and probes > 0 returning id"
 SCHEDULE_PROBE = "update endpoints set probe_at = $3 where tenant_id = $1 and id = $2 and circuit = 'open'"
 RETIRE_VERSION = "update endpoint_versions set retired_at = $4 where tenant_id = $1 and endpoint_id = $2 and version = $3"
 
@@ -319,9 +322,14 @@ class EndpointPut:
     static: bool
 
 
-async def put_endpoint(conn: Connection, put: EndpointPut, now: datetime) -> bool:
-    """Write an endpoint and its version; False when that version exists with other handlers. Closes its circuit."""
-    await conn.execute(PUT_ENDPOINT, put.tenant_id, put.id, put.name, put.version, put.slots, put.labels, put.auth_sealed, put.static, now)
+async def put_endpoint(conn: Connection, put: EndpointPut, now: datetime) -> bool | None:
+    """Write an endpoint and its version, and close its circuit.
+
+    False when that version exists with other handlers; None when the name has meanwhile been registered under another id.
+    """
+    row = (put.tenant_id, put.id, put.name, put.version, put.slots, put.labels, put.auth_sealed, put.static, now)
+    if await conn.fetchval(PUT_ENDPOINT, *row) != put.id:
+        return None
     landed = await conn.fetchval(PUT_VERSION, put.tenant_id, put.id, put.version, put.url, put.manifest, now)
     if landed is not None:
         await conn.execute(UPDATE_MANIFEST, put.tenant_id, put.id, put.version, put.manifest)
@@ -381,6 +389,11 @@ async def set_circuit(
 ) -> bool:
     """Change an endpoint's circuit; False when it already was so, or is retired (only a registration undoes that)."""
     return bool(await conn.fetch(SET_CIRCUIT, tenant_id, endpoint_id, circuit, code, now, probe_at))
+
+
+async def recovered(conn: Connection, tenant_id: int, endpoint_id: str) -> bool:
+    """Forget the probes of an endpoint that works again; False when there was nothing to forget."""
+    return bool(await conn.fetch(RECOVERED, tenant_id, endpoint_id))
 
 
 async def due_probes(db: Database, now: datetime, again_at: datetime) -> list[Probe]:

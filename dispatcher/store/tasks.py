@@ -146,8 +146,9 @@ CANCELLING = Statement(
 
 RENEW = Statement(
     """
-    update tasks set lease_until = $5, deadline = $6, slot_released = $7
+    update tasks set lease_until = $8, deadline = $9, slot_released = $10
     where tenant_id = $1 and run_id = $2 and node = $3 and epoch = $4 and state = 'running'
+      and lease_until is not distinct from $5 and deadline = $6 and slot_released = $7
     returning tenant_id, run_id, node
     """,
     Applied,
@@ -221,10 +222,12 @@ async def cancelling(db: Database, dispatcher_id: int) -> list[Cancelling]:
     return CANCELLING.read(await db.fetch(CANCELLING.sql, dispatcher_id))
 
 
-async def renew(db: Database, guard: Guard, lease_until: datetime | None, deadline: datetime, released: bool) -> bool:
-    """Move a running attempt's lease and deadline; False when the attempt has moved on."""
-    key = (guard.tenant_id, guard.run_id, guard.node, guard.epoch)
-    return bool(await db.fetch(RENEW.sql, *key, lease_until, deadline, released))
+async def renew(db: Database, seen: LiveTask, wanted: LiveTask) -> bool:
+    """Change a running attempt's lease, deadline and slot to what is wanted; False when they are not as they were seen."""
+    key = (seen.tenant_id, seen.run_id, seen.node, seen.epoch)
+    before = (seen.lease_until, seen.deadline, seen.slot_released)
+    after = (wanted.lease_until, wanted.deadline, wanted.slot_released)
+    return bool(await db.fetch(RENEW.sql, *key, *before, *after))
 
 
 async def set_progress(db: Database, guard: Guard, progress: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -24,27 +24,27 @@ from dispatcher.engine.answers import (
     TimedOut,
     Unreachable,
 )
-from dispatcher.engine.health import Breaker, Verdict, next_probe, observe
+from dispatcher.engine.health import Breaker, Sighting, Verdict, next_probe, observe
 from tests.laws.attempts_table import NOW
 
 BRUISED = Breaker(unreachable=3, limit=8, successes=4)
 
 LAW: list[tuple[Breaker, Answer, Verdict]] = [
-    (Breaker(), Succeeded(b"1"), Verdict(Breaker())),
-    (Breaker(unreachable=4), Succeeded(b"1"), Verdict(Breaker())),
-    (BRUISED, Succeeded(b"1"), Verdict(Breaker(0, 8, 5))),
-    (BRUISED, Failed("c", "m"), Verdict(Breaker(0, 8, 5))),  # the handler ran: the endpoint is well
-    (BRUISED, TimedOut("m"), Verdict(Breaker(0, 8, 5))),
-    (BRUISED, PlatformKilled("m"), Verdict(Breaker(0, 8, 5))),
-    (BRUISED, Accepted(None), Verdict(Breaker(0, 8, 5))),
-    (BRUISED, Busy(None, "m"), Verdict(Breaker(0, 8, 5))),
+    (Breaker(), Succeeded(b"1"), Verdict(Breaker(), works=True)),
+    (Breaker(unreachable=4), Succeeded(b"1"), Verdict(Breaker(), works=True)),
+    (BRUISED, Succeeded(b"1"), Verdict(Breaker(0, 8, 5), works=True)),
+    (BRUISED, Failed("c", "m"), Verdict(Breaker(0, 8, 5), works=True)),  # the handler ran: the endpoint is well
+    (BRUISED, TimedOut("m"), Verdict(Breaker(0, 8, 5), works=True)),
+    (BRUISED, PlatformKilled("m"), Verdict(Breaker(0, 8, 5), works=True)),
+    (BRUISED, Accepted(None), Verdict(Breaker(0, 8, 5), works=True)),
+    (BRUISED, Busy(None, "m"), Verdict(Breaker(0, 8, 5), works=True)),
     (BRUISED, Lost("m"), Verdict(Breaker(0, 8, 5))),
-    (Breaker(0, 8, 7), Succeeded(b"1"), Verdict(Breaker(0, 9, 0))),  # a full window without pushback: one more
-    (Breaker(0, 1, 0), Succeeded(b"1"), Verdict(Breaker(0, 2, 0))),
+    (Breaker(0, 8, 7), Succeeded(b"1"), Verdict(Breaker(0, 9, 0), works=True)),  # a full window without pushback: one more
+    (Breaker(0, 1, 0), Succeeded(b"1"), Verdict(Breaker(0, 2, 0), works=True)),
     (BRUISED, LocalFault("c", "m"), Verdict(BRUISED)),  # our own fault says nothing about it
-    (BRUISED, Pushback(None, "m"), Verdict(Breaker(0, 4, 0))),
-    (Breaker(), Pushback(None, "m"), Verdict(Breaker(0, 10, 0))),
-    (Breaker(0, 1, 0), Pushback(None, "m"), Verdict(Breaker(0, 1, 0))),
+    (BRUISED, Pushback(None, "m"), Verdict(Breaker(0, 4, 0, NOW))),
+    (Breaker(), Pushback(None, "m"), Verdict(Breaker(0, 10, 0, NOW))),
+    (Breaker(0, 1, 0), Pushback(None, "m"), Verdict(Breaker(0, 1, 0, NOW))),
     (Breaker(), Unreachable("refused", "m"), Verdict(Breaker(1), None, "refused")),
     (Breaker(unreachable=3), Unreachable("refused", "m"), Verdict(Breaker(4), None, "refused")),
     (Breaker(unreachable=4), Unreachable("refused", "m"), Verdict(Breaker(5), "open", "refused")),
@@ -55,9 +55,21 @@ LAW: list[tuple[Breaker, Answer, Verdict]] = [
 ]
 
 
+def seen(answer: Answer, in_flight: int = 20, started_at: datetime = NOW - timedelta(seconds=1)) -> Sighting:
+    """An answer that has just come."""
+    return Sighting(answer, in_flight, started_at, NOW)
+
+
 @pytest.mark.parametrize(("before", "answer", "verdict"), LAW)
 def test_observe(before: Breaker, answer: Answer, verdict: Verdict) -> None:
-    assert observe(before, answer, in_flight=20, failures_to_open=5) == verdict
+    assert observe(before, seen(answer), failures_to_open=5) == verdict
+
+
+def test_what_was_under_way_when_the_limit_was_halved_does_not_halve_it_again() -> None:
+    halved = Breaker(0, 8, 0, NOW - timedelta(seconds=2))
+    pushback = Pushback(None, "m")
+    assert observe(halved, seen(pushback, started_at=NOW - timedelta(seconds=3)), 5).breaker == halved
+    assert observe(halved, seen(pushback, started_at=NOW - timedelta(seconds=1)), 5).breaker.limit == 4
 
 
 def test_the_law_has_every_answer() -> None:
@@ -70,14 +82,14 @@ answers = st.sampled_from([answer for _, answer, _ in LAW])
 
 @given(breakers, answers, st.integers(0, 5_000), st.integers(1, 10))
 def test_an_endpoint_may_always_be_pushed_a_little(before: Breaker, answer: Answer, in_flight: int, failures: int) -> None:
-    after = observe(before, answer, in_flight, failures).breaker
+    after = observe(before, seen(answer, in_flight), failures).breaker
     assert after.limit is None or after.limit >= 1
     assert after.limit is None or before.limit is None or after.limit <= before.limit + 1
 
 
 @given(breakers, answers, st.integers(0, 5_000))
 def test_only_the_endpoints_own_faults_close_it_off(before: Breaker, answer: Answer, in_flight: int) -> None:
-    circuit = observe(before, answer, in_flight, 5).circuit
+    circuit = observe(before, seen(answer, in_flight), 5).circuit
     assert circuit is None or isinstance(answer, EndpointBroken | EndpointGone | Unreachable)
 
 
