@@ -79,6 +79,8 @@ class Runtime:
                 await self.deliveries.drain()
         except TimeoutError:
             _log.warning("%d attempts were still open when the grace ended", len(self.deliveries.open))
+            self.deliveries.let_go()
+            await self.deliveries.drain()
         for loop in self.loops.values():
             await loop.stop()
         try:
@@ -111,7 +113,8 @@ async def _start(settings: Settings, clock: Clock, name: str, stack: AsyncExitSt
     await keyring.create_first(tenant.id, clock.now())
     directory = Directory(database, settings, keyring)
     await directory.refresh(clock.now())
-    egress = EgressPolicy.parse(allow=settings.egress_allow, dev=settings.dev, allow_http=settings.allow_http)
+    own = f"127.0.0.0/8:{settings.port},[::1/128]:{settings.port}"  # an endpoint that is this server could only harm
+    egress = EgressPolicy.parse(allow=settings.egress_allow, deny=own, dev=settings.dev, allow_http=settings.allow_http)
     courier = Courier(
         egress,
         clock=lambda: int(clock.now().timestamp()),

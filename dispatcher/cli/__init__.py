@@ -25,6 +25,8 @@ COMMANDS = {
     "runs": ("dispatcher.cli.runs:runs", "List, read, follow and cancel runs."),
     "workflows": ("dispatcher.cli.workflows:workflows", "List and read what can be run."),
     "endpoints": ("dispatcher.cli.endpoints:endpoints", "Register, check and change the URLs that run handlers."),
+    "webhooks": ("dispatcher.cli.webhooks:webhooks", "Make, try and mend addresses that receive webhooks, and see what arrived."),
+    "listen": ("dispatcher.cli.listen:listen", "Bring what webhooks receive to a program on this machine."),
     "token": ("dispatcher.cli.token:token", "Make, list and revoke API tokens."),
     "migrate": ("dispatcher.cli.migrate:migrate", "Bring the database to this release's schema."),
     "doctor": ("dispatcher.cli.doctor:doctor", "Check this installation and say how to fix what is wrong."),

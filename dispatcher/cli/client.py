@@ -57,17 +57,26 @@ class Api:
         self, method: str, path: str, content: bytes | None = None, *, params: Mapping[str, Any] | None = None, wait: float = 0.0
     ) -> Answer:
         """One request; `wait` is how many seconds the server was asked to take. Raises Failure."""
+        return _checked(self._sent(method, path, content, params, wait))
+
+    def download(self, path: str) -> bytes:
+        """What a GET answers, whatever it is. Raises Failure."""
+        response = self._sent("GET", path, None, None, 0.0)
+        if not response.is_success:
+            _checked(response)
+        return response.content
+
+    def _sent(self, method: str, path: str, content: bytes | None, params: Mapping[str, Any] | None, wait: float) -> httpx.Response:
         headers = {"content-type": "application/json"} if content is not None else {}
         try:
-            response = self._http.request(method, self.url + path, content=content, headers=headers, params=params, timeout=_SECONDS + wait)
+            return self._http.request(method, self.url + path, content=content, headers=headers, params=params, timeout=_SECONDS + wait)
         except httpx.TimeoutException:
             raise Failure(
-                f"{self.url} did not answer in time", hint="Is it overloaded? See: dispatcher doctor", code=Exit.TIMEOUT
+                f"{self.url} did not answer in time", hint="Is it overloaded? See: dispatcher doctor", code=Exit.TIMEOUT, passing=True
             ) from None
         except httpx.TransportError as error:
             hint = "Start one with: dispatcher dev, or name another with --url or DISPATCHER_URL."
-            raise Failure(f"no dispatcher answers at {self.url}: {error}", hint=hint) from None
-        return _checked(response)
+            raise Failure(f"no dispatcher answers at {self.url}: {error}", hint=hint, passing=True) from None
 
 
 def _checked(response: httpx.Response) -> Answer:

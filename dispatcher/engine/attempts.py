@@ -31,6 +31,9 @@ from dispatcher.engine.answers import (
     Unreachable,
 )
 
+Sparer = Literal["pushback", "endpoint"]
+"""What keeps a task waiting through no fault of its own: an endpoint that asks for less, or one that is broken. Each has its own limit."""
+
 State = Literal["scheduled", "queued", "running"]
 Final = Literal["succeeded", "failed", "cancelled"]
 AttemptStatus = Literal[
@@ -68,6 +71,7 @@ class TaskState:
     app_retries: int
     infra_retries: int
     spared_since: datetime | None
+    spared_by: Sparer | None
     deadline: datetime | None
     lease_until: datetime | None
     lease: timedelta | None
@@ -133,6 +137,7 @@ class Requeue:
     app_retries: int
     infra_retries: int
     spared_since: datetime | None
+    spared_by: Sparer | None
     schedule_deadline: datetime
 
 
@@ -179,10 +184,9 @@ def backoff(retry: int, factor: float | None, cap_seconds: float | None) -> time
     return timedelta(seconds=factor**retry)
 
 
-def spared_backoff(since: datetime | None, now: datetime) -> timedelta:
+def spared_backoff(since: datetime, now: datetime) -> timedelta:
     """Delay after an attempt that was nobody's fault: as long again as it has been going on, 1 s to 30 s."""
-    waited = now - since if since is not None else timedelta(0)
-    return min(max(waited, _SPARED_FIRST), _SPARED_CAP)
+    return min(max(now - since, _SPARED_FIRST), _SPARED_CAP)
 
 
 def step(task: TaskState, policy: Policy, event: Event, now: datetime) -> Change | Refused:
@@ -241,17 +245,17 @@ def _answered(task: TaskState, policy: Policy, answer: Answer, now: datetime) ->
         case Lost(message=message):
             return _lost_connection(task, policy, message, now)
         case Pushback(retry_after=after, message=message):
-            return _spare(task, policy, "pushed_back", Error("pushed_back", message), after, policy.pushback_ttl, now)
+            return _spare(task, policy, "pushed_back", Error("pushed_back", message), after, "pushback", now)
         case Busy(retry_after=after, message=message):
-            return _spare(task, policy, "busy", Error("busy", message), after, policy.pushback_ttl, now)
+            return _spare(task, policy, "busy", Error("busy", message), after, "pushback", now)
         case EndpointBroken(code=code, message=message):
-            return _spare(task, policy, "endpoint_broken", Error(code, message), None, policy.misconfig_ttl, now)
+            return _spare(task, policy, "endpoint_broken", Error(code, message), None, "endpoint", now)
         case EndpointGone(message=message):
-            return _spare(task, policy, "endpoint_broken", Error("endpoint_gone", message), None, policy.misconfig_ttl, now)
+            return _spare(task, policy, "endpoint_broken", Error("endpoint_gone", message), None, "endpoint", now)
         case Unreachable(code=code, message=message):
-            return _spare(task, policy, "unreachable", Error(code, message), None, policy.misconfig_ttl, now)
+            return _spare(task, policy, "unreachable", Error(code, message), None, "endpoint", now)
         case LocalFault(code=code, message=message):
-            return _spare(task, policy, "not_sent", Error(code, message), _SPARED_FIRST, policy.misconfig_ttl, now)
+            return _spare(task, policy, "not_sent", Error(code, message), _SPARED_FIRST, "endpoint", now)
         case _:
             assert_never(answer)
 
@@ -269,28 +273,29 @@ def _app_retry(task: TaskState, policy: Policy, attempt: AttemptStatus, error: E
         return Finish("failed", attempt, error=error)
     retry = task.app_retries + 1
     delay = after if after is not None else backoff(retry, policy.backoff_factor, policy.backoff_max_seconds)
-    return Requeue(attempt, error, now + delay, RETRY_PRIORITY, retry, task.infra_retries, None, now + delay + policy.schedule_timeout)
+    return Requeue(
+        attempt, error, now + delay, RETRY_PRIORITY, retry, task.infra_retries, None, None, now + delay + policy.schedule_timeout
+    )
 
 
 def _spare(
-    task: TaskState, policy: Policy, attempt: AttemptStatus, error: Error, after: timedelta | None, ttl: timedelta, now: datetime
+    task: TaskState, policy: Policy, attempt: AttemptStatus, error: Error, after: timedelta | None, by: Sparer, now: datetime
 ) -> Change:
-    """Try again without spending a retry, until this has gone on for `ttl`."""
-    since = task.spared_since or now
+    """Try again without spending a retry, until this has gone on for as long as the policy allows for its cause."""
+    since = task.spared_since if task.spared_since is not None and task.spared_by == by else now
+    ttl = policy.pushback_ttl if by == "pushback" else policy.misconfig_ttl
     if now - since >= ttl:
         return Finish("failed", attempt, error=error)
-    delay = after if after is not None else spared_backoff(task.spared_since, now)
+    delay = after if after is not None else spared_backoff(since, now)
     deadline = max(now + delay + policy.schedule_timeout, since + ttl)
-    return Requeue(attempt, error, now + delay, task.priority, task.app_retries, task.infra_retries, since, deadline)
+    return Requeue(attempt, error, now + delay, task.priority, task.app_retries, task.infra_retries, since, by, deadline)
 
 
 def _lose(task: TaskState, policy: Policy, error: Error, now: datetime) -> Change:
     """An attempt whose outcome nobody will ever report."""
     if task.infra_retries >= policy.infra_retries:
         return Finish("failed", "lost", error=error)
-    return Requeue(
-        "lost", error, now, RETRY_PRIORITY, task.app_retries, task.infra_retries + 1, task.spared_since, now + policy.schedule_timeout
-    )
+    return Requeue("lost", error, now, RETRY_PRIORITY, task.app_retries, task.infra_retries + 1, None, None, now + policy.schedule_timeout)
 
 
 def _lost_connection(task: TaskState, policy: Policy, message: str, now: datetime) -> Change:

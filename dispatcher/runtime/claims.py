@@ -137,6 +137,7 @@ class Claims:
                     row.app_retries,
                     row.infra_retries,
                     row.spared_since,
+                    row.spared_by,
                     row.started_at,
                     row.deadline,
                     event,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -39,6 +39,7 @@ from dispatcher.store.outcomes import AttemptFacts, Guard, Outcome, TaskKey
 
 _log = logging.getLogger(__name__)
 
+_ENVELOPE_BYTES = 1_000  # what the envelope adds to an input
 _LOOK_AGAIN = timedelta(seconds=1)
 TOKEN_GRACE = timedelta(days=1)  # a token outlives its deadline: handlers that were granted more time still hold it
 
@@ -94,7 +95,8 @@ class Deliveries:
             else:
                 batches.setdefault(assignment.endpoint.place, []).append(assignment)
         for batch in batches.values():
-            self._carry(batch)
+            for request in _requests(batch):
+                self._carry(request)
 
     def _carry(self, assignments: list[Assignment]) -> None:
         carrier = Carrier(len(assignments), len(assignments))
@@ -333,6 +335,11 @@ class Deliveries:
             if row.cancel_at <= self.clock.now():
                 self._give_up(flight, CancelEnforced(row.reason or "cancelled"))
 
+    def let_go(self) -> None:
+        """Leave what is open to its handlers: their connections end with us, and their results may still come by callback."""
+        for flight in list(self.open.values()):
+            self._give_up(flight, Lost("The dispatcher that held the request has stopped."))
+
     def abandon(self) -> None:
         """Close every connection without settling: others have taken this dispatcher for dead."""
         for flight in list(self.open.values()):
@@ -348,3 +355,19 @@ class Deliveries:
         while self._tasks:
             await asyncio.wait(list(self._tasks))
             await self.settlement.drain()
+
+
+def _requests(assignments: list[Assignment]) -> Iterator[list[Assignment]]:
+    """What goes into one request each, within the endpoint's bounds on items and bytes; what is too big for company goes alone."""
+    limits = assignments[0].endpoint.target.batch
+    assert limits is not None, "batches are made for endpoints that take them"
+    request: list[Assignment] = []
+    size = 0
+    for assignment in assignments:
+        weight = len(assignment.input) + _ENVELOPE_BYTES
+        if request and (len(request) >= limits.max_items or size + weight > limits.max_bytes):
+            yield request
+            request, size = [], 0
+        request.append(assignment)
+        size += weight
+    yield request

@@ -453,6 +453,7 @@ def _assignment(run: NewRun, event: NewEvent | None, workflow: Workflow, endpoin
         app_retries=0,
         infra_retries=0,
         spared_since=None,
+        spared_by=None,
         started_at=now,
         deadline=now + workflow.definition.execution_timeout,
         event=EventFacts(event.id, event.type, event.metadata) if event is not None else None,

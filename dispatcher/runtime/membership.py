@@ -26,6 +26,7 @@ from dispatcher.store.tasks import LiveTask
 
 _log = logging.getLogger(__name__)
 
+_LONG_DEAD = 10  # leases: more than clocks of one installation are ever apart
 _AUDIT_AGE = timedelta(seconds=10)  # a lease this old without a flight here was committed without our knowing
 
 
@@ -56,6 +57,7 @@ class Membership:
         self._lease = timedelta(seconds=settings.lease)
         self.id = 0
         self._live_until = clock.now()
+        self._seen: dict[int, tuple[datetime, datetime]] = {}
         self.on_capacity: Callable[[], None] = lambda: None
 
     async def join(self) -> None:
@@ -81,9 +83,9 @@ class Membership:
         await self.join()
 
     async def leave(self) -> None:
-        """Go, so that the others need not wait to find out. What is still open here is theirs to put back."""
-        await dispatchers.heartbeat(self._database, self.id, self._clock.now())
-        await dispatchers.forget(self._database, self.id)
+        """Go, so that the others need not wait to find out. What is still leased to us is theirs to put back."""
+        self._capacity.good_until = None
+        await dispatchers.leave(self._database, self.id)
 
     async def rebalance(self, now: datetime) -> None:
         """Work out and write this dispatcher's share of every endpoint's slots."""
@@ -95,6 +97,9 @@ class Membership:
                 in_use = self._capacity.in_use.get(place, 0) - counted.get(place, 0)
                 others = picture.grants.get(place, [])
                 grants[place] = share(slots, picture.detached.get(place, 0), picture.live, others, self.id, max(in_use, 0))
+            # A share that shrinks shrinks here first: once it is written the others may fill the rest.
+            for place, slots in self._capacity.grants.items():
+                self._capacity.grants[place] = min(slots, grants.get(place, 0))
             await dispatchers.set_grants(conn, self.id, list(grants.items()))
         self._capacity.grants = grants
         self._capacity.forget_detached(counted)
@@ -103,16 +108,30 @@ class Membership:
 
     async def bury(self, now: datetime, limit: int) -> bool:
         """Put back what dead dispatchers had open; True when there may be more."""
-        dead = await dispatchers.dead(self._database, now, now + 2 * self._lease, self.id)
-        if not dead:
-            return False
-        left = await tasks.orphans(self._database, dead, limit)
+        dead = await self._dead(now)
+        left = await tasks.orphans(self._database, dead, limit) if dead else []
         await self._settle(left, LeaseEnded())
         if len(left) >= limit:
             return True
         for dispatcher_id in dead:
             await dispatchers.forget(self._database, dispatcher_id)
         return False
+
+    async def _dead(self, now: datetime) -> list[int]:
+        """Dispatchers that have given no sign of life for a lease of our own time; so it does not matter whose clock is right.
+
+        One whose life ended long ago by any reckoning is not watched first. One that is not listed any more has left or been forgotten.
+        """
+        others = await dispatchers.others(self._database, self.id)
+        self._seen = {d.id: self._seen.get(d.id, (d.live_until, now)) for d in others}
+        dead = []
+        for d in others:
+            last, since = self._seen[d.id]
+            if last != d.live_until:
+                self._seen[d.id] = (d.live_until, now)
+            elif now - since >= self._lease or now - d.live_until >= _LONG_DEAD * self._lease:
+                dead.append(d.id)
+        return dead + await dispatchers.unlisted(self._database, self.id)
 
     async def audit(self, now: datetime) -> None:
         """Put back leases of ours that we know nothing of: a commit whose confirmation was lost may have written them."""

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 
-from dispatcher.engine.attempts import TaskState
+from dispatcher.engine.attempts import Sparer, TaskState
 from dispatcher.runtime.directory import Endpoint, Workflow
 from dispatcher.store.outcomes import Guard, TaskKey
 
@@ -42,6 +42,7 @@ class Assignment:
     app_retries: int
     infra_retries: int
     spared_since: datetime | None
+    spared_by: Sparer | None
     started_at: datetime
     deadline: datetime
     event: EventFacts | None
@@ -64,6 +65,7 @@ class Assignment:
             self.app_retries,
             self.infra_retries,
             self.spared_since,
+            self.spared_by,
             self.deadline,
             None,
             None,

@@ -41,11 +41,8 @@ class Dispatcher:
 REGISTER = "insert into dispatchers (name, started_at, live_until) values ($1, $2, $3) returning id"
 HEARTBEAT = "update dispatchers set live_until = $2 where id = $1 returning id"
 LIVE = Statement("select id, name, started_at, live_until from dispatchers where live_until > $1 order by id", Dispatcher)
-# A lease end far in the future is left from a clock that was ahead: such a dispatcher is judged dead too.
-DEAD = Statement(
-    "select id, name, started_at, live_until from dispatchers where (live_until <= $1 or live_until > $2) and id <> $3 order by id",
-    Dispatcher,
-)
+OTHERS = Statement("select id, name, started_at, live_until from dispatchers where id <> $1 order by id", Dispatcher)
+LEAVE = "delete from dispatchers where id = $1"
 # Work can be leased to a dispatcher that is no longer listed: its statement was on the way when it was buried. Its id is found by
 # stepping from one owner to the next through the index, a few probes however many tasks there are.
 UNLISTED = Statement(
@@ -112,11 +109,19 @@ async def live(db: Database, now: datetime) -> list[Dispatcher]:
     return LIVE.read(await db.fetch(LIVE.sql, now))
 
 
-async def dead(db: Database, now: datetime, too_far: datetime, me: int) -> list[int]:
-    """Dispatchers other than `me` that have not, also those already forgotten whose work turned up afterwards."""
-    silent = [d.id for d in DEAD.read(await db.fetch(DEAD.sql, now, too_far, me))]
-    unlisted = [owner.id for owner in UNLISTED.read(await db.fetch(UNLISTED.sql)) if owner.id != me]
-    return silent + unlisted
+async def others(db: Database, me: int) -> list[Dispatcher]:
+    """All other dispatchers that are listed, alive or not."""
+    return OTHERS.read(await db.fetch(OTHERS.sql, me))
+
+
+async def unlisted(db: Database, me: int) -> list[int]:
+    """Dispatchers that tasks are leased to and that are not listed any more."""
+    return [owner.id for owner in UNLISTED.read(await db.fetch(UNLISTED.sql)) if owner.id != me]
+
+
+async def leave(db: Database, dispatcher_id: int) -> None:
+    """Be listed no more."""
+    await db.execute(LEAVE, dispatcher_id, lane="settle")
 
 
 async def forget(db: Database, dispatcher_id: int) -> None:

@@ -98,16 +98,16 @@ REQUEUE = Statement(
     with given as (
         select * from unnest(
             $1::int[], $2::text[], $3::smallint[], $4::int[], $5::text[], $6::text[], $7::smallint[], $8::int[], $9::bytea[],
-            $10::timestamptz[], $11::smallint[], $12::int[], $13::int[], $14::timestamptz[], $15::timestamptz[]
+            $10::timestamptz[], $11::smallint[], $12::int[], $13::int[], $14::timestamptz[], $15::timestamptz[], $17::text[]
         ) as g (tenant_id, run_id, node, epoch, attempt, error, http_status, latency_ms, response,
-                due_at, priority, app_retries, infra_retries, spared_since, schedule_deadline)
+                due_at, priority, app_retries, infra_retries, spared_since, schedule_deadline, spared_by)
     ), before as (
         select t.tenant_id, t.run_id, t.node, t.endpoint_id, t.endpoint_version, t.started_at
         from tasks t join given g using (tenant_id, run_id, node) where t.epoch = g.epoch and t.state = 'running' for update of t
     ), freed as (
         update tasks t
         set state = case when g.due_at > $16 then 'scheduled' else 'queued' end, due_at = g.due_at, priority = g.priority,
-            app_retries = g.app_retries, infra_retries = g.infra_retries, spared_since = g.spared_since,
+            app_retries = g.app_retries, infra_retries = g.infra_retries, spared_since = g.spared_since, spared_by = g.spared_by,
             schedule_deadline = g.schedule_deadline, dispatcher_id = null, endpoint_id = null, endpoint_version = null,
             started_at = null, deadline = null, lease_until = null, lease = null, slot_released = false
         from given g join before b using (tenant_id, run_id, node)
@@ -229,6 +229,7 @@ async def _requeue(db: Database, outcomes: Sequence[Outcome], now: datetime) -> 
         [c.spared_since for c in changes],
         [c.schedule_deadline for c in changes],
         now,
+        [c.spared_by for c in changes],
         lane="settle",
     )
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from itertools import accumulate
 
 from dispatcher.engine.admission import Place, Queue, Slot
+from dispatcher.engine.attempts import Sparer
 from dispatcher.store.database import Database
 from dispatcher.store.statement import Statement
 
@@ -35,6 +36,7 @@ class Claimed:
     app_retries: int
     infra_retries: int
     spared_since: datetime | None
+    spared_by: Sparer | None
     endpoint_id: str
     endpoint_version: str
     started_at: datetime
@@ -94,7 +96,7 @@ CLAIM = Statement(
     join runs r on r.tenant_id = p.tenant_id and r.id = p.run_id
     where t.tenant_id = p.tenant_id and t.run_id = p.run_id and t.node = p.node
     returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.epoch, t.priority, t.app_retries, t.infra_retries,
-              t.spared_since, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
+              t.spared_since, t.spared_by, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
               r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id
     """,
     Claimed,

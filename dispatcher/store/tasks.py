@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from dispatcher.engine.attempts import State, TaskState
+from dispatcher.engine.attempts import Sparer, State, TaskState
 from dispatcher.store.database import Database
 from dispatcher.store.outcomes import Applied, Guard, TaskKey
 from dispatcher.store.statement import Statement
@@ -28,6 +28,7 @@ class LiveTask:
     app_retries: int
     infra_retries: int
     spared_since: datetime | None
+    spared_by: Sparer | None
     due_at: datetime
     schedule_deadline: datetime | None
     dispatcher_id: int | None
@@ -50,6 +51,7 @@ class LiveTask:
             self.app_retries,
             self.infra_retries,
             self.spared_since,
+            self.spared_by,
             self.deadline,
             self.lease_until,
             self.lease,
@@ -76,7 +78,7 @@ class Cancelling:
 LOAD = Statement(
     """
     select t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.state, t.epoch, t.priority, t.app_retries,
-           t.infra_retries, t.spared_since, t.due_at, t.schedule_deadline, t.dispatcher_id, t.endpoint_id, t.endpoint_version,
+           t.infra_retries, t.spared_since, t.spared_by, t.due_at, t.schedule_deadline, t.dispatcher_id, t.endpoint_id, t.endpoint_version,
            t.started_at, t.deadline, t.lease_until, t.lease, t.slot_released, t.cancel_at, t.cancel_reason
     from tasks t
     join unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node) using (tenant_id, run_id, node)
@@ -112,16 +114,16 @@ ORPHANS = Statement(
     Applied,
 )
 
-# Where every route leads to a broken endpoint nobody could have taken the task: it waits on, up to $2 since it came due.
+# Where every route leads to a broken or paused endpoint nobody could have taken the task: it waits on, up to $2 since it came due.
 OVERDUE = Statement(
     """
     select t.tenant_id, t.run_id, t.node from tasks t
     where t.schedule_deadline <= $1
       and (t.due_at + $2::interval <= $1
            or not exists (select from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
-                          where r.tenant_id = t.tenant_id and r.workflow_id = t.workflow_id and e.circuit <> 'closed')
+                          where r.tenant_id = t.tenant_id and r.workflow_id = t.workflow_id and (e.circuit <> 'closed' or e.paused))
            or exists (select from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
-                      where r.tenant_id = t.tenant_id and r.workflow_id = t.workflow_id and e.circuit = 'closed'))
+                      where r.tenant_id = t.tenant_id and r.workflow_id = t.workflow_id and e.circuit = 'closed' and not e.paused))
     order by t.schedule_deadline limit $3
     """,
     Applied,

@@ -40,6 +40,7 @@ from dispatcher.engine.attempts import (
     Refused,
     Requeue,
     ScheduleExpired,
+    Sparer,
     TaskState,
 )
 
@@ -68,8 +69,8 @@ class Situation:
     policy: Policy = POLICY
 
 
-_WAITING = TaskState("queued", 0, 1, 0, 0, None, None, None, None, cancelling=False)
-_RUNNING = TaskState("running", 1, 1, 0, 0, None, DEADLINE, None, None, cancelling=False)
+_WAITING = TaskState("queued", 0, 1, 0, 0, None, None, None, None, None, cancelling=False)
+_RUNNING = TaskState("running", 1, 1, 0, 0, None, None, DEADLINE, None, None, cancelling=False)
 _DETACHED = replace(_RUNNING, lease_until=NOW, lease=MINUTE, deadline=NOW + HOUR)
 
 SITUATIONS: Mapping[str, Situation] = {
@@ -83,9 +84,10 @@ SITUATIONS: Mapping[str, Situation] = {
     "second retry left": Situation(replace(_RUNNING, epoch=2, priority=4, app_retries=1)),
     "retries spent": Situation(replace(_RUNNING, epoch=4, priority=4, app_retries=3)),
     "losses spent": Situation(replace(_RUNNING, epoch=3, priority=4, infra_retries=2)),
-    "spared for 10 s": Situation(replace(_RUNNING, epoch=4, spared_since=NOW - timedelta(seconds=10))),
-    "spared for 1 h": Situation(replace(_RUNNING, epoch=90, spared_since=NOW - HOUR)),
-    "spared for 24 h": Situation(replace(_RUNNING, epoch=990, spared_since=NOW - DAY)),
+    "spared for 10 s": Situation(replace(_RUNNING, epoch=4, spared_since=NOW - timedelta(seconds=10), spared_by="endpoint")),
+    "spared for 1 h": Situation(replace(_RUNNING, epoch=90, spared_since=NOW - HOUR, spared_by="endpoint")),
+    "pushed back for 10 s": Situation(replace(_RUNNING, epoch=4, spared_since=NOW - timedelta(seconds=10), spared_by="pushback")),
+    "pushed back for 24 h": Situation(replace(_RUNNING, epoch=990, spared_since=NOW - DAY, spared_by="pushback")),
     "overdue": Situation(replace(_RUNNING, deadline=NOW)),
     "idempotent": Situation(_RUNNING, replace(POLICY, idempotent=True)),
     "no backoff": Situation(_RUNNING, replace(POLICY, backoff_factor=None)),
@@ -143,11 +145,12 @@ def _again(
     infra: int = 0,
     priority: int = 4,
     since: datetime | None = None,
+    by: Sparer | None = None,
     until: datetime | None = None,
 ) -> Requeue:
     """Claimable again `after` seconds from now; its new schedule timeout of five minutes counts from then."""
     deadline = until if until is not None else _at(after + 300)
-    return Requeue(attempt, error, _at(after), priority, app, infra, since, deadline)
+    return Requeue(attempt, error, _at(after), priority, app, infra, since, by, deadline)
 
 
 def _cancelled(message: str, attempt: AttemptStatus | None = "cancelled") -> Finish:
@@ -157,29 +160,31 @@ def _cancelled(message: str, attempt: AttemptStatus | None = "cancelled") -> Fin
 CANCELLED = _cancelled("Cancelled while running.")
 
 
-def _spared(attempt: AttemptStatus, code: str, ttl: timedelta, after: float | None = None) -> Mapping[str, Change | type[Refused]]:
-    """The situations in which a spared attempt's delay, budget or end differ: as long again as it has gone on, until `ttl`.
+def _spared(attempt: AttemptStatus, code: str, by: Sparer, after: float | None = None) -> Mapping[str, Change | type[Refused]]:
+    """The situations in which a spared attempt's delay, budget or end differ: as long again as it has gone on, for an hour or a day.
 
-    `after` is the delay the endpoint asked for, if it did. Retries and losses already spent are neither spent nor given back.
+    `after` is the delay the endpoint asked for, if it did. Retries and losses already spent are neither spent nor given back, and
+    what went on for the other cause does not count.
     """
     first = 1.0 if after is None else after
     later = 10.0 if after is None else after
-    late = 30.0 if after is None else after
-    error = _error(code)
+    error, ttl = _error(code), DAY if by == "pushback" else HOUR
 
     def again(delay: float, since: datetime, app: int = 0, infra: int = 0, priority: int = 1) -> Requeue:
         until = max(_at(delay + 300), since + ttl)
-        return _again(attempt, error, delay, app=app, infra=infra, priority=priority, since=since, until=until)
+        return _again(attempt, error, delay, app=app, infra=infra, priority=priority, since=since, by=by, until=until)
 
-    since_10s, since_1h = _at(-10), NOW - HOUR
+    since_10s, over = again(later, _at(-10)), _fail(attempt, error)
+    anew = again(first, NOW)
     return {
         "second retry left": again(first, NOW, app=1, priority=4),
         "retries spent": again(first, NOW, app=3, priority=4),
         "losses spent": again(first, NOW, infra=2, priority=4),
         "lease over at deadline, retries spent": again(first, NOW, app=3),
-        "spared for 10 s": again(later, since_10s),
-        "spared for 1 h": again(late, since_1h) if ttl > HOUR else _fail(attempt, error),
-        "spared for 24 h": _fail(attempt, error),
+        "spared for 10 s": since_10s if by == "endpoint" else anew,
+        "spared for 1 h": over if by == "endpoint" else anew,
+        "pushed back for 10 s": since_10s if by == "pushback" else anew,
+        "pushed back for 24 h": over if by == "pushback" else anew,
     }
 
 
@@ -211,9 +216,6 @@ def _lost_attempt(code: str, message: str) -> Mapping[str, Change | type[Refused
         "second retry left": _again("lost", error, 0, app=1, infra=1),
         "retries spent": _again("lost", error, 0, app=3, infra=1),
         "losses spent": _fail("lost", error),
-        "spared for 10 s": _again("lost", error, 0, infra=1, since=_at(-10)),
-        "spared for 1 h": _again("lost", error, 0, infra=1, since=NOW - HOUR),
-        "spared for 24 h": _again("lost", error, 0, infra=1, since=NOW - DAY),
     }
 
 
@@ -274,39 +276,43 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         Pushback(None, "m"),
-        _again("pushed_back", _error("pushed_back"), 1, priority=1, since=NOW, until=NOW + DAY),
-        _spared("pushed_back", "pushed_back", DAY),
+        _again("pushed_back", _error("pushed_back"), 1, priority=1, since=NOW, by="pushback", until=NOW + DAY),
+        _spared("pushed_back", "pushed_back", "pushback"),
     ),
     Row(
         Pushback(timedelta(seconds=33), "m"),
-        _again("pushed_back", _error("pushed_back"), 33, priority=1, since=NOW, until=NOW + DAY),
-        _spared("pushed_back", "pushed_back", DAY, 33),
+        _again("pushed_back", _error("pushed_back"), 33, priority=1, since=NOW, by="pushback", until=NOW + DAY),
+        _spared("pushed_back", "pushed_back", "pushback", 33),
     ),
-    Row(Busy(None, "m"), _again("busy", _error("busy"), 1, priority=1, since=NOW, until=NOW + DAY), _spared("busy", "busy", DAY)),
+    Row(
+        Busy(None, "m"),
+        _again("busy", _error("busy"), 1, priority=1, since=NOW, by="pushback", until=NOW + DAY),
+        _spared("busy", "busy", "pushback"),
+    ),
     Row(
         Busy(timedelta(seconds=5), "m"),
-        _again("busy", _error("busy"), 5, priority=1, since=NOW, until=NOW + DAY),
-        _spared("busy", "busy", DAY, 5),
+        _again("busy", _error("busy"), 5, priority=1, since=NOW, by="pushback", until=NOW + DAY),
+        _spared("busy", "busy", "pushback", 5),
     ),
     Row(
         EndpointBroken("unauthorized", "m"),
-        _again("endpoint_broken", _error("unauthorized"), 1, priority=1, since=NOW, until=NOW + HOUR),
-        _spared("endpoint_broken", "unauthorized", HOUR),
+        _again("endpoint_broken", _error("unauthorized"), 1, priority=1, since=NOW, by="endpoint", until=NOW + HOUR),
+        _spared("endpoint_broken", "unauthorized", "endpoint"),
     ),
     Row(
         EndpointGone("m"),
-        _again("endpoint_broken", _error("endpoint_gone"), 1, priority=1, since=NOW, until=NOW + HOUR),
-        _spared("endpoint_broken", "endpoint_gone", HOUR),
+        _again("endpoint_broken", _error("endpoint_gone"), 1, priority=1, since=NOW, by="endpoint", until=NOW + HOUR),
+        _spared("endpoint_broken", "endpoint_gone", "endpoint"),
     ),
     Row(
         Unreachable("refused", "m"),
-        _again("unreachable", _error("refused"), 1, priority=1, since=NOW, until=NOW + HOUR),
-        _spared("unreachable", "refused", HOUR),
+        _again("unreachable", _error("refused"), 1, priority=1, since=NOW, by="endpoint", until=NOW + HOUR),
+        _spared("unreachable", "refused", "endpoint"),
     ),
     Row(
         LocalFault("no_descriptors", "m"),
-        _again("not_sent", _error("no_descriptors"), 1, priority=1, since=NOW, until=NOW + HOUR),
-        _spared("not_sent", "no_descriptors", HOUR, 1),
+        _again("not_sent", _error("no_descriptors"), 1, priority=1, since=NOW, by="endpoint", until=NOW + HOUR),
+        _spared("not_sent", "no_descriptors", "endpoint", 1),
     ),
     Row(
         Lost("m"),

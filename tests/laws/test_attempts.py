@@ -71,6 +71,7 @@ tasks = st.builds(
     app_retries=counts,
     infra_retries=counts,
     spared_since=st.none() | moments,
+    spared_by=st.none() | st.sampled_from(["pushback", "endpoint"]),
     deadline=st.none() | moments,
     lease_until=st.none() | moments,
     lease=st.none() | durations,

@@ -170,6 +170,7 @@ create table tasks (
     app_retries       int not null default 0,
     infra_retries     int not null default 0,
     spared_since      timestamptz,
+    spared_by         text check (spared_by in ('pushback', 'endpoint')),
     dispatcher_id     bigint,
     endpoint_id       text collate "C",
     endpoint_version  text,
