@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class Endpoint:
 
     def __init__(self) -> None:
         self._server: asyncio.Server | None = None
+        self._held: socket.socket | None = None
         self._arrived: asyncio.Queue[Arrival] = asyncio.Queue()
         self._open: set[asyncio.StreamWriter] = set()
         self.way: Way | None = None
@@ -87,14 +89,25 @@ class Endpoint:
         return f"http://{HOST}:{self.port}/tasks"
 
     async def stop(self) -> None:
-        """Refuse connections, and cut those there are."""
+        """Refuse connections, and cut those there are. The port is held, lest somebody else's server should answer there."""
         assert self._server is not None
+        if self._held is not None:
+            return
         self._server.close()
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind((HOST, self.port))
         for writer in list(self._open):
             writer.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await self._server.wait_closed()
+
+    async def close(self) -> None:
+        """Stop, and let go of the port."""
+        await self.stop()
+        if self._held is not None:
+            self._held.close()
 
     async def next(self) -> Arrival:
         """The next POST. Raises TimeoutError when none comes."""

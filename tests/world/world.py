@@ -6,12 +6,15 @@ import asyncio
 import base64
 import itertools
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
 import httpx
+import uvicorn
 
 from dispatcher.app import Runtime, start
 from dispatcher.clock import ManualClock
@@ -79,6 +82,13 @@ class Node:
         return reply.json()
 
 
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the test runner's."""
+        yield
+
+
 @dataclass(slots=True)
 class World:
     """Dispatchers on one database, and what they did."""
@@ -88,6 +98,7 @@ class World:
     clock: ManualClock = field(default_factory=lambda: ManualClock(START))
     nodes: list[Node] = field(default_factory=list)
     endpoints: list[Endpoint] = field(default_factory=list)
+    _servers: list[tuple[_Server, asyncio.Task[None]]] = field(default_factory=list)
     _ports: itertools.count[int] = field(default_factory=lambda: itertools.count(40_000))
 
     @property
@@ -118,6 +129,25 @@ class World:
         await node.call("PUT", f"/v1/endpoints/{name}", {"url": endpoint.url, "slots": slots})
         return endpoint
 
+    async def served_node(self, name: str = "one", **settings: Any) -> Node:
+        """A dispatcher whose API is on a real socket too, for what calls it from outside this loop."""
+        bound = _bound()
+        node = await self.node(name, port=bound.getsockname()[1], **settings)
+        await self.serve(node.runtime.app, bound)
+        return node
+
+    async def serve(self, app: Any, bound: socket.socket | None = None) -> str:
+        """Serve an ASGI app on loopback; its URL."""
+        bound = bound or _bound()
+        server = _Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1))
+        self._servers.append((server, asyncio.create_task(server.serve(sockets=[bound]))))
+
+        async def started() -> bool:
+            return bool(server.started)
+
+        await until(started)
+        return f"http://127.0.0.1:{bound.getsockname()[1]}"
+
     async def listen(self, port: int = 0) -> Endpoint:
         """A server that is registered nowhere yet."""
         endpoint = await Endpoint.start(port)
@@ -142,10 +172,13 @@ class World:
     async def close(self) -> None:
         """End everything."""
         for endpoint in self.endpoints:
-            await endpoint.stop()
+            await endpoint.close()
         for node in self.nodes:
             await node.runtime.stop(timedelta(seconds=1))
             await node.api.aclose()
+        for server, task in self._servers:
+            server.should_exit = True
+            await task
 
     # ---- what is recorded
 
@@ -191,6 +224,13 @@ class World:
             return all(endpoint.open == (circuit == "closed") for endpoint in endpoints)
 
         await until(known)
+
+
+def _bound() -> socket.socket:
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", 0))
+    return bound
 
 
 _ATTEMPTS = "select *, error->>'code' as code from attempts where run_id = $1 order by number"
