@@ -114,8 +114,11 @@ class Settlement:
                 waves.append(wave := {})
             wave[key] = i
         for wave in waves:
-            async for key in outcomes.apply(self._database, [items[i].outcome for i in wave.values()], self._clock.now()):
+
+            def note(key: TaskKey, wave: dict[TaskKey, int] = wave) -> None:
                 landed[wave[key]] = True
+
+            await outcomes.apply(self._database, [items[i].outcome for i in wave.values()], self._clock.now(), note)
 
     def _announce(self, items: Sequence[Settled], landed: list[bool]) -> list[bool]:
         over: list[tuple[int, str]] = []

@@ -6,7 +6,7 @@ A finished task and its run move from the live tables to history in the statemen
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -174,16 +174,21 @@ def error_json(error: Error | None) -> str | None:
     return f'{document[:-1]},"detail":{error.detail.decode("utf-8")}}}'
 
 
-async def apply(db: Database, outcomes: Sequence[Outcome], now: datetime) -> AsyncIterator[TaskKey]:
-    """Apply a set of changes, a statement for each kind; yields the tasks whose change landed, as soon as that is known.
+async def apply(
+    db: Database, outcomes: Sequence[Outcome], now: datetime, note: Callable[[TaskKey], None] = lambda _key: None
+) -> set[TaskKey]:
+    """Apply a set of changes, a statement for each kind; answers the tasks whose change landed, and notes each as soon as it has.
 
-    One task may appear once. A task that is not named had moved on: its outcome was stale.
+    One task may appear once. A task missing from the answer had moved on: its outcome was stale.
     """
+    landed: set[TaskKey] = set()
     for kind, write in _WRITERS:
         chosen = [o for o in outcomes if type(o.change) is kind]
-        if chosen:
-            for record in await write(db, chosen, now):
-                yield (record[0], record[1], record[2])
+        for record in await write(db, chosen, now) if chosen else ():
+            key = (record[0], record[1], record[2])
+            landed.add(key)
+            note(key)
+    return landed
 
 
 def _keys(outcomes: Sequence[Outcome]) -> tuple[list[int], list[str], list[int], list[int]]:
