@@ -59,8 +59,9 @@ async def test_an_attempt_ends_at_its_deadline(world: World, one: Node) -> None:
 
 
 async def test_what_waits_too_long_is_cancelled(world: World, one: Node) -> None:
-    await world.endpoint(one, [{"name": "work", "schedule_timeout": "5m", "retries": 3}])
-    await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
+    endpoint = await world.endpoint(one, [{"name": "work", "schedule_timeout": "5m", "execution_timeout": "1h", "retries": 3}], slots=1)
+    await one.trigger("work")
+    await endpoint.next()  # it keeps the only slot
     run_id = await one.trigger("work")
     await world.advance(5 * MINUTE - MILLISECOND)
     assert (await world.task(run_id))["state"] == "queued"
@@ -68,6 +69,18 @@ async def test_what_waits_too_long_is_cancelled(world: World, one: Node) -> None
     over = await world.over(run_id)
     assert (over["status"], over["error"]["code"], over["epoch"]) == ("cancelled", "schedule_timeout", 0)
     assert await world.database.fetchval("select count(*) from attempts where run_id = $1", run_id) == 0
+
+
+async def test_nothing_expires_while_its_endpoint_is_paused(world: World, one: Node) -> None:
+    """A pause is for a deployment: what waited is still there when it is over."""
+    endpoint = await world.endpoint(one, [{"name": "work", "schedule_timeout": "5m"}])
+    await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
+    run_id = await one.trigger("work")
+    await world.advance(30 * MINUTE)
+    assert (await world.task(run_id))["state"] == "queued"
+    await one.call("PATCH", "/v1/endpoints/plain", {"paused": False})
+    (await endpoint.next()).answer(200, 1)
+    assert (await world.over(run_id))["status"] == "succeeded"
 
 
 async def test_a_retry_has_a_schedule_timeout_of_its_own(world: World, one: Node) -> None:
