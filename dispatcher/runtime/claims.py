@@ -15,7 +15,6 @@ from dispatcher.store import events, queue
 from dispatcher.store.database import Database
 from dispatcher.store.queue import Claimed
 
-
 _FIRST_BITE = 100
 _BITE_BYTES = 16_777_216  # how much input one claim should bring along, judged by the one before
 

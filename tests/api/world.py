@@ -134,7 +134,8 @@ class World:
     async def fail_once(self, run_id: str, *, epoch: int = 1, wait: timedelta = timedelta(seconds=30), slug: str = "default") -> None:
         """Fail a running attempt, with a retry after `wait`."""
         now = self.clock.now()
-        change = Requeue("failed", Error("handler_failed", "try again"), now + wait, 1, epoch, 0, None, None, now + wait + timedelta(minutes=5))
+        due_at, error = now + wait, Error("handler_failed", "try again")
+        change = Requeue("failed", error, due_at, 1, epoch, 0, None, None, due_at + timedelta(minutes=5))
         await self._apply(run_id, epoch, change, AttemptFacts(500, 12, b"oops \xff"), slug)
 
     async def _apply(self, run_id: str, epoch: int, change: Finish | Requeue, facts: AttemptFacts | None, slug: str) -> None:
