@@ -37,7 +37,8 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
     ),
     "i": (
         "input.i", "input.j", "0", "1", "2", "-1", "0x1f", "9223372036854775807", "input.l[0]", "size(input.m)",
-        "<i> + <i>", "<i> - <i>", "<i> * <i>", "<i> / <i>", "<i> % <i>", "-(<i>)", "(<i>)", "size(<s>)", "<l>.size()", "int(<s>)", "int(<any>)",
+        "<i> + <i>", "<i> - <i>", "<i> * <i>", "<i> / <i>", "<i> % <i>", "-(<i>)", "(<i>)", "size(<s>)", "<l>.size()",
+        "int(<s>)", "int(<any>)",
         "timestamp('2024-02-29T23:59:59.5Z').getFullYear()", "timestamp('2024-02-29T23:59:59.5Z').getHours('+05:30')",
         "timestamp('2024-02-29T23:59:59.5Z').getDayOfYear('Europe/Vienna')", "timestamp('2024-02-29T23:59:59.5Z').getMilliseconds()",
         "timestamp(<s>).getMonth()", "timestamp(<i>).getDayOfWeek()", "timestamp(<i>).getDayOfMonth()", "timestamp(0).getDate('-01:00')",
@@ -46,11 +47,13 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "b": (
         "input.b", "true", "false", "input.n == null", "has(input.l)", "has(input.m.s)",
         "!(<b>)", "<b> && <b>", "<b> || <b>", "(<b> == <b>)", "(<b>)", "has((<any>).s)", "<b> && <b> || <b>", "bool(<s>)",
-        "<i> == <i>", "<i> != <i>", "<i> < <i>", "<i> <= <i>", "<i> > <i>", "<i> >= <i>", "<i> == 1.0", "<i> < 2.5", "<i> == 2u", "-1 < <i>",
+        "<i> == <i>", "<i> != <i>", "<i> < <i>", "<i> <= <i>", "<i> > <i>", "<i> >= <i>", "<i> == 1.0", "<i> < 2.5", "<i> == 2u",
+        "-1 < <i>",
         "<s> == <s>", "<s> != <s>", "<s> < <s>", "<s> >= <s>", "<any> == <any>", "<any> != null", "<any> < <any>",
         "<any> in <l>", "<s> in <l>", "<s> in input.m", "<s> in headers", "<any> in <any>",
         "<s>.contains(<s>)", "<s>.startsWith(<s>)", "<s>.endsWith(<s>)", "<s>.matches('^[a-z]+$')", "<s>.matches(<s>)",
-        "<l>.all(x, <b>)", "<l>.exists(x, x == <any>)", "<l>.exists_one(x, <b>)", "<l>.all(x, type(x) == int)", "input.m.exists(k, k == <s>)",
+        "<l>.all(x, <b>)", "<l>.exists(x, x == <any>)", "<l>.exists_one(x, <b>)", "<l>.all(x, type(x) == int)",
+        "input.m.exists(k, k == <s>)",
         "timestamp(<s>) < timestamp('2024-01-02T03:04:05.001Z')", "timestamp(0) + duration(<s>) > timestamp(<i>)",
     ),
     "l": (
@@ -59,13 +62,17 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
         "[{'s': <any>, <s>: <any>}]", "input.m.map(k, type(k))",
     ),
     "any": (
-        "input.f", "input.n", "input.m", "input", "x", "input.m.s", "input.l[input.i]", "input.l[1]", "input.i.j", "headers.s", "1u", "b'a'",
-        "<s>", "<i>", "<b>", "<l>", "(<l>)[<i>]", "(<any>)[<any>]", "(<any>).s", "dyn(<any>)", "double(<any>)", "uint(<any>)", "type(<any>)",
-        "bytes(<s>)", "timestamp(<any>)", "(<b> ? <any> : <any>)", "{'s': <any>}.s", "<any> + <any>", "-(<any>)", "!(<any>)", "<any> && <any>",
+        "input.f", "input.n", "input.m", "input", "x", "input.m.s", "input.l[input.i]", "input.l[1]", "input.i.j", "headers.s", "1u",
+        "b'a'",
+        "<s>", "<i>", "<b>", "<l>", "(<l>)[<i>]", "(<any>)[<any>]", "(<any>).s", "dyn(<any>)", "double(<any>)", "uint(<any>)",
+        "type(<any>)",
+        "bytes(<s>)", "timestamp(<any>)", "(<b> ? <any> : <any>)", "{'s': <any>}.s", "<any> + <any>", "-(<any>)", "!(<any>)",
+        "<any> && <any>",
     ),
 }  # fmt: skip
 PLAIN_TEMPLATES: Mapping[str, tuple[str, ...]] = {
-    "any": ("<item>", "<item> + <any>", "(<any>)", "has(input.s) ? <sum> : <any>", "(has(<path>.s) ? <sum> : <any>)", "<any> + <any>"),
+    "whole": ("<any>", "has(input.s) ? <sum> : <whole>", "has(<path>.s) ? <any> : <any>"),
+    "any": ("<item>", "<item> + <any>", "(<whole>)", "(has(<path>.s) ? <sum> : <any>)", "<any> + <any>"),
     "sum": ("<item>", "<item> + <item>"),
     "item": ("<path>", "'a'", '"é"', "''", "':'", "1", "2.5", "5u", "true", "null", "b'a'", r"'\u00e9\n'", "9223372036854775807"),
     "path": (
@@ -82,7 +89,7 @@ def texts(draw: st.DrawFn, templates: Mapping[str, tuple[str, ...]] = TEMPLATES,
     """An expression grown from the templates; at the end of `depth` only those that ask for no more."""
 
     def grown(kind: str, left: int) -> str:
-        options = [text for text in templates[kind] if left > 0 or not _PLACE.search(text)] or list(templates[kind])
+        options = [text for text in templates[kind] if left > 0 or not _PLACE.search(text)] or [templates[kind][0]]
         return _PLACE.sub(lambda match: grown(match[1], left - 1), draw(st.sampled_from(options)))
 
     return grown(draw(st.sampled_from(sorted(templates))), depth)
