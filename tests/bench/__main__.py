@@ -52,6 +52,7 @@ class Bench:
     ours: dict[str, list[Measured]] = field(default_factory=dict)
     peers: list[PeerMeasured] = field(default_factory=list)
     claims: list[flat.ClaimCost] = field(default_factory=list)
+    idle: list[loads.Idle] = field(default_factory=list)
 
     async def run(self, system: System) -> None:
         """All loads that were asked for."""
@@ -62,8 +63,10 @@ class Bench:
             await self._round(system)
             if self.plan.peer:
                 self.peers.append(await peer.measure(self.plan.peer, self.plan.runs, self.plan.seconds))
+        self.idle.append(await loads.idle(system, self.plan.seconds))
         if "flat" in self.plan.phases:
             await self._flat(system)
+            self.idle.append(await loads.idle(system, self.plan.seconds))
 
     async def _round(self, system: System) -> None:
         for flavour in FLAVOURS:
@@ -138,8 +141,9 @@ def main() -> None:
     except peer.PeerFailed as failed:
         sys.exit(f"the peer failed: {failed}")
     about = report.machine(postgres)
-    print("\n" + report.table(session.lines(), session.claims, about))
-    print(f"\nkept as {report.write(arguments.results, session.lines(), session.claims, about, datetime.now(UTC))}")
+    found = session.lines(), session.claims, session.idle, about
+    print("\n" + report.table(*found))
+    print(f"\nkept as {report.write(arguments.results, *found, datetime.now(UTC))}")
 
 
 def _run(plan: Plan) -> tuple[Bench, str]:

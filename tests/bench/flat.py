@@ -8,14 +8,17 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import asyncpg
 import msgspec
 
-from dispatcher.store.database import Connection
-from dispatcher.store.queue import CLAIM
+from dispatcher.engine.admission import Slot
+from dispatcher.store.database import Connection, Database
+from dispatcher.store.queue import claim
 from tests.bench.client import Client
 from tests.bench.loads import Measured, Recorded, check_once, chunks, clients, names
 from tests.bench.system import System
@@ -68,17 +71,44 @@ async def drain(system: System, wanted: list[str]) -> Measured:
 
 
 async def claim_cost(system: System) -> ClaimCost:
-    """The claim statement for a hundred of the backlog, explained and rolled back, again and again."""
-    connection: Connection = await asyncpg.connect(system.dsn)
-    try:
-        queue = await connection.fetchrow(_QUEUE, f"noop-{BACKLOG}")
-        assert queue is not None
-        await connection.execute("vacuum analyze tasks")
-        found = [await _explained(connection, queue) for _ in range(_CLAIMS)]
-        queued = await connection.fetchval("select count(*) from tasks where state = 'queued'")
-    finally:
-        await connection.close()
+    """The claim of a hundred of the backlog, as the store makes it, explained and rolled back, again and again."""
+    async with await Database.open(system.dsn) as database:
+        await database.execute("vacuum analyze tasks")
+        found = [await _explained(database) for _ in range(_CLAIMS)]
+        queued = await database.fetchval("select count(*) from tasks where state = 'queued'")
     return ClaimCost(int(queued), statistics.median(ms for ms, _ in found), int(statistics.median(pages for _, pages in found)))
+
+
+class _Explaining:
+    """Stands where the store expects its database: statements are explained instead of answered."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.plans: list[dict[str, Any]] = []
+
+    async def fetch(self, sql: str, *arguments: object) -> list[Any]:
+        text = await self._connection.fetchval(f"explain (analyze, buffers, format json) {sql}", *arguments)
+        self.plans.append(json.loads(text)[0])
+        return []
+
+
+async def _explained(database: Database) -> tuple[float, int]:
+    """(milliseconds, pages touched) of one claim."""
+    queue = await database.fetchrow(_QUEUE, f"noop-{BACKLOG}")
+    assert queue is not None
+    place, of = (queue["tenant_id"], queue["endpoint_id"]), (queue["tenant_id"], queue["workflow_id"])
+    slots = [Slot(of, ordinal, place) for ordinal in range(1, _CLAIM_SIZE + 1)]
+    with suppress(_RolledBack):
+        async with database.transaction() as connection:
+            explaining = _Explaining(connection)
+            await claim(cast(Database, explaining), slots, {place: queue["version"]}, queue["dispatcher_id"], datetime.now(UTC))
+            (plan,) = explaining.plans
+            raise _RolledBack
+    return float(plan["Execution Time"]), int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
+
+
+class _RolledBack(Exception):  # noqa: N818 - no error: what was explained shall not have happened
+    """Leave the transaction without its changes."""
 
 
 _QUEUE = """
@@ -86,26 +116,6 @@ _QUEUE = """
     from workflows w join routes r on r.workflow_id = w.id and r.tenant_id = w.tenant_id
     join endpoints e on e.id = r.endpoint_id and e.tenant_id = r.tenant_id where w.name = $1
 """
-
-
-async def _explained(connection: Connection, queue: asyncpg.Record) -> tuple[float, int]:
-    n = _CLAIM_SIZE
-    slots = (
-        [queue["tenant_id"]] * n,
-        [queue["workflow_id"]] * n,
-        list(range(1, n + 1)),
-        [queue["endpoint_id"]] * n,
-        [queue["version"]] * n,
-    )
-    now = datetime.now(UTC)
-    transaction = connection.transaction()
-    await transaction.start()
-    try:
-        text = await connection.fetchval(f"explain (analyze, buffers, format json) {CLAIM.sql}", *slots, queue["dispatcher_id"], now)
-    finally:
-        await transaction.rollback()
-    plan = json.loads(text)[0]
-    return float(plan["Execution Time"]), int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
 
 
 async def fill_history(system: System, count: int) -> None:

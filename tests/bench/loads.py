@@ -18,6 +18,7 @@ import msgspec
 
 from dispatcher.store.database import Connection
 from tests.bench.client import Client
+from tests.bench.cpu import resident_mb
 from tests.bench.system import System, pause
 
 IN_FLIGHT = 32  # calls the client keeps open in (a)
@@ -191,6 +192,23 @@ async def latency(system: System, flavour: str, seconds: float) -> Measured:
     measured.to_result = sorted((results[name][1] - results[name][0]) / 1e6 for name in wanted)
     measured.cpu = {part: (after[part] - before[part]) / len(wanted) for part in after}
     return measured
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """A system without work: processor time in per cent of one core by part, and the server's memory in megabytes."""
+
+    cpu: dict[str, float]
+    server_mb: float
+
+
+async def idle(system: System, seconds: float) -> Idle:
+    """Nothing, for a while."""
+    before, begun = system.cpu(), time.monotonic()
+    await pause(seconds)
+    after, lasted = system.cpu(), time.monotonic() - begun
+    share = {part: (after[part] - before[part]) / (lasted * 10) for part in after if part != "client"}
+    return Idle(share, resident_mb(system.parts["server"].trees[0]))
 
 
 async def _one(free: list[Client], flavour: str, name: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.flat import ClaimCost
-from tests.bench.loads import Measured, percentile
+from tests.bench.loads import Idle, Measured, percentile
 from tests.bench.peer import PeerMeasured
 
 _PACKAGES = ("handlers-dispatcher", "litestar", "uvicorn", "asyncpg", "aiohttp", "msgspec", "pydantic", "uvloop")
@@ -93,7 +93,7 @@ def _proc(name: str) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def table(lines: Sequence[Line], claims: Sequence[ClaimCost], about: Mapping[str, Any]) -> str:
+def table(lines: Sequence[Line], claims: Sequence[ClaimCost], idle: Sequence[Idle], about: Mapping[str, Any]) -> str:
     """Everything as text."""
     head = f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}, Python {about['python']}"
     rows = [head, f"Postgres {about['postgres']}; {', '.join(f'{n} {v}' for n, v in about['packages'].items())}", ""]
@@ -102,7 +102,12 @@ def table(lines: Sequence[Line], claims: Sequence[ClaimCost], about: Mapping[str
     )
     rows += [_row(one) for one in lines]
     rows += [f"claim of 100 with {c.queued:,} queued: {c.ms:.2f} ms, {c.pages:,} pages" for c in claims]
+    rows += [f"idle: {_shares(one.cpu)} of a core; the server holds {one.server_mb:.0f} MB" for one in idle]
     return "\n".join([*rows, "", *ratios(lines)])
+
+
+def _shares(cpu: Mapping[str, float]) -> str:
+    return ", ".join(f"{part} {share:.1f} %" for part, share in cpu.items())
 
 
 def _row(one: Line) -> str:
@@ -151,19 +156,17 @@ def _latency_ratio(mine: Line, theirs: Line) -> str:
     return f"(b) {mine.load[2:]}: trigger → result p50 {p50:.2f} ×, p99 {p99:.2f} × {theirs.load[2:]}'s"
 
 
-def write(directory: Path, lines: Sequence[Line], claims: Sequence[ClaimCost], about: Mapping[str, Any], now: datetime) -> Path:
+def write(
+    directory: Path, lines: Sequence[Line], claims: Sequence[ClaimCost], idle: Sequence[Idle], about: Mapping[str, Any], now: datetime
+) -> Path:
     """Keep everything as one JSON file; its path."""
     directory.mkdir(exist_ok=True)
     path = directory / f"{now:%Y%m%d-%H%M%S}.json"
-    document = {
-        "at": now.isoformat(),
-        "machine": about,
-        "lines": [_document(one) for one in lines],
-        "claims": [_document(c) for c in claims],
-    }
-    path.write_text(json.dumps({**document, "ratios": ratios(lines)}, indent=1))
+    measured: dict[str, Sequence[Line | ClaimCost | Idle]] = {"lines": lines, "claims": claims, "idle": idle}
+    documents = {name: [_document(one) for one in found] for name, found in measured.items()}
+    path.write_text(json.dumps({"at": now.isoformat(), "machine": about, **documents, "ratios": ratios(lines)}, indent=1))
     return path
 
 
-def _document(one: Line | ClaimCost) -> dict[str, Any]:
+def _document(one: Line | ClaimCost | Idle) -> dict[str, Any]:
     return {name: getattr(one, name) for name in one.__slots__}

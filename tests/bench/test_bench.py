@@ -24,9 +24,10 @@ async def test_every_load_runs_every_run_exactly_once(tmp_path: Path) -> None:
     } <= loads
     assert [cost.queued for cost in session.claims] == [100, 700]
     about = report.machine(postgres)
-    kept = report.write(tmp_path / "results", session.lines(), session.claims, about, datetime(2026, 1, 1, tzinfo=UTC))
+    found = session.lines(), session.claims, session.idle, about
+    kept = report.write(tmp_path / "results", *found, datetime(2026, 1, 1, tzinfo=UTC))
     assert {line["load"] for line in json.loads(kept.read_text())["lines"]} == loads
-    assert "a batched" in report.table(session.lines(), session.claims, about)
+    assert "a batched" in report.table(*found)
 
 
 def test_a_lost_or_repeated_run_is_noticed() -> None:
