@@ -11,7 +11,22 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFou
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import HTTPScope, LifeSpanReceive, LifeSpanScope, LifeSpanSend, Method, Receive, Scope, Send
 
-from dispatcher.api import callbacks, endpoints, events, health, hooks, keys, metrics, openapi, problems, runs, tokens, webhooks, workflows
+from dispatcher.api import (
+    callbacks,
+    endpoints,
+    events,
+    expressions,
+    health,
+    hooks,
+    keys,
+    metrics,
+    openapi,
+    problems,
+    runs,
+    tokens,
+    webhooks,
+    workflows,
+)
 from dispatcher.api.auth import Guard
 from dispatcher.api.bodies import BodyLimits
 from dispatcher.api.edge import NO_STORE, Answer, Edge, Route, as_problem, by_method, method_not_allowed, problem_answer, send_answer
@@ -30,6 +45,7 @@ _RESOURCES: Final = (
     *endpoints.ROUTES,
     *webhooks.ROUTES,
     *hooks.ROUTES,
+    *expressions.ROUTES,
     *tokens.ROUTES,
     *callbacks.ROUTES,
     *problems.ROUTES,
