@@ -43,6 +43,17 @@ if TYPE_CHECKING:
     from handlers_sdk.runs import Attempt, Run, RunList, TaskRun
     from handlers_sdk.schemas import EmptyModel
     from handlers_sdk.triggers import TriggerWorkflowOptions, WorkflowRunTriggerConfig
+    from handlers_sdk.webhooks import (
+        V1Webhook,
+        V1WebhookAPIKeyAuth,
+        V1WebhookBasicAuth,
+        V1WebhookHMACAlgorithm,
+        V1WebhookHMACAuth,
+        V1WebhookHMACEncoding,
+        V1WebhookList,
+        V1WebhookSecret,
+        V1WebhookSourceName,
+    )
     from handlers_sdk.workflow import Standalone, Task, Workflow
 
 _HOMES: Final = {
@@ -80,6 +91,17 @@ _HOMES: Final = {
     "runs": ("Attempt", "Run", "RunList", "TaskRun"),
     "schemas": ("EmptyModel",),
     "triggers": ("TriggerWorkflowOptions", "WorkflowRunTriggerConfig"),
+    "webhooks": (
+        "V1Webhook",
+        "V1WebhookAPIKeyAuth",
+        "V1WebhookBasicAuth",
+        "V1WebhookHMACAlgorithm",
+        "V1WebhookHMACAuth",
+        "V1WebhookHMACEncoding",
+        "V1WebhookList",
+        "V1WebhookSecret",
+        "V1WebhookSourceName",
+    ),
     "workflow": ("Standalone", "Task", "Workflow"),
 }
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
@@ -124,6 +146,15 @@ __all__ = [
     "TaskRun",
     "TaskRunError",
     "TriggerWorkflowOptions",
+    "V1Webhook",
+    "V1WebhookAPIKeyAuth",
+    "V1WebhookBasicAuth",
+    "V1WebhookHMACAlgorithm",
+    "V1WebhookHMACAuth",
+    "V1WebhookHMACEncoding",
+    "V1WebhookList",
+    "V1WebhookSecret",
+    "V1WebhookSourceName",
     "WorkerInfo",
     "Workflow",
     "WorkflowRunRef",

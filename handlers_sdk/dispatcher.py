@@ -39,6 +39,7 @@ from handlers_sdk.runs import RunsClient
 from handlers_sdk.schemas import EmptyModel
 from handlers_sdk.stubs import Stubs
 from handlers_sdk.verification import verifier_for
+from handlers_sdk.webhooks import WebhooksClient
 from handlers_sdk.workflow import Served, Standalone, Workflow
 
 I = TypeVar("I")  # noqa: E741 - the input
@@ -55,6 +56,7 @@ class Dispatcher:
         self.event = EventClient(self._api)
         self.runs = RunsClient(self._api)
         self.callbacks = CallbacksClient(self._api)
+        self.webhooks = WebhooksClient(self._api)
         self.stubs = Stubs(self._api)
         if self.config.logger is not None and not any(isinstance(one, TaskLogHandler) for one in self.config.logger.handlers):
             self.config.logger.addHandler(TaskLogHandler())
