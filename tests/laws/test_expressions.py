@@ -263,6 +263,7 @@ def test_bodies_stay_out_of_messages() -> None:
         "input.a ? 1 : 2",
         "timestamp(input.a) == input.a",
         "input[input.a]",
+        "'a'.matches('(' + input.a)",
     ):
         with pytest.raises(ExpressionError) as caught:
             Expression(source, returns=bool)(input={"a": secret})
