@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar, get_origin, get_type_hints
 
 import msgspec
@@ -13,6 +13,9 @@ from dispatcher.engine.definitions import DefinitionError, parse_duration
 from dispatcher.errors import Problem, problem
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING: Final = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
@@ -75,6 +78,13 @@ def duration(text: str | None, field: str) -> timedelta | None:
         return parse_duration(text, field)
     except DefinitionError as error:
         raise problem("invalid_value", str(error), field=field) from None
+
+
+def moment(value: datetime | None, field: str, latest: datetime = LATEST) -> datetime | None:
+    """A moment from 1970 until `latest`; None stays None. Further away, what is reckoned from it would be in no year there is."""
+    if value is not None and not EARLIEST <= value <= latest:
+        raise problem("invalid_value", f"{field}: a moment from {EARLIEST.date()} until {latest.date()} is expected", field=field)
+    return value
 
 
 def one_of(values: Sequence[str], allowed: Iterable[str], field: str) -> list[str] | None:

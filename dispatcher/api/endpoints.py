@@ -20,6 +20,15 @@ from dispatcher.store.catalog import Delivery, DeliveryKey, EndpointState, Endpo
 
 Slots = Annotated[int, Meta(ge=1, le=100_000, description="attempts the endpoint may have open at once")]
 Version = Annotated[str, Meta(min_length=1, max_length=200, pattern="^[^\\x00-\\x1f\\x7f]*$")]
+Auth = Annotated[
+    dict[str, Any],
+    Meta(
+        description="what every request to the endpoint carries beside its signature: "
+        '`{"type": "bearer", "token"}` or `{"type": "header", "name", "value"}`. Stored sealed and never shown. '
+        "Where it is absent an endpoint keeps what it has, as long as its URL stays on the same scheme, host and port; "
+        '`{"type": "none"}` removes it.'
+    ),
+]
 LabelName = Annotated[str, Meta(min_length=1, max_length=200)]
 Health = Literal["healthy", "paused", "broken", "retired"]
 
@@ -35,7 +44,7 @@ class PutEndpoint(msgspec.Struct, forbid_unknown_fields=True):
     latest: bool = True
     slots: Slots | None = None
     labels: dict[LabelName, Any] | None = None
-    auth: dict[str, Any] | None = None
+    auth: Auth | None = None
     handlers: list[Any] | None = None
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Raw
 
+from dispatcher.api.decoding import moment
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import PageQuery, page, position
 from dispatcher.api.triggering import (
@@ -83,7 +84,7 @@ async def list_events(call: Call) -> Answer:
     """Events that match all filters, newest first, without their data."""
     query: EventsQuery = call.query
     before = position("events", query, str)
-    wanted = EventFilter(query.type, query.since, query.until)
+    wanted = EventFilter(query.type, moment(query.since, "since"), moment(query.until, "until"))
     found = await events.page(call.services.database, call.tenant_id, wanted, before, query.limit + 1)
     return page("events", query, found, show_event, lambda row: row.id)
 

@@ -10,10 +10,12 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
+from dispatcher.api.decoding import EARLIEST, LATEST
 from dispatcher.api.edge import Answer, json_answer
 from dispatcher.errors import problem
 
@@ -54,10 +56,17 @@ def position(name: str, query: PageQuery, kind: type[K]) -> K | None:
         padded = query.cursor + "=" * (-len(query.cursor) % 4)
         cursor = msgspec.json.decode(base64.b64decode(padded, b"-_", validate=True), type=_Cursor)
         if cursor.filters == _fingerprint(name, query):
-            return msgspec.json.decode(cursor.key, type=kind)
+            key = msgspec.json.decode(cursor.key, type=kind)
+            if all(_is_sound(part) for part in (key if isinstance(key, tuple) else (key,))):
+                return key
     except (binascii.Error, ValueError, msgspec.MsgspecError):
         pass
     raise problem("invalid_value", _BAD_CURSOR, field="cursor")
+
+
+def _is_sound(part: object) -> bool:
+    """Whether a part of a key is none that only somebody else's cursor can hold: a moment in no zone, or in no year of ours."""
+    return not isinstance(part, datetime) or (part.tzinfo is not None and EARLIEST <= part <= LATEST)
 
 
 def page(

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta, Raw
 
 from dispatcher import ids
-from dispatcher.api.decoding import duration, one_of
+from dispatcher.api.decoding import duration, moment, one_of
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import Limit, PageQuery, page, position
 from dispatcher.api.triggering import RUN, RUNS, Moment, RunBody, RunsBody, check_count, decode_item, in_bulk, one_of_schemas, run_request
@@ -140,8 +140,8 @@ async def list_runs(call: Call) -> Answer:
     wanted = RunFilter(
         statuses=one_of(query.status, LIVE_STATUSES | FINAL_STATUSES, "status"),
         workflow=query.workflow,
-        since=query.since,
-        until=query.until,
+        since=moment(query.since, "since"),
+        until=moment(query.until, "until"),
         metadata=has_metadata(_pairs(query.metadata)),
         event_id=query.event_id,
         parent_run_id=query.parent_run_id,

@@ -14,9 +14,9 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from dispatcher import ids
 from dispatcher.api.bodies import BodyLimits, check_item, decode_checked
-from dispatcher.api.decoding import duration
+from dispatcher.api.decoding import duration, moment
 from dispatcher.api.edge import Answer, Call, json_answer
-from dispatcher.engine.definitions import EVENT_KEY
+from dispatcher.engine.definitions import EVENT_KEY, LONGEST
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.intake import EventRequest, RunRequest
 
@@ -35,7 +35,7 @@ _ABSENT: Final = (b"", b"null")
 
 
 class RunBody(msgspec.Struct, forbid_unknown_fields=True):
-    """A run to start. `idempotency_ttl` is a duration such as "24h"."""
+    """A run to start. `idempotency_ttl` is a duration such as "24h"; `run_at` is at most ten years ahead."""
 
     workflow: Name
     input: Raw | UnsetType = UNSET
@@ -97,7 +97,7 @@ def run_request(call: Call, body: RunBody, at: str = "") -> RunRequest:
         priority=body.priority,
         idempotency_key=body.idempotency_key,
         idempotency_ttl=duration(body.idempotency_ttl, f"{at}idempotency_ttl"),
-        run_at=body.run_at,
+        run_at=moment(body.run_at, f"{at}run_at", call.services.clock.now() + LONGEST),
         parent_run_id=_parent(body.parent_run_id, at),
     )
 

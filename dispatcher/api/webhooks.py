@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from dispatcher.api.decoding import duration, one_of
+from dispatcher.api.decoding import duration, moment, one_of
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import PageQuery, page, position
 from dispatcher.api.triggering import Moment
@@ -339,7 +339,7 @@ async def list_webhook_deliveries(call: Call) -> Answer:
     query: WebhookDeliveriesQuery = call.query
     row = await _row(call)
     name = f"webhook deliveries {row.id}"
-    wanted = DeliveryFilter(one_of(query.status, STATUSES, "status"), query.since, query.until)
+    wanted = DeliveryFilter(one_of(query.status, STATUSES, "status"), moment(query.since, "since"), moment(query.until, "until"))
     found = await webhook_deliveries.page(
         call.services.database,
         call.tenant_id,
@@ -386,7 +386,7 @@ async def reroute_webhook_deliveries(call: Call) -> Answer:
     await _row(call)
     service = call.services.webhooks
     hook = await service.hook(call.caller.tenant, call.path["name"])
-    counts = await service.deliveries.reroute(hook, body.since, body.until)
+    counts = await service.deliveries.reroute(hook, moment(body.since, "since"), moment(body.until, "until"))
     return json_answer(200, Reroute(counts.matched, counts.routed, counts.unrouted, counts.errors))
 
 

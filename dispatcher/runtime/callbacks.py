@@ -6,9 +6,10 @@ becomes an answer like any other and is settled with a guard, so ten copies of o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from dispatcher.errors import problem
 from dispatcher.ids import task_id
 from dispatcher.runtime.deliveries import Deliveries
 from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.group_commit import QueueFull
 from dispatcher.runtime.recorder import CallbackEvent, EventRefused, Recorder
 from dispatcher.runtime.settlement import Settled, Settlement
 from dispatcher.runtime.signals import Signals
@@ -28,7 +30,7 @@ from dispatcher.runtime.tokens import TokenMaker
 from dispatcher.settings import Settings
 from dispatcher.store import runs, tasks
 from dispatcher.store.database import Database
-from dispatcher.store.outcomes import AttemptFacts, Outcome
+from dispatcher.store.outcomes import AttemptFacts, Outcome, TaskKey
 from dispatcher.store.tasks import LiveTask
 
 NDJSON = "application/x-ndjson"
@@ -148,28 +150,50 @@ class Callbacks:
         events = parse_events(body, content_type)
         key = (speaker.tenant_id, speaker.run_id, speaker.node)
         task = await tasks.load_one(self._database, key)
-        for event in events:
-            if task is None:
-                return await self._over(key, speaker.epoch, event)
-            if task.epoch != speaker.epoch or task.state != "running":
-                raise problem("stale_attempt", f"attempt {speaker.epoch} of {task_id(*key[1:])} no longer owns the task")
-            task = await self._take(task, event)
+        for is_recorded, group in groupby(events, key=lambda event: event.type in _RECORDED):
+            for some in [list(group)] if is_recorded else [[event] for event in group]:
+                if task is None or task.epoch != speaker.epoch or task.state != "running":
+                    return await self._too_late(key, speaker.epoch, some[0], task)
+                task = await self._record(task, some) if is_recorded else await self._take(task, some[0])
         return 200, self._reply(task)
 
-    async def _over(self, key: tuple[int, str, int], epoch: int, event: CallbackEvent) -> tuple[int, dict[str, Any]]:
-        """The task is over: the repetition of the result that ended it is welcome, anything else is too late."""
-        if event.type in ("done", "fail") and await runs.ended_by(self._database, *key, epoch, event.type == "done"):
+    async def _too_late(self, key: TaskKey, epoch: int, event: CallbackEvent, task: LiveTask | None) -> tuple[int, dict[str, Any]]:
+        """The attempt is over: the repetition of the result that ended it is welcome, anything else is too late."""
+        if await self._is_repetition(key, epoch, event, task):
             return 200, {"ok": True, "duplicate": True, "lease_until": None, "cancel": None}
-        raise problem("task_ended", f"{task_id(*key[1:])} is over")
+        if task is None:
+            raise problem("task_ended", f"{task_id(*key[1:])} is over")
+        raise problem("stale_attempt", f"attempt {epoch} of {task_id(*key[1:])} no longer owns the task")
+
+    async def _is_repetition(self, key: TaskKey, epoch: int, event: CallbackEvent, task: LiveTask | None) -> bool:
+        """Whether this result has been taken before: it ended the task, or it was a failure that led to another attempt."""
+        if event.type not in ("done", "fail"):
+            return False
+        if task is None:
+            return await runs.ended_by(self._database, *key, epoch, event.type == "done")
+        return event.type == "fail" and await runs.failed_in(self._database, *key, epoch)
+
+    async def _record(self, task: LiveTask, events: Sequence[CallbackEvent]) -> LiveTask:
+        """Log lines, chunks and progress, together. One that makes no sense is refused, and those behind it."""
+        entries, refused = [], None
+        for event in events:
+            try:
+                entry = self._recorder.entry(task.guard(), event)
+            except EventRefused as error:
+                refused = problem("invalid_event", f"{event.type}: {error}")
+                break
+            if entry is not None:
+                entries.append(entry)
+        try:
+            await self._recorder.write(entries)
+        except QueueFull:
+            raise problem("overloaded", "more is being logged than can be written; repeat this a little later") from None
+        if refused is not None:
+            raise refused
+        return task
 
     async def _take(self, task: LiveTask, event: CallbackEvent) -> LiveTask | None:
-        """One event; answers the task as it is afterwards, None once it is over."""
-        if event.type in _RECORDED:
-            try:
-                await self._recorder.record(task.guard(), event)
-            except EventRefused as refused:
-                raise problem("invalid_event", f"{event.type}: {refused}") from None
-            return task
+        """An event that changes the attempt; answers the task as it is afterwards, None once it is over."""
         if event.type == "heartbeat":
             return await self._renew(task)
         if event.type == "extend":
@@ -231,13 +255,10 @@ class Callbacks:
                 self.on_detached_end()
             return
         current = await tasks.load_one(self._database, task.guard().key)
-        if current is None:
-            if await runs.ended_by(self._database, *task.guard().key, task.epoch, event.type == "done"):
-                return
-            raise problem("task_ended", f"{task_id(task.run_id, task.node)} is over")
-        if current.cancel_at is None or task.cancel_at is not None or current.epoch != task.epoch:
-            raise problem("stale_attempt", f"attempt {task.epoch} no longer owns the task")
-        await self._finish(current, event)
+        if current is not None and current.cancel_at is not None and task.cancel_at is None and current.epoch == task.epoch:
+            await self._finish(current, event)
+        else:
+            await self._too_late(task.guard().key, task.epoch, event, current)
 
     def _reply(self, task: LiveTask | None) -> dict[str, Any]:
         if task is None or task.state != "running":

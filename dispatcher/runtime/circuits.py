@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
@@ -20,6 +21,7 @@ from dispatcher.store.registry import Probe
 _log = logging.getLogger(__name__)
 
 _ASK_AGAIN = timedelta(seconds=10)
+_MOST_NAMES = 16  # other names of one endpoint's versions that are remembered
 
 
 class Circuits:
@@ -36,8 +38,9 @@ class Circuits:
         self._first = timedelta(seconds=settings.probe_seconds)
         self._longest = timedelta(seconds=settings.probe_max_seconds)
         self._asked: dict[tuple[int, str], datetime] = {}
+        self._same: dict[tuple[int, str], deque[tuple[str, str]]] = {}
         self._changing: dict[tuple[int, str], asyncio.Task[None]] = {}
-        self.rediscover: Callable[[Endpoint], Awaitable[None]] | None = None
+        self.rediscover: Callable[[Endpoint, str], Awaitable[bool]] | None = None
         self.on_change: Callable[[], None] = lambda: None
 
     def change(self, endpoint: Endpoint, circuit: health.Circuit, code: str) -> None:
@@ -59,14 +62,23 @@ class Circuits:
         self._signals.send("registry")
 
     def drifted(self, endpoint: Endpoint, version: str) -> None:
-        """An answer named a version we do not know: ask for the manifest, not more often than every few seconds."""
+        """An answer named a version we do not know: ask for the manifest, not more often than every few seconds.
+
+        What turns out to be registered under another name is remembered, and not asked about again.
+        """
+        if (endpoint.target.version, version) in self._same.get(endpoint.place, ()):
+            return
         now, asked = self._clock.now(), self._asked.get(endpoint.place)
         if endpoint.static or endpoint.place in self._changing or (asked is not None and now < asked + _ASK_AGAIN):
             return
         if self.rediscover is not None and self._is_current(endpoint):
             self._asked[endpoint.place] = now
             _log.info("endpoint %s answers as version %s", endpoint.name, version)
-            self._spawn(endpoint, self.rediscover(endpoint))
+            self._spawn(endpoint, self._rediscover(endpoint, version, self.rediscover(endpoint, version)))
+
+    async def _rediscover(self, endpoint: Endpoint, version: str, is_same: Awaitable[bool]) -> None:
+        if await is_same:
+            self._same.setdefault(endpoint.place, deque(maxlen=_MOST_NAMES)).append((endpoint.target.version, version))
 
     def _is_current(self, endpoint: Endpoint) -> bool:
         known = self._directory.endpoint(endpoint.place)

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-import msgspec
-
 from dispatcher.clock import Clock
 from dispatcher.delivery import Courier, Push, Receipt
 from dispatcher.engine import health
@@ -26,15 +24,15 @@ from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.circuits import Circuits
 from dispatcher.runtime.deadlines import Deadlines
 from dispatcher.runtime.directory import Directory, Endpoint
-from dispatcher.runtime.group_commit import QueueFull
 from dispatcher.runtime.metrics import Metrics
-from dispatcher.runtime.recorder import CallbackEvent, EventRefused, Recorder
+from dispatcher.runtime.recorder import Recorder
 from dispatcher.runtime.settlement import Settled, Settlement
+from dispatcher.runtime.stream import Stream
 from dispatcher.runtime.tokens import TokenMaker
 from dispatcher.runtime.work import Assignment
 from dispatcher.settings import Settings
 from dispatcher.store import tasks
-from dispatcher.store.database import Database, DatabaseUnavailable
+from dispatcher.store.database import Database
 from dispatcher.store.outcomes import AttemptFacts, Guard, Outcome, TaskKey
 
 _log = logging.getLogger(__name__)
@@ -145,9 +143,7 @@ class Deliveries:
         target = flights[0].assignment.endpoint.target
         try:
             if len(flights) == 1:
-                flight = flights[0]
-                receipt = await self.courier.push(target, flight.push, lambda line: self._said(flight, line))
-                self._answered(flight, receipt)
+                self._answered(flights[0], await self._pushed(flights[0]))
             else:
                 await self.courier.push_batch(target, [f.push for f in flights], lambda i, receipt: self._answered(flights[i], receipt))
         except Exception:
@@ -156,21 +152,12 @@ class Deliveries:
             for flight in flights:
                 self._answered(flight, Receipt(Lost("The request ended without an answer.")))
 
-    async def _said(self, flight: Flight, line: bytes) -> None:
-        """A line of an NDJSON answer that is not its end. One that makes no sense costs the handler that line, nothing else.
-
-        While the database is away the stream waits, which the endpoint feels as back-pressure.
-        """
-        try:
-            event = msgspec.json.decode(line, type=CallbackEvent)
-            while event.type in ("log", "chunk", "progress") and not flight.answered:
-                try:
-                    await self.recorder.record(flight.assignment.guard(), event)
-                    return
-                except (DatabaseUnavailable, QueueFull):
-                    await self.clock.sleep_until(self.clock.now() + _LOOK_AGAIN)
-        except (msgspec.DecodeError, EventRefused) as refused:
-            _log.info("a line of the answer for %s was dropped: %s", flight.assignment.run_id, refused)
+    async def _pushed(self, flight: Flight) -> Receipt:
+        """One request. What the handler said on the way is durable before its answer counts."""
+        stream = Stream(self.recorder, self.clock, flight.assignment.guard(), lambda: flight.answered)
+        receipt = await self.courier.push(flight.assignment.endpoint.target, flight.push, stream.say)
+        await stream.flush()
+        return receipt
 
     def _answered(self, flight: Flight, receipt: Receipt) -> None:
         """What the courier brought back. Whatever was decided here before it came stands."""
@@ -245,7 +232,7 @@ class Deliveries:
             self.metrics.attempt_seconds += receipt.latency_ms / 1000
         endpoint, answer = flight.assignment.endpoint, receipt.answer
         breaker = self.capacity.breakers.get(endpoint.place)
-        as_known = receipt.version_seen in (None, endpoint.target.version)
+        as_known = receipt.version_seen in (None, endpoint.answers_as)
         if breaker is None and isinstance(answer, Succeeded) and as_known and not endpoint.probes:
             return  # the rule for this, by far the most common case, is to change nothing
         if flight.carrier.observed if receipt.shared else not isinstance(answer, Succeeded | Failed) and flight.carrier.size > 1:

@@ -47,7 +47,7 @@ class Workflow:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An endpoint as this process pushes to it; `place` is where its slots are counted."""
+    """An endpoint as this process pushes to it; `place` is where its slots are counted, `answers_as` the version its answers name."""
 
     tenant_id: int
     id: str
@@ -56,6 +56,7 @@ class Endpoint:
     open: bool
     static: bool
     target: Target
+    answers_as: str
     verified: str | None
     probes: int
     place: Place
@@ -207,7 +208,17 @@ class Directory:
         )
         usable = row.circuit == "closed" and not row.paused
         return Endpoint(
-            tenant_id, row.id, row.name, row.slots, usable, row.static, target, manifest.verified, row.probes, (tenant_id, row.id)
+            tenant_id=tenant_id,
+            id=row.id,
+            name=row.name,
+            slots=row.slots,
+            open=usable,
+            static=row.static,
+            target=target,
+            answers_as=manifest.version or row.version,
+            verified=manifest.verified,
+            probes=row.probes,
+            place=(tenant_id, row.id),
         )
 
     def tenant(self, slug: str) -> Tenant | None:

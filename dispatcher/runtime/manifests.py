@@ -15,9 +15,14 @@ class StoredBatch(msgspec.Struct, frozen=True):
 
 
 class StoredManifest(msgspec.Struct, frozen=True):
-    """What an endpoint said of itself, or was registered with; `verified` is the signature scheme it checks, if it said."""
+    """What an endpoint said of itself, or was registered with.
+
+    `version` is its own name for what it runs, which may be another than it is registered under; `verified` is the signature scheme it
+    checks. Both are None where it did not say.
+    """
 
     sdk: str = ""
+    version: str | None = None
     features: tuple[str, ...] = ()
     batch: StoredBatch | None = None
     verified: str | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
@@ -11,17 +12,17 @@ import msgspec
 from dispatcher.clock import Clock
 from dispatcher.engine.strict_json import JsonRefused, check
 from dispatcher.ids import created_at
-from dispatcher.runtime.group_commit import GroupCommit
+from dispatcher.runtime.group_commit import GroupCommit, QueueFull
 from dispatcher.settings import Settings
 from dispatcher.store import logs, tasks
 from dispatcher.store.database import Database
 from dispatcher.store.logs import NewChunk, NewLine
 from dispatcher.store.outcomes import Guard
 
-_log = logging.getLogger(__name__)
-
 LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
 _BOUND = 100_000
+_SET = 2_000  # the weight of one commit: entries, or 16 MB of large ones
+_WEIGHT_BYTES = 8_192
 
 
 class CallbackEvent(msgspec.Struct, frozen=True):
@@ -47,6 +48,17 @@ class EventRefused(ValueError):  # noqa: N818 - reads as what happened
     """An event that cannot be taken; the text says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class NewProgress:
+    """How far an attempt says it is; `document` is JSON text."""
+
+    guard: Guard
+    document: str
+
+
+Entry = NewLine | NewChunk | NewProgress
+
+
 class Recorder:
     """Writes log lines and chunks in shared commits."""
 
@@ -55,32 +67,57 @@ class Recorder:
         self._clock = clock
         self._settings = settings
         self._counts: dict[tuple[str, int, int], int] = {}
-        self._lines: GroupCommit[NewLine, None] = GroupCommit(self._write_lines, most=2_000, bound=_BOUND)
-        self._chunks: GroupCommit[NewChunk, None] = GroupCommit(self._write_chunks, most=2_000, bound=_BOUND)
+        self._lines: GroupCommit[NewLine, None] = GroupCommit(self._write_lines, most=_SET, bound=_BOUND, weigh=weight)
+        self._chunks: GroupCommit[NewChunk, None] = GroupCommit(self._write_chunks, most=_SET, bound=_BOUND, weigh=weight)
 
-    async def record(self, guard: Guard, event: CallbackEvent) -> None:
-        """Keep one log, chunk or progress event; returns once it is durable. Raises EventRefused for one that makes no sense."""
+    def entry(self, guard: Guard, event: CallbackEvent) -> Entry | None:
+        """What is kept of a log, chunk or progress event; None of a line beyond what an attempt may log.
+
+        Raises EventRefused for an event that makes no sense.
+        """
         if event.type == "log":
-            await self._line(guard, event)
-        elif event.type == "chunk":
-            await self._chunk(guard, event)
-        else:
-            await self._progress(guard, event)
+            return self._line(guard, event)
+        return self._chunk(guard, event) if event.type == "chunk" else self._progress(guard, event)
 
-    async def _line(self, guard: Guard, event: CallbackEvent) -> None:
+    async def write(self, entries: Sequence[Entry]) -> None:
+        """Keep entries of one attempt in this order; returns once they are durable. Of progress only the latest is written.
+
+        Raises DatabaseUnavailable or QueueFull when some could not be kept.
+        """
+        latest: NewProgress | None = None
+        writes: list[Awaitable[None]] = []
+        for entry in entries:
+            if isinstance(entry, NewProgress):
+                latest = entry
+            else:
+                writes.append(self._submitted(entry))
+        if latest is not None:
+            writes.append(tasks.set_progress(self._database, latest.guard, latest.document))
+        for result in await asyncio.gather(*writes, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    def _submitted(self, entry: NewLine | NewChunk) -> asyncio.Future[None]:
+        try:
+            return self._lines.submit(entry) if isinstance(entry, NewLine) else self._chunks.submit(entry)
+        except QueueFull as full:
+            refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            refused.set_exception(full)
+            return refused
+
+    def _line(self, guard: Guard, event: CallbackEvent) -> NewLine | None:
         level = event.level.lower()
         if level not in LEVELS:
             raise EventRefused(f"level {event.level!r} is none of {', '.join(sorted(LEVELS))}")
         kept = self._count(guard)
         most = self._settings.log_lines_per_attempt
         if kept > most:
-            return
+            return None
         message = _shortened(event.message, self._settings.log_line_bytes)
         if kept == most:
             level, message = "warning", f"Log limit of {most} lines reached: what this attempt logs from here on is dropped."
         at = self._moment(guard.run_id, event.at)
-        line = NewLine(guard.tenant_id, guard.run_id, guard.node, guard.epoch, at, level, message)
-        await self._lines.submit(line)
+        return NewLine(guard.tenant_id, guard.run_id, guard.node, guard.epoch, at, level, message)
 
     def _moment(self, run_id: str, said: datetime | None) -> datetime:
         """When a line was written: as the handler says, unless its clock is off so far that the run had not begun, or now is not yet."""
@@ -97,22 +134,21 @@ class Recorder:
             del self._counts[next(iter(self._counts))]
         return count
 
-    async def _chunk(self, guard: Guard, event: CallbackEvent) -> None:
+    def _chunk(self, guard: Guard, event: CallbackEvent) -> NewChunk:
         if event.seq is None or not 0 <= event.seq < 1 << 53:
             raise EventRefused("a chunk needs `seq`, a whole number that grows within its stream")
         if not event.stream or len(event.stream) > 200 or "\x00" in event.stream:
             raise EventRefused("`stream` is a name of 1 to 200 characters")
         data = bytes(event.data)
         _checked(data, self._settings.max_body_bytes)
-        chunk = NewChunk(guard.tenant_id, guard.run_id, guard.node, guard.epoch, event.stream, event.seq, data, self._clock.now())
-        await self._chunks.submit(chunk)
+        return NewChunk(guard.tenant_id, guard.run_id, guard.node, guard.epoch, event.stream, event.seq, data, self._clock.now())
 
-    async def _progress(self, guard: Guard, event: CallbackEvent) -> None:
+    def _progress(self, guard: Guard, event: CallbackEvent) -> NewProgress:
         if event.fraction is not None and not 0 <= event.fraction <= 1:
             raise EventRefused("`fraction` is a number from 0 to 1")
         note = _shortened(event.note, 1_000)
         document = {"fraction": event.fraction, "note": note, "at": self._clock.now()}
-        await tasks.set_progress(self._database, guard, msgspec.json.encode(document).decode())
+        return NewProgress(guard, msgspec.json.encode(document).decode())
 
     async def _write_lines(self, lines: Sequence[NewLine]) -> list[None]:
         await logs.append(self._database, lines)
@@ -121,6 +157,13 @@ class Recorder:
     async def _write_chunks(self, chunks: Sequence[NewChunk]) -> list[None]:
         await logs.append_chunks(self._database, chunks)
         return [None] * len(chunks)
+
+
+def weight(entry: Entry) -> int:
+    """How much of a commit an entry fills."""
+    if isinstance(entry, NewProgress):
+        return 1
+    return 1 + len(entry.message if isinstance(entry, NewLine) else entry.data) // _WEIGHT_BYTES
 
 
 def _shortened(text: str, most_bytes: int) -> str:

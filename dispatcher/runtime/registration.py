@@ -14,6 +14,7 @@ from dispatcher.delivery import Courier, DiscoveryError, EgressPolicy, EgressRef
 from dispatcher.engine.definitions import Definition, DefinitionError, checksum, content_checksum, dump, parse_definitions
 from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
+from dispatcher.runtime.credentials import checked_auth, is_same_place
 from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.keyring import Keyring, secret_context
 from dispatcher.runtime.signals import Signals
@@ -25,7 +26,6 @@ from handlers_sdk.signing import HmacSigner, Signer, new_secret
 
 _MOST_SLOTS = 1_000_000
 _REGISTRATION_TRIES = 5
-_AUTH_NAMES_REFUSED = ("host", "content-", "webhook-", "task-", "transfer-encoding", "connection", "te", "trailer", "upgrade", "cookie")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What somebody wants an endpoint to be; `auth` is the header it is sent as."""
+    """What somebody wants an endpoint to be; `auth` is the header it is sent as, {} for none, None for the one it has."""
 
     url: str
     version: str | None
@@ -94,7 +94,7 @@ class Registration:
     ) -> dict[str, Any]:
         """Register or update an endpoint. Raises Problem for a bad URL or manifest, and discovery_* when the GET gives none."""
         self._check_url(url)
-        wanted = Wanted(url, version, slots, labels, _checked_auth(auth), handlers)
+        wanted = Wanted(url, version, slots, labels, checked_auth(auth), handlers)
         for _ in range(_REGISTRATION_TRIES):
             try:
                 return await self._put(tenant_id, name, wanted)
@@ -106,9 +106,10 @@ class Registration:
         known = await registry.endpoint(self._database, tenant_id, name)
         endpoint_id = known.id if known is not None else self._ids.make("ep", self._clock.now())
         secret = new_secret() if known is None else None
+        auth_sealed = self._auth_sealed(tenant_id, endpoint_id, wanted, known)
         if wanted.handlers is None:
             signers = await self._signers(tenant_id, endpoint_id, secret)
-            headers = ((wanted.auth["name"], wanted.auth["value"]),) if wanted.auth else ()
+            headers = self._keyring.auth_headers(tenant_id, endpoint_id, auth_sealed)
             offer = await self._discovered(wanted.url, signers, headers, endpoint_id, wanted.version)
         else:
             offer = self._static(wanted.handlers, wanted.version)
@@ -122,7 +123,7 @@ class Registration:
             json.dumps(offer.manifest),
             wanted.slots or (known.slots if known is not None else offer.slots or self._settings.default_slots),
             json.dumps(labels),
-            self._keyring.seal_auth(tenant_id, endpoint_id, wanted.auth),
+            auth_sealed,
             offer.static,
         )
         await self._write(put, offer, secret)
@@ -135,6 +136,17 @@ class Registration:
             raise problem("destination_blocked", f"url: {refused}") from None
         except ValueError as error:
             raise problem("invalid_value", f"url: {error}") from None
+
+    def _auth_sealed(self, tenant_id: int, endpoint_id: str, wanted: Wanted, known: EndpointRow | None) -> bytes | None:
+        """The credentials an endpoint will have. Those it has are not sent to another place than they were given for."""
+        if wanted.auth is not None or known is None or known.auth_sealed is None:
+            return self._keyring.seal_auth(tenant_id, endpoint_id, wanted.auth)
+        if not is_same_place(wanted.url, known.url):
+            detail = (
+                f'auth: that of {known.name!r} was given for {known.url}; give it again for this URL, or {{"type": "none"}} to remove it'
+            )
+            raise problem("invalid_value", detail, field="auth")
+        return known.auth_sealed
 
     async def _signers(self, tenant_id: int, endpoint_id: str, secret: str | None) -> tuple[Signer, ...]:
         now = self._clock.now()
@@ -150,13 +162,7 @@ class Registration:
         except DiscoveryError as error:
             raise problem(f"discovery_{error.code}" if not error.code.startswith("destination") else error.code, str(error)) from None
         definitions = self._definitions(manifest.handlers, static=False)
-        return Offer(
-            version or manifest.version or _content_version(definitions),
-            _stored(manifest, definitions),
-            definitions,
-            False,
-            manifest.limits.concurrency,
-        )
+        return _offer(manifest, definitions, version)
 
     def _static(self, handlers: list[Any], version: str | None) -> Offer:
         definitions = self._definitions(handlers, static=True)
@@ -226,14 +232,20 @@ class Registration:
             document["secret"] = secret
         return document
 
-    async def rediscover(self, endpoint: Endpoint) -> None:
-        """Read an endpoint's manifest again, because it answers as another version than registered."""
+    async def rediscover(self, endpoint: Endpoint, version: str) -> bool:
+        """Read an endpoint's manifest again, because it answers as another version than it named.
+
+        Nothing is registered unless what it serves has changed. True when `version` is by another name what is registered, so that
+        there is no need to ask again.
+        """
         row = await registry.endpoint(self._database, endpoint.tenant_id, endpoint.name)
         if row is None or row.static:
-            return
+            return False
         target = endpoint.target
         manifest = await self._courier.discover(target.url, target.signers, target.headers, endpoint.id)
         definitions = self._definitions(manifest.handlers, static=False)
+        if {d.name: checksum(d) for d in definitions} == _names(row):
+            return manifest.version in (None, version)
         offer = _offer(manifest, definitions, None)
         put = EndpointPut(
             endpoint.tenant_id,
@@ -248,6 +260,7 @@ class Registration:
             False,
         )
         await self._write(put, offer, None)
+        return False
 
     async def patch(
         self, tenant_id: int, name: str, *, paused: bool | None = None, slots: int | None = None, labels: dict[str, Any] | None = None
@@ -357,28 +370,9 @@ def _stored(manifest: Manifest, definitions: Sequence[Definition]) -> dict[str, 
     batch = manifest.batch
     return {
         "sdk": manifest.sdk,
+        "version": manifest.version,
         "features": sorted(manifest.features),
         "batch": {"max_items": batch.max_items, "max_bytes": batch.max_bytes} if batch is not None else None,
         "verified": manifest.verified,
         "handlers": [dump(d) for d in definitions],
     }
-
-
-def _checked_auth(auth: dict[str, Any] | None) -> dict[str, str] | None:
-    """`{"type": "header", "name", "value"}` or `{"type": "bearer", "token"}`, as the header it is."""
-    if auth is None:
-        return None
-    if auth.get("type") == "bearer" and set(auth) == {"type", "token"}:
-        auth = {"type": "header", "name": "authorization", "value": f"Bearer {auth['token']}"}
-    if auth.get("type") != "header" or set(auth) != {"type", "name", "value"}:
-        raise problem("invalid_value", 'auth: {"type": "bearer", "token"} or {"type": "header", "name", "value"}')
-    name, value = auth["name"], auth["value"]
-    if not isinstance(name, str) or not isinstance(value, str) or not _is_header(name, value):
-        raise problem("invalid_value", "auth: not a header that may be set (printable ASCII, at most 4 KB, none of the protocol's own)")
-    return {"name": name, "value": value}
-
-
-def _is_header(name: str, value: str) -> bool:
-    plain = name.isascii() and name.replace("-", "").replace("_", "").isalnum() and len(name) <= 100
-    printable = value.isascii() and value.isprintable() and 0 < len(value) <= 4_096
-    return plain and printable and not name.lower().startswith(_AUTH_NAMES_REFUSED)

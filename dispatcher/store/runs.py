@@ -237,6 +237,10 @@ ENDED_BY = """
     select exists (select from task_history where tenant_id = $1 and run_id = $2 and node = $3 and finished_at >= $6
                    and epoch = $4 and (status = 'succeeded') = $5)
 """
+FAILED_IN = """
+    select exists (select from attempts where tenant_id = $1 and run_id = $2 and node = $3 and finished_at >= $5
+                   and number = $4 and status = 'failed')
+"""
 WORKFLOW_IDS = "select id from workflows where tenant_id = $1 and name = $2"
 ENDPOINT_ID = "select id from endpoints where tenant_id = $1 and name = $2"
 # Plans for these very values: the optional conditions fold away, and what is left decides which index is used. Left to itself, Postgres
@@ -337,3 +341,9 @@ async def ended_by(db: Database, tenant_id: int, run_id: str, node: int, epoch: 
     """Whether a task is over and this attempt was its last, with this kind of result: what a repeated callback asks."""
     since = ended_after(run_id)
     return since is not None and bool(await db.fetchval(ENDED_BY, tenant_id, run_id, node, epoch, succeeded, since))
+
+
+async def failed_in(db: Database, tenant_id: int, run_id: str, node: int, number: int) -> bool:
+    """Whether an attempt ended with a failure its handler reported."""
+    since = ended_after(run_id)
+    return since is not None and bool(await db.fetchval(FAILED_IN, tenant_id, run_id, node, number, since))
