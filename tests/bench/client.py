@@ -64,12 +64,12 @@ class Client:
         self._common = f"host: {host}:{port}\r\n{credentials}content-type: application/json\r\n".encode()
         self._wire: _Wire | None = None
 
-    async def request(self, method: str, path: str, body: bytes = b"") -> Reply:
-        """One request. Raises OSError when the connection fails; a request that was sent is never sent again."""
+    async def request(self, method: str, path: str, body: bytes = b"", headers: bytes = b"") -> Reply:
+        """One request; `headers` are lines. Raises OSError when the connection fails; a request that was sent is never sent again."""
         wire = await self._connected()
         assert wire.transport is not None
         wire.waiting = asyncio.get_running_loop().create_future()
-        head = b"%s %s HTTP/1.1\r\n%bcontent-length: %d\r\n\r\n" % (method.encode(), path.encode(), self._common, len(body))
+        head = b"%s %s HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n" % (method.encode(), path.encode(), self._common, headers, len(body))
         wire.transport.write(head + body)
         return await wire.waiting
 

@@ -39,6 +39,11 @@ def slack(body: bytes, secret: str, at: int, kind: str = "application/json") -> 
     return {"content-type": kind, "x-slack-request-timestamp": str(at), "x-slack-signature": f"v0={signature}"}
 
 
+def lines(headers: dict[str, str]) -> bytes:
+    """Headers as a client that writes its own requests takes them; what is sent as JSON says so already."""
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items() if name != "content-type").encode()
+
+
 def encoded(value: Any) -> bytes:
     return json.dumps(value).encode()
 

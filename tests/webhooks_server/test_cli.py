@@ -184,7 +184,7 @@ class Flaky:
                 client, _ = self._listener.accept()
                 self._connections += 1
                 server = socket.create_connection(("127.0.0.1", self._port))
-                most = 3_000 if self._connections % 3 else 25_000
+                most = 6_000 if self._connections % 3 else 25_000
                 Thread(target=self._carry, args=(client, server, 1_000_000_000), daemon=True).start()
                 Thread(target=self._carry, args=(server, client, most), daemon=True).start()
 
@@ -201,7 +201,7 @@ class Flaky:
 
 
 def test_listen_loses_nothing_over_dropped_connections(url: str, laptop: Laptop, tmp_path: Path) -> None:
-    count = 40
+    count = 20
     _made(url, "far")
     way = Flaky(int(url.rpartition(":")[2]))
     with _listen(way.url, laptop, "far", "--since", "1h", "--cursor", str(tmp_path / "place")) as process:
