@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import aiohttp
 import msgspec
@@ -110,7 +110,7 @@ class _Batch(msgspec.Struct):
 
 class _Manifest(msgspec.Struct):
     protocol: _Range
-    version: str
+    version: Annotated[str, msgspec.Meta(max_length=200, pattern="^[ -~]*$")]
     handlers: list[dict[str, Any]]
     sdk: str = ""
     challenge: str | None = None

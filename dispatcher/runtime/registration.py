@@ -245,7 +245,7 @@ class Registration:
         manifest = await self._courier.discover(target.url, target.signers, target.headers, endpoint.id)
         definitions = self._definitions(manifest.handlers, static=False)
         if {d.name: checksum(d) for d in definitions} == _names(row):
-            return manifest.version in (None, version)
+            return not manifest.version or manifest.version == version
         offer = _offer(manifest, definitions, None)
         put = EndpointPut(
             endpoint.tenant_id,
@@ -370,7 +370,7 @@ def _stored(manifest: Manifest, definitions: Sequence[Definition]) -> dict[str, 
     batch = manifest.batch
     return {
         "sdk": manifest.sdk,
-        "version": manifest.version,
+        "version": manifest.version or None,
         "features": sorted(manifest.features),
         "batch": {"max_items": batch.max_items, "max_bytes": batch.max_bytes} if batch is not None else None,
         "verified": manifest.verified,

@@ -126,6 +126,8 @@ async def test_no_manifest(courier: Courier, raw: bytes, code: str) -> None:
         ({"protocol": {"min": 2, "max": 3}}, "unsupported_protocol"),
         ({"protocol": 1}, "bad_manifest"),
         ({"version": 5}, "bad_manifest"),
+        ({"version": "x" * 201}, "bad_manifest"),
+        ({"version": "é"}, "bad_manifest"),
         ({"handlers": {}}, "bad_manifest"),
         ({"handlers": ["resize"]}, "bad_manifest"),
         ({"features": "batch"}, "bad_manifest"),
