@@ -40,8 +40,10 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     by_kind = {_key(kind): schema for kind, schema in zip(kinds, schemas, strict=True)}
     paths: dict[str, dict[str, Any]] = {}
+    names: set[str] = set()
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_kind, components)
+        operation = {"operationId": _operation_id(route, names), **_operation(route, by_kind, components)}
+        paths.setdefault(route.path, {})[route.method.lower()] = operation
     queries = {route.query.__name__ for route in routes}
     return {
         "openapi": "3.1.0",
@@ -52,6 +54,14 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "An API token, dsp_live_…"}},
         },
     }
+
+
+def _operation_id(route: Route, taken: set[str]) -> str:
+    """The handler's name; with the method behind it where a handler takes several, since an operation's id is its own."""
+    name = str(getattr(route.handler, "__name__", ""))
+    chosen = f"{name}_{route.method.lower()}" if name in taken else name
+    taken.add(chosen)
+    return chosen
 
 
 def _key(kind: Any) -> str:
@@ -69,7 +79,6 @@ def _kinds(routes: Iterable[Route]) -> list[Any]:
 
 def _operation(route: Route, by_kind: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
-        "operationId": getattr(route.handler, "__name__", ""),
         "summary": route.summary,
         "tags": [_tag(route.path)],
         "parameters": [*_path_parameters(route.path), *_query_parameters(route, components)],

@@ -16,7 +16,7 @@ from tests.api.test_bad_input import assert_problem
 from tests.api.world import ELSEWHERE, LOOPBACK, World
 
 GUARDED = [route for route in ROUTES if route.scope is not None]
-OPEN = {"/livez", "/readyz", "/metrics", "/.well-known/task-keys", "/openapi.json", "/v1/callback", "/errors/{code}"}
+OPEN = {"/livez", "/readyz", "/metrics", "/.well-known/task-keys", "/openapi.json", "/v1/callback", "/errors/{code}", "/hooks/{tenant}/{webhook}"}
 
 
 def name_of(route: Route) -> str:
@@ -25,7 +25,14 @@ def name_of(route: Route) -> str:
 
 def filled(route: Route, run_id: str = "run_01j00000000000000000000000") -> str:
     """The path with something in the place of its parameters."""
-    values = {"run_id": run_id, "event_id": "evt_01j00000000000000000000000", "name": "images", "token_id": "A" * 12}
+    values = {
+        "run_id": run_id,
+        "event_id": "evt_01j00000000000000000000000",
+        "name": "images",
+        "token_id": "A" * 12,
+        "number": "1",
+        "delivery_id": "dlv_01j00000000000000000000000",
+    }
     return route.path.format(**values)
 
 

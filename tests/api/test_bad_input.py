@@ -184,7 +184,7 @@ PATHS = [
     ("GET", "/v1/nothing", 404, "not_found"),
     ("GET", "/v1/schedules", 404, "not_found"),
     ("GET", "/v1/crons", 404, "not_found"),
-    ("POST", "/v1/webhooks", 404, "not_found"),
+    ("POST", "/v1/streams", 404, "not_found"),
     ("POST", "/v1/runs/run_1/replay", 404, "not_found"),
     ("GET", "/v1/streams/str_1/subscribe", 404, "not_found"),
     ("DELETE", "/v1/runs", 405, "method_not_allowed"),
