@@ -16,7 +16,16 @@ from tests.api.test_bad_input import assert_problem
 from tests.api.world import ELSEWHERE, LOOPBACK, World
 
 GUARDED = [route for route in ROUTES if route.scope is not None]
-OPEN = {"/livez", "/readyz", "/metrics", "/.well-known/task-keys", "/openapi.json", "/v1/callback", "/errors/{code}", "/hooks/{tenant}/{webhook}"}
+OPEN = {
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/.well-known/task-keys",
+    "/openapi.json",
+    "/v1/callback",
+    "/errors/{code}",
+    "/hooks/{tenant}/{webhook}",
+}
 
 
 def name_of(route: Route) -> str:
