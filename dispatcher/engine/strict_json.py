@@ -29,6 +29,8 @@ _SYNTAX: Final = msgspec.json.Decoder(msgspec.Raw)
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*+\\u0000")
 _LONG_EXPONENT: Final = re.compile(rb"[eE][+-]?0*+[1-9][0-9]{%d}" % MAX_EXPONENT_DIGITS)
+# Where a number with such an exponent could begin. Hashes and URLs hold `e1234` all the time, but hardly behind a comma or a colon.
+_EXPONENT_START: Final = re.compile(rb"(?:^|[\[,:\s])-?[0-9]++(?:\.[0-9]++)?[eE][+-]?[0-9]{%d}" % (MAX_EXPONENT_DIGITS + 1))
 _SHAPE: Final = bytes.maketrans(b"123456789E-", b"000000000e+")
 _LONG_NUMBER: Final = b"0" * (MAX_DIGITS + 1)
 _EXPONENTS: Final = (b"e" + b"0" * (MAX_EXPONENT_DIGITS + 1), b"e+" + b"0" * (MAX_EXPONENT_DIGITS + 1))
@@ -57,7 +59,8 @@ def check(body: bytes, *, max_bytes: int, max_depth: int = MAX_DEPTH) -> None:
     if b"\\u0000" in body and _NUL.search(body):
         raise JsonRefused("nul_character", "a string holds \\u0000, which Postgres cannot store; remove it, or send base64")
     shape = body.translate(_SHAPE)
-    if _EXPONENTS[0] in shape or _EXPONENTS[1] in shape or _LONG_NUMBER in shape:
+    exponent = (_EXPONENTS[0] in shape or _EXPONENTS[1] in shape) and _EXPONENT_START.search(body) is not None
+    if exponent or _LONG_NUMBER in shape:
         _check_numbers(body)
     if body.count(b"[") + body.count(b"{") > max_depth and _depth(body) > max_depth:
         raise _too_deep(max_depth)
