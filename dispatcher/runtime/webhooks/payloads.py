@@ -14,10 +14,11 @@ from dispatcher.engine.strict_json import JsonRefused, check
 from dispatcher.store.webhook_deliveries import NewDelivery
 from webhooks import BodyError, Delivery, JsonValue, Request, Scheme
 from webhooks.body import is_credential
-from webhooks.request import DEPTH_MAX
 from webhooks.sources import parse_source
 
 QUERY_CHARS_MAX: Final = 2_000
+_ANY_DEPTH: Final = 1 << 30  # what was read was held to a depth by its reader
+_DIGEST: Final = "sha256:"
 REPLACEMENT: Final = "\ufffd"
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 
@@ -35,13 +36,19 @@ def new_delivery(key: tuple[int, str], delivery_id: str, delivery: Delivery, req
         headers=headers_text(delivery.headers),
         body=delivery.body,
         body_bytes=len(delivery.body),
-        body_sha256=hashlib.sha256(delivery.body).digest(),
+        body_sha256=_digest(delivery),
         reason=delivery.reason or None,
         detail=_storable(delivery.detail) or None,
         sender_id=delivery.delivery_id,
         event_key=delivery.event_key,
         scope=delivery.scope,
     )
+
+
+def _digest(delivery: Delivery) -> bytes:
+    """The SHA-256 of the body, which a dedupe key may hold already."""
+    known = next((key for key in delivery.dedupe_keys if key.startswith(_DIGEST)), None)
+    return bytes.fromhex(known.removeprefix(_DIGEST)) if known is not None else hashlib.sha256(delivery.body).digest()
 
 
 def headers_text(headers: Mapping[str, str]) -> str:
@@ -71,7 +78,7 @@ def event_data(request: Request, value: JsonValue, static: bool) -> tuple[bytes,
     untouched = not static and request.body[:1] in {b"{", b"["} and _is_the_body(request, value)
     text = request.body if untouched else _text(value)
     try:
-        check(text, max_bytes=len(text), max_depth=DEPTH_MAX + 1)
+        check(text, max_bytes=len(text), max_depth=_ANY_DEPTH)
     except JsonRefused:
         return _text(_cleaned(value)), True
     return text, False
