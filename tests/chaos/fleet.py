@@ -30,7 +30,12 @@ class Dispatcher:
     port: int
     process: asyncio.subprocess.Process | None = None
     frozen: bool = False
-    starts: int = 0
+    answering: asyncio.Task[None] | None = None
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the process in this place has come up and is not frozen."""
+        return not self.frozen and self.answering is not None and self.answering.done()
 
 
 @dataclass(slots=True)
@@ -61,7 +66,9 @@ class Fleet:
         with self.log_of(number).open("ab") as log:
             dispatcher.process = await launch([program("dispatcher"), "serve"], environment, log)
         dispatcher.frozen = False
-        dispatcher.starts += 1
+        if dispatcher.answering is not None:
+            dispatcher.answering.cancel()
+        dispatcher.answering = asyncio.create_task(_answers(dispatcher.port))
 
     async def ready(self) -> None:
         """Wait until every dispatcher answers, starting those that do not run."""
@@ -148,12 +155,29 @@ class Fleet:
         """End everything."""
         for number, dispatcher in enumerate(self.dispatchers):
             self.thaw(number)
+            if dispatcher.answering is not None:
+                dispatcher.answering.cancel()
             if dispatcher.process is not None and dispatcher.process.returncode is None:
                 dispatcher.process.kill()
                 await dispatcher.process.wait()
         for endpoint in self.endpoints:
             await end(endpoint)
         await self.postgres.stop()
+
+
+async def _answers(port: int) -> None:
+    """Until GET /readyz is 200."""
+    while True:
+        client = Client(HOST, port)
+        try:
+            async with asyncio.timeout(1):
+                if (await client.request("GET", "/readyz")).status == 200:
+                    return
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            client.close()
+        await pause(0.1)
 
 
 async def _listening(port: int, process: asyncio.subprocess.Process) -> None:

@@ -149,7 +149,7 @@ async def test_a_task_gives_a_broken_endpoint_an_hour(world: World, one: Node) -
     over = await world.over(run_id)
     assert (over["status"], over["error"]["code"], over["app_retries"]) == ("failed", "http_403", 0)
     assert over["finished_at"] - over["started_at"] < MINUTE
-    assert HOUR <= world.now - (await world.attempts(run_id, 1))[0]["started_at"] <= HOUR + 2 * MINUTE
+    assert HOUR <= world.now - (await world.attempts(run_id, 1))[0]["started_at"] <= HOUR + 10 * MINUTE
     assert 2 <= over["epoch"] <= 70
 
 
