@@ -29,11 +29,13 @@ _SYNTAX: Final = msgspec.json.Decoder(msgspec.Raw)
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*+\\u0000")
 _LONG_EXPONENT: Final = re.compile(rb"[eE][+-]?0*+[1-9][0-9]{%d}" % MAX_EXPONENT_DIGITS)
-# Where a number with such an exponent could begin. Hashes and URLs hold `e1234` all the time, but hardly behind a comma or a colon.
-_EXPONENT_START: Final = re.compile(rb"(?:^|[\[,:\s])-?[0-9]++(?:\.[0-9]++)?[eE][+-]?[0-9]{%d}" % (MAX_EXPONENT_DIGITS + 1))
 _SHAPE: Final = bytes.maketrans(b"123456789E-", b"000000000e+")
 _LONG_NUMBER: Final = b"0" * (MAX_DIGITS + 1)
 _EXPONENTS: Final = (b"e" + b"0" * (MAX_EXPONENT_DIGITS + 1), b"e+" + b"0" * (MAX_EXPONENT_DIGITS + 1))
+_BEFORE_NUMBER: Final = b"[,: \t\r\n"
+"""What stands before a number; nothing, which is in every text, where it is all there is or goes back further than is looked."""
+_LOOKS: Final = 1_000
+_LOOK_BACK: Final = 64
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS: Final = bytes.maketrans(b"[]{}", b"\x02\x00\x02\x00")
 
@@ -59,8 +61,7 @@ def check(body: bytes, *, max_bytes: int, max_depth: int = MAX_DEPTH) -> None:
     if b"\\u0000" in body and _NUL.search(body):
         raise JsonRefused("nul_character", "a string holds \\u0000, which Postgres cannot store; remove it, or send base64")
     shape = body.translate(_SHAPE)
-    exponent = (_EXPONENTS[0] in shape or _EXPONENTS[1] in shape) and _EXPONENT_START.search(body) is not None
-    if exponent or _LONG_NUMBER in shape:
+    if _LONG_NUMBER in shape or any(_may_be_exponent(shape, mark) for mark in _EXPONENTS):
         _check_numbers(body)
     if body.count(b"[") + body.count(b"{") > max_depth and _depth(body) > max_depth:
         raise _too_deep(max_depth)
@@ -78,6 +79,20 @@ def _check_syntax(body: bytes, max_depth: int) -> None:
         raise JsonRefused("invalid_json", f"not JSON: {str(error).removeprefix('JSON is malformed: ')}") from None
     except RecursionError:
         raise _too_deep(max_depth) from None
+
+
+def _may_be_exponent(shape: bytes, mark: bytes) -> bool:
+    """Whether a long exponent stands behind what may be a number: hashes and URLs hold `e1234` all the time, but behind other things."""
+    at = shape.find(mark)
+    for _ in range(_LOOKS):
+        if at < 0:
+            return False
+        before = shape[max(0, at - _LOOK_BACK) : at]
+        start = before.rstrip(b"0.")
+        if len(start) < len(before) and start.removesuffix(b"+")[-1:] in _BEFORE_NUMBER:
+            return True
+        at = shape.find(mark, at + 1)
+    return True
 
 
 def _check_numbers(body: bytes) -> None:
