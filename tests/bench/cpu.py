@@ -58,6 +58,12 @@ def spent(parts: Mapping[str, Part]) -> dict[str, float]:
     return {name: of_part(part) for name, part in parts.items()}
 
 
+def machine_ms() -> float:
+    """Milliseconds all processors of the machine have worked so far, for whomever."""
+    user, nice, system, _, _, irq, softirq, *_ = (int(field) for field in (_PROC / "stat").read_text().split("\n", 1)[0].split()[1:])
+    return (user + nice + system + irq + softirq) * _TICK_MS
+
+
 def resident_mb(pid: int) -> float:
     """Memory a process holds."""
     pages = int((_PROC / str(pid) / "statm").read_text().split()[1])

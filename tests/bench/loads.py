@@ -18,7 +18,7 @@ import msgspec
 
 from dispatcher.store.database import Connection
 from tests.bench.client import Client
-from tests.bench.cpu import resident_mb
+from tests.bench.cpu import machine_ms, resident_mb
 from tests.bench.system import System, pause
 
 IN_FLIGHT = 32  # calls the client keeps open in (a)
@@ -31,12 +31,16 @@ _RECORDED_POLL_SECONDS = 0.02
 
 @dataclass(slots=True)
 class Measured:
-    """One load, once. Rates are runs per second, times milliseconds; `cpu` is milliseconds per run by part of the system."""
+    """One load, once. Rates are runs per second, times milliseconds; `cpu` is milliseconds per run by part of the system.
+
+    `foreign` is how many processors others kept busy meanwhile: with more than a little of that, rates say nothing.
+    """
 
     load: str
     runs: int
     rate: float = 0.0
     accepted_rate: float = 0.0
+    foreign: float = 0.0
     cpu: dict[str, float] = field(default_factory=dict)
     to_handler: list[float] = field(default_factory=list)
     to_result: list[float] = field(default_factory=list)
@@ -155,15 +159,22 @@ async def _timed(
     """Submit, wait for the handlers, then for the records; fill in rates and processor time."""
     async with Recorded.of(system) as recorded:
         system.sink.expect(len(wanted))
-        before, first = system.cpu(), time.monotonic_ns()
+        before, busy, first = system.cpu(), machine_ms(), time.monotonic_ns()
         await asyncio.gather(*submitters())
         accepted = time.monotonic_ns()
         moments = check_once(await system.sink.collected(_LIMIT_SECONDS), wanted)
         await recorded.all(flavour)
         after = system.cpu()
+        measured.foreign = foreign(before, after, machine_ms() - busy, time.monotonic_ns() - first)
     measured.rate = len(wanted) / ((max(moments.values()) - first) / 1e9)
     measured.accepted_rate = len(wanted) / ((accepted - first) / 1e9)
     measured.cpu = {part: (after[part] - before[part]) / len(wanted) for part in after}
+
+
+def foreign(before: dict[str, float], after: dict[str, float], busy_ms: float, elapsed_ns: int) -> float:
+    """Processors that others kept busy between two looks."""
+    ours = sum(after.values()) - sum(before.values())
+    return max(busy_ms - ours, 0.0) / (elapsed_ns / 1e6)
 
 
 def check_once(moments: dict[str, list[int]], wanted: list[str]) -> dict[str, int]:

@@ -20,6 +20,7 @@ class PeerMeasured:
     cpu: dict[str, float]
     to_handler: tuple[float, float]
     to_result: tuple[float, float]
+    foreign: float = 0.0
 
     @property
     def cpu_total(self) -> float:
@@ -69,4 +70,7 @@ def read(name: str, output: str) -> PeerMeasured:
         raise PeerFailed(f"{name} reported no {missing}:\n{output[-2000:]}") from None
     if a["done"] != a["n"]:
         raise PeerFailed(f"{name} finished {a['done']} of {a['n']} runs")
-    return PeerMeasured(name, a["value"], a["cpu_split_ms"], (handler["p50"], handler["p99"]), (result["p50"], result["p99"]))
+    ours = a["cpu_ms_per_op"] * a["done"] / 1e3 / a["total_s"]
+    foreign = max((os.cpu_count() or 1) * a["cpu_busy"] - ours, 0.0)
+    times = [(metric["p50"], metric["p99"]) for metric in (handler, result)]
+    return PeerMeasured(name, a["value"], a["cpu_split_ms"], times[0], times[1], round(foreign, 2))

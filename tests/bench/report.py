@@ -29,6 +29,7 @@ class Line:
     rate: float
     cpu: float
     split: dict[str, float]
+    foreign: float = 0.0
     handler: tuple[float, float] | None = None
     result: tuple[float, float] | None = None
     rounds: list[float] = field(default_factory=list)
@@ -52,6 +53,7 @@ def line(rounds: Sequence[Measured]) -> Line:
         _median(m.rate for m in rounds),
         _median(m.cpu_total for m in rounds),
         _split([m.cpu for m in rounds]),
+        _median(m.foreign for m in rounds),
         _pair(handler),
         _pair(result),
         [round(m.rate, 1) for m in rounds],
@@ -62,9 +64,9 @@ def peer_lines(rounds: Sequence[PeerMeasured], runs: int) -> list[Line]:
     """The same for a peer: one row for throughput, one for latency."""
     name = rounds[0].name
     rates = [round(m.rate, 1) for m in rounds]
-    cpu = _split([m.cpu for m in rounds])
-    throughput = Line(f"a {name}", runs, _median(m.rate for m in rounds), _median(m.cpu_total for m in rounds), cpu, rounds=rates)
-    latency = Line(f"b {name}", runs, 10.0, 0.0, {}, _pair([m.to_handler for m in rounds]), _pair([m.to_result for m in rounds]))
+    cpu, busy = _split([m.cpu for m in rounds]), _median(m.foreign for m in rounds)
+    throughput = Line(f"a {name}", runs, _median(m.rate for m in rounds), _median(m.cpu_total for m in rounds), cpu, busy, rounds=rates)
+    latency = Line(f"b {name}", runs, 10.0, 0.0, {}, 0.0, _pair([m.to_handler for m in rounds]), _pair([m.to_result for m in rounds]))
     return [throughput, latency]
 
 
@@ -98,11 +100,12 @@ def table(lines: Sequence[Line], claims: Sequence[ClaimCost], idle: Sequence[Idl
     head = f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}, Python {about['python']}"
     rows = [head, f"Postgres {about['postgres']}; {', '.join(f'{n} {v}' for n, v in about['packages'].items())}", ""]
     rows.append(
-        f"{'load':34} {'runs':>7} {'runs/s':>8} {'CPU ms':>7}  {'→ handler p50/p99':>18} {'→ result p50/p99':>18}  split of CPU ms per run"
+        f"{'load':34} {'runs':>7} {'runs/s':>8} {'CPU ms':>7} {'foreign':>7}  {'→ handler p50/p99':>18} {'→ result p50/p99':>18}  split of CPU ms per run"
     )
     rows += [_row(one) for one in lines]
     rows += [f"claim of 100 with {c.queued:,} queued: {c.ms:.2f} ms, {c.pages:,} pages" for c in claims]
     rows += [f"idle: {_shares(one.cpu)} of a core; the server holds {one.server_mb:.0f} MB" for one in idle]
+    rows.append("foreign: processors others kept busy meanwhile; with much of that only CPU ms mean anything")
     return "\n".join([*rows, "", *ratios(lines)])
 
 
@@ -113,7 +116,7 @@ def _shares(cpu: Mapping[str, float]) -> str:
 def _row(one: Line) -> str:
     split = " ".join(f"{part} {ms:.3f}" for part, ms in one.split.items())
     cpu = f"{one.cpu:7.3f}" if one.cpu else f"{'–':>7}"
-    return f"{one.load:34} {one.runs:7,} {one.rate:8,.0f} {cpu}  {_times(one.handler):>18} {_times(one.result):>18}  {split}"
+    return f"{one.load:34} {one.runs:7,} {one.rate:8,.0f} {cpu} {one.foreign:7.2f}  {_times(one.handler):>18} {_times(one.result):>18}  {split}"
 
 
 def _times(pair: tuple[float, float] | None) -> str:

@@ -53,7 +53,8 @@ def test_ratios_are_of_medians() -> None:
 
 def test_a_peers_report_is_read() -> None:
     output = """# 05:40:42 other load1=0.84
-{"peer": "other", "metric": "throughput_noop", "value": 894.4, "n": 200, "done": 200, "cpu_split_ms": {"client": 0.15}}
+{"peer": "other", "metric": "throughput_noop", "value": 894.4, "n": 200, "done": 200, "total_s": 0.25, \
+"cpu_ms_per_op": 0.15, "cpu_busy": 0.0, "cpu_split_ms": {"client": 0.15}}
 {"peer": "other", "metric": "latency_trigger_to_handler", "p50": 2.79, "p99": 31.33}
 {"peer": "other", "metric": "latency_trigger_to_result", "p50": 4.74, "p99": 34.69}
 """
