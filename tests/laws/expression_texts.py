@@ -62,7 +62,8 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
         "[{'s': <any>, <s>: <any>}]", "input.m.map(k, type(k))",
     ),
     "any": (
-        "input.f", "input.n", "input.m", "input", "x", "input.m.s", "input.l[input.i]", "input.l[1]", "input.i.j", "headers.s", "1u",
+        "input.f", "input.n", "input.m", "input", "x", "input.m.s", "input.l[input.i]", "input.l[1]", "input.l[-1]", "input.i.j",
+        "headers.s", "1u",
         "b'a'",
         "<s>", "<i>", "<b>", "<l>", "(<l>)[<i>]", "(<any>)[<any>]", "(<any>).s", "dyn(<any>)", "double(<any>)", "uint(<any>)",
         "type(<any>)",

@@ -32,7 +32,7 @@ STRIPE = {
 SLACK = {"type": "event_callback", "command": "/deploy", "team_id": "T1", "event": {"type": "app_mention", "text": "<@U1> deploy main"}}
 ORDER = {
     "user_id": "1234", "should_skip": False, "Tier": "gold", "random_number": 51, "price": 19.5, "tags": ["a", "b"], "big": 2**63,
-    "huge": 2**64,
+    "huge": 2**64, "least": -(2**63),
     "sizes": [1, 2, 3], "empty": "", "note": "über", "decimal": Decimal("1.5"), "nothing": None, "control": "a\nb", "long": "x" * 513,
     "half": "\ud800", "odd": {1},
 }  # fmt: skip
@@ -98,6 +98,7 @@ WRITTEN = [
     ("input.number == 7.0 && input.number < 7.5 && input.number != '7' && input.price >= 19", True),
     ("input.big == 9223372036854775808u && input.big > 1", True),
     ("input.decimal == 1.5", True),
+    ("input.livemode == 0 || true == 1 || false == 0.0 || [true] == [1] || true in [1] || true in {1: 0}", False),
     ("size(input.note) == 4", True),
     ("timestamp(input.pull_request.created_at) > timestamp('2024-01-01T00:00:00Z') + duration('24h')", True),
     ("timestamp(input.pull_request.created_at).getDayOfWeek() in [0, 6]", True),
@@ -110,6 +111,7 @@ WRITTEN = [
     ("int('12') + int(2.9) + size('ab')", 16),
     ("-9223372036854775808", -(2**63)),
     ("0x1F", 31),
+    ("input.least", -(2**63)),
     ("input.Tier == 'gold' ? 10 : 1", 10),
 ]  # fmt: skip
 
@@ -142,6 +144,9 @@ REFUSED: list[tuple[str, type, ExpressionCode, int | None, str]] = [
     ("'github", str, "syntax", 0, "never ends"),
     ("input.type + 'a", str, "syntax", 13, "never ends"),
     ("'''a''", str, "syntax", 0, "never ends"),
+    ("not input.a", bool, "syntax", 4, "write !"),
+    ("'a' 'b'", str, "syntax", 4, "does not fit"),
+    ("input inputs", bool, "syntax", 6, "does not fit"),
     ("“a”", str, "syntax", 0, "quotes"),
     ("'a\nb'", str, "syntax", 0, "never ends"),
     ("'\\q'", str, "syntax", 1, "escape"),
@@ -178,6 +183,8 @@ REFUSED: list[tuple[str, type, ExpressionCode, int | None, str]] = [
     ("headers['X-GitHub-Event']", str, "missing_key", None, "'X-GitHub-Event'"),
     ("'a' + input.pull_request.absent", str, "missing_key", None, "has("),
     ("input.tags[2]", str, "missing_key", None, "a list of 2"),
+    ("input.tags[-1]", str, "missing_key", 0, "a list of 2"),
+    ("{1: 'a'}[true]", str, "missing_key", 0, "no true"),
     ("input.absent == 'a'", bool, "missing_key", 0, "'absent'"),
     ("input.absent || false", bool, "missing_key", 0, "'absent'"),
     ("input.type.absent", str, "eval", None, "finds a string"),

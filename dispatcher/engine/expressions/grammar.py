@@ -92,8 +92,7 @@ def _unexpected(lexed: Lexed, error: UnexpectedInput) -> ExpressionError:
     found = None if at_end else next((token for token in lexed.tokens if token.start == place), None)
     if found is None:
         return ExpressionError("syntax", "the expression ends too early", position=len(lexed.source))
-    hint = {"and": "write &&", "or": "write ||", "not": "write !", "is": "write =="}.get(found.text, "")
-    return ExpressionError("syntax", f"{found.text[:40]} does not fit here", position=found.start, hint=hint)
+    return ExpressionError("syntax", f"{found.text[:40]} does not fit here", position=found.start)
 
 
 # ---- thinning

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, Literal
 
 from dispatcher.engine.expressions.faults import MAX_NESTING, MAX_SOURCE, MAX_TOKENS, ExpressionError
@@ -40,6 +41,7 @@ _SIMPLE: Final = dict(zip("abfnrtv\\?\"'`", "\a\b\f\n\r\t\v\\?\"'`", strict=True
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _CLOSES: Final = {")": "(", "]": "[", "}": "{"}
 _WORDS: Final[dict[str, bool | None]] = {"true": True, "false": False, "null": None}
+_WORDY: Final = {"and": "write &&", "or": "write ||", "not": "write !", "is": "write =="}
 _MISTAKES: Final = {
     "=": "two things are compared with ==",
     "&": "both of two conditions is written &&",
@@ -85,6 +87,7 @@ def lex(source: str) -> Lexed:
     if len(tokens) > MAX_TOKENS:
         raise ExpressionError("too_large", f"it has {len(tokens)} names, values and operators; at most {MAX_TOKENS} are taken")
     _check_brackets(tokens)
+    _check_order(tokens)
     literals = {token.start: token.value for token in tokens if isinstance(token.value, str | bytes)}
     return Lexed(source, tuple(tokens), "".join(masked), literals)
 
@@ -143,6 +146,18 @@ def _check_brackets(tokens: list[Token]) -> None:
             raise ExpressionError("syntax", f"this {token.text} closes nothing", position=token.start)
     if opened:
         raise ExpressionError("syntax", f"this {opened[-1].text} is never closed", position=opened[-1].start)
+
+
+def _check_order(tokens: list[Token]) -> None:
+    """Between two operands stands an operator. cel-python's lexer would find one where there is none: `a inb` is `a in b` to it."""
+    for left, right in pairwise(tokens):
+        if _is_operand(right) and (_is_operand(left) or left.text in _CLOSES):
+            hint = _WORDY.get(right.text) or _WORDY.get(left.text, "")
+            raise ExpressionError("syntax", f"{right.text[:40]} does not fit here", position=right.start, hint=hint)
+
+
+def _is_operand(token: Token) -> bool:
+    return token.kind != "operator" and token.text != "in"
 
 
 def number(text: str, position: int, *, negative: bool = False) -> int | float:

@@ -213,6 +213,8 @@ def article(value: Any) -> str:
 
 def brief(value: Any) -> str:
     """A value in a message, cut short."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if not isinstance(value, str | bytes | int | float):
         return article(value)
     text = repr(value[: _SHOWN + 1]) if isinstance(value, str | bytes) else repr(value)
