@@ -99,9 +99,8 @@ def table(lines: Sequence[Line], claims: Sequence[ClaimCost], idle: Sequence[Idl
     """Everything as text."""
     head = f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}, Python {about['python']}"
     rows = [head, f"Postgres {about['postgres']}; {', '.join(f'{n} {v}' for n, v in about['packages'].items())}", ""]
-    rows.append(
-        f"{'load':34} {'runs':>7} {'runs/s':>8} {'CPU ms':>7} {'foreign':>7}  {'→ handler p50/p99':>18} {'→ result p50/p99':>18}  split of CPU ms per run"
-    )
+    columns = f"{'load':34} {'runs':>7} {'runs/s':>8} {'CPU ms':>7} {'foreign':>7}"
+    rows.append(f"{columns}  {'→ handler p50/p99':>18} {'→ result p50/p99':>18}  split of CPU ms per run")
     rows += [_row(one) for one in lines]
     rows += [f"claim of 100 with {c.queued:,} queued: {c.ms:.2f} ms, {c.pages:,} pages" for c in claims]
     rows += [f"idle: {_shares(one.cpu)} of a core; the server holds {one.server_mb:.0f} MB" for one in idle]
@@ -116,7 +115,8 @@ def _shares(cpu: Mapping[str, float]) -> str:
 def _row(one: Line) -> str:
     split = " ".join(f"{part} {ms:.3f}" for part, ms in one.split.items())
     cpu = f"{one.cpu:7.3f}" if one.cpu else f"{'–':>7}"
-    return f"{one.load:34} {one.runs:7,} {one.rate:8,.0f} {cpu} {one.foreign:7.2f}  {_times(one.handler):>18} {_times(one.result):>18}  {split}"
+    rates = f"{one.load:34} {one.runs:7,} {one.rate:8,.0f} {cpu} {one.foreign:7.2f}"
+    return f"{rates}  {_times(one.handler):>18} {_times(one.result):>18}  {split}"
 
 
 def _times(pair: tuple[float, float] | None) -> str:
