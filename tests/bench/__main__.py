@@ -37,6 +37,7 @@ class Plan:
     bulk_runs: int = 30_000
     queued: int = 100_000
     finished: int = 1_000_000
+    signatures: str = "v1a"
     peer: str = ""
 
 
@@ -112,7 +113,7 @@ async def bench(plan: Plan, say: Callable[[str], None]) -> tuple[Bench, str]:
     if plan.peer:
         peer.home()
     session = Bench(plan, say)
-    async with workspace() as directory, running(directory) as system:
+    async with workspace() as directory, running(directory, plan.signatures) as system:
         await session.run(system)
         return session, system.postgres
 
@@ -126,6 +127,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=Plan().runs, help="of (a)")
     parser.add_argument("--seconds", type=float, default=Plan().seconds, help="of (b)")
     parser.add_argument("--bulk-runs", type=int, default=Plan().bulk_runs, help="of (e)")
+    parser.add_argument("--signatures", choices=("v1a", "v1"), default=Plan().signatures, help="which the endpoint verifies")
     parser.add_argument("--quick", action="store_true", help="a little of everything, to see that it works; says nothing about speed")
     parser.add_argument("--results", type=Path, default=Path("bench-results"))
     return parser.parse_args()
@@ -134,13 +136,13 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, keep."""
     arguments = _arguments()
-    given = {name: getattr(arguments, name) for name in ("phases", "rounds", "runs", "seconds", "bulk_runs")}
+    given = {name: getattr(arguments, name) for name in ("phases", "rounds", "runs", "seconds", "bulk_runs", "signatures")}
     plan = QUICK if arguments.quick else Plan(**given, peer=os.environ.get("PEER", ""))
     try:
         session, postgres = _run(plan)
     except peer.PeerFailed as failed:
         sys.exit(f"the peer failed: {failed}")
-    about = report.machine(postgres)
+    about = {**report.machine(postgres), "signatures": plan.signatures}
     found = session.lines(), session.claims, session.idle, about
     print("\n" + report.table(*found))
     print(f"\nkept as {report.write(arguments.results, *found, datetime.now(UTC))}")

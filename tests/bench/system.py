@@ -10,11 +10,11 @@ import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from dispatcher.store.embedded import EmbeddedPostgres
 from tests.bench.client import Client
@@ -130,19 +130,21 @@ class System:
         """Milliseconds used so far by server, endpoint, Postgres and client."""
         return spent(self.parts)
 
-    async def register(self, flavour: str, slots: int = SLOTS) -> None:
-        """Register one flavour of the endpoint under its own name."""
+    async def register(self, flavour: str, slots: int = SLOTS) -> dict[str, Any]:
+        """Register one flavour of the endpoint under its own name; answers what the server says."""
         client = self.client()
         url = f"http://{HOST}:{self.endpoint_port}/{flavour}"
-        await client.expect("PUT", f"/v1/endpoints/{flavour}", {"url": url, "slots": slots})
+        document: dict[str, Any] = await client.expect("PUT", f"/v1/endpoints/{flavour}", {"url": url, "slots": slots})
         client.close()
+        return document
 
 
 @asynccontextmanager
-async def running(directory: Path) -> AsyncIterator[System]:
+async def running(directory: Path, signatures: str = "v1a") -> AsyncIterator[System]:
     """Start everything in `directory`, register the endpoint's flavours, and end everything afterwards.
 
-    Nothing is configured that would make it faster than what users get: tokens are checked, the SDK verifies its default signatures.
+    Tokens are checked and signatures verified: `v1a`, which the SDK does without being told anything, or `v1`, which it does once it
+    has the secrets that registering has answered.
     """
     async with AsyncExitStack() as stack:
         postgres = await EmbeddedPostgres.start(directory / "pg")
@@ -164,8 +166,14 @@ async def running(directory: Path) -> AsyncIterator[System]:
         }
         system = System(postgres.dsn, port, endpoint_port, token, sink, parts, postgres.version)
         try:
+            secrets_given = [(await system.register(flavour))["secret"] for flavour in FLAVOURS]
+            if signatures == "v1":
+                await end(endpoint)
+                endpoint = await _start_endpoint(stack, directory, port, endpoint_port, token, secrets_given)
+                parts["endpoint"] = Part(trees=(endpoint.pid,))
             for flavour in FLAVOURS:
-                await system.register(flavour)
+                document = await system.register(flavour)
+                assert document["verified"] == signatures, document
             yield system
         except Exception as error:
             for log in ("server.log", "endpoint.log"):
@@ -180,12 +188,15 @@ async def _start(stack: AsyncExitStack, log: Path, command: list[str], environme
     return process
 
 
-async def _start_endpoint(stack: AsyncExitStack, directory: Path, port: int, endpoint_port: int, token: str) -> asyncio.subprocess.Process:
+async def _start_endpoint(
+    stack: AsyncExitStack, directory: Path, port: int, endpoint_port: int, token: str, secrets_given: Sequence[str] = ()
+) -> asyncio.subprocess.Process:
     environment = {
         **os.environ,
         "BENCH_SINK": str(directory / "sink.sock"),
         "DISPATCHER_API_URL": f"http://{HOST}:{port}",
         "DISPATCHER_TOKEN": token,
+        **({"DISPATCHER_SIGNING_SECRETS": ",".join(secrets_given)} if secrets_given else {}),
     }
     command = [program("uvicorn"), "--factory", "tests.bench.endpoint:create", "--host", HOST, "--port", str(endpoint_port)]
     command += ["--no-access-log", "--lifespan", "off", "--log-level", "warning", "--loop", "uvloop", "--http", "httptools"]
