@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,8 @@ async def measure(name: str, count: int, seconds: float) -> PeerMeasured:
         async with asyncio.timeout(_LIMIT_SECONDS):
             out, _ = await process.communicate()
     except TimeoutError:
-        process.kill()
+        with suppress(ProcessLookupError):
+            process.kill()
         raise PeerFailed(f"{name} took longer than {_LIMIT_SECONDS:.0f} s") from None
     return read(name, out.decode())
 

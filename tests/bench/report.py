@@ -97,7 +97,8 @@ def _proc(name: str) -> list[str]:
 
 def table(lines: Sequence[Line], claims: Sequence[ClaimCost], idle: Sequence[Idle], about: Mapping[str, Any]) -> str:
     """Everything as text."""
-    head = f"signatures {about['signatures']}; {about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}, Python {about['python']}"
+    machine = f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}, Python {about['python']}"
+    head = f"{machine}; signatures {about.get('signatures', 'v1a')}"
     rows = [head, f"Postgres {about['postgres']}; {', '.join(f'{n} {v}' for n, v in about['packages'].items())}", ""]
     columns = f"{'load':34} {'runs':>7} {'runs/s':>8} {'CPU ms':>7} {'foreign':>7}"
     rows.append(f"{columns}  {'→ handler p50/p99':>18} {'→ result p50/p99':>18}  split of CPU ms per run")
