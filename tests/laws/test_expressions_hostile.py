@@ -17,6 +17,7 @@ BODY: dict[str, Any] = {
     "texts": [f"x{number}" for number in range(MANY)],
     "long": "ab" * 32_768,
     "longer": "ab" * 1_000_000,
+    "umlauts": "é" * 50_000,
     "map": {str(number): {"a": number, "b": ["x"] * 10} for number in range(MANY)},
 }
 DEEP: list[Any] = []
@@ -58,6 +59,7 @@ COSTLY: dict[str, str] = {
     "bytes made": "input.list.all(x, string(bytes(input.long)) != '')",
     "RE2, large program over long text: 2.1 s unpaid": "input.long.matches('(a|b|ab){1000}x')",
     "RE2, many ways": "input.long.matches('(([ab]?){30}){30}x')",
+    "RE2, a text that UTF-8 makes longer": "input.umlauts.matches('é{20}x')",
     "RE2, many programs": "input.list.exists(x, 'abc'.matches('[ab]{1000}' + string(x)))",
     "RE2, programs that are too large": "input.list.exists(x, 'a'.matches('\\\\pL{500}' + string(x)) || false)",
     "calls": "input.texts.all(x, x.startsWith('x') && size(x) > 0)",
