@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from contextlib import AsyncExitStack
 from urllib.parse import urlencode
 
 import pytest
 
+from tests.api.world import open_world
 from tests.webhooks_server.senders import PULL_REQUEST, SECRET, Senders, encoded, github, numbered, slack, stripe
 
 
@@ -74,6 +76,7 @@ async def test_a_static_payload_wins(senders: Senders) -> None:
 
 async def test_a_filter_keeps_the_delivery_and_starts_nothing(senders: Senders) -> None:
     await senders.webhook(filter_expression="input.labels.exists(l, l.name == 'bug')")
+    assert not await senders.events()
     await senders.github(encoded({**PULL_REQUEST, "labels": [{"name": "docs"}]}))
     assert await senders.reason() == ("accepted", "filtered")
     assert not await senders.events()
@@ -81,6 +84,12 @@ async def test_a_filter_keeps_the_delivery_and_starts_nothing(senders: Senders) 
     assert len(await senders.events()) == 1
     answer = await senders.github(encoded({**PULL_REQUEST, "labels": "none"}))
     assert (answer.status_code, await senders.reason()) == (202, ("unrouted", "filter_failed"))
+
+
+async def test_a_filter_without_loops(senders: Senders) -> None:
+    await senders.webhook(filter_expression="input.number > 1")
+    assert [(await senders.github(numbered(number))).status_code for number in (1, 2)] == [200, 200]
+    assert [row["reason"] for row in await senders.deliveries()] == [None, "filtered"]
 
 
 async def test_forms_of_slack_and_github(senders: Senders) -> None:
@@ -161,6 +170,21 @@ async def test_a_thousand_at_once_are_one_event(senders: Senders) -> None:
     statuses = [answer.json()["status"] for answer in answers]
     assert {answer.status_code for answer in answers} == {200}
     assert (statuses.count("accepted"), statuses.count("duplicate")) == (1, 999)
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert len(await senders.events()) == 1
+
+
+async def test_a_thousand_at_two_processes_are_one_event(senders: Senders) -> None:
+    async with AsyncExitStack() as stack:
+        other = await open_world(senders.world.database, stack)
+        http = await stack.enter_async_context(other.client())
+        await senders.webhook(rate_limit={"per_second": 5000, "burst": 5000})
+        body = encoded(PULL_REQUEST)
+        headers = github(body)
+        posts = (client.post("/hooks/default/github", content=body, headers=headers) for client in (senders.http, http) * 500)
+        answers = await asyncio.gather(*posts)
+    assert {answer.status_code for answer in answers} == {200}
+    assert [answer.json()["status"] for answer in answers].count("accepted") == 1
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert len(await senders.events()) == 1
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from datetime import timedelta
 
+from tests.api.world import open_world
 from tests.webhooks_server.senders import SECRET, Senders, encoded, github, numbered
 
 NAIVE = "'github:' + headers['x-github-event'] + ':' + input.action"
@@ -123,6 +125,27 @@ async def test_secrets_change_under_load_without_a_refusal(senders: Senders) -> 
     body = numbered(9_999)
     assert (await senders.post("github", body, github(body))).status_code == 401
     assert (await senders.post("github", body, github(body, secret))).status_code == 200
+
+
+async def test_a_secret_added_at_one_process_is_known_at_the_other(senders: Senders) -> None:
+    """No hint, no poll: the first delivery signed with it makes the other process look."""
+    await senders.webhook(rate_limit={"per_second": 10_000, "burst": 10_000})
+    async with AsyncExitStack() as stack:
+        other = await open_world(senders.world.database, stack)
+        http = await stack.enter_async_context(other.client())
+        secret, statuses = SECRET, list[int]()
+
+        async def send(number: int) -> None:
+            body = numbered(number)
+            statuses.append((await http.post("/hooks/default/github", content=body, headers=github(body, secret))).status_code)
+
+        for turn in range(5):
+            await asyncio.gather(*(send(100 * turn + number) for number in range(50)))
+            secret = (await senders.http.post("/v1/webhooks/github/secrets", json={})).json()["secret"]
+            other.clock.advance(timedelta(milliseconds=51))
+            await asyncio.gather(*(send(100 * turn + number) for number in range(50, 100)))
+        await other.services.webhooks.drain()
+    assert statuses == [200] * 500
 
 
 async def test_an_old_secret_ends_by_itself(senders: Senders) -> None:

@@ -202,11 +202,14 @@ async def _forget(_hook: Hook, _secret: str) -> None:
 
 
 async def filtered(hook: Hook, delivery: Delivery) -> Delivery:
-    """The delivery as the filter of its webhook leaves it. In a thread: filters may loop, and nobody else shall wait for them."""
+    """The delivery as the filter of its webhook leaves it. One that loops does so in a thread: nobody else shall wait for it."""
     if hook.filter is None or delivery.status != "accepted":
         return delivery
     try:
-        passed = await asyncio.to_thread(hook.filter, delivery.input, delivery.headers)
+        if hook.filter_loops:
+            passed = await asyncio.to_thread(hook.filter, delivery.input, delivery.headers)
+        else:
+            passed = hook.filter(delivery.input, delivery.headers)
     except Exception as error:
         return replace(delivery, status="unrouted", routed=False, reason="filter_failed", detail=str(error)[:DETAIL_CHARS_MAX])
     return delivery if passed else replace(delivery, routed=False, reason="filtered")

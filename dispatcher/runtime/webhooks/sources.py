@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from dispatcher.clock import monotonic
@@ -24,6 +25,7 @@ from webhooks.response import NOSNIFF
 
 GENERIC: Final = "generic"
 FILTER_MACROS: Final = 4
+CATCH_UP_EVERY: Final = timedelta(milliseconds=50)
 
 
 def secret_context(tenant_id: int, webhook_id: str) -> str:
@@ -42,7 +44,11 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """One address as this process receives for it. `secrets` are those of `source`, in its order; `until` is when one of them ends."""
+    """One address as this process receives for it.
+
+    `secrets` are those of `source`, in its order; `until` is when one of them ends. `filter_loops` says that the filter goes through
+    lists, and may take a while.
+    """
 
     tenant: Tenant
     row: WebhookRow
@@ -50,6 +56,7 @@ class Hook:
     secrets: tuple[Secret, ...]
     until: datetime | None
     filter: Evaluate | None
+    filter_loops: bool
     bucket: Bucket
     recording: Bucket
 
@@ -127,9 +134,16 @@ class Sources:
         self._versions: dict[int, int] = {}
         self._hooks: dict[tuple[str, str], Hook] = {}
         self._opened: dict[bytes, str] = {}
+        self._lock = asyncio.Lock()
+        self._flight: asyncio.Future[bool] | None = None
+        self._caught_up: datetime | None = None
 
     async def refresh(self, now: datetime) -> bool:
         """Read again what belongs to tenants whose registry has moved on; True when any had."""
+        async with self._lock:
+            return await self._refresh(now)
+
+    async def _refresh(self, now: datetime) -> bool:
         stale = [p.tenant for p in self._directory.pictures.values() if self._versions.get(p.tenant.id) != p.tenant.registry_version]
         for tenant in stale:
             rows = await store.webhooks(self._database, tenant.id)
@@ -142,9 +156,27 @@ class Sources:
         return bool(stale)
 
     async def catch_up(self, now: datetime) -> bool:
-        """Read what another process may just have changed, at most every few milliseconds; True when anything had."""
-        await self._directory.catch_up(now)
-        return await self.refresh(now)
+        """Read what another process may just have changed, at most every few milliseconds; True when anything had.
+
+        Whoever asks while that is being read waits for it too: what it brings may be what they miss.
+        """
+        if self._flight is None:
+            self._flight = asyncio.ensure_future(self._catch_up(now))
+            self._flight.add_done_callback(self._landed)
+        return await asyncio.shield(self._flight)
+
+    async def _catch_up(self, now: datetime) -> bool:
+        if self._caught_up is not None and now < self._caught_up + CATCH_UP_EVERY:
+            return False
+        await self._directory.refresh(now)
+        changed = await self.refresh(now)
+        self._caught_up = now
+        return changed
+
+    def _landed(self, flight: asyncio.Future[bool]) -> None:
+        self._flight = None
+        if not flight.cancelled():
+            flight.exception()  # looked at, even when everybody who waited is gone
 
     def find(self, slug: str, name: str, now: datetime) -> Hook | None:
         """The address of a tenant, with the secrets that are active now."""
@@ -178,7 +210,16 @@ class Sources:
             bucket = Bucket(row.rate, row.burst, now)
         recording = before.recording if before is not None else Bucket(*self._recorded, now)
         filter_ = expression(row.filter, bool, FILTER_MACROS)
-        return Hook(tenant, row, source_of(row, opened), opened, _first_end(opened), filter_, bucket, recording)
+        return Hook(tenant, row, source_of(row, opened), opened, _first_end(opened), filter_, _loops(row.filter), bucket, recording)
+
+
+def _loops(source: str | None) -> bool:
+    """Whether an expression uses macros."""
+    try:
+        compiled_expression(source or "true", bool)
+    except ExpressionError:
+        return True
+    return False
 
 
 def _first_end(secrets: Sequence[Secret]) -> datetime | None:
