@@ -14,7 +14,6 @@ from itertools import pairwise
 
 # Moments are taken by processes before they ask the database, so two attempts may seem to overlap by as much as a statement may take.
 OVERLAP = timedelta(seconds=2)
-UNTOLD = -1  # runs of an event whose repetition was acknowledged: only the first answer says how many it started
 MOST_SHOWN = 5
 
 
@@ -107,7 +106,7 @@ def _acknowledged(ledger: Ledger) -> Iterator[str]:
         if ack.event:
             if ledger.events.get(ack.id) != ack.key:
                 yield f"event {ack.id} was acknowledged and is lost"
-            elif ack.runs not in (UNTOLD, of_event[ack.id]):
+            elif of_event[ack.id] != ack.runs:
                 yield f"event {ack.id} was told to start {ack.runs} runs and started {of_event[ack.id]}"
         elif ack.id not in runs:
             yield f"run {ack.id} was acknowledged and is lost"
