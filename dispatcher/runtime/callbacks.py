@@ -246,7 +246,7 @@ class Callbacks:
     async def _finish(self, task: LiveTask, event: CallbackEvent) -> None:
         workflow = await self._directory.workflow_version(task.tenant_id, task.workflow_id, task.workflow_version)
         answer = as_answer(event, self._settings.max_response_bytes)
-        change = step(task.rules(), workflow.policy, answer, self._clock.now())
+        change = step(task.rules(), workflow.policies[task.node], answer, self._clock.now())
         if isinstance(change, Refused):
             raise problem("stale_attempt", change.reason)
         landed = await self._settlement.submit(Settled(Outcome(task.guard(), change, AttemptFacts()), workflow))

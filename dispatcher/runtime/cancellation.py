@@ -72,7 +72,7 @@ class Cancellation:
 
     async def _settle(self, task: LiveTask, event: Event) -> Outcome | None:
         workflow = await self._directory.workflow_version(task.tenant_id, task.workflow_id, task.workflow_version)
-        change = step(task.rules(), workflow.policy, event, self._clock.now())
+        change = step(task.rules(), workflow.policies[task.node], event, self._clock.now())
         if isinstance(change, Refused):
             return None
         outcome = Outcome(task.guard(), change, AttemptFacts())

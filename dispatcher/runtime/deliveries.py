@@ -88,7 +88,7 @@ class Deliveries:
         """Send leased attempts: one request each, or in batches where the endpoint takes them. Their slots are already taken."""
         batches: dict[tuple[int, str], list[Assignment]] = {}
         for assignment in assignments:
-            if assignment.endpoint.target.batch is None or assignment.workflow.definition.raw:
+            if assignment.endpoint.target.batch is None or assignment.task.raw:
                 self._carry([assignment])
             else:
                 batches.setdefault(assignment.endpoint.place, []).append(assignment)
@@ -121,10 +121,10 @@ class Deliveries:
             task_id=f"tsk_{a.run_id[4:]}" if not a.node else f"tsk_{a.run_id[4:]}-{a.node}",
             run_id=a.run_id,
             workflow=a.workflow.definition.name,
-            name=a.workflow.definition.task_name,
+            name=a.workflow.definition.task_name(a.node),
             attempt=a.epoch,
             retry_count=a.app_retries + a.infra_retries,
-            max_attempts=a.workflow.definition.retries + 1,
+            max_attempts=a.task.retries + 1,
             priority=a.run_priority,
             input=a.input,
             metadata=a.metadata.encode() if a.metadata is not None else None,
@@ -132,10 +132,10 @@ class Deliveries:
             parent_run_id=a.parent_run_id,
             deadline=a.deadline,
             timeout=a.deadline - a.started_at,
-            patience=a.workflow.policy.max_execution_timeout,  # deadlines are kept here, where they can be moved
+            patience=a.workflow.policies[a.node].max_execution_timeout,  # deadlines are kept here, where they can be moved
             token=self.tokens.make(a.tenant_id, a.run_id, a.node, a.epoch, expires),
             tenant=self.directory.pictures[a.tenant_id].tenant.slug,
-            raw=a.workflow.definition.raw,
+            raw=a.task.raw,
         )
 
     async def _deliver(self, flights: list[Flight]) -> None:
@@ -182,7 +182,7 @@ class Deliveries:
         self._settle(flight, flight.assignment.rules(), flight.assignment.guard(), event, facts)
 
     def _settle(self, flight: Flight, state: TaskState, guard: Guard, event: Event, facts: AttemptFacts, *, again: bool = True) -> None:
-        change = step(state, flight.assignment.workflow.policy, event, self.clock.now())
+        change = step(state, flight.assignment.workflow.policies[flight.assignment.node], event, self.clock.now())
         if isinstance(change, Refused):
             self._close(flight, detached=False)
             return

@@ -17,7 +17,7 @@ import msgspec
 from dispatcher.delivery import BatchLimits, Target
 from dispatcher.engine.admission import Place, Queue
 from dispatcher.engine.attempts import Policy
-from dispatcher.engine.definitions import STORED, Definition, DefinitionError, Limits, parse_definition
+from dispatcher.engine.definitions import STORED, Definition, DefinitionError, Limits, TaskDefinition, parse_definition
 from dispatcher.engine.triggers import EventIndex
 from dispatcher.runtime.keyring import Keyring, Signers
 from dispatcher.runtime.manifests import StoredManifest
@@ -34,15 +34,15 @@ _CATCH_UP_EVERY = timedelta(milliseconds=50)
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """One version of a workflow, with the policy its tasks are retried by."""
+    """One version of a workflow. `policies` are what its tasks are retried by, and the timeouts theirs, by node."""
 
     tenant_id: int
     id: int
     number: int
     definition: Definition
-    policy: Policy
-    schedule_timeout_ms: int
-    execution_timeout_ms: int
+    policies: tuple[Policy, ...]
+    schedule_ms: tuple[int, ...]
+    execution_ms: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,17 +156,25 @@ class Directory:
         key = (tenant_id, workflow_id, number)
         if key not in self._versions:
             parsed = parse_definition(json.loads(definition), STORED, static=False)
-            self._versions[key] = Workflow(tenant_id, workflow_id, number, parsed, self._policy(parsed), *_millis(parsed))
+            self._versions[key] = Workflow(
+                tenant_id,
+                workflow_id,
+                number,
+                parsed,
+                tuple(self._policy(task) for task in parsed.tasks),
+                tuple(_millis(task.schedule_timeout) for task in parsed.tasks),
+                tuple(_millis(task.execution_timeout) for task in parsed.tasks),
+            )
         return self._versions[key]
 
-    def _policy(self, definition: Definition) -> Policy:
+    def _policy(self, task: TaskDefinition) -> Policy:
         s = self.settings
         return Policy(
-            definition.retries,
-            definition.backoff_factor,
-            definition.backoff_max_seconds,
-            definition.schedule_timeout,
-            definition.idempotent,
+            task.retries,
+            task.backoff_factor,
+            task.backoff_max_seconds,
+            task.schedule_timeout,
+            task.idempotent,
             s.infra_retries,
             timedelta(seconds=s.misconfig_ttl),
             timedelta(seconds=s.pushback_ttl),
@@ -232,8 +240,5 @@ class Directory:
         return picture.endpoints.get(place[1]) if picture is not None else None
 
 
-def _millis(definition: Definition) -> tuple[int, int]:
-    return (
-        round(definition.schedule_timeout.total_seconds() * 1000),
-        round(definition.execution_timeout.total_seconds() * 1000),
-    )
+def _millis(duration: timedelta) -> int:
+    return round(duration.total_seconds() * 1000)

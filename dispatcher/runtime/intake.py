@@ -303,8 +303,8 @@ class Intake:
             event[1] if event else None,
             None,
             None,
-            workflow.schedule_timeout_ms,
-            workflow.execution_timeout_ms,
+            workflow.schedule_ms[0],
+            workflow.execution_ms[0],
         )
 
     def _keys(self, picture: Picture, scope: str, key: str | None, ttl: timedelta | None, first_id: str) -> tuple[NewKey, ...]:
@@ -455,7 +455,7 @@ def _assignment(run: NewRun, event: NewEvent | None, workflow: Workflow, endpoin
         spared_since=None,
         spared_by=None,
         started_at=now,
-        deadline=now + workflow.definition.execution_timeout,
+        deadline=now + workflow.definition.tasks[0].execution_timeout,
         event=EventFacts(event.id, event.type, event.metadata) if event is not None else None,
         event_id=run.event_id,
         parent_run_id=run.parent_run_id,

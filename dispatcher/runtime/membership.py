@@ -155,7 +155,7 @@ class Membership:
         submitted = []
         for task in found:
             workflow = await self._directory.workflow_version(task.tenant_id, task.workflow_id, task.workflow_version)
-            change = step(task.rules(), workflow.policy, event, self._clock.now())
+            change = step(task.rules(), workflow.policies[task.node], event, self._clock.now())
             if not isinstance(change, Refused):
                 outcome = Outcome(task.guard(), change, AttemptFacts())
                 submitted.append(self._settlement.submit(Settled(outcome, workflow)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dispatcher.engine.attempts import Sparer, TaskState
+from dispatcher.engine.definitions import TaskDefinition
 from dispatcher.runtime.directory import Endpoint, Workflow
 from dispatcher.store.outcomes import Guard, TaskKey
 
@@ -55,6 +56,11 @@ class Assignment:
     def key(self) -> TaskKey:
         """Which task."""
         return (self.tenant_id, self.run_id, self.node)
+
+    @property
+    def task(self) -> TaskDefinition:
+        """The definition of the task."""
+        return self.workflow.definition.tasks[self.node]
 
     def rules(self) -> TaskState:
         """The part the rules look at."""

@@ -12,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.engine.definitions import (
+    STORED,
+    Definition,
     DefinitionError,
     Limits,
+    Parent,
+    Sleep,
+    TaskDefinition,
     checksum,
     content_checksum,
     dump,
@@ -67,19 +72,28 @@ def test_durations_round_trip(millis: int) -> None:
 
 def test_a_bare_name_is_a_definition_completed_from_the_limits() -> None:
     it = parse_definition(TASK, LIMITS, static=False)
-    assert (it.name, it.task_name, it.raw, it.retries, it.backoff_factor, it.default_priority) == ("resize", "resize", False, 0, None, 1)
-    assert (it.execution_timeout, it.schedule_timeout) == (LIMITS.execution_timeout, LIMITS.schedule_timeout)
+    (task,) = it.tasks
+    assert (it.name, it.task_name(0), task.raw, task.retries, task.backoff_factor, it.default_priority) == (
+        "resize",
+        "resize",
+        False,
+        0,
+        None,
+        1,
+    )
+    assert (task.execution_timeout, task.schedule_timeout) == (LIMITS.execution_timeout, LIMITS.schedule_timeout)
 
 
 def test_a_static_handlers_body_is_its_input_unless_it_says_otherwise() -> None:
-    assert parse_definition(TASK, LIMITS, static=True).raw
-    assert not parse_definition({**TASK, "body": "v1"}, LIMITS, static=True).raw
+    assert parse_definition(TASK, LIMITS, static=True).tasks[0].raw
+    assert not parse_definition({**TASK, "body": "v1"}, LIMITS, static=True).tasks[0].raw
 
 
 def test_a_workflow_has_its_tasks_policies_and_its_own_triggers() -> None:
     entry = {**_workflow(retries=2, backoff_factor=2, backoff_max_seconds=60), "on_events": ["a.*", "b", "a.*"], "default_priority": 3}
     it = parse_definition(entry, LIMITS, static=False)
-    assert (it.task_name, it.retries, it.backoff_factor, it.backoff_max_seconds) == ("order:charge", 2, 2.0, 60.0)
+    (task,) = it.tasks
+    assert (it.task_name(0), task.retries, task.backoff_factor, task.backoff_max_seconds) == ("order:charge", 2, 2.0, 60.0)
     assert (it.on_events, it.default_priority) == (("a.*", "b"), 3)
 
 
@@ -141,13 +155,31 @@ REFUSED: list[tuple[object, str]] = [
     ({**TASK, "allow_html": 1}, "handlers[0].allow_html"),
     ({**WORKFLOW, "tasks": None}, "handlers[0].tasks"),
     ({**WORKFLOW, "tasks": []}, "handlers[0].tasks"),
-    ({**WORKFLOW, "tasks": ["charge"]}, "handlers[0].tasks"),
-    ({**WORKFLOW, "tasks": [{"name": "a"}, {"name": "b"}]}, "handlers[0].tasks"),
+    ({**WORKFLOW, "tasks": ["charge"]}, "handlers[0].tasks[0]"),
+    ({**WORKFLOW, "tasks": [{"name": "a"}, {"name": "a"}]}, "handlers[0].tasks[1].name"),
+    ({**WORKFLOW, "tasks": [{"name": "a"}] * 2_001}, "handlers[0].tasks"),
+    ({**WORKFLOW, "on_failure": {"name": "charge"}}, "handlers[0].on_failure.name"),
+    ({**WORKFLOW, "on_failure": "charge"}, "handlers[0].on_failure"),
+    ({**WORKFLOW, "on_success": {"name": "x", "parents": ["charge"]}}, "handlers[0].on_success.parents"),
+    (_workflow(parents="charge"), "handlers[0].tasks[0].parents"),
+    (_workflow(parents=["other"]), "handlers[0].tasks[0].parents[0]"),
+    (_workflow(parents=["charge"]), "handlers[0].tasks[0].parents"),
+    (_workflow(wait_for={"sleep": "1s"}), "handlers[0].tasks[0].wait_for"),
+    (_workflow(wait_for=[{"sleep": "1"}]), "handlers[0].tasks[0].wait_for[0].sleep"),
+    (_workflow(wait_for=[{"sleep": "1s", "event": "a"}]), "handlers[0].tasks[0].wait_for[0].event"),
+    (_workflow(wait_for=[{"or": []}]), "handlers[0].tasks[0].wait_for[0].or"),
+    (_workflow(wait_for=[{"or": [{"or": [{"sleep": "1s"}]}]}]), "handlers[0].tasks[0].wait_for[0].or[0]"),
+    (_workflow(wait_for=[{"event": ""}]), "handlers[0].tasks[0].wait_for[0].event"),
+    (_workflow(wait_for=[{"event": "a", "expression": "input."}]), "handlers[0].tasks[0].wait_for[0].expression"),
+    (_workflow(wait_for=[{"event": "a", "expression": "nobody.x"}]), "handlers[0].tasks[0].wait_for[0].expression"),
+    (_workflow(skip_if=[{"parent": "charge", "expression": "true"}]), "handlers[0].tasks[0].skip_if[0].parent"),
+    (_workflow(cancel_if=["x"]), "handlers[0].tasks[0].cancel_if[0]"),
+    (_workflow(cancel_if=[{"sleep": "1s"}] * 101), "handlers[0].tasks[0].cancel_if"),
     ({**WORKFLOW, "retries": 3}, "handlers[0].retries"),
     (_workflow(name="b c"), "handlers[0].tasks[0].name"),
     (_workflow(retries=-1), "handlers[0].tasks[0].retries"),
     (_workflow(on_events=["a"]), "handlers[0].tasks[0].on_events"),
-    (_workflow(kind="task"), "handlers[0].tasks[0].kind"),
+    (_workflow(kind="workflow"), "handlers[0].tasks[0].kind"),
     (_workflow(execution_timeout="1"), "handlers[0].tasks[0].execution_timeout"),
 ]
 
@@ -225,15 +257,61 @@ def test_the_checksum_is_of_the_content_not_of_its_spelling(entry: dict[str, Any
 
 
 def test_the_checksum_sees_every_field() -> None:
-    base, second = parse_definition(TASK, LIMITS, static=False), timedelta(seconds=1)
-    changes: dict[str, Any] = {
-        "name": "x", "task": "x", "raw": True, "description": "x", "input_schema": {"a": 1}, "output_schema": {"a": 1}, "retries": 1,
+    graph = {**WORKFLOW, "tasks": [{"name": "charge"}, {"name": "ship", "parents": ["charge"]}, {"name": "mail"}, {"name": "tell"}]}
+    base, second, rule = parse_definition(graph, LIMITS, static=False), timedelta(seconds=1), ((Sleep(timedelta(seconds=1)),),)
+    of_task: dict[str, Any] = {
+        "name": "x", "durable": True, "raw": True, "description": "x", "input_schema": {"a": 1}, "output_schema": {"a": 1}, "retries": 1,
         "backoff_factor": 2.0, "backoff_max_seconds": 2.0, "execution_timeout": second, "schedule_timeout": second,
-        "on_events": ("x",), "default_priority": 2, "idempotent": True, "allow_html": True,
+        "idempotent": True, "allow_html": True, "parents": (2,), "wait_for": rule, "skip_if": rule, "cancel_if": rule,
     }  # fmt: skip
-    assert set(changes) == set(type(base).__slots__)
-    sums = {checksum(replace(base, **{field: value})) for field, value in changes.items()}
-    assert len(sums | {checksum(base)}) == len(changes) + 1
+    durable: dict[str, Any] = {"mode": "state", "pin": "latest"}
+    assert of_task.keys() | durable.keys() == set(TaskDefinition.__slots__)
+    tasks = [replace(base.tasks[1], **{field: value}) for field, value in of_task.items()]
+    tasks += [replace(base.tasks[1], durable=True, **{field: value}) for field, value in durable.items()]
+    changed = [replace(base, tasks=(base.tasks[0], task, *base.tasks[2:])) for task in tasks]
+    of_workflow: dict[str, Any] = {
+        "name": "x", "description": "x", "input_schema": {"a": 1}, "on_events": ("x",), "default_priority": 2, "on_failure": 3,
+        "on_success": 3,
+    }  # fmt: skip
+    assert of_workflow.keys() | {"tasks", "kind"} == set(Definition.__slots__)
+    changed += [replace(base, **{field: value}) for field, value in of_workflow.items()]
+    sums = {checksum(definition) for definition in [base, *changed]}
+    assert len(sums) == len(changed) + 1
+
+
+def test_a_graph_knows_its_nodes_and_what_comes_last() -> None:
+    entry = {
+        "name": "order",
+        "kind": "workflow",
+        "tasks": [{"name": "ship", "parents": ["charge", "charge"]}, {"name": "charge", "wait_for": [{"sleep": "10s"}]}],
+        "on_failure": {"name": "apologise", "retries": 2},
+        "on_success": {"name": "thank"},
+    }
+    it = parse_definition(entry, LIMITS, static=False)
+    assert [task.name for task in it.tasks] == ["ship", "charge", "apologise", "thank"]
+    assert (it.tasks[0].parents, it.on_failure, it.on_success, it.is_graph) == ((1,), 2, 3, True)
+    assert it.task_name(2) == "order:apologise"
+    assert it.tasks[1].wait_for == ((Sleep(timedelta(seconds=10)),),)
+    assert parse_definition(json.loads(json.dumps(dump(it))), STORED, static=True) == it
+
+
+def test_a_cycle_is_refused_with_its_path() -> None:
+    tasks = [{"name": "a", "parents": ["c"]}, {"name": "b", "parents": ["a"]}, {"name": "c", "parents": ["b"]}, {"name": "d"}]
+    with pytest.raises(DefinitionError, match="a -> b -> c -> a"):
+        parse_definition({**WORKFLOW, "tasks": tasks}, LIMITS, static=False)
+
+
+def test_a_parent_condition_may_name_whatever_comes_before() -> None:
+    late = {"name": "c", "parents": ["b"], "skip_if": [{"parent": "a", "expression": "output.n > 1"}]}
+    tasks = [{"name": "a"}, {"name": "b", "parents": ["a"]}, late]
+    it = parse_definition({**WORKFLOW, "tasks": tasks}, LIMITS, static=False)
+    assert it.tasks[2].skip_if == ((Parent(0, "output.n > 1"),),)
+    with pytest.raises(DefinitionError, match="not a task this one comes after"):
+        parse_definition(
+            {**WORKFLOW, "tasks": [*tasks, {**late, "name": "e", "parents": ["a"], "skip_if": [{"parent": "b", "expression": "true"}]}]},
+            LIMITS,
+            static=False,
+        )
 
 
 def test_the_checksum_is_stable_over_releases() -> None:

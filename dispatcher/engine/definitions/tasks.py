@@ -1,0 +1,142 @@
+"""One task of a workflow: how it is queued, run and retried, and what it comes after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from dispatcher.engine.definitions.conditions import Rule, dump_rule
+from dispatcher.engine.definitions.durations import LONGEST, format_duration, parse_duration
+from dispatcher.engine.definitions.reading import UNSUPPORTED, DefinitionError, Reader
+
+Mode = Literal["replay", "state"]
+Pin = Literal["task", "latest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The server's bounds and defaults that definitions are checked against and completed from."""
+
+    max_retries: int
+    execution_timeout: timedelta
+    schedule_timeout: timedelta
+    max_execution_timeout: timedelta
+    max_tasks: int = 2_000
+
+
+# What was registered once is read back whatever today's bounds are: they are for registering only.
+STORED = Limits(2**31 - 1, LONGEST, LONGEST, LONGEST, 2**15 - 1)
+
+OF_TASK = {
+    "name", "kind", "mode", "pin", "body", "description", "input_schema", "output_schema", "retries", "backoff_factor",
+    "backoff_max_seconds", "execution_timeout", "schedule_timeout", "idempotent", "allow_html",
+}  # fmt: skip
+OF_NODE = OF_TASK | {"parents", "wait_for", "skip_if", "cancel_if"}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDefinition:
+    """One task. `name` is empty where the workflow is its only task. `retries` counts what comes after the first attempt.
+
+    `parents` are the nodes that must be over before it, by their place in the workflow's tasks; the rules say what else must have
+    happened for it to run, to be skipped, to be cancelled.
+    """
+
+    name: str
+    durable: bool
+    mode: Mode
+    pin: Pin
+    raw: bool
+    description: str
+    input_schema: Mapping[str, Any] | None
+    output_schema: Mapping[str, Any] | None
+    retries: int
+    backoff_factor: float | None
+    backoff_max_seconds: float | None
+    execution_timeout: timedelta
+    schedule_timeout: timedelta
+    idempotent: bool
+    allow_html: bool
+    parents: tuple[int, ...] = ()
+    wait_for: Rule = ()
+    skip_if: Rule = ()
+    cancel_if: Rule = ()
+
+
+def read_task(reader: Reader, limits: Limits, *, name: str, static: bool) -> TaskDefinition:
+    """A task from its fields, without what ties it to others."""
+    durable = reader.choice("kind", "task", "task", "durable") == "durable"
+    if durable and "durable" in UNSUPPORTED:
+        raise reader.refuse("kind", "durable tasks are not supported by this server")
+    for field in ("mode", "pin"):
+        if reader.get(field) is not None and not durable:
+            raise reader.refuse(field, "for durable tasks only")
+    raw = reader.choice("body", "raw" if static and not durable else "v1", "raw", "v1") == "raw"
+    if raw and durable:
+        raise reader.refuse("body", 'a durable task takes "v1": its log travels in the envelope')
+    return TaskDefinition(
+        name=name,
+        durable=durable,
+        mode="state" if reader.choice("mode", "replay", "replay", "state") == "state" else "replay",
+        pin="latest" if reader.choice("pin", "task", "task", "latest") == "latest" else "task",
+        raw=raw,
+        description=reader.text("description"),
+        input_schema=reader.schema("input_schema"),
+        output_schema=reader.schema("output_schema"),
+        retries=reader.whole("retries", 0, 0, limits.max_retries),
+        backoff_factor=reader.number("backoff_factor", 1.0, 1000.0),
+        backoff_max_seconds=reader.number("backoff_max_seconds", 0.001, 86_400.0),
+        execution_timeout=duration(reader, "execution_timeout", limits.execution_timeout, limits.max_execution_timeout),
+        schedule_timeout=duration(reader, "schedule_timeout", limits.schedule_timeout, LONGEST),
+        idempotent=reader.flag("idempotent"),
+        allow_html=reader.flag("allow_html"),
+    )
+
+
+def duration(reader: Reader, field: str, default: timedelta, most: timedelta) -> timedelta:
+    """A duration of an entry, at most `most`."""
+    value = reader.get(field)
+    if value is None:
+        return default
+    parsed = parse_duration(value, f"{reader.at}.{field}")
+    if parsed > most:
+        raise reader.refuse(field, f"at most {format_duration(most)}")
+    return parsed
+
+
+def read_parents(reader: Reader, nodes: Mapping[str, int]) -> tuple[int, ...]:
+    """The nodes a task names as its parents, each once."""
+    found: list[int] = []
+    for i, name in enumerate(reader.items("parents", len(nodes), "tasks of this workflow")):
+        if not isinstance(name, str) or name not in nodes:
+            known = ", ".join(list(nodes)[:10])
+            raise DefinitionError(f"{reader.at}.parents[{i}]", f"{name!r} is not a task of this workflow; it has {known}")
+        if nodes[name] not in found:
+            found.append(nodes[name])
+    return tuple(found)
+
+
+def dump_task(task: TaskDefinition, names: Mapping[int, str]) -> dict[str, Any]:
+    """The fields of a task as a manifest has them, without its name."""
+    said: dict[str, Any] = {"description": task.description, "input_schema": task.input_schema} if task.name else {}
+    said |= {
+        "body": "raw" if task.raw else "v1",
+        "output_schema": task.output_schema,
+        "retries": task.retries,
+        "backoff_factor": task.backoff_factor,
+        "backoff_max_seconds": task.backoff_max_seconds,
+        "execution_timeout": format_duration(task.execution_timeout),
+        "schedule_timeout": format_duration(task.schedule_timeout),
+        "idempotent": task.idempotent,
+        "allow_html": task.allow_html,
+    }
+    if task.durable:
+        said |= {"kind": "durable", "mode": task.mode, "pin": task.pin}
+    if task.parents:
+        said["parents"] = [names[node] for node in task.parents]
+    for field, rule in (("wait_for", task.wait_for), ("skip_if", task.skip_if), ("cancel_if", task.cancel_if)):
+        if rule:
+            said[field] = dump_rule(rule, names)
+    return said

@@ -1,0 +1,161 @@
+"""What a workflow is: its tasks, policies and triggers, read from a manifest entry and refused when it does not add up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from dispatcher.engine.definitions.conditions import parse_rule
+from dispatcher.engine.definitions.edges import ancestors, refuse_cycles
+from dispatcher.engine.definitions.reading import DefinitionError, Reader
+from dispatcher.engine.definitions.tasks import OF_NODE, OF_TASK, Limits, TaskDefinition, dump_task, read_parents, read_task
+
+Kind = Literal["task", "durable", "workflow"]
+
+_OF_WORKFLOW = {"name", "kind", "description", "input_schema", "on_events", "default_priority"}
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One version of a workflow. A task run's `node` is its task's place in `tasks`.
+
+    `on_events` are keys, where `*` stands for any run of characters. `on_failure` and `on_success` are the places of the tasks that run
+    after the others, always the last.
+    """
+
+    name: str
+    kind: Kind
+    description: str
+    input_schema: Mapping[str, Any] | None
+    on_events: tuple[str, ...]
+    default_priority: int
+    tasks: tuple[TaskDefinition, ...]
+    on_failure: int | None = None
+    on_success: int | None = None
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether its runs have more to them than one task that runs at once."""
+        first = self.tasks[0]
+        return len(self.tasks) > 1 or bool(first.wait_for or first.skip_if or first.cancel_if)
+
+    def task_name(self, node: int) -> str:
+        """The name a task is delivered under: the workflow's own, or `workflow:task` where the task has one of its own."""
+        task = self.tasks[node]
+        return f"{self.name}:{task.name}" if task.name else self.name
+
+
+def parse_definition(entry: object, limits: Limits, *, static: bool, at: str = "handlers[0]") -> Definition:
+    """A Definition from one entry of a manifest's `handlers`. Raises DefinitionError naming the field.
+
+    An entry is a task, a durable task, or a workflow with `tasks`. A static manifest's handlers take their input as the whole body (`raw`)
+    unless they say otherwise.
+    """
+    if not isinstance(entry, dict):
+        raise DefinitionError(at, "each handler is an object with at least a name")
+    kind = entry.get("kind", "task")
+    if kind in ("task", "durable"):
+        reader = Reader(entry, at, _OF_WORKFLOW | OF_TASK)
+        tasks: tuple[TaskDefinition, ...] = (read_task(reader, limits, name="", static=static),)
+        return _definition(reader, kind, tasks, None, None)
+    if kind == "workflow":
+        return _graph(Reader(entry, at, _OF_WORKFLOW | {"tasks", "on_failure", "on_success"}), limits, static=static)
+    raise DefinitionError(f"{at}.kind", f'{kind!r} is not supported by this server; it takes "task", "durable" or "workflow"')
+
+
+def _definition(reader: Reader, kind: Kind, tasks: tuple[TaskDefinition, ...], failure: int | None, success: int | None) -> Definition:
+    return Definition(
+        name=reader.name(),
+        kind=kind,
+        description=reader.text("description"),
+        input_schema=reader.schema("input_schema") or (tasks[0].input_schema if len(tasks) == 1 else None),
+        on_events=reader.event_keys(),
+        default_priority=reader.whole("default_priority", 1, 1, 3),
+        tasks=tasks,
+        on_failure=failure,
+        on_success=success,
+    )
+
+
+def _graph(reader: Reader, limits: Limits, *, static: bool) -> Definition:
+    entries = reader.items("tasks", limits.max_tasks, "tasks")
+    if not entries:
+        raise reader.refuse("tasks", "a list with the workflow's tasks")
+    readers = [Reader(entry, f"{reader.at}.tasks[{i}]", OF_NODE) for i, entry in enumerate(entries)]
+    after = {
+        field: Reader(reader.get(field), f"{reader.at}.{field}", OF_TASK) for field in ("on_failure", "on_success") if reader.get(field)
+    }
+    nodes = _nodes([*readers, *after.values()])
+    tasks = [read_task(r, limits, name=r.name(), static=static) for r in [*readers, *after.values()]]
+    graph = {name: node for name, node in nodes.items() if node < len(readers)}
+    parents = [read_parents(r, graph) for r in readers]
+    refuse_cycles(list(graph), parents, f"{reader.at}.tasks")
+    for node, before in enumerate(ancestors(parents)):
+        tasks[node] = _tied(tasks[node], readers[node], parents[node], {name: n for name, n in graph.items() if n in before})
+    places = {field: len(readers) + i for i, field in enumerate(after)}
+    return _definition(reader, "workflow", tuple(tasks), places.get("on_failure"), places.get("on_success"))
+
+
+def _nodes(readers: list[Reader]) -> dict[str, int]:
+    nodes: dict[str, int] = {}
+    for node, reader in enumerate(readers):
+        name = reader.name()
+        if name in nodes:
+            raise reader.refuse("name", f"{name!r} is declared twice in this workflow")
+        nodes[name] = node
+    return nodes
+
+
+def _tied(task: TaskDefinition, reader: Reader, parents: tuple[int, ...], before: Mapping[str, int]) -> TaskDefinition:
+    return replace(
+        task,
+        parents=parents,
+        wait_for=parse_rule(reader.get("wait_for"), f"{reader.at}.wait_for", before),
+        skip_if=parse_rule(reader.get("skip_if"), f"{reader.at}.skip_if", before),
+        cancel_if=parse_rule(reader.get("cancel_if"), f"{reader.at}.cancel_if", before),
+    )
+
+
+def parse_definitions(entries: object, limits: Limits, *, static: bool) -> tuple[Definition, ...]:
+    """All of a manifest's handlers; two of one name are refused."""
+    if not isinstance(entries, list):
+        raise DefinitionError("handlers", "a list of handlers")
+    definitions = tuple(parse_definition(entry, limits, static=static, at=f"handlers[{i}]") for i, entry in enumerate(entries))
+    names: set[str] = set()
+    for i, definition in enumerate(definitions):
+        if definition.name in names:
+            raise DefinitionError(f"handlers[{i}].name", f"{definition.name!r} is declared twice")
+        names.add(definition.name)
+    return definitions
+
+
+def dump(definition: Definition) -> dict[str, Any]:
+    """The manifest entry that parses back to this definition; what is stored and shown."""
+    workflow: dict[str, Any] = {
+        "name": definition.name,
+        "kind": definition.kind,
+        "description": definition.description,
+        "input_schema": definition.input_schema,
+        "on_events": list(definition.on_events),
+        "default_priority": definition.default_priority,
+    }
+    names = {node: task.name for node, task in enumerate(definition.tasks)}
+    if definition.kind != "workflow":
+        return {**workflow, **dump_task(definition.tasks[0], names)}
+    entries = [{"name": task.name, **dump_task(task, names)} for task in definition.tasks]
+    after = {"on_failure": definition.on_failure, "on_success": definition.on_success}
+    last = {field: entries[node] for field, node in after.items() if node is not None}
+    return {**workflow, "tasks": entries[: len(entries) - len(last)], **last}
+
+
+def content_checksum(entry: Mapping[str, Any]) -> str:
+    """Of a dumped definition: registering the same content twice makes no new version."""
+    return hashlib.sha256(json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def checksum(definition: Definition) -> str:
+    """Of a definition's content."""
+    return content_checksum(dump(definition))

@@ -1,0 +1,2 @@
+-- 0004_durable
+select 1;

@@ -1,0 +1,2 @@
+-- 0006_triggers
+select 1;

@@ -1,0 +1,2 @@
+-- 0007_streams
+select 1;
