@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from handlers_sdk.asgi import App
+    from handlers_sdk.conditions import OrGroup, ParentCondition, SleepCondition, UserEventCondition, or_
     from handlers_sdk.config import ClientConfig
     from handlers_sdk.context import Accepted, Context, WorkerInfo
     from handlers_sdk.definitions import Priority, TaskDefaults
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
 _HOMES: Final = {
     "asgi": ("App",),
+    "conditions": ("OrGroup", "ParentCondition", "SleepCondition", "UserEventCondition", "or_"),
     "config": ("ClientConfig",),
     "context": ("Accepted", "Context", "WorkerInfo"),
     "definitions": ("Priority", "TaskDefaults"),
@@ -133,12 +135,15 @@ __all__ = [
     "LifespanSetupError",
     "NonRetryableError",
     "NonRetryableException",
+    "OrGroup",
+    "ParentCondition",
     "Priority",
     "Response",
     "RetryableException",
     "Run",
     "RunList",
     "Runnable",
+    "SleepCondition",
     "Standalone",
     "Task",
     "TaskDefaults",
@@ -146,6 +151,7 @@ __all__ = [
     "TaskRun",
     "TaskRunError",
     "TriggerWorkflowOptions",
+    "UserEventCondition",
     "V1Webhook",
     "V1WebhookAPIKeyAuth",
     "V1WebhookBasicAuth",
@@ -159,6 +165,7 @@ __all__ = [
     "Workflow",
     "WorkflowRunRef",
     "WorkflowRunTriggerConfig",
+    "or_",
 ]
 
 

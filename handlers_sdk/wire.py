@@ -78,6 +78,20 @@ class EventOrigin(TypedDict):
     metadata: NotRequired[dict[str, Any] | None]
 
 
+class ParentResult(TypedDict):
+    """What became of a task that came before. Only `succeeded` has an output."""
+
+    status: Literal["succeeded", "failed", "cancelled", "skipped"]
+    output: NotRequired[Any]
+
+
+class TaskError(TypedDict):
+    """Why a task of the run failed, as its on-failure task is told."""
+
+    code: str
+    message: str
+
+
 class RunItem(TypedDict):
     """One attempt of one task run, as an item of a batch. `deadline` is RFC 3339, `timeout_ms` counts from its sending."""
 
@@ -99,8 +113,8 @@ class RunItem(TypedDict):
     event: NotRequired[EventOrigin]
     parent_run_id: NotRequired[str]
     filter_payload: NotRequired[Any]
-    parents: NotRequired[dict[str, Any]]
-    errors: NotRequired[dict[str, Any]]
+    parents: NotRequired[dict[str, ParentResult]]
+    errors: NotRequired[dict[str, TaskError]]
 
 
 class RunPush(RunItem):
@@ -313,6 +327,33 @@ class BatchOffer(TypedDict):
     linger_ms: NotRequired[int]
 
 
+class SleepConditionEntry(TypedDict):
+    """So much time since the task's parents were done."""
+
+    sleep: str
+
+
+class EventConditionEntry(TypedDict):
+    """An event of this key since then; `expression` is CEL over its data as `input`."""
+
+    event: str
+    expression: NotRequired[str]
+    scope: NotRequired[str]
+
+
+class ParentConditionEntry(TypedDict):
+    """What a task that comes before gave; `expression` is CEL over `output`."""
+
+    parent: str
+    expression: str
+
+
+ConditionEntry = SleepConditionEntry | EventConditionEntry | ParentConditionEntry
+OrEntry = TypedDict("OrEntry", {"or": list[ConditionEntry]})
+RuleEntry = ConditionEntry | OrEntry
+"""One member of `wait_for`, `skip_if` or `cancel_if`; all members of such a list must hold."""
+
+
 class TaskEntry(TypedDict):
     """What a manifest says of a task. Durations are strings such as `1h30m`. `idempotent` allows a retry of what may have run."""
 
@@ -328,15 +369,21 @@ class TaskEntry(TypedDict):
     schedule_timeout: NotRequired[str]
     idempotent: NotRequired[bool]
     allow_html: NotRequired[bool]
+    parents: NotRequired[list[str]]
+    wait_for: NotRequired[list[RuleEntry]]
+    skip_if: NotRequired[list[RuleEntry]]
+    cancel_if: NotRequired[list[RuleEntry]]
 
 
 class HandlerEntry(TaskEntry):
-    """One handler of a manifest: a task that is its own workflow, or a workflow whose `tasks` holds its one task."""
+    """One handler of a manifest: a task that is its own workflow, or a workflow of the tasks in `tasks` and two that may come last."""
 
     kind: NotRequired[Literal["task", "workflow"]]
     on_events: NotRequired[list[str]]
     default_priority: NotRequired[int]
     tasks: NotRequired[list[TaskEntry]]
+    on_failure: NotRequired[TaskEntry]
+    on_success: NotRequired[TaskEntry]
 
 
 class Manifest(TypedDict):
