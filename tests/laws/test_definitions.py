@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dispatcher.engine.definitions import (
     STORED,
+    DefaultFilter,
     Definition,
     DefinitionError,
     Limits,
@@ -97,7 +98,21 @@ def test_a_workflow_has_its_tasks_policies_and_its_own_triggers() -> None:
     assert (it.on_events, it.default_priority) == (("a.*", "b"), 3)
 
 
+LARGE = {"a": "x" * 70_000}
 REFUSED: list[tuple[object, str]] = [
+    ({**TASK, "default_filters": {}}, "handlers[0].default_filters"),
+    ({**TASK, "default_filters": ["true"]}, "handlers[0].default_filters[0]"),
+    ({**TASK, "default_filters": [{"scope": "s"}]}, "handlers[0].default_filters[0].expression"),
+    ({**TASK, "default_filters": [{"expression": "true"}]}, "handlers[0].default_filters[0].scope"),
+    ({**TASK, "default_filters": [{"expression": "input.", "scope": "s"}]}, "handlers[0].default_filters[0].expression"),
+    ({**TASK, "default_filters": [{"expression": "output.x == 1", "scope": "s"}]}, "handlers[0].default_filters[0].expression"),
+    ({**TASK, "default_filters": [{"expression": "true", "scope": "s", "payload": []}]}, "handlers[0].default_filters[0].payload"),
+    (
+        {**TASK, "default_filters": [{"expression": "true", "scope": "s", "payload": LARGE}]},
+        "handlers[0].default_filters[0].payload",
+    ),
+    ({**TASK, "default_filters": [{"expression": "true", "scope": "s", "name": "x"}]}, "handlers[0].default_filters[0].name"),
+    ({**TASK, "default_filters": [{"expression": "true", "scope": "s"}] * 1_001}, "handlers[0].default_filters"),
     ("resize", "handlers[0]"),
     (None, "handlers[0]"),
     ([], "handlers[0]"),
@@ -234,6 +249,13 @@ of_workflow = st.fixed_dictionaries(
         "input_schema": schemas,
         "on_events": st.lists(plain.filter(bool), max_size=4),
         "default_priority": st.integers(1, 3),
+        "default_filters": st.lists(
+            st.fixed_dictionaries(
+                {"expression": st.sampled_from(["true", "input.a == payload.b"]), "scope": plain.filter(bool)},
+                optional={"payload": st.none() | st.dictionaries(plain, values, max_size=3)},
+            ),
+            max_size=3,
+        ),
     },
 )
 entries = st.one_of(
@@ -271,7 +293,7 @@ def test_the_checksum_sees_every_field() -> None:
     changed = [replace(base, tasks=(base.tasks[0], task, *base.tasks[2:])) for task in tasks]
     of_workflow: dict[str, Any] = {
         "name": "x", "description": "x", "input_schema": {"a": 1}, "on_events": ("x",), "default_priority": 2, "on_failure": 3,
-        "on_success": 3,
+        "on_success": 3, "default_filters": (DefaultFilter("true", "x"),),
     }  # fmt: skip
     assert of_workflow.keys() | {"tasks", "kind"} == set(Definition.__slots__)
     changed += [replace(base, **{field: value}) for field, value in of_workflow.items()]

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from dispatcher.engine.definitions.conditions import parse_rule
 from dispatcher.engine.definitions.edges import ancestors, refuse_cycles
+from dispatcher.engine.definitions.filters import DefaultFilter, dump_filters, read_filters
 from dispatcher.engine.definitions.reading import DefinitionError, Reader
 from dispatcher.engine.definitions.tasks import OF_NODE, OF_TASK, Limits, TaskDefinition, dump_task, read_parents, read_task
 
 Kind = Literal["task", "durable", "workflow"]
 
-_OF_WORKFLOW = {"name", "kind", "description", "input_schema", "on_events", "default_priority"}
+_OF_WORKFLOW = {"name", "kind", "description", "input_schema", "on_events", "default_filters", "default_priority"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Definition:
     tasks: tuple[TaskDefinition, ...]
     on_failure: int | None = None
     on_success: int | None = None
+    default_filters: tuple[DefaultFilter, ...] = ()
 
     @property
     def is_graph(self) -> bool:
@@ -77,6 +79,7 @@ def _definition(reader: Reader, kind: Kind, tasks: tuple[TaskDefinition, ...], f
         tasks=tasks,
         on_failure=failure,
         on_success=success,
+        default_filters=read_filters(reader),
     )
 
 
@@ -142,6 +145,8 @@ def dump(definition: Definition) -> dict[str, Any]:
         "on_events": list(definition.on_events),
         "default_priority": definition.default_priority,
     }
+    if definition.default_filters:
+        workflow["default_filters"] = dump_filters(definition.default_filters)
     names = {node: task.name for node, task in enumerate(definition.tasks)}
     if definition.kind != "workflow":
         return {**workflow, **dump_task(definition.tasks[0], names)}

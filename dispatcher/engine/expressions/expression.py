@@ -71,6 +71,16 @@ class Expression(Generic[T]):
         return self._compiled.is_plain
 
     @property
+    def loops(self) -> bool:
+        """Whether it goes through lists, so that what it costs depends on what it reads."""
+        return self._compiled.macros > 0
+
+    @property
+    def size(self) -> int:
+        """Its tokens: what one without loops costs grows with them."""
+        return len(self._compiled.lexed.tokens)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What is allowed, and never what was meant."""
         return tuple(_warnings(self._compiled.lexed.tokens))
@@ -78,9 +88,9 @@ class Expression(Generic[T]):
     def __call__(self, **variables: Any) -> T:
         return self.evaluate(variables).value
 
-    def evaluate(self, variables: Mapping[str, Any]) -> Outcome[T]:
-        """The value, and what it cost. Raises ExpressionError."""
-        meter = Meter(self._clock)
+    def evaluate(self, variables: Mapping[str, Any], clock: Callable[[], float] | None = None) -> Outcome[T]:
+        """The value, and what it cost, its time counted by `clock` where it was made without one. Raises ExpressionError."""
+        meter = Meter(self._clock or clock)
         value = self._compiled.evaluate(variables, meter)
         if type(value) is not self._returns:
             wanted = _NAMES[self._returns]
