@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         NonRetryableError,
         NonRetryableException,
         RetryableException,
+        TaskOutputError,
         TaskRunError,
     )
     from handlers_sdk.events import BulkPushEventWithMetadata, Event
@@ -82,6 +83,7 @@ _HOMES: Final = {
         "NonRetryableError",
         "NonRetryableException",
         "RetryableException",
+        "TaskOutputError",
         "TaskRunError",
     ),
     "events": ("BulkPushEventWithMetadata", "Event"),
@@ -148,6 +150,7 @@ __all__ = [
     "Task",
     "TaskDefaults",
     "TaskLogHandler",
+    "TaskOutputError",
     "TaskRun",
     "TaskRunError",
     "TriggerWorkflowOptions",

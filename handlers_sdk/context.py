@@ -11,12 +11,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from handlers_sdk import wire
 from handlers_sdk.clock import timestamp
 from handlers_sdk.durations import Duration, milliseconds
+from handlers_sdk.errors import TaskOutputError, TaskRunError
 from handlers_sdk.schemas import dump_json
+
+if TYPE_CHECKING:
+    from handlers_sdk.workflow import Task
+
+R = TypeVar("R")
 
 CURRENT: Final[ContextVar[Context | None]] = ContextVar("handlers_sdk_context", default=None)
 """The context of the task running here, for log handlers and libraries that are not handed it."""
@@ -167,6 +173,29 @@ class Context:
         """`{"id", "type", "metadata"}` of the event that started the run."""
         return self._item.get("event")
 
+    # ---- the tasks that came before
+
+    def task_output(self, task: Task[Any, R]) -> R:
+        """What a parent gave, validated as its return annotation says. TaskOutputError, a ValueError, when it gave nothing."""
+        result = self._result_of(task)
+        if result["status"] != "succeeded":
+            raise TaskOutputError(f"{task.name} has no output: it was {result['status']}; ctx.was_skipped(…) tells")
+        return cast("R", task.definition.function.output.parse(result.get("output"), "output"))
+
+    def was_skipped(self, task: Task[Any, Any]) -> bool:
+        """Whether a parent was skipped. TaskOutputError when this task does not come after it."""
+        return self._result_of(task)["status"] == "skipped"
+
+    @property
+    def task_run_errors(self) -> dict[str, str]:
+        """In an on-failure task: the messages of the tasks that have failed so far, by task name."""
+        return {name: error["message"] for name, error in (self._item.get("errors") or {}).items()}
+
+    def get_task_run_error(self, task: Task[Any, Any]) -> TaskRunError | None:
+        """In an on-failure task: why a task failed, None when it did not."""
+        error = (self._item.get("errors") or {}).get(task.definition.task_name)
+        return None if error is None else TaskRunError(error["message"], error_code=error["code"], task_name=task.definition.task_name)
+
     # ---- attempts and time
 
     @property
@@ -284,6 +313,12 @@ class Context:
         return self._control.lifespan
 
     # ---- inside
+
+    def _result_of(self, task: Task[Any, Any]) -> wire.ParentResult:
+        name, parents = task.definition.task_name, self._item.get("parents") or {}
+        if task.definition.workflow.name != self.workflow_name or name not in parents:
+            raise TaskOutputError(f"{self.task_name} does not come after {name}; its parents are {', '.join(parents) or 'none'}")
+        return parents[name]
 
     def _stop(self, reason: str) -> None:
         self._reason = self._reason or reason

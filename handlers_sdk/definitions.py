@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import IntEnum
-from typing import Final
+from itertools import groupby
+from typing import Final, Literal, cast
 
 from handlers_sdk import wire
 from handlers_sdk.durations import Duration, format_duration, parse_duration
 from handlers_sdk.errors import ConfigError
 from handlers_sdk.function import HandlerFunction
+from handlers_sdk.graph import Edges
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 EVENT_KEY: Final = re.compile(r"[^\x00-\x1f\x7f]{1,500}")
@@ -102,36 +104,32 @@ class WorkflowSettings:
                 )
 
 
+Role = Literal["task", "on_failure", "on_success"]
+
+
 @dataclass(frozen=True, slots=True)
 class TaskDefinition:
-    """One handler: the workflow it is the task of, its settings and its function. A standalone task is its own workflow."""
+    """One handler: the workflow it is a task of, its settings and its function. A standalone task is its own workflow.
+
+    `rules` are its conditions as the manifest writes them.
+    """
 
     workflow: WorkflowSettings
     task_name: str
     settings: TaskSettings
     function: HandlerFunction = field(repr=False)
     standalone: bool = True
+    role: Role = "task"
+    edges: Edges = field(default_factory=Edges)
+    rules: Mapping[str, list[wire.RuleEntry]] = field(default_factory=dict)
 
     @property
     def delivered_as(self) -> str:
         """The `name` its attempts arrive under."""
         return self.workflow.name if self.standalone else f"{self.workflow.name}:{self.task_name}"
 
-    def entry(self) -> wire.HandlerEntry:
-        """The manifest's entry; members that say nothing are left out."""
-        workflow = self.workflow
-        entry: wire.HandlerEntry = {
-            "name": workflow.name,
-            "on_events": list(workflow.on_events),
-            "default_priority": int(workflow.default_priority),
-        }
-        if workflow.description:
-            entry["description"] = workflow.description
-        if self.standalone:
-            return {**self._task(), **entry, "kind": "task"}
-        return {**entry, "kind": "workflow", "tasks": [self._task()]}
-
-    def _task(self) -> wire.TaskEntry:
+    def entry(self) -> wire.TaskEntry:
+        """What the manifest says of the task; members that say nothing are left out."""
         settings = self.settings
         task: wire.TaskEntry = {
             "name": self.task_name,
@@ -148,7 +146,30 @@ class TaskDefinition:
             task["input_schema"] = accepts
         if (gives := self.function.output.schema()) is not None:
             task["output_schema"] = gives
-        return task
+        if self.edges.parents:
+            task["parents"] = list(self.edges.parents)
+        return cast("wire.TaskEntry", {**task, **self.rules})
+
+
+def manifest_entries(definitions: Iterable[TaskDefinition]) -> list[wire.HandlerEntry]:
+    """The manifest's handlers: one entry a workflow, whose tasks follow each other in `definitions`."""
+    groups = [list(tasks) for _, tasks in groupby(definitions, key=lambda one: id(one.workflow))]
+    return [_workflow_entry(tasks[0].workflow, tasks) for tasks in groups]
+
+
+def _workflow_entry(workflow: WorkflowSettings, tasks: Sequence[TaskDefinition]) -> wire.HandlerEntry:
+    entry: wire.HandlerEntry = {
+        "name": workflow.name,
+        "on_events": list(workflow.on_events),
+        "default_priority": int(workflow.default_priority),
+    }
+    if workflow.description:
+        entry["description"] = workflow.description
+    if tasks[0].standalone:
+        return {**tasks[0].entry(), **entry, "kind": "task"}
+    last = {one.role: one.entry() for one in tasks if one.role != "task"}
+    own = [one.entry() for one in tasks if one.role == "task"]
+    return cast("wire.HandlerEntry", {**entry, "kind": "workflow", "tasks": own, **last})
 
 
 def check_name(name: str) -> None:

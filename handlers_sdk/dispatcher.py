@@ -163,7 +163,7 @@ class Dispatcher:
         default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
     ) -> Workflow[Any]:
-        """Declare a workflow, whose task is then declared with `@<workflow>.task()`.
+        """Declare a workflow, whose tasks are then declared with `@<workflow>.task()`.
 
         `on_events` are the event keys that start a run, `*` standing for any run of characters. `default_priority` is 1 to 3.
         `version` goes into the version of the endpoint.

@@ -62,6 +62,12 @@ class IllegalTaskOutputError(NonRetryableException, DispatcherError):
     code = "invalid_output"
 
 
+class TaskOutputError(DispatcherError, ValueError):
+    """The output of a task that has none: it was skipped, or is no parent of the task that asks."""
+
+    code = "no_task_output"
+
+
 class EventsLostError(DispatcherError):
     """Log lines or stream chunks that could not be handed to the dispatcher. `lost` counts them."""
 

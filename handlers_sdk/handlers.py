@@ -14,7 +14,7 @@ from typing import Any, Final
 from handlers_sdk import wire
 from handlers_sdk.batches import Batch
 from handlers_sdk.clock import unix_seconds
-from handlers_sdk.definitions import TaskDefinition
+from handlers_sdk.definitions import TaskDefinition, manifest_entries
 from handlers_sdk.errors import ConfigError, LifespanSetupError
 from handlers_sdk.execution import Execution, Host
 from handlers_sdk.lifespan import Lifespan
@@ -44,9 +44,11 @@ class Handlers:
         clock: Callable[[], int] = unix_seconds,
     ) -> None:
         self._definitions = {definition.delivered_as: definition for definition in definitions}
-        names = [definition.workflow.name for definition in definitions]
-        if len(set(names)) != len(names):
-            raise ConfigError(f"workflows need different names: {', '.join(sorted({name for name in names if names.count(name) > 1}))}")
+        self._entries = manifest_entries(definitions)
+        names = [entry["name"] for entry in self._entries]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice or len(self._definitions) < len(definitions):
+            raise ConfigError(f"workflows are given once each, and need different names: {', '.join(sorted(twice or set(names)))}")
         self.host = host
         self.verifier = verifier
         self.lifespan = lifespan or Lifespan(None)
@@ -164,7 +166,7 @@ class Handlers:
             "features": [wire.FEATURE_ASYNC, wire.FEATURE_BATCH, wire.FEATURE_NDJSON, wire.FEATURE_CANCEL_PUSH],
             "limits": {"request_bytes": REQUEST_BYTES_MAX, "concurrency": slots},
             "batch": {"max_items": BATCH_ITEMS_MAX, "max_bytes": BATCH_BYTES_MAX, "concurrency": slots},
-            "handlers": [definition.entry() for definition in self._definitions.values()],
+            "handlers": self._entries,
         }
         if self.verifier is not None:
             manifest["verified"] = self.verifier.scheme
@@ -174,8 +176,10 @@ class Handlers:
         return Response(200, (("content-type", wire.MEDIA_MANIFEST),), dump_json(self.manifest(challenge)))
 
     def _checksum(self) -> str:
-        entries = sorted((definition.entry() for definition in self._definitions.values()), key=lambda entry: entry["name"])
-        versions = sorted(definition.workflow.version or "" for definition in self._definitions.values())
+        entries = sorted(self._entries, key=lambda entry: entry["name"])
+        versions = sorted(
+            {definition.workflow.name: definition.workflow.version or "" for definition in self._definitions.values()}.values()
+        )
         return hashlib.sha256(dump_json([entries, versions])).hexdigest()[:12]
 
 

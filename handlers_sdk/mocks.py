@@ -67,6 +67,7 @@ def mock_context(
     retry_count: int = 0,
     lifespan: Any = None,
     task_name: str = "",
+    parents: Mapping[str, wire.ParentResult] | None = None,
 ) -> tuple[Context, MockControl]:
     """A context as a task gets it, and the control behind it, for tests that call a handler's function themselves."""
     item: wire.RunItem = {
@@ -85,6 +86,7 @@ def mock_context(
         "tenant": "",
         "metadata": dict(additional_metadata or {}),
         "priority": 1,
+        "parents": dict(parents or {}),
     }
     control = MockControl(lifespan)
     control.context = Context(item, control, task_name)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
+from handlers_sdk import wire
 from handlers_sdk.annotations import calling_namespace
 from handlers_sdk.api import Api
-from handlers_sdk.definitions import TaskDefaults, TaskDefinition, TaskSettings, WorkflowSettings, check_name
+from handlers_sdk.conditions import Condition, OrGroup, ParentCondition, Rule, alternatives, rule_entries
+from handlers_sdk.definitions import Role, TaskDefaults, TaskDefinition, TaskSettings, WorkflowSettings, check_name
 from handlers_sdk.durations import Duration
 from handlers_sdk.errors import ConfigError
 from handlers_sdk.function import HandlerFunction
+from handlers_sdk.graph import Edges, check_graph
 from handlers_sdk.mocks import mock_context
 from handlers_sdk.runnables import Runnable
 from handlers_sdk.schemas import EmptyModel, codec_for
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 I = TypeVar("I")  # noqa: E741 - the input
 R = TypeVar("R")
+
+ROLES: Final[Sequence[Role]] = ("task", "on_failure", "on_success")
 
 
 class Task(Generic[I, R]):
@@ -47,11 +52,15 @@ class Task(Generic[I, R]):
         retry_count: int = 0,
         lifespan: Any = None,
         dependencies: Mapping[str, Any] | None = None,
+        parent_outputs: Mapping[str, Any] | None = None,
     ) -> R:
-        """Call a sync task's function as an attempt would, with these values in its context and these dependencies, given directly."""
+        """Call a sync task's function as an attempt would, with these values in its context and these dependencies, given directly.
+
+        `parent_outputs` are what `ctx.task_output` gives, by the parent's name; other parents count as skipped.
+        """
         if self.is_async:
             raise TypeError(f"{self.name} is an async task; use aio_mock_run")
-        result: R = self._mock(input, additional_metadata, retry_count, lifespan, dependencies)
+        result: R = self._mock(input, additional_metadata, retry_count, lifespan, dependencies, parent_outputs)
         return result
 
     async def aio_mock_run(
@@ -61,11 +70,15 @@ class Task(Generic[I, R]):
         retry_count: int = 0,
         lifespan: Any = None,
         dependencies: Mapping[str, Any] | None = None,
+        parent_outputs: Mapping[str, Any] | None = None,
     ) -> R:
-        """Call an async task's function as an attempt would, with these values in its context and these dependencies, given directly."""
+        """Call an async task's function as an attempt would, with these values in its context and these dependencies, given directly.
+
+        `parent_outputs` are what `ctx.task_output` gives, by the parent's name; other parents count as skipped.
+        """
         if not self.is_async:
             raise TypeError(f"{self.name} is a sync task; use mock_run")
-        result: R = await self._mock(input, additional_metadata, retry_count, lifespan, dependencies)
+        result: R = await self._mock(input, additional_metadata, retry_count, lifespan, dependencies, parent_outputs)
         return result
 
     def _mock(
@@ -75,13 +88,26 @@ class Task(Generic[I, R]):
         retry_count: int,
         lifespan: Any,
         dependencies: Mapping[str, Any] | None,
+        parent_outputs: Mapping[str, Any] | None,
     ) -> Any:
         given, needed = dict(dependencies or {}), self.definition.function.dependency_names
         if set(given) != needed:
             raise TypeError(f"{self.name} takes the dependencies {sorted(needed)}; given were {sorted(given)}")
         value = EmptyModel() if input is None else input
-        context, _ = mock_context(self.definition.workflow.name, input, additional_metadata, retry_count, lifespan, self.name)
+        context, _ = mock_context(
+            self.definition.workflow.name,
+            input,
+            additional_metadata,
+            retry_count,
+            lifespan,
+            self.definition.task_name,
+            self._mocked(parent_outputs or {}),
+        )
         return self.fn(value, context, **given)
+
+    def _mocked(self, outputs: Mapping[str, Any]) -> dict[str, wire.ParentResult]:
+        skipped: dict[str, wire.ParentResult] = {name: {"status": "skipped"} for name in self.definition.edges.parents}
+        return {**skipped, **{name: {"status": "succeeded", "output": output} for name, output in outputs.items()}}
 
 
 class Standalone(Runnable[I, R], Task[I, R]):
@@ -106,28 +132,56 @@ class Standalone(Runnable[I, R], Task[I, R]):
 
 
 class Workflow(Runnable[I, dict[str, Any]]):
-    """A workflow of one task, declared with `@workflow.task()`. A run's result is a dict by task name."""
+    """A workflow of one or more tasks, declared with `@workflow.task()`. A run's result is a dict by task name."""
 
     def __init__(self, api: Api, settings: WorkflowSettings, input_type: Any, task_defaults: TaskDefaults) -> None:
         super().__init__(api, settings.name, codec_for(input_type), self._by_task)
         self.settings = settings
         self.input_type = input_type
         self._task_defaults = task_defaults
-        self._tasks: list[Task[I, Any]] = []
+        self._tasks: dict[str, Task[I, Any]] = {}
 
     @property
     def tasks(self) -> list[Task[I, Any]]:
-        """The declared tasks."""
-        return list(self._tasks)
+        """The declared tasks; those that run after the others come last."""
+        return sorted(self._tasks.values(), key=lambda task: ROLES.index(task.definition.role))
 
     @property
     def definitions(self) -> list[TaskDefinition]:
-        """What an app has to serve; ConfigError when no task was declared."""
-        if not self._tasks:
+        """What an app has to serve; ConfigError when there is no task, or the tasks make no graph."""
+        definitions = [task.definition for task in self.tasks]
+        if not any(one.role == "task" for one in definitions):
             raise ConfigError(f"workflow {self.name} has no task; declare one with @<workflow>.task()")
-        return [task.definition for task in self._tasks]
+        check_graph(self.name, {one.task_name: one.edges for one in definitions if one.role == "task"})
+        return definitions
 
     def task(
+        self,
+        name: str | None = None,
+        schedule_timeout: Duration | None = None,
+        execution_timeout: Duration | None = None,
+        parents: Sequence[Task[Any, Any] | str] | None = None,
+        retries: int | None = None,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+        wait_for: Sequence[Condition | OrGroup] | None = None,
+        skip_if: Sequence[Condition | OrGroup] | None = None,
+        cancel_if: Sequence[Condition | OrGroup] | None = None,
+    ) -> DeclareTask[I]:
+        """Declare a task of the workflow: `fn(input, ctx, **dependencies)`, sync or async. None takes the workflow's `task_defaults`.
+
+        It starts when its `parents` (tasks or their names) have succeeded, or some were skipped, and `wait_for` holds. It is skipped when
+        all parents were, or `skip_if` holds first; cancelled when a parent failed or was cancelled, or `cancel_if` holds first.
+
+        `schedule_timeout` (5 minutes) bounds the wait in the queue, `execution_timeout` (60 seconds) each attempt. A failed attempt is
+        retried `retries` times (0), after `backoff_factor`^n seconds, at most `backoff_max_seconds`; without a factor at once.
+        """
+        settings = TaskSettings.of(self._task_defaults, schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds)
+        rules = {"wait_for": wait_for, "skip_if": skip_if, "cancel_if": cancel_if}
+        edges = Edges(self._names(parents or ()), **{name: self._own(rule or ()) for name, rule in rules.items()})
+        return self._declare("task", name, settings, edges, calling_namespace(sys._getframe(1)))  # noqa: SLF001 - annotations may name locals
+
+    def on_failure_task(
         self,
         name: str | None = None,
         schedule_timeout: Duration | None = None,
@@ -136,31 +190,66 @@ class Workflow(Runnable[I, dict[str, Any]]):
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
     ) -> DeclareTask[I]:
-        """Declare the workflow's task: `fn(input, ctx, **dependencies)`, sync or async. None takes the workflow's `task_defaults`.
+        """Declare the task that runs once when a task has failed for good: at the first such failure, never on cancellation.
 
-        `schedule_timeout` (5 minutes) bounds the wait in the queue, `execution_timeout` (60 seconds) each attempt. A failed attempt is
-        retried `retries` times (0), after `backoff_factor`^n seconds, at most `backoff_max_seconds`; without a factor at once.
+        `ctx.task_run_errors` has what went wrong so far. Settings are those of `task`.
         """
         settings = TaskSettings.of(self._task_defaults, schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds)
-        namespace = calling_namespace(sys._getframe(1))  # noqa: SLF001 - annotations may name what is local to the caller
+        return self._declare("on_failure", name, settings, Edges(), calling_namespace(sys._getframe(1)))  # noqa: SLF001 - as in `task`
 
+    def on_success_task(
+        self,
+        name: str | None = None,
+        schedule_timeout: Duration | None = None,
+        execution_timeout: Duration | None = None,
+        retries: int | None = None,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+    ) -> DeclareTask[I]:
+        """Declare the task that runs once all tasks have succeeded or were skipped. Settings are those of `task`."""
+        settings = TaskSettings.of(self._task_defaults, schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds)
+        return self._declare("on_success", name, settings, Edges(), calling_namespace(sys._getframe(1)))  # noqa: SLF001 - as in `task`
+
+    def _declare(self, role: Role, name: str | None, settings: TaskSettings, edges: Edges, namespace: Mapping[str, Any]) -> DeclareTask[I]:
         def declare(fn: Callable[..., Any]) -> Task[Any, Any]:
-            if self._tasks:
-                raise ConfigError(f"workflow {self.name} has the task {self._tasks[0].name} already; several tasks are not supported yet")
-            task: Task[Any, Any] = Task(self._definition(fn, name, settings, namespace))
-            self._tasks.append(task)
+            task: Task[Any, Any] = Task(self._definition(fn, name or fn.__name__, settings, namespace, role, edges))
+            self._tasks[task.name] = task
             return task
 
         return declare
 
-    def _definition(self, fn: Callable[..., Any], name: str | None, settings: TaskSettings, namespace: Mapping[str, Any]) -> TaskDefinition:
-        task_name = name or fn.__name__
-        check_name(task_name)
+    def _definition(
+        self, fn: Callable[..., Any], name: str, settings: TaskSettings, namespace: Mapping[str, Any], role: Role, edges: Edges
+    ) -> TaskDefinition:
+        check_name(name)
+        if name in self._tasks:
+            raise ConfigError(f"workflow {self.name} has a task {name} already; give this one another name")
+        if role != "task" and any(task.definition.role == role for task in self._tasks.values()):
+            raise ConfigError(f"workflow {self.name} has its {role}_task already; there is at most one")
         function = HandlerFunction(fn, self.input_type, namespace)
-        return TaskDefinition(self.settings, task_name, settings, function, standalone=False)
+        rules = {of: rule_entries(rule, self._api.config.namespaced) for of, rule in edges.rules.items()}
+        return TaskDefinition(self.settings, name, settings, function, standalone=False, role=role, edges=edges, rules=rules)
+
+    def _names(self, parents: Sequence[Task[Any, Any] | str]) -> tuple[str, ...]:
+        return tuple(parent if isinstance(parent, str) else self._mine(parent).name for parent in parents)
+
+    def _own(self, rule: Rule) -> Rule:
+        """The rule, whose parent conditions ask about tasks of this workflow."""
+        for group in rule:
+            for condition in alternatives(group):
+                if isinstance(condition, ParentCondition) and isinstance(condition.parent, Task):
+                    self._mine(condition.parent)
+        return tuple(rule)
+
+    def _mine(self, task: Task[Any, Any]) -> Task[Any, Any]:
+        if task.definition.workflow is not self.settings:
+            raise ConfigError(f"task {task.name} belongs to the workflow {task.definition.workflow.name}, not to {self.name}")
+        return task
 
     def _by_task(self, output: Any) -> dict[str, Any]:
-        return {task.name: output for task in self._tasks}
+        if len(self._tasks) == 1:
+            return dict.fromkeys(self._tasks, output)
+        return cast("dict[str, Any]", output)
 
 
 Served = Workflow[Any] | Standalone[Any, Any]

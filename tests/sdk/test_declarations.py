@@ -130,7 +130,11 @@ def test_the_arguments_are_those_that_work() -> None:
     declared = {"name", "description", "input_validator", "on_events", "version", "default_priority"}
     assert task == declared | settings
     assert workflow == declared | {"task_defaults"}
-    assert set(inspect.signature(Workflow.task).parameters) - {"self"} == {"name"} | settings
+    assert set(inspect.signature(Workflow.task).parameters) - {"self"} == {"name", "parents"} | settings | {
+        "wait_for",
+        "skip_if",
+        "cancel_if",
+    }
     with pytest.raises(TypeError, match="concurrency"):
         Dispatcher(config()).task(concurrency=1)  # type: ignore[call-overload]
 
@@ -170,11 +174,8 @@ def test_names_are_given_once(dispatcher: Dispatcher) -> None:
 
     with pytest.raises(ConfigError, match="need different names: same"):
         dispatcher.app([first, same])
-    with pytest.raises(ConfigError, match="several tasks are not supported yet"):
-
-        @same.task()
-        def third(input: EmptyModel, ctx: Context) -> None: ...
-
+    with pytest.raises(ConfigError, match="given once each, and need different names: same"):
+        dispatcher.app([same, same])
     with pytest.raises(ConfigError, match="workflow empty has no task"):
         dispatcher.app([dispatcher.workflow(name="empty")])
     with pytest.raises(ConfigError, match="slots=0"):
