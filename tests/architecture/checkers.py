@@ -44,7 +44,7 @@ asyncio concurrent contextvars ctypes ftplib http imaplib io logging multiproces
 signal smtplib socket socketserver sqlite3 ssl subprocess sys tempfile threading time urllib uuid
 """
 PURE_STDLIB = sys.stdlib_module_names - frozenset(NOT_PURE.split())
-PURE_OTHERS = frozenset({"dispatcher.engine", "croniter", "celpy", "lark", "re2", "msgspec"})
+PURE_OTHERS = frozenset({"dispatcher.engine", "cron_descriptor", "croniter", "celpy", "lark", "re2", "msgspec", "tzdata"})
 
 
 def _functions(source: Source) -> Iterator[FunctionNode]:
