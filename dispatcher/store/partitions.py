@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from dispatcher.store.database import Connection, Database
 
-TABLES = ("run_history", "task_history", "attempts", "events", "logs", "chunks", "webhook_deliveries")
+TABLES = ("run_history", "task_history", "attempts", "events", "logs", "chunks", "webhook_deliveries", "filter_failures", "audit", "cron_ticks")
 _DAY_PARTITION = re.compile(r"_(\d{8})$")
 
 LOCK = "select pg_advisory_xact_lock(7240156)"
@@ -35,6 +35,9 @@ KEY_OF = {
     "logs": "at",
     "chunks": "at",
     "webhook_deliveries": "received_at",
+    "filter_failures": "created_at",
+    "audit": "at",
+    "cron_ticks": "tick",
 }
 
 

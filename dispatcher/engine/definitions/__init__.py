@@ -5,6 +5,7 @@ graph between tasks; `reading` holds how a field is read and refused, `durations
 """
 
 from dispatcher.engine.definitions.conditions import Condition, Group, Parent, Rule, Sleep, UserEvent, compile_condition
+from dispatcher.engine.definitions.crons import CRON_NAME, CronTrigger
 from dispatcher.engine.definitions.durations import LONGEST, format_duration, parse_duration
 from dispatcher.engine.definitions.filters import DefaultFilter
 from dispatcher.engine.definitions.reading import EVENT_KEY, NAME, DefinitionError
@@ -12,7 +13,7 @@ from dispatcher.engine.definitions.tasks import STORED, Limits, TaskDefinition
 from dispatcher.engine.definitions.workflows import Definition, checksum, content_checksum, dump, parse_definition, parse_definitions
 
 __all__ = [
-    "EVENT_KEY", "LONGEST", "NAME", "STORED", "Condition", "DefaultFilter", "Definition", "DefinitionError", "Group", "Limits", "Parent",
-    "Rule", "Sleep", "TaskDefinition", "UserEvent", "checksum", "compile_condition", "content_checksum", "dump", "format_duration",
+    "CRON_NAME", "EVENT_KEY", "LONGEST", "NAME", "STORED", "Condition", "CronTrigger", "DefaultFilter", "Definition",
+    "DefinitionError", "Group", "Limits", "Parent", "Rule", "Sleep", "TaskDefinition", "UserEvent", "checksum", "compile_condition", "content_checksum", "dump", "format_duration",
     "parse_definition", "parse_definitions", "parse_duration",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dispatcher.engine.definitions.conditions import parse_rule
+from dispatcher.engine.definitions.crons import CronTrigger, dump_crons, read_crons
 from dispatcher.engine.definitions.edges import ancestors, refuse_cycles
 from dispatcher.engine.definitions.filters import DefaultFilter, dump_filters, read_filters
 from dispatcher.engine.definitions.reading import DefinitionError, Reader
@@ -16,7 +17,7 @@ from dispatcher.engine.definitions.tasks import OF_NODE, OF_TASK, Limits, TaskDe
 
 Kind = Literal["task", "durable", "workflow"]
 
-_OF_WORKFLOW = {"name", "kind", "description", "input_schema", "on_events", "default_filters", "default_priority"}
+_OF_WORKFLOW = {"name", "kind", "description", "input_schema", "on_events", "on_crons", "default_filters", "default_priority"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Definition:
     on_failure: int | None = None
     on_success: int | None = None
     default_filters: tuple[DefaultFilter, ...] = ()
+    on_crons: tuple[CronTrigger, ...] = ()
 
     @property
     def is_graph(self) -> bool:
@@ -80,6 +82,7 @@ def _definition(reader: Reader, kind: Kind, tasks: tuple[TaskDefinition, ...], f
         on_failure=failure,
         on_success=success,
         default_filters=read_filters(reader),
+        on_crons=read_crons(reader),
     )
 
 
@@ -147,6 +150,8 @@ def dump(definition: Definition) -> dict[str, Any]:
     }
     if definition.default_filters:
         workflow["default_filters"] = dump_filters(definition.default_filters)
+    if definition.on_crons:
+        workflow["on_crons"] = dump_crons(definition.on_crons)
     names = {node: task.name for node, task in enumerate(definition.tasks)}
     if definition.kind != "workflow":
         return {**workflow, **dump_task(definition.tasks[0], names)}
