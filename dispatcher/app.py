@@ -26,6 +26,7 @@ from dispatcher.runtime.circuits import Circuits
 from dispatcher.runtime.claims import Claims
 from dispatcher.runtime.deliveries import Deliveries
 from dispatcher.runtime.directory import Directory, Workflow
+from dispatcher.runtime.graphs import Graphs
 from dispatcher.runtime.intake import Intake
 from dispatcher.runtime.keyring import Keyring
 from dispatcher.runtime.membership import Membership
@@ -35,6 +36,7 @@ from dispatcher.runtime.registration import Registration
 from dispatcher.runtime.services import Services
 from dispatcher.runtime.settlement import Settlement
 from dispatcher.runtime.signals import Signals
+from dispatcher.runtime.streams import Streams
 from dispatcher.runtime.tokens import TokenMaker
 from dispatcher.runtime.waiters import Waiters
 from dispatcher.runtime.webhooks import Webhooks
@@ -66,17 +68,20 @@ class Runtime:
     membership: Membership
     deliveries: Deliveries
     capacity: Capacity
+    graphs: Graphs
     _exit: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def stop(self, grace: timedelta = timedelta(seconds=25)) -> None:
         """Stop taking work, let what is open end for up to `grace`, then leave; what is still open is picked up by others."""
         self.capacity.draining = True
+        self.services.streams.close()
         await self.loops["claim"].stop()
         await self.services.intake.drain()
         await self.services.webhooks.drain()
         try:
             async with asyncio.timeout(grace.total_seconds()):
                 await self.deliveries.drain()
+            await self.graphs.drain()
         except TimeoutError:
             _log.warning("%d attempts were still open when the grace ended", len(self.deliveries.open))
             self.deliveries.let_go()
@@ -162,6 +167,7 @@ class _Parts:
     circuits: Circuits
     settlement: Settlement
     signals: Signals
+    graphs: Graphs
 
 
 def _join(
@@ -178,12 +184,14 @@ def _join(
     metrics, signals = Metrics(), Signals(database)
     waiters = Waiters(database, clock)
     capacity = Capacity(directory, settings.max_in_flight)
-    recorder = Recorder(database, clock, settings)
+    streams = Streams(database, clock, settings, signals, waiters)
+    recorder = Recorder(database, clock, settings, streams)
     settlement = Settlement(database, clock, waiters, signals, metrics, _BATCH)
     circuits = Circuits(database, directory, courier, signals, clock, settings)
     deliveries = Deliveries(database, directory, capacity, courier, settlement, tokens, clock, settings, metrics, circuits, recorder)
     membership = Membership(database, directory, capacity, deliveries, settlement, signals, clock, settings, name)
     intake = Intake(database, directory, capacity, settings, clock, metrics, deliveries.start, lambda: membership.id)
+    graphs = Graphs(database, directory, capacity, settlement, recorder, clock)
     claims = Claims(database, directory, capacity, deliveries, metrics, lambda: membership.id, _BATCH)
     registration = Registration(database, directory, keyring, courier, egress, signals, clock, settings)
     cancellation = Cancellation(database, directory, settlement, signals, clock, settings)
@@ -194,7 +202,7 @@ def _join(
         settings, clock, database, intake, waiters, cancellation, registration, callbacks, directory, metrics, settlement, capacity,
         webhooks,
     )  # fmt: skip
-    return _Parts(services, membership, deliveries, capacity, claims, circuits, settlement, signals)
+    return _Parts(services, membership, deliveries, capacity, claims, circuits, settlement, signals, graphs)
 
 
 async def _run(parts: _Parts, settings: Settings, clock: Clock, stack: AsyncExitStack) -> Runtime:
@@ -209,7 +217,9 @@ async def _run(parts: _Parts, settings: Settings, clock: Clock, stack: AsyncExit
     for loop in loops.values():
         loop.start()
         stack.push_async_callback(loop.stop)
-    return Runtime(parts.services, create_app(parts.services), loops, parts.membership, parts.deliveries, parts.capacity, stack)
+    return Runtime(
+        parts.services, create_app(parts.services), loops, parts.membership, parts.deliveries, parts.capacity, parts.graphs, stack
+    )
 
 
 def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
@@ -231,6 +241,9 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
         more |= await membership.expire(now, _BATCH)
         more |= await services.cancellation.enforce_due(now, _BATCH) >= _BATCH
         return now if more else _later(await tasks.next_timer(database), now)
+
+    async def advance(now: datetime) -> datetime | None:
+        return now if await parts.graphs.tick(now, _BATCH) else None
 
     async def cancels(now: datetime) -> datetime | None:
         marked = await tasks.cancelling(database, membership.id)
@@ -255,6 +268,7 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
             loops["slots"].wake()
         await services.webhooks.refresh(now)
         await services.waiters.look()
+        await services.streams.look()
 
     async def probe(now: datetime) -> None:
         await parts.circuits.probe_due(now)
@@ -262,6 +276,7 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
     ticks = {
         "claim": (claim, poll),
         "timers": (timers, poll),
+        "graphs": (advance, poll),
         "cancels": (cancels, poll),
         "deadlines": (deadlines, poll),
         "heartbeat": (heartbeat, beat),
@@ -315,6 +330,11 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
     capacity.on_free = claim.wake
     parts.membership.on_capacity = claim.wake
     parts.settlement.on_requeued = requeued
+    parts.settlement.on_task_over = parts.graphs.hint
+    parts.services.intake.on_graphs = parts.graphs.hint
+    parts.services.cancellation.on_graphs = parts.graphs.hint
+    parts.graphs.on_ready = backlogged
+    parts.graphs.on_stop = parts.services.cancellation.stop
     parts.services.intake.on_backlog = backlogged
     parts.services.registration.on_change = registry_changed
     parts.circuits.on_change = registry_changed
@@ -322,6 +342,7 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
     parts.signals.on("ready", ready)
     parts.signals.on("registry", lambda _: loops["registry"].wake())
     parts.signals.on("finished", parts.services.waiters.finished_ids)
+    parts.signals.on("stream", parts.services.streams.hinted)
     parts.signals.on("cancel", lambda _: loops["cancels"].wake())
     parts.signals.on("lease", lease)
 

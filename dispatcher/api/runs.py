@@ -12,8 +12,9 @@ from dispatcher import ids
 from dispatcher.api.decoding import duration, moment, one_of
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import Limit, PageQuery, page, position
+from dispatcher.api.run_documents import RunView, show_run
 from dispatcher.api.triggering import RUN, RUNS, Moment, RunBody, RunsBody, check_count, decode_item, in_bulk, one_of_schemas, run_request
-from dispatcher.api.views import Fate, RunCreated, RunSummaryView, RunView, show_run, show_summary
+from dispatcher.api.views import Fate, RunCreated, RunSummaryView, show_summary
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.intake import RunAccepted, RunRequest
 from dispatcher.store import logs, runs

@@ -34,6 +34,10 @@ Reason = Literal[
 Holds = Callable[[int, Parent], bool]
 """`holds(node, condition)`: whether the condition of `node` is true of the output of `condition.node`. An error is False."""
 
+LETTERS: Final[Mapping[str, Status]] = {
+    "-": "pending", "w": "waiting", "a": "active", "s": "succeeded", "f": "failed", "c": "cancelled", "k": "skipped",
+}  # fmt: skip
+"""How the statuses of a run's nodes are written, a letter each."""
 OPEN: Final[frozenset[Status]] = frozenset({"pending", "waiting", "active"})
 REASONS: Final[Mapping[Reason, str]] = {
     "parent_failed": "a task it comes after failed or was cancelled",
@@ -78,6 +82,8 @@ class Graph:
     on_success: int | None = None
     above: tuple[int, ...] = field(default=(), repr=False)
     """Parents as bits, so that a task with hundreds of them is decided in one step."""
+    asks: tuple[tuple[int, int], ...] = ()
+    """Nodes with a condition on an ancestor's output, and that ancestor."""
 
     @classmethod
     def of(cls, definition: Definition) -> Graph:
@@ -93,6 +99,7 @@ class Graph:
             on_failure=definition.on_failure,
             on_success=definition.on_success,
             above=tuple(_bits(above) for above in parents),
+            asks=tuple((n, one.node) for n, task in enumerate(definition.tasks) for one in conditions(task) if isinstance(one, Parent)),
         )
 
 

@@ -161,7 +161,7 @@ class Callbacks:
         """The attempt is over: the repetition of the result that ended it is welcome, anything else is too late."""
         if await self._is_repetition(key, epoch, event, task):
             return 200, {"ok": True, "duplicate": True, "lease_until": None, "cancel": None}
-        if task is None:
+        if task is None or (task.status is not None and task.epoch == epoch):
             raise problem("task_ended", f"{task_id(*key[1:])} is over")
         raise problem("stale_attempt", f"attempt {epoch} of {task_id(*key[1:])} no longer owns the task")
 
@@ -171,6 +171,8 @@ class Callbacks:
             return False
         if task is None:
             return await runs.ended_by(self._database, *key, epoch, event.type == "done")
+        if task.status is not None and task.epoch == epoch:
+            return task.status == ("succeeded" if event.type == "done" else "failed")
         return event.type == "fail" and await runs.failed_in(self._database, *key, epoch)
 
     async def _record(self, task: LiveTask, events: Sequence[CallbackEvent]) -> LiveTask:

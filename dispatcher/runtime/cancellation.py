@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
@@ -12,10 +14,12 @@ from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.settlement import Settled, Settlement
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import runs, tasks
+from dispatcher.store import graphs, runs, tasks
 from dispatcher.store.database import Database
 from dispatcher.store.outcomes import AttemptFacts, Outcome
 from dispatcher.store.tasks import LiveTask
+
+_log = logging.getLogger(__name__)
 
 Fate = Literal["cancelled", "cancelling", "finished", "not_found"]
 _TRIES = 3  # a task may change hands between being read and being cancelled; each look is at its newest row
@@ -33,12 +37,26 @@ class Cancellation:
         self._signals = signals
         self._clock = clock
         self._grace = timedelta(seconds=settings.cancel_grace)
+        self._tasks: set[asyncio.Task[None]] = set()
         self.on_marked: Callable[[], None] = lambda: None
+        self.on_graphs: Callable[[list[tuple[int, str]]], None] = lambda _runs: None
 
     async def cancel(self, tenant_id: int, run_ids: Sequence[str], reason: str) -> dict[str, Fate]:
         """Ask for runs to end. `cancelling` means an attempt was told, and ends within its grace."""
-        fates: dict[str, Fate] = {}
         left = list(dict.fromkeys(run_ids))
+        of_graphs = await graphs.cancel(self._database, tenant_id, left, reason, self._clock.now())
+        fates = await self._cancel_tasks(tenant_id, left, reason)
+        for run_id in {run_id for _, run_id in of_graphs}:
+            fates[run_id] = "cancelling"
+        if of_graphs:
+            self.on_graphs(of_graphs)
+        if "cancelling" in fates.values():
+            self._signals.send("cancel")
+            self.on_marked()
+        return fates
+
+    async def _cancel_tasks(self, tenant_id: int, left: list[str], reason: str) -> dict[str, Fate]:
+        fates: dict[str, Fate] = {}
         for _ in range(_TRIES):
             live = await tasks.of_runs(self._database, tenant_id, left)
             if not live:
@@ -51,10 +69,19 @@ class Cancellation:
         over = set(await runs.finished_among(self._database, tenant_id, left)) if left else set()
         for run_id in left:
             fates[run_id] = "finished" if run_id in over else "not_found"
-        if "cancelling" in fates.values():
-            self._signals.send("cancel")
-            self.on_marked()
         return fates
+
+    def stop(self, run: tuple[int, str], reason: str) -> None:
+        """End the tasks of a run that has been cancelled before: whoever cancelled it did not get that far."""
+        work = asyncio.get_running_loop().create_task(self._stop(run, reason))
+        self._tasks.add(work)
+        work.add_done_callback(self._tasks.discard)
+
+    async def _stop(self, run: tuple[int, str], reason: str) -> None:
+        try:
+            await self._cancel_tasks(run[0], [run[1]], reason)
+        except Exception:
+            _log.exception("the tasks of %s cannot be stopped yet; its next look tries again", run[1])
 
     async def _cancel(self, task: LiveTask, reason: str) -> Fate | None:
         change = await self._settle(task, CancelRequested(reason, self._grace_of(task)))

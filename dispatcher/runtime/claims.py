@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from dispatcher.engine.admission import Place, Queue, allot
+from dispatcher.runtime import ancestry
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.deliveries import Deliveries
 from dispatcher.runtime.directory import Directory
@@ -113,6 +114,7 @@ class Claims:
     async def _assignments(self, claimed: list[Claimed]) -> list[Assignment]:
         wanted = {(row.tenant_id, row.event_id) for row in claimed if row.event_id is not None}
         facts = await events.facts(self._database, wanted) if wanted else {}
+        given = await ancestry.given(self._database, self._directory, [row for row in claimed if row.graph is not None])
         assignments = []
         for row in sorted(claimed, key=lambda r: (-r.priority, r.run_id, r.node)):
             workflow = await self._directory.workflow_version(row.tenant_id, row.workflow_id, row.workflow_version)
@@ -142,6 +144,9 @@ class Claims:
                     event,
                     row.event_id,
                     row.parent_run_id,
+                    row.filter_payload,
+                    *given.get((row.tenant_id, row.run_id, row.node), (None, None)),
+                    row.retry_base,
                 )
             )
         return assignments

@@ -123,8 +123,8 @@ class Deliveries:
             workflow=a.workflow.definition.name,
             name=a.workflow.definition.task_name(a.node),
             attempt=a.epoch,
-            retry_count=a.app_retries + a.infra_retries,
-            max_attempts=a.task.retries + 1,
+            retry_count=a.retry_base + a.app_retries + a.infra_retries,
+            max_attempts=a.retry_base + a.task.retries + 1,
             priority=a.run_priority,
             input=a.input,
             metadata=a.metadata.encode() if a.metadata is not None else None,
@@ -136,6 +136,9 @@ class Deliveries:
             token=self.tokens.make(a.tenant_id, a.run_id, a.node, a.epoch, expires),
             tenant=self.directory.pictures[a.tenant_id].tenant.slug,
             raw=a.task.raw,
+            parents=a.parents,
+            errors=a.errors,
+            filter_payload=a.filter_payload,
         )
 
     async def _deliver(self, flights: list[Flight]) -> None:

@@ -18,6 +18,8 @@ from dispatcher.delivery import BatchLimits, Target
 from dispatcher.engine.admission import Place, Queue
 from dispatcher.engine.attempts import Policy
 from dispatcher.engine.definitions import STORED, Definition, DefinitionError, Limits, TaskDefinition, parse_definition
+from dispatcher.engine.graphs import Graph
+from dispatcher.engine.filters import Filter, FilterIndex, index
 from dispatcher.engine.triggers import EventIndex
 from dispatcher.runtime.keyring import Keyring, Signers
 from dispatcher.runtime.manifests import StoredManifest
@@ -25,10 +27,12 @@ from dispatcher.sealing import SealError
 from dispatcher.settings import Settings
 from dispatcher.store import registry
 from dispatcher.store.database import Database
+from dispatcher.store.filters import FilterRow
 from dispatcher.store.registry import EndpointRow, Registered, Tenant
 
 _log = logging.getLogger(__name__)
 
+PENDING = "-"
 _CATCH_UP_EVERY = timedelta(milliseconds=50)
 
 
@@ -43,6 +47,12 @@ class Workflow:
     policies: tuple[Policy, ...]
     schedule_ms: tuple[int, ...]
     execution_ms: tuple[int, ...]
+    graph: Graph
+
+    @property
+    def new_graph(self) -> str | None:
+        """The letters of a run that has just begun, None where its one task is all there is to it."""
+        return PENDING * len(self.definition.tasks) if self.definition.is_graph else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,7 @@ class Picture:
     endpoints: dict[str, Endpoint]
     routes: dict[Queue, tuple[Place, ...]]
     good_until: datetime | None
+    filters: FilterIndex = field(default_factory=dict)
 
     def outlived(self, now: datetime) -> bool:
         """Whether time alone has made it old."""
@@ -89,6 +100,7 @@ class Directory:
     pictures: dict[int, Picture] = field(default_factory=dict)
     slugs: dict[str, int] = field(default_factory=dict)
     _versions: dict[tuple[int, int, int], Workflow] = field(default_factory=dict)
+    _filters: dict[int, dict[FilterRow, Filter]] = field(default_factory=dict)
     _caught_up: datetime | None = None
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -150,7 +162,16 @@ class Directory:
         served = [(w.definition.name, w.definition.on_events) for w in by_id.values() if (tenant.id, w.id) in routes]
         ends = [s.not_after for s in loaded.secrets if s.not_after is not None and s.not_after > now]
         by_name = {w.definition.name: w for w in by_id.values()}
-        return Picture(tenant, by_name, by_id, EventIndex.build(served), endpoints, routes, min(ends, default=None))
+        filters = await self._compiled(tenant.id, loaded.filters)
+        return Picture(tenant, by_name, by_id, EventIndex.build(served), endpoints, routes, min(ends, default=None), filters)
+
+    async def _compiled(self, tenant_id: int, rows: list[FilterRow]) -> FilterIndex:
+        """The filters ready to be asked. Making thousands takes seconds, so each is made once, and not on the loop."""
+        known = self._filters.get(tenant_id, {})
+        fresh = [row for row in rows if row not in known]
+        made = await asyncio.to_thread(_made, fresh) if fresh else {}
+        self._filters[tenant_id] = {row: known.get(row) or made[row] for row in rows}
+        return index((row.workflow, one) for row, one in self._filters[tenant_id].items())
 
     def _workflow(self, tenant_id: int, workflow_id: int, number: int, definition: str) -> Workflow:
         key = (tenant_id, workflow_id, number)
@@ -164,6 +185,7 @@ class Directory:
                 tuple(self._policy(task) for task in parsed.tasks),
                 tuple(_millis(task.schedule_timeout) for task in parsed.tasks),
                 tuple(_millis(task.execution_timeout) for task in parsed.tasks),
+                Graph.of(parsed),
             )
         return self._versions[key]
 
@@ -242,3 +264,7 @@ class Directory:
 
 def _millis(duration: timedelta) -> int:
     return round(duration.total_seconds() * 1000)
+
+
+def _made(rows: list[FilterRow]) -> dict[FilterRow, Filter]:
+    return {row: Filter.make(row.id, row.scope, row.expression, row.payload) for row in rows}

@@ -13,23 +13,27 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from dispatcher.clock import Clock
+from dispatcher.engine.filters import Match
 from dispatcher.errors import Problem, problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Directory, Endpoint, Picture, Workflow
 from dispatcher.runtime.group_commit import GroupCommit, QueueFull
+from dispatcher.runtime.judging import Judgement, Judging
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.work import Assignment, EventFacts
 from dispatcher.settings import Settings
-from dispatcher.store import events, webhook_deliveries
+from dispatcher.store import events, filters, webhook_deliveries
 from dispatcher.store import intake as store
 from dispatcher.store.database import Connection, Database, DatabaseUnavailable, is_transient
+from dispatcher.store.filters import NewFailure
 from dispatcher.store.intake import NewEvent, NewKey, NewRun
 from dispatcher.store.webhook_deliveries import NewDelivery
 
 _STALE_TRIES = 10
 _WEIGHT_BYTES = 16_384
 Request = TypeVar("Request")
+RunKey = tuple[int, str]  # (tenant id, run id)
 
 
 @dataclass(slots=True)
@@ -52,7 +56,8 @@ class RunRequest:
 class EventRequest:
     """An event somebody sent. `data` and `metadata` are JSON text, checked by the edge.
 
-    A call names its `workflow`: the event then runs that one with `input`, and nothing that listens for its type.
+    A call names its `workflow`: the event then runs that one with `input`, and nothing that listens for its type. `judgement` is what the
+    filters say of it, found out on the way in.
     """
 
     tenant_id: int
@@ -65,6 +70,7 @@ class EventRequest:
     idempotency_ttl: timedelta | None = None
     workflow: str | None = None
     input: bytes | None = None
+    judgement: Judgement | None = None
 
 
 @dataclass(slots=True)
@@ -123,7 +129,9 @@ class Submission:
     at: datetime
     delivery: NewDelivery | None = None
     written: bool = False
+    awaited: bool = False
     first_id: str | None = None
+    failures: Sequence[NewFailure] = ()
 
     @property
     def settled(self) -> bool:
@@ -154,7 +162,10 @@ class Intake:
         self._deliver = deliver
         self._dispatcher_id = dispatcher_id
         self._ids = IdMaker()
+        self._judging = Judging(directory, settings)
         self.on_backlog: Callable[[], None] = lambda: None
+        self.on_graphs: Callable[[list[RunKey]], None] = lambda _runs: None
+        self.on_awaited: Callable[[list[tuple[int, str]]], None] = lambda _events: None
         self._commits: GroupCommit[list[Submission], None] = GroupCommit(
             self._write, most=settings.intake_batch, bound=settings.intake_queue, weigh=_weight
         )
@@ -176,14 +187,15 @@ class Intake:
     async def push(self, requests: Sequence[EventRequest]) -> list[EventAccepted | Problem]:
         """Send events; answers in order, after the commit of each event with its runs. Raises Problem when nothing could be taken."""
         await self._catch_up((r.tenant_id, r.workflow) for r in requests)
-        fates = await self._submit(requests, self._event_submission)
+        fates = await self._submit(requests, self._event_submission, requests)
         answers = [_event_answer(fate) for fate in fates]
         await self._recall(requests, answers)
         return answers
 
     async def receive(self, requests: Sequence[DeliveryRequest]) -> list[DeliveryAccepted | Problem]:
         """Keep deliveries, each in one commit with its event and runs; answers in order. Raises Problem when nothing could be taken."""
-        return [_delivery_answer(fate) for fate in await self._submit(requests, self._delivery_submission)]
+        sent = [request.event for request in requests]
+        return [_delivery_answer(fate) for fate in await self._submit(requests, self._delivery_submission, sent)]
 
     async def _catch_up(self, wanted: Iterable[tuple[int, str | None]]) -> None:
         """Read the registry again when something is named that this process has not heard of: another may have just registered it."""
@@ -195,12 +207,17 @@ class Intake:
                 return
 
     async def _submit(
-        self, requests: Sequence[Request], make: Callable[[Request, datetime], Submission | Problem]
+        self,
+        requests: Sequence[Request],
+        make: Callable[[Request, datetime], Submission | Problem],
+        sent: Sequence[EventRequest | None] = (),
     ) -> list[Submission | Problem]:
-        """What became of each request: its submission, written or second to another, or the problem with it."""
+        """What became of each request: its submission, written or second to another, or the problem with it. `sent` are their events."""
         fates: dict[int, Submission | Problem] = {}
         left: Sequence[int] = range(len(requests))
         for _ in range(_STALE_TRIES):
+            if sent:
+                await self._judging.judge([event for i in left if (event := sent[i]) is not None])
             now = self._clock.now()
             for i in left:
                 fates[i] = make(requests[i], now)
@@ -250,17 +267,21 @@ class Intake:
         return made
 
     def _event_submission(self, request: EventRequest, now: datetime) -> Submission | Problem:
-        picture = self._directory.pictures[request.tenant_id]
-        names = picture.events.match(request.type) if request.workflow is None else (request.workflow,)
+        judgement = request.judgement
+        assert judgement is not None, "events are judged before they are matched"
+        picture = judgement.picture
         if request.workflow is not None and request.workflow not in picture.workflows:
             return _unknown_workflow(request.workflow, picture)
-        if len(names) > self._settings.max_fan_out:
-            return problem("too_many_runs", f"the event would start {len(names)} runs; at most {self._settings.max_fan_out} may")
+        starts = judgement.matches if judgement.matches is not None else _all_that_listen(request, picture)
+        if len(starts) > self._settings.max_fan_out:
+            return problem("too_many_runs", f"the event would start {len(starts)} runs; at most {self._settings.max_fan_out} may")
         event_id = self._ids.make("evt", now)
         stream_id = f"str_{event_id[4:]}"
-        workflows = [picture.workflows[name] for name in names]
+        workflows = [picture.workflows[start.workflow] for start in starts]
         body = request.data if request.input is None else request.input
         runs = [self._new_run(picture, w, body, request.metadata, request.priority, (event_id, stream_id), "event", now) for w in workflows]
+        for run, start in zip(runs, starts, strict=True):
+            run.filter_payload = start.payload.encode() if start.payload is not None else None
         event = NewEvent(
             request.tenant_id,
             picture.tenant.registry_version,
@@ -275,7 +296,7 @@ class Intake:
             len(runs),
         )
         keys = self._keys(picture, "", request.idempotency_key, request.idempotency_ttl, event_id)
-        return Submission(event, runs, workflows, keys, now)
+        return Submission(event, runs, workflows, keys, now, failures=_failure_rows(event, judgement))
 
     def _new_run(
         self,
@@ -305,6 +326,8 @@ class Intake:
             None,
             workflow.schedule_ms[0],
             workflow.execution_ms[0],
+            graph=workflow.new_graph,
+            durable=workflow.definition.tasks[0].durable,
         )
 
     def _keys(self, picture: Picture, scope: str, key: str | None, ttl: timedelta | None, first_id: str) -> tuple[NewKey, ...]:
@@ -331,7 +354,7 @@ class Intake:
         """Write one set. Express slots are taken first, given back for whatever was not written."""
         submissions = [s for parcel in parcels for s in parcel]
         now = self._clock.now()
-        if any(s.keys or s.delivery is not None for s in submissions):
+        if any(s.keys or s.delivery is not None or s.failures for s in submissions):
             assignments = await self._write_keyed(submissions, now)
         else:
             assignments = await self._write_fresh(self._database, submissions, now)
@@ -339,7 +362,18 @@ class Intake:
             self._deliver(assignments)
         if self._capacity.backlog:
             self.on_backlog()
+        self._hint(submissions, now)
         return [None] * len(parcels)
+
+    def _hint(self, submissions: list[Submission], now: datetime) -> None:
+        """Tell those who go on with what has been written: graphs have their first tasks to start, events wake who waits for them."""
+        written = [s for s in submissions if s.written]
+        graphs = [(r.tenant_id, r.id) for s in written for r in s.runs if r.graph is not None and (r.run_at is None or r.run_at <= now)]
+        if graphs:
+            self.on_graphs(graphs)
+        awaited = [(s.event.tenant_id, s.event.id) for s in written if s.awaited and s.event is not None]
+        if awaited:
+            self.on_awaited(awaited)
 
     async def _write_keyed(self, submissions: list[Submission], now: datetime) -> list[Assignment]:
         assignments: list[Assignment] = []
@@ -350,6 +384,9 @@ class Intake:
                 lost = [key for s in fresh if not s.written for key in s.keys]
                 if lost:
                     await store.drop_keys(conn, lost)
+                failures = [failure for s in fresh if s.written for failure in s.failures]
+                if failures:
+                    await filters.add_failures(conn, failures, now)
                 deliveries = [row for s in submissions if s.delivery is not None and (row := _delivery_row(s, s.delivery)) is not None]
                 if deliveries:
                     await webhook_deliveries.write(conn, deliveries)
@@ -397,6 +434,7 @@ class Intake:
             raise
         assignments = []
         for s in submissions:
+            s.awaited = s.event is not None and ids.get(s.event.id, False)
             s.written = s.event.id in ids if s.event is not None else not s.runs or s.runs[0].id in ids
             if s.written:
                 s.at = now
@@ -404,7 +442,7 @@ class Intake:
             for run, workflow in zip(s.runs, s.workflows, strict=True):
                 taken = endpoints.get(run.id)
                 if taken is None:
-                    if s.written and run.run_at is None:
+                    if s.written and run.run_at is None and run.graph is None:
                         self._capacity.backlog.add((run.tenant_id, run.workflow_id))
                 elif run.id in ids:
                     assignments.append(_assignment(run, s.event, workflow, taken, now))
@@ -422,13 +460,25 @@ class Intake:
         for s in submissions:
             for run in s.runs:
                 run.endpoint_id = run.endpoint_version = None
-                if run.run_at is not None and run.run_at > now:
+                if run.graph is not None or (run.run_at is not None and run.run_at > now):
                     continue
                 endpoint = self._capacity.express((run.tenant_id, run.workflow_id), now)
                 if endpoint is not None:
                     run.endpoint_id, run.endpoint_version = endpoint.id, endpoint.target.version
                     taken[run.id] = endpoint
         return taken
+
+
+def _all_that_listen(request: EventRequest, picture: Picture) -> list[Match]:
+    names = picture.events.match(request.type) if request.workflow is None else (request.workflow,)
+    return [Match(name) for name in names]
+
+
+def _failure_rows(event: NewEvent, judgement: Judgement) -> Sequence[NewFailure]:
+    return [
+        NewFailure(event.tenant_id, event.id, number, f.workflow, f.filter_id, f.scope, f.expression, f.code, f.message)
+        for number, f in enumerate(judgement.failures)
+    ]
 
 
 def _weight(parcel: list[Submission]) -> int:
@@ -459,6 +509,7 @@ def _assignment(run: NewRun, event: NewEvent | None, workflow: Workflow, endpoin
         event=EventFacts(event.id, event.type, event.metadata) if event is not None else None,
         event_id=run.event_id,
         parent_run_id=run.parent_run_id,
+        filter_payload=run.filter_payload,
     )
 
 

@@ -48,7 +48,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class RunFinished:
-    """A run that has just ended, for whoever shows it."""
+    """A run that has just ended, for whoever shows it. `attempts` counts those of its task; 0 where there were several."""
 
     tenant_id: int
     run_id: str
@@ -67,11 +67,13 @@ class Settlement:
         self._signals = signals
         self._metrics = metrics
         self._commits: GroupCommit[Settled, bool] = GroupCommit(self._write, most=most, bound=_BOUND, weigh=_weight)
+        self.on_task_over: Callable[[list[tuple[int, str]]], None] = lambda _runs: None
         self.on_requeued: Callable[[Workflow, Requeue], None] = lambda _workflow, _change: None
         self.on_finished: list[Callable[[RunFinished], None]] = []
 
     def submit(self, settled: Settled) -> asyncio.Future[bool]:
         """Whether the change landed, known after its commit. False means the task had moved on."""
+        settled.outcome.of_graph = settled.workflow.definition.is_graph
         return self._commits.submit(settled)
 
     async def drain(self) -> None:
@@ -121,34 +123,39 @@ class Settlement:
             await outcomes.apply(self._database, [items[i].outcome for i in wave.values()], self._clock.now(), note)
 
     def _announce(self, items: Sequence[Settled], landed: list[bool]) -> list[bool]:
-        over: list[tuple[int, str]] = []
+        over: list[RunFinished] = []
+        of_graphs: dict[tuple[int, str], None] = {}
         for item, applied in zip(items, landed, strict=True):
-            change = item.outcome.change
+            change, guard = item.outcome.change, item.outcome.guard
             if not applied:
                 self._metrics.stale_outcomes += 1
             elif isinstance(change, Finish):
-                over.append((item.outcome.guard.tenant_id, item.outcome.guard.run_id))
-                self._finished(item, change)
+                if change.attempt is not None:
+                    self._metrics.attempts[change.attempt] += 1
+                if item.outcome.of_graph:
+                    of_graphs[(guard.tenant_id, guard.run_id)] = None
+                else:
+                    name = item.workflow.definition.name
+                    over.append(RunFinished(guard.tenant_id, guard.run_id, name, change.status, guard.epoch))
             elif isinstance(change, Requeue):
                 self._metrics.attempts[change.attempt] += 1
                 self.on_requeued(item.workflow, change)
             if item.done is not None:
                 item.done(applied)
         if over:
-            self._waiters.finished(over)
-            self._signals.send("finished", *[run_id for _, run_id in over])
+            self.announce(over)
+        if of_graphs:
+            self.on_task_over(list(of_graphs))
         return landed
 
-    def _finished(self, item: Settled, change: Finish) -> None:
-        name = item.workflow.definition.name
-        self._metrics.runs_finished[(name, change.status)] += 1
-        if change.attempt is not None:
-            self._metrics.attempts[change.attempt] += 1
-        if self.on_finished:
-            guard = item.outcome.guard
-            finished = RunFinished(guard.tenant_id, guard.run_id, name, change.status, guard.epoch)
+    def announce(self, over: Sequence[RunFinished]) -> None:
+        """Tell everybody that runs have ended."""
+        self._waiters.finished((run.tenant_id, run.run_id) for run in over)
+        self._signals.send("finished", *[run.run_id for run in over])
+        for run in over:
+            self._metrics.runs_finished[(run.workflow, run.status)] += 1
             for listener in self.on_finished:
-                listener(finished)
+                listener(run)
 
 
 def _weight(settled: Settled) -> int:

@@ -28,7 +28,10 @@ class EventFacts:
 
 @dataclass(slots=True)
 class Assignment:
-    """A leased attempt. `deadline` moves when the handler asks for more time; the rest stands."""
+    """A leased attempt. `deadline` moves when the handler asks for more time; the rest stands.
+
+    `parents` and `errors` are what the tasks before it in its graph gave, as JSON texts.
+    """
 
     tenant_id: int
     run_id: str
@@ -49,6 +52,10 @@ class Assignment:
     event: EventFacts | None
     event_id: str | None
     parent_run_id: str | None
+    filter_payload: bytes | None = None
+    parents: bytes | None = None
+    errors: bytes | None = None
+    retry_base: int = 0
     cancelling: bool = False
     slot_released: bool = False
 

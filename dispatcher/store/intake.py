@@ -16,9 +16,10 @@ from dispatcher.store.statement import Statement
 
 @dataclass(slots=True)
 class NewRun:
-    """One run of one task. Times are relative to the moment of writing unless `run_at` is given.
+    """One run. Times are relative to the moment of writing unless `run_at` is given.
 
-    `endpoint_id` set means it is leased in the same statement: the task starts as running attempt 1 of this dispatcher.
+    `endpoint_id` set means its one task is leased in the same statement: it starts as running attempt 1 of this dispatcher. `graph` set,
+    a letter for each node, means its tasks come later, by the rules of its graph. `parent_wait` is what its end settles in its parent.
     """
 
     tenant_id: int
@@ -39,6 +40,11 @@ class NewRun:
     execution_timeout_ms: int
     endpoint_id: str | None = None
     endpoint_version: str | None = None
+    graph: str | None = None
+    durable: bool = False
+    filter_payload: bytes | None = None
+    parent_node: int | None = None
+    parent_wait: str | None = None
 
 
 @dataclass(slots=True)
@@ -72,9 +78,10 @@ class NewKey:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An id that was written."""
+    """An id that was written. `wakes` says that it is an event somebody waits for."""
 
     id: str
+    wakes: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,24 +100,32 @@ WRITE = Statement(
     with given as (
         select g.* from unnest(
             $1::int[], $2::bigint[], $3::text[], $4::int[], $5::int[], $6::bytea[], $7::text[], $8::smallint[], $9::text[],
-            $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::int[], $16::int[], $17::text[], $18::text[]
+            $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::int[], $16::int[], $17::text[], $18::text[],
+            $32::text[], $33::boolean[], $34::bytea[], $35::smallint[], $36::text[]
         ) as g (tenant_id, registry_version, id, workflow_id, workflow_version, input, metadata, priority, trigger,
-                event_id, parent_run_id, stream_id, idempotency_key, run_at, schedule_ms, execution_ms, endpoint_id, endpoint_version)
+                event_id, parent_run_id, stream_id, idempotency_key, run_at, schedule_ms, execution_ms, endpoint_id, endpoint_version,
+                graph, durable, filter_payload, parent_node, parent_wait)
         join tenants on tenants.id = g.tenant_id and tenants.registry_version = g.registry_version
     ), given_events as (
-        select g.* from unnest(
+        select g.*, exists (
+            select from waits w where w.tenant_id = g.tenant_id and w.event_key = g.type and w.settled_at is null
+        ) as wakes
+        from unnest(
             $21::int[], $22::bigint[], $23::text[], $24::text[], $25::bytea[], $26::text[], $27::text[], $28::smallint[], $29::text[],
             $30::text[], $31::int[]
         ) as g (tenant_id, registry_version, id, type, data, metadata, scope, priority, stream_id, idempotency_key, runs)
         join tenants on tenants.id = g.tenant_id and tenants.registry_version = g.registry_version
     ), new_runs as (
         insert into runs (tenant_id, id, workflow_id, workflow_version, input, metadata, priority, trigger, event_id,
-                          parent_run_id, stream_id, idempotency_key, created_at)
+                          parent_run_id, stream_id, idempotency_key, created_at, graph, advance_at, filter_payload,
+                          parent_node, parent_wait)
         select tenant_id, id, workflow_id, workflow_version, input, metadata::jsonb, priority, trigger, event_id,
-               parent_run_id, stream_id, idempotency_key, $20 from given
+               parent_run_id, stream_id, idempotency_key, $20, graph, case when graph is not null then greatest(run_at, $20) end,
+               filter_payload, parent_node, parent_wait
+        from given
     ), new_tasks as (
         insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
-                           execution_ms, epoch, dispatcher_id, endpoint_id, endpoint_version, started_at, deadline)
+                           execution_ms, epoch, dispatcher_id, endpoint_id, endpoint_version, started_at, deadline, durable)
         select tenant_id, id, 0, workflow_id, workflow_version,
                case when endpoint_id is not null then 'running' when run_at > $20 then 'scheduled' else 'queued' end,
                priority, coalesce(run_at, $20),
@@ -118,13 +133,13 @@ WRITE = Statement(
                execution_ms, case when endpoint_id is not null then 1 else 0 end,
                case when endpoint_id is not null then $19::bigint end, endpoint_id, endpoint_version,
                case when endpoint_id is not null then $20 end,
-               case when endpoint_id is not null then $20 + execution_ms * interval '1 millisecond' end
-        from given
+               case when endpoint_id is not null then $20 + execution_ms * interval '1 millisecond' end, durable
+        from given where graph is null
     ), new_events as (
-        insert into events (tenant_id, id, type, data, metadata, scope, priority, stream_id, idempotency_key, runs, created_at)
-        select tenant_id, id, type, data, metadata::jsonb, scope, priority, stream_id, idempotency_key, runs, $20 from given_events
+        insert into events (tenant_id, id, type, data, metadata, scope, priority, stream_id, idempotency_key, runs, created_at, wakes)
+        select tenant_id, id, type, data, metadata::jsonb, scope, priority, stream_id, idempotency_key, runs, $20, wakes from given_events
     )
-    select id from given union all select id from given_events
+    select id, false as wakes from given union all select id, wakes from given_events
     """,
     Stored,
 )
@@ -164,10 +179,10 @@ PRUNE_KEYS = """
 
 async def write(
     db: Database | Connection, events: Sequence[NewEvent], runs: Sequence[NewRun], dispatcher_id: int, now: datetime
-) -> set[str]:
-    """Insert events, and runs with their tasks; answers the ids written. An id left out was stale."""
+) -> dict[str, bool]:
+    """Insert events, and runs with their tasks; answers the ids written, true for events somebody waits for. An id left out was stale."""
     if not events and not runs:
-        return set()
+        return {}
     records = await db.fetch(
         WRITE.sql,
         [r.tenant_id for r in runs],
@@ -201,8 +216,13 @@ async def write(
         [e.stream_id for e in events],
         [e.idempotency_key for e in events],
         [e.runs for e in events],
+        [r.graph for r in runs],
+        [r.durable for r in runs],
+        [r.filter_payload for r in runs],
+        [r.parent_node for r in runs],
+        [r.parent_wait for r in runs],
     )
-    return {record[0] for record in records}
+    return {record[0]: record[1] for record in records}
 
 
 async def claim_keys(conn: Connection, keys: Sequence[NewKey], now: datetime) -> dict[tuple[int, str, str], str]:

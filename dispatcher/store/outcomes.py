@@ -64,7 +64,7 @@ FINISH = Statement(
         where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
           and (t.cancel_at is null or g.status = 'cancelled')
         returning t.tenant_id, t.run_id, t.node, t.epoch, t.app_retries, t.infra_retries, t.endpoint_id, t.endpoint_version,
-                  t.started_at, t.progress, g.status, g.attempt, g.output, g.output_type, g.error::jsonb as error,
+                  t.started_at, t.progress, t.durable, t.retry_base, g.status, g.attempt, g.output, g.output_type, g.error::jsonb as error,
                   g.http_status, g.latency_ms, g.response
     ), closed as (
         delete from runs r using ended e where r.tenant_id = e.tenant_id and r.id = e.run_id
@@ -77,16 +77,52 @@ FINISH = Statement(
         from ended where attempt is not null
     ), task_rows as (
         insert into task_history (tenant_id, run_id, node, status, output, output_type, error, epoch, app_retries,
-                                  infra_retries, endpoint_id, endpoint_version, started_at, finished_at, progress)
+                                  infra_retries, endpoint_id, endpoint_version, started_at, finished_at, progress, durable,
+                                  retry_base)
         select tenant_id, run_id, node, status, output, output_type, error, epoch, app_retries,
-               infra_retries, endpoint_id, endpoint_version, started_at, $14, progress
+               infra_retries, endpoint_id, endpoint_version, started_at, $14, progress, durable, retry_base
         from ended
     ), run_rows as (
         insert into run_history (tenant_id, id, workflow_id, workflow_version, status, input, metadata, priority, trigger, event_id,
-                                 parent_run_id, stream_id, idempotency_key, created_at, started_at, finished_at)
+                                 parent_run_id, stream_id, idempotency_key, created_at, started_at, finished_at,
+                                 parent_node, parent_wait, filter_payload, labels, sticky_endpoint)
         select tenant_id, id, workflow_id, workflow_version, status, input, metadata, priority, trigger, event_id,
-               parent_run_id, stream_id, idempotency_key, created_at, started_at, $14
+               parent_run_id, stream_id, idempotency_key, created_at, started_at, $14,
+               parent_node, parent_wait, filter_payload, labels, sticky_endpoint
         from closed
+    )
+    select tenant_id, run_id, node from ended
+    """,
+    Applied,
+)
+
+# The end of one task of a graph: its row stays for those that need its output, and the graph's rules are to look at the run.
+SETTLE = Statement(
+    """
+    with given as (
+        select * from unnest(
+            $1::int[], $2::text[], $3::smallint[], $4::int[], $5::text[], $6::text[], $7::text[], $8::bytea[], $9::text[],
+            $10::text[], $11::smallint[], $12::int[], $13::bytea[]
+        ) as g (tenant_id, run_id, node, epoch, state, status, attempt, output, output_type, error, http_status, latency_ms, response)
+    ), ended as (
+        update tasks t
+        set state = 'settled', status = g.status, output = g.output, output_type = g.output_type, error = g.error::jsonb,
+            finished_at = $14, dispatcher_id = null, lease_until = null, lease = null, schedule_deadline = null, cancel_at = null
+        from given g
+        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
+          and (t.cancel_at is null or g.status = 'cancelled')
+        returning t.tenant_id, t.run_id, t.node, t.epoch, t.endpoint_id, t.endpoint_version, t.started_at, t.status, g.attempt, t.error,
+                  g.http_status, g.latency_ms, g.response
+    ), attempt_rows as (
+        insert into attempts (tenant_id, run_id, node, number, status, http_status, latency_ms, response, error,
+                              endpoint_id, endpoint_version, started_at, finished_at)
+        select tenant_id, run_id, node, epoch, attempt, http_status, latency_ms, response,
+               case when status <> 'succeeded' then error end, endpoint_id, endpoint_version, started_at, $14
+        from ended where attempt is not null
+    ), seen as (
+        update runs r set advance_at = $14, revision = r.revision + 1
+        from (select distinct tenant_id, run_id from ended) e
+        where r.tenant_id = e.tenant_id and r.id = e.run_id
     )
     select tenant_id, run_id, node from ended
     """,
@@ -153,11 +189,12 @@ MARK_CANCELLING = Statement(
 
 @dataclass(slots=True)
 class Outcome:
-    """A change and the task it is for, with what was seen of the attempt."""
+    """A change and the task it is for, with what was seen of the attempt. A task `of_graph` that is over stays until its run is."""
 
     guard: Guard
     change: Finish | Requeue | Hold | MarkCancelling
     facts: AttemptFacts
+    of_graph: bool = False
 
 
 def error_json(error: Error | None) -> str | None:
@@ -182,8 +219,8 @@ async def apply(
     One task may appear once. A task missing from the answer had moved on: its outcome was stale.
     """
     landed: set[TaskKey] = set()
-    for kind, write in _WRITERS:
-        chosen = [o for o in outcomes if type(o.change) is kind]
+    for kind, of_graph, write in _WRITERS:
+        chosen = [o for o in outcomes if type(o.change) is kind and (of_graph is None or o.of_graph is of_graph)]
         for record in await write(db, chosen, now) if chosen else ():
             key = (record[0], record[1], record[2])
             landed.add(key)
@@ -197,10 +234,18 @@ def _keys(outcomes: Sequence[Outcome]) -> tuple[list[int], list[str], list[int],
 
 
 async def _finish(db: Database, outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
+    return await _end(db, FINISH.sql, outcomes, now)
+
+
+async def _settle(db: Database, outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
+    return await _end(db, SETTLE.sql, outcomes, now)
+
+
+async def _end(db: Database, statement: str, outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
     changes: list[Finish] = [o.change for o in outcomes]  # type: ignore[misc]  # apply() groups by kind
     facts = [o.facts for o in outcomes]
     return await db.fetch(
-        FINISH.sql,
+        statement,
         *_keys(outcomes),
         [o.guard.state for o in outcomes],
         [c.status for c in changes],
@@ -256,4 +301,10 @@ async def _mark_cancelling(db: Database, outcomes: Sequence[Outcome], _now: date
     return await db.fetch(MARK_CANCELLING.sql, *_keys(outcomes), [c.cancel_at for c in changes], [c.reason for c in changes], lane="settle")
 
 
-_WRITERS = ((Finish, _finish), (Requeue, _requeue), (Hold, _hold), (MarkCancelling, _mark_cancelling))
+_WRITERS = (
+    (Finish, False, _finish),
+    (Finish, True, _settle),
+    (Requeue, None, _requeue),
+    (Hold, None, _hold),
+    (MarkCancelling, None, _mark_cancelling),
+)

@@ -46,6 +46,9 @@ class Claimed:
     run_priority: int
     event_id: str | None
     parent_run_id: str | None
+    graph: str | None
+    filter_payload: bytes | None
+    retry_base: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,8 @@ CLAIM = Statement(
     where t.tenant_id = p.tenant_id and t.run_id = p.run_id and t.node = p.node
     returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.epoch, t.priority, t.app_retries, t.infra_retries,
               t.spared_since, t.spared_by, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
-              r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id
+              r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id, r.graph,
+              r.filter_payload, t.retry_base
     """,
     Claimed,
 )

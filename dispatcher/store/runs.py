@@ -25,6 +25,9 @@ CLOCK_SKEW: Final = timedelta(hours=1)
 class RunRow:
     """One task of a run, with the run's own columns. `task_status` is a history status, or the state of a live task.
 
+    A graph's run has its letters in `graph`, its definition and its open conditions (`waits`) as JSON texts; where none of its tasks has
+    started there is one row without a task.
+
     `input`, `output` and the responses are JSON text as it came. The attempts are parallel lists, oldest first, of those that are over;
     the one that is running is the task itself, its number `epoch`. The run's children stand with its first task.
     """
@@ -43,9 +46,13 @@ class RunRow:
     idempotency_key: str | None
     created_at: datetime
     finished_at: datetime | None
-    node: int
+    graph: str | None
+    reasons: str | None
+    definition: str | None
+    waits: str | None
+    node: int | None
     task_name: str | None
-    task_status: str
+    task_status: str | None
     output: bytes | None
     output_type: str | None
     error: str | None
@@ -118,32 +125,42 @@ RUN = Statement(
     """
     with run as (
         select id, workflow_id, workflow_version, null::text as status, input, metadata, priority, trigger, event_id, parent_run_id,
-               stream_id, idempotency_key, created_at, null::timestamptz as finished_at
+               stream_id, idempotency_key, created_at, null::timestamptz as finished_at, graph, reasons
         from runs where tenant_id = $1 and id = $2
         union all
         select id, workflow_id, workflow_version, status, input, metadata, priority, trigger, event_id, parent_run_id,
-               stream_id, idempotency_key, created_at, finished_at
+               stream_id, idempotency_key, created_at, finished_at, graph, reasons
         from run_history where tenant_id = $1 and id = $2 and finished_at >= $3
     ), task as (
-        select node, state as status, null::bytea as output, null::text as output_type, null::jsonb as error, epoch,
-               app_retries + infra_retries as retries, endpoint_id, endpoint_version, started_at, null::timestamptz as finished_at,
+        select node, coalesce(status, state) as status, output, output_type, error, epoch,
+               retry_base + app_retries + infra_retries as retries, endpoint_id, endpoint_version, started_at, finished_at,
                due_at, deadline, lease_until, case when cancel_at is not null then cancel_reason end as cancel_reason, progress
         from tasks where tenant_id = $1 and run_id = $2
         union all
-        select node, status, output, output_type, error, epoch, app_retries + infra_retries, endpoint_id, endpoint_version, started_at,
-               finished_at, null, null, null, null, progress
+        select node, status, output, output_type, error, epoch, retry_base + app_retries + infra_retries, endpoint_id, endpoint_version,
+               started_at,
+               coalesce(ended_at, finished_at), null, null, null, null, progress
         from task_history where tenant_id = $1 and run_id = $2 and finished_at >= $3
     )
     select r.id, (select w.name from workflows w where w.tenant_id = $1 and w.id = r.workflow_id) as workflow,
            r.workflow_version, r.status, r.input, r.metadata, r.priority, r.trigger, r.event_id, r.parent_run_id, r.stream_id,
-           r.idempotency_key, r.created_at, r.finished_at, t.node,
+           r.idempotency_key, r.created_at, r.finished_at, r.graph, r.reasons,
+           case when r.graph is not null and coalesce(t.node, 0) = coalesce(min(t.node) over (), 0) then (
+               select v.definition from workflow_versions v
+               where v.tenant_id = $1 and v.workflow_id = r.workflow_id and v.number = r.workflow_version
+           ) end as definition,
+           case when strpos(r.graph, 'w') > 0 and coalesce(t.node, 0) = coalesce(min(t.node) over (), 0) then (
+               select jsonb_agg(jsonb_build_object('node', node, 'kind', kind, 'event_key', event_key, 'due_at', due_at) order by node, id)
+               from waits w where w.tenant_id = $1 and w.run_id = $2 and w.graph and w.settled_at is null
+           ) end as waits,
+           t.node,
            (select v.definition #>> array['tasks', t.node::text, 'name'] from workflow_versions v
             where v.tenant_id = $1 and v.workflow_id = r.workflow_id and v.number = r.workflow_version) as task_name,
-           t.status as task_status, t.output, t.output_type, t.error, t.epoch, t.retries,
+           t.status as task_status, t.output, t.output_type, t.error, coalesce(t.epoch, 0) as epoch, coalesce(t.retries, 0) as retries,
            coalesce((select e.name from endpoints e where e.tenant_id = $1 and e.id = t.endpoint_id), t.endpoint_id) as endpoint,
            t.endpoint_version, t.started_at as task_started_at, t.finished_at as task_finished_at, t.due_at, t.deadline, t.lease_until,
            t.cancel_reason, t.progress,
-           case when t.node = 0 then array(
+           case when coalesce(t.node, 0) = coalesce(min(t.node) over (), 0) then array(
                (select c.id from runs c where c.tenant_id = $1 and c.parent_run_id = $2 order by c.id limit $4)
                union all
                (select c.id from run_history c where c.tenant_id = $1 and c.parent_run_id = $2 and c.finished_at >= $3
@@ -151,7 +168,7 @@ RUN = Statement(
                order by id limit $4) end as children,
            a.numbers, a.statuses, a.http_statuses, a.latencies_ms, a.responses, a.errors, a.endpoints, a.versions, a.starts, a.ends
     from run r
-    cross join task t
+    left join task t on true
     cross join lateral (
         select coalesce(array_agg(number order by number), '{}') as numbers,
                coalesce(array_agg(status order by number), '{}') as statuses,
@@ -178,9 +195,11 @@ RUN = Statement(
 RUNS = Statement(
     """
     with live as (
-        select r.id, r.workflow_id, null::text as status, t.state, t.epoch, r.metadata, r.priority, r.trigger, r.event_id,
+        select r.id, r.workflow_id, null::text as status,
+               case when r.graph is null then t.state when r.graph ~ '[^-]' then 'running' else 'queued' end as state,
+               coalesce(t.epoch, 0) as epoch, r.metadata, r.priority, r.trigger, r.event_id,
                r.parent_run_id, r.created_at, t.started_at, null::timestamptz as finished_at
-        from runs r join tasks t on t.tenant_id = $1 and t.run_id = r.id and t.node = 0
+        from runs r left join tasks t on t.tenant_id = $1 and t.run_id = r.id and t.node = 0 and r.graph is null
         where $9 and r.tenant_id = $1
           and ($2::text is null or r.id < $2) and ($3::text is null or r.id >= $3)
           and ($4::int[] is null or r.workflow_id = any($4))
@@ -188,9 +207,10 @@ RUNS = Statement(
           and ($6::text is null or r.parent_run_id = $6)
           and ($7::text is null or t.endpoint_id = $7)
           and ($8::jsonpath is null or r.metadata @@ $8)
-          and ($12::text[] is null or case t.state when 'running' then 'running'
-               when 'scheduled' then case when t.epoch > 0 then 'pending_retry' else 'queued' end else 'queued' end = any($12))
-          and (not $11 or t.dispatcher_id is not null or t.lease_until is not null)
+          and ($12::text[] is null or case when r.graph ~ '[^-]' or t.state = 'running' then 'running'
+               when t.state in ('waiting', 'blocked') then t.state
+               when t.state = 'scheduled' and t.epoch > 0 then 'pending_retry' else 'queued' end = any($12))
+          and (not $11 or t.dispatcher_id is not null or t.lease_until is not null or r.graph ~ '[^-]')
         order by r.id desc limit $13
     ), over as (
         select h.id, h.workflow_id, h.status, h.status as state, 0 as epoch, h.metadata, h.priority, h.trigger, h.event_id,
@@ -248,7 +268,7 @@ ENDPOINT_ID = "select id from endpoints where tenant_id = $1 and name = $2"
 PLAN_FOR_VALUES = "select set_config('plan_cache_mode', 'force_custom_plan', true)"
 
 _SCALAR: Final = re.compile(r"true|false|null|-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?")
-LIVE_STATUSES: Final = frozenset({"queued", "running", "pending_retry"})
+LIVE_STATUSES: Final = frozenset({"queued", "running", "waiting", "pending_retry", "blocked"})
 FINAL_STATUSES: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 

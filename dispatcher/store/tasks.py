@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from dispatcher.engine.attempts import Sparer, State, TaskState
+from dispatcher.engine.attempts import Final, Sparer, State, TaskState
 from dispatcher.store.database import Database
 from dispatcher.store.outcomes import Applied, Guard, TaskKey
 from dispatcher.store.statement import Statement
@@ -15,7 +15,7 @@ from dispatcher.store.statement import Statement
 
 @dataclass(frozen=True, slots=True)
 class LiveTask:
-    """A task that is not over."""
+    """A task that is not over, or `settled` while its run is not: then `status` says how it ended."""
 
     tenant_id: int
     run_id: str
@@ -41,6 +41,7 @@ class LiveTask:
     slot_released: bool
     cancel_at: datetime | None
     cancel_reason: str | None
+    status: Final | None
 
     def rules(self) -> TaskState:
         """The part the rules look at."""
@@ -79,7 +80,7 @@ LOAD = Statement(
     """
     select t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.state, t.epoch, t.priority, t.app_retries,
            t.infra_retries, t.spared_since, t.spared_by, t.due_at, t.schedule_deadline, t.dispatcher_id, t.endpoint_id, t.endpoint_version,
-           t.started_at, t.deadline, t.lease_until, t.lease, t.slot_released, t.cancel_at, t.cancel_reason
+           t.started_at, t.deadline, t.lease_until, t.lease, t.slot_released, t.cancel_at, t.cancel_reason, t.status
     from tasks t
     join unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node) using (tenant_id, run_id, node)
     """,
@@ -88,7 +89,7 @@ LOAD = Statement(
 
 OF_RUNS = Statement(
     """
-    select tenant_id, run_id, node from tasks where tenant_id = $1 and run_id = any($2::text[])
+    select tenant_id, run_id, node from tasks where tenant_id = $1 and run_id = any($2::text[]) and state <> 'settled'
     """,
     Applied,
 )

@@ -109,7 +109,7 @@ class World:
             "endpoint_version": endpoint.target.version,
         }
         run = NewRun(**(values | changes))
-        assert await intake_store.write(self.database, [], [run], self.dispatcher_id, self.clock.now()) == {run.id}
+        assert await intake_store.write(self.database, [], [run], self.dispatcher_id, self.clock.now()) == {run.id: False}
         return run.id
 
     async def finish(

@@ -118,7 +118,7 @@ class World:
     async def endpoint(self, node: Node, handlers: Sequence[Mapping[str, Any]], *, name: str = "plain", slots: int = 100) -> Endpoint:
         """A plain endpoint with these handlers, whose bodies are envelopes unless they say otherwise."""
         endpoint = await self.listen()
-        entries = [{"body": "v1", **handler} for handler in handlers]
+        entries = [_in_envelopes(handler) for handler in handlers]
         await node.call("PUT", f"/v1/endpoints/{name}", {"url": endpoint.url, "slots": slots, "handlers": entries})
         return endpoint
 
@@ -224,6 +224,14 @@ class World:
             return all(endpoint.open == (circuit == "closed") for endpoint in endpoints)
 
         await until(known)
+
+
+def _in_envelopes(handler: Mapping[str, Any]) -> dict[str, Any]:
+    """A handler whose body is the envelope unless it says otherwise; of a workflow, each of its tasks."""
+    if handler.get("kind") != "workflow":
+        return {"body": "v1", **handler}
+    last = {name: {"body": "v1", **handler[name]} for name in ("on_failure", "on_success") if name in handler}
+    return {**handler, "tasks": [{"body": "v1", **task} for task in handler["tasks"]], **last}
 
 
 def _bound() -> socket.socket:

@@ -7,7 +7,7 @@ A rule is a list of groups that must all hold; a group holds when any of its con
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -106,9 +106,9 @@ def _expression(reader: Reader, *, required: bool) -> str | None:
     return source
 
 
-def compile_condition(source: str, *, parent: bool) -> Expression[bool]:
+def compile_condition(source: str, *, parent: bool, clock: Callable[[], float] | None = None) -> Expression[bool]:
     """The expression of a condition: over a parent's `output`, or over an event's data as `input`. Raises ExpressionError."""
-    return Expression(source, returns=bool, macros=MACROS, names=("output",) if parent else ("input",))
+    return Expression(source, returns=bool, macros=MACROS, names=("output",) if parent else ("input",), clock=clock)
 
 
 def dump_rule(rule: Rule, names: Mapping[int, str]) -> list[dict[str, Any]]:

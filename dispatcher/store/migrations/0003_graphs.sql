@@ -1,13 +1,13 @@
 -- Workflows of several tasks. A run of one keeps a letter for each of its nodes in `graph`: '-' not settled what becomes of it, 'w' waiting
 -- for conditions, 'a' active (it has a live task), 's' 'f' 'c' 'k' succeeded, failed, cancelled, skipped. Its tasks come into being when
 -- they may run, stay as `settled` rows for those that need their output, and move to history with the run. `revision` guards changes of
--- the graph; `advance_at` says that something has happened its rules have not seen.
+-- the graph; `advance_at` says that something has happened its rules have not seen; `reasons` says why nodes were settled without running.
 
 alter table runs
     add column graph           text,
+    add column reasons         jsonb,
     add column revision        int not null default 0,
     add column advance_at      timestamptz,
-    add column started_at      timestamptz,
     add column cancel_reason   text,
     add column parent_node     smallint,
     add column parent_wait     text,
@@ -18,6 +18,7 @@ create index runs_advance on runs (advance_at) where advance_at is not null;
 
 alter table run_history
     add column graph           text,
+    add column reasons         jsonb,
     add column parent_node     smallint,
     add column parent_wait     text,
     add column filter_payload  bytea,
@@ -39,7 +40,8 @@ alter table tasks
 alter table task_history
     drop constraint task_history_status_check,
     add constraint task_history_status_check check (status in ('succeeded', 'failed', 'cancelled', 'skipped')),
-    add column durable boolean not null default false;
+    add column durable  boolean not null default false,
+    add column ended_at timestamptz; -- of a task that was over before its run; `finished_at` says which partition both are in
 
 -- What a run waits for: a condition of a node that has not started (`graph`), or an operation of a durable task.
 create table waits (

@@ -1,0 +1,212 @@
+"""Runs of graphs: whenever something has happened to one, its rules are asked what follows, and that is written.
+
+A run is hinted at by whoever changed it, and found by its `advance_at` if the hint is lost. What is decided on a picture that has
+moved on is decided again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from dispatcher.clock import Clock, monotonic
+from dispatcher.engine.definitions import Parent, Sleep, TaskDefinition, UserEvent, compile_condition
+from dispatcher.engine.expressions import Expression, ExpressionError
+from dispatcher.engine.graphs import LETTERS, Advance, GraphState, Status, advance, conditions
+from dispatcher.runtime.capacity import Capacity
+from dispatcher.runtime.directory import Directory, Workflow
+from dispatcher.runtime.group_commit import GroupCommit, QueueFull
+from dispatcher.runtime.recorder import Recorder
+from dispatcher.runtime.settlement import RunFinished, Settlement
+from dispatcher.store import graphs
+from dispatcher.store.database import Database, DatabaseUnavailable, is_transient
+from dispatcher.store.graphs import Decision, GraphRow, NewTask, NewWait, RunKey
+from dispatcher.store.logs import NewLine
+from dispatcher.store.outcomes import TaskKey
+
+_log = logging.getLogger(__name__)
+
+_LETTER: Mapping[Status, str] = {status: letter for letter, status in LETTERS.items()}
+_SET = 200
+_BOUND = 1_000_000
+_TRIES = 20
+_EXPRESSIONS_KEPT = 10_000
+
+
+@lru_cache(maxsize=_EXPRESSIONS_KEPT)
+def _expression(source: str) -> Expression[bool]:
+    return compile_condition(source, parent=True, clock=monotonic)
+
+
+@dataclass(slots=True)
+class _Question:
+    """The parent conditions of one run's tasks, asked of what their ancestors gave. What goes wrong is kept to be told."""
+
+    run: GraphRow
+    outputs: Mapping[TaskKey, graphs.Output]
+    faults: dict[int, str] = field(default_factory=dict)
+    _parsed: dict[int, Any] = field(default_factory=dict)
+
+    def holds(self, node: int, condition: Parent) -> bool:
+        """Whether the output of the ancestor satisfies the condition; an error is no."""
+        given = self.outputs.get((self.run.tenant_id, self.run.id, condition.node))
+        if given is None or given.output is None:
+            return False
+        try:
+            if condition.node not in self._parsed:
+                self._parsed[condition.node] = msgspec.json.decode(given.output)
+            return _expression(condition.expression)(output=self._parsed[condition.node])
+        except (ExpressionError, msgspec.DecodeError, RecursionError) as error:
+            self.faults[node] = f"its condition {condition.expression!r} cannot be asked: {error}"
+            return False
+
+
+class Graphs:
+    """Moves runs of graphs along."""
+
+    def __init__(
+        self, database: Database, directory: Directory, capacity: Capacity, settlement: Settlement, recorder: Recorder, clock: Clock
+    ) -> None:
+        self._database = database
+        self._directory = directory
+        self._capacity = capacity
+        self._settlement = settlement
+        self._recorder = recorder
+        self._clock = clock
+        self._commits: GroupCommit[RunKey, None] = GroupCommit(self._advance, most=_SET, bound=_BOUND)
+        self.on_ready: Callable[[], None] = lambda: None
+        self.on_armed: Callable[[Sequence[NewWait]], None] = lambda _waits: None
+        self.on_stop: Callable[[RunKey, str], None] = lambda _run, _reason: None
+
+    def hint(self, runs: Iterable[RunKey]) -> None:
+        """Something has happened to these runs. A hint that is lost costs time, nothing else."""
+        for key in runs:
+            try:
+                self._commits.submit(key).add_done_callback(_heard)
+            except QueueFull:
+                return
+
+    async def drain(self) -> None:
+        """Wait until what was hinted at has been looked at."""
+        await self._commits.drain()
+
+    async def tick(self, now: datetime, limit: int) -> bool:
+        """Look at runs nobody hinted at; True when there may be more."""
+        found = await graphs.due(self._database, now, limit)
+        for start in range(0, len(found), _SET):
+            await self._advance(found[start : start + _SET])
+        return len(found) >= limit
+
+    async def _advance(self, keys: Sequence[RunKey]) -> list[None]:
+        left = list(dict.fromkeys(keys))
+        for _ in range(_TRIES):
+            if not left:
+                break
+            rows = await graphs.load(self._database, left)
+            decisions = await self._decide(rows)
+            landed = await graphs.apply(self._database, decisions, self._clock.now())
+            await self._announce([d for d in decisions if (d.run.tenant_id, d.run.id) in landed])
+            left = [(d.run.tenant_id, d.run.id) for d in decisions if (d.run.tenant_id, d.run.id) not in landed]
+        return [None] * len(keys)
+
+    async def _decide(self, rows: Sequence[GraphRow]) -> list[Decision]:
+        workflows = [await self._directory.workflow_version(row.tenant_id, row.workflow_id, row.workflow_version) for row in rows]
+        states = [_state(row) for row in rows]
+        asked = [key for row, w, state in zip(rows, workflows, states, strict=True) for key in _asked(row, w, state)]
+        given = await graphs.outputs(self._database, asked)
+        now, lines, decisions = self._clock.now(), list[NewLine](), list[Decision]()
+        for row, workflow, state in zip(rows, workflows, states, strict=True):
+            question = _Question(row, given)
+            change = advance(workflow.graph, state, question.holds)
+            decisions.append(_decision(row, workflow, state, change, now))
+            lines += [_fault_line(row, workflow, node, text, now) for node, text in question.faults.items()]
+            if change.stop:
+                self.on_stop((row.tenant_id, row.id), row.cancel_reason or "cancelled")
+        await self._recorder.write(lines)
+        return decisions
+
+    async def _announce(self, decisions: Sequence[Decision]) -> None:
+        over, ready, armed = list[RunFinished](), False, list[NewWait]()
+        for decision in decisions:
+            run = decision.run
+            if decision.finish is not None:
+                workflow = await self._directory.workflow_version(run.tenant_id, run.workflow_id, run.workflow_version)
+                over.append(RunFinished(run.tenant_id, run.id, workflow.definition.name, decision.finish, 0))
+            if decision.tasks:
+                self._capacity.backlog.add((run.tenant_id, run.workflow_id))
+                ready = True
+            armed += decision.waits
+        if over:
+            self._settlement.announce(over)
+        if ready:
+            self.on_ready()
+        if armed:
+            self.on_armed(armed)
+
+
+def _heard(future: Any) -> None:
+    """A look that failed is repeated by the loop; only what nobody foresaw is worth a word."""
+    error = None if future.cancelled() else future.exception()
+    if error is not None and not (isinstance(error, DatabaseUnavailable) or is_transient(error)):
+        _log.error("a run of a graph cannot be moved along", exc_info=error)
+
+
+def _state(row: GraphRow) -> GraphState:
+    """Where a run is: its letters, with the tasks that have ended since they were written."""
+    statuses = [LETTERS[letter] for letter in row.graph]
+    for node, status in zip(row.settled, row.statuses, strict=True):
+        statuses[node] = status  # type: ignore[call-overload]  # the column's check allows no other words
+    met: dict[int, set[int]] = {}
+    for node, number in zip(row.met_nodes, row.met, strict=True):
+        met.setdefault(node, set()).add(number)
+    return GraphState(tuple(statuses), {node: frozenset(numbers) for node, numbers in met.items()}, row.cancel_reason is not None)
+
+
+def _asked(row: GraphRow, workflow: Workflow, state: GraphState) -> set[TaskKey]:
+    """The ancestors whose output a task that has not started has a condition on."""
+    return {
+        (row.tenant_id, row.id, ancestor)
+        for node, ancestor in workflow.graph.asks
+        if state.statuses[node] in ("pending", "waiting") and state.statuses[ancestor] == "succeeded"
+    }
+
+
+def _decision(row: GraphRow, workflow: Workflow, state: GraphState, change: Advance, now: datetime) -> Decision:
+    statuses: list[Status] = list(state.statuses)
+    after: tuple[tuple[Sequence[int], Status], ...] = (
+        (change.start, "active"), (change.arm, "waiting"), (change.skip, "skipped"), (change.cancel, "cancelled"),
+    )  # fmt: skip
+    for nodes, status in after:
+        for node in nodes:
+            statuses[node] = status
+    waited = {node for node, status in enumerate(state.statuses) if status == "waiting"}
+    tasks = workflow.definition.tasks
+    return Decision(
+        row,
+        "".join(_LETTER[status] for status in statuses),
+        msgspec.json.encode({str(node): reason for node, reason in change.reasons.items()}).decode() if change.reasons else None,
+        [NewTask(n, workflow.schedule_ms[n], workflow.execution_ms[n], tasks[n].durable) for n in change.start],
+        [wait for node in change.arm for wait in _waits(node, tasks[node], now)],
+        [node for node in waited if statuses[node] != "waiting"],
+        change.finish,
+    )
+
+
+def _waits(node: int, task: TaskDefinition, now: datetime) -> Iterable[NewWait]:
+    """The conditions of a task that are settled by time or by events, counted from now."""
+    for number, condition in enumerate(conditions(task)):
+        if isinstance(condition, Sleep):
+            yield NewWait(node, str(number), "sleep", None, None, None, now + condition.duration)
+        elif isinstance(condition, UserEvent):
+            yield NewWait(node, str(number), "event", condition.key, condition.scope, condition.expression, None)
+
+
+def _fault_line(row: GraphRow, workflow: Workflow, node: int, text: str, now: datetime) -> NewLine:
+    """What a condition that cannot be asked leaves in the run's log."""
+    return NewLine(row.tenant_id, row.id, node, 0, now, "error", f"{workflow.definition.task_name(node)}: {text}")

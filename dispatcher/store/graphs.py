@@ -1,0 +1,306 @@
+"""Runs of graphs: reading where they are, and writing what their rules have decided, each guarded by the run's revision.
+
+A revision moves with everything the rules look at, so a decision made on an old picture changes nothing and is made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher.store.database import Database
+from dispatcher.store.outcomes import TaskKey
+from dispatcher.store.statement import Statement
+
+RunKey = tuple[int, str]  # (tenant id, run id)
+
+
+@dataclass(frozen=True, slots=True)
+class DueRun:
+    """A run whose rules have something to look at."""
+
+    tenant_id: int
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRow:
+    """A run of a graph. `settled` and `statuses` are tasks that are over and not yet in the letters; `met` are conditions that came true,
+    as nodes and their numbers.
+    """
+
+    tenant_id: int
+    id: str
+    workflow_id: int
+    workflow_version: int
+    graph: str
+    revision: int
+    priority: int
+    cancel_reason: str | None
+    parent_run_id: str | None
+    settled: list[int]
+    statuses: list[str]
+    met_nodes: list[int]
+    met: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a task of a graph that is over has given."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+    status: str
+    output: bytes | None
+    output_type: str | None
+    error: str | None
+
+
+@dataclass(slots=True)
+class NewTask:
+    """A task of a graph that may run now."""
+
+    node: int
+    schedule_ms: int
+    execution_ms: int
+    durable: bool
+
+
+@dataclass(slots=True)
+class NewWait:
+    """A condition of a task that waits: a moment, or an event. `id` is its number among the task's conditions."""
+
+    node: int
+    id: str
+    kind: str
+    event_key: str | None
+    scope: str | None
+    expression: str | None
+    due_at: datetime | None
+
+
+@dataclass(slots=True)
+class Decision:
+    """What follows for one run: its letters from now on, what starts, what waits, or how it ends (`finish`)."""
+
+    run: GraphRow
+    graph: str
+    reasons: str | None
+    tasks: Sequence[NewTask] = ()
+    waits: Sequence[NewWait] = ()
+    left: Sequence[int] = ()
+    finish: str | None = None
+
+
+DUE = Statement(
+    """
+    select tenant_id, id from runs where advance_at <= $1 order by advance_at limit $2
+    """,
+    DueRun,
+)
+
+LOAD = Statement(
+    """
+    select r.tenant_id, r.id, r.workflow_id, r.workflow_version, r.graph, r.revision, r.priority, r.cancel_reason, r.parent_run_id,
+           t.settled, t.statuses, w.met_nodes, w.met
+    from unnest($1::int[], $2::text[]) as g (tenant_id, id)
+    join runs r using (tenant_id, id)
+    cross join lateral (
+        select coalesce(array_agg(node), '{}') as settled, coalesce(array_agg(status), '{}') as statuses
+        from tasks t
+        where t.tenant_id = r.tenant_id and t.run_id = r.id and t.state = 'settled' and substr(r.graph, t.node + 1, 1) = 'a'
+    ) t
+    cross join lateral (
+        select coalesce(array_agg(node), '{}') as met_nodes, coalesce(array_agg(id::int), '{}') as met
+        from waits w where w.tenant_id = r.tenant_id and w.run_id = r.id and w.graph and w.outcome = 'ok' and strpos(r.graph, 'w') > 0
+    ) w
+    where r.graph is not null
+    """,
+    GraphRow,
+)
+
+OUTPUTS = Statement(
+    """
+    select t.tenant_id, t.run_id, t.node, t.status, t.output, t.output_type, t.error
+    from unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node)
+    join tasks t using (tenant_id, run_id, node)
+    where t.state = 'settled'
+    """,
+    Output,
+)
+
+# A task that is started again keeps the number of its attempts, which fences what is still under way of the earlier ones.
+ADVANCE = Statement(
+    """
+    with given as (
+        select * from unnest($1::int[], $2::text[], $3::int[], $4::text[], $5::text[])
+            as g (tenant_id, id, revision, graph, reasons)
+    ), moved as (
+        update runs r
+        set graph = g.graph, revision = r.revision + 1, advance_at = null, reasons = coalesce(r.reasons, '{}') || g.reasons::jsonb
+        from given g where r.tenant_id = g.tenant_id and r.id = g.id and r.revision = g.revision
+        returning r.tenant_id, r.id, r.workflow_id, r.workflow_version, r.priority
+    ), started as (
+        insert into tasks as t (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
+                                execution_ms, durable)
+        select m.tenant_id, m.id, n.node, m.workflow_id, m.workflow_version, 'queued', m.priority, $12,
+               $12::timestamptz + n.schedule_ms * interval '1 millisecond', n.execution_ms, n.durable
+        from unnest($6::int[], $7::text[], $8::smallint[], $9::int[], $10::int[], $11::boolean[])
+             as n (tenant_id, id, node, schedule_ms, execution_ms, durable)
+        join moved m using (tenant_id, id)
+        on conflict (tenant_id, run_id, node) do update
+        set state = 'queued', priority = excluded.priority, due_at = excluded.due_at, schedule_deadline = excluded.schedule_deadline,
+            execution_ms = excluded.execution_ms, app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null,
+            endpoint_id = null, endpoint_version = null,
+            started_at = null, deadline = null, cancel_reason = null, progress = null,
+            status = null, output = null, output_type = null, error = null, finished_at = null
+        where t.state = 'settled'
+    ), gone as (
+        delete from waits w using moved m, unnest($21::int[], $22::text[], $23::smallint[]) as l (tenant_id, id, node)
+        where m.tenant_id = l.tenant_id and m.id = l.id
+          and w.tenant_id = l.tenant_id and w.run_id = l.id and w.node = l.node and w.graph
+    ), armed as (
+        insert into waits (tenant_id, run_id, node, id, graph, kind, event_key, scope, expression, since, due_at, look_at, created_at)
+        select m.tenant_id, m.id, n.node, n.wait, true, n.kind, n.event_key, n.scope, n.expression, $12, n.due_at,
+               case when n.event_key is not null then $12 end, $12
+        from unnest($13::int[], $14::text[], $15::smallint[], $16::text[], $17::text[], $18::text[], $19::text[], $20::text[],
+                    $24::timestamptz[])
+             as n (tenant_id, id, node, wait, kind, event_key, scope, expression, due_at)
+        join moved m using (tenant_id, id)
+    )
+    select tenant_id, id from moved
+    """,
+    DueRun,
+)
+
+# All tasks of a run that ends are over: its rows and theirs move to history together.
+END = Statement(
+    """
+    with given as (
+        select * from unnest($1::int[], $2::text[], $3::int[], $4::text[], $5::text[], $6::text[])
+            as g (tenant_id, id, revision, graph, reasons, status)
+    ), closed as (
+        delete from runs r using given g
+        where r.tenant_id = g.tenant_id and r.id = g.id and r.revision = g.revision
+        returning r.*, g.graph as last_graph, g.reasons as last_reasons, g.status
+    ), ended as (
+        delete from tasks t using closed c where t.tenant_id = c.tenant_id and t.run_id = c.id
+        returning t.*
+    ), waits_gone as (
+        delete from waits w using closed c where w.tenant_id = c.tenant_id and w.run_id = c.id and w.graph
+    ), task_rows as (
+        insert into task_history (tenant_id, run_id, node, status, output, output_type, error, epoch, app_retries, infra_retries,
+                                  endpoint_id, endpoint_version, started_at, finished_at, progress, durable, ended_at,
+                                  retry_base)
+        select tenant_id, run_id, node, status, output, output_type, error, epoch, app_retries, infra_retries,
+               endpoint_id, endpoint_version, started_at, $7, progress, durable, finished_at, retry_base
+        from ended
+    ), run_rows as (
+        insert into run_history (tenant_id, id, workflow_id, workflow_version, status, input, metadata, priority, trigger, event_id,
+                                 parent_run_id, stream_id, idempotency_key, created_at, started_at, finished_at,
+                                 parent_node, parent_wait, filter_payload, labels, sticky_endpoint, graph, reasons)
+        select c.tenant_id, c.id, c.workflow_id, c.workflow_version, c.status, c.input, c.metadata, c.priority, c.trigger, c.event_id,
+               c.parent_run_id, c.stream_id, c.idempotency_key, c.created_at,
+               (select min(e.started_at) from ended e where e.tenant_id = c.tenant_id and e.run_id = c.id), $7,
+               c.parent_node, c.parent_wait, c.filter_payload, c.labels, c.sticky_endpoint, c.last_graph,
+               coalesce(c.reasons, '{}') || c.last_reasons::jsonb
+        from closed c
+    )
+    select tenant_id, id from closed
+    """,
+    DueRun,
+)
+
+CANCEL = Statement(
+    """
+    update runs set cancel_reason = $3, revision = revision + 1, advance_at = $4
+    where tenant_id = $1 and id = any($2::text[]) and graph is not null and cancel_reason is null
+    returning tenant_id, id
+    """,
+    DueRun,
+)
+
+
+async def due(db: Database, now: datetime, limit: int) -> list[RunKey]:
+    """Runs whose rules have something to look at, those that wait longest first."""
+    return [(row.tenant_id, row.id) for row in DUE.read(await db.fetch(DUE.sql, now, limit))]
+
+
+async def load(db: Database, keys: Sequence[RunKey]) -> list[GraphRow]:
+    """Runs of graphs that are not over, in no particular order."""
+    return LOAD.read(await db.fetch(LOAD.sql, [k[0] for k in keys], [k[1] for k in keys], lane="settle"))
+
+
+async def outputs(db: Database, keys: Sequence[TaskKey]) -> dict[TaskKey, Output]:
+    """What tasks that are over have given, of those that are."""
+    if not keys:
+        return {}
+    records = await db.fetch(OUTPUTS.sql, [k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys], lane="settle")
+    return {(row.tenant_id, row.run_id, row.node): row for row in OUTPUTS.read(records)}
+
+
+async def apply(db: Database, decisions: Sequence[Decision], now: datetime) -> set[RunKey]:
+    """Write decisions; answers the runs whose decision landed. The others have moved on and are to be decided again."""
+    going = [d for d in decisions if d.finish is None]
+    ending = [d for d in decisions if d.finish is not None]
+    landed = await _advance(db, going, now) if going else []
+    landed += await _end(db, ending, now) if ending else []
+    return {(row.tenant_id, row.id) for row in landed}
+
+
+async def _advance(db: Database, decisions: Sequence[Decision], now: datetime) -> list[DueRun]:
+    tasks = [(d.run, task) for d in decisions for task in d.tasks]
+    waits = [(d.run, wait) for d in decisions for wait in d.waits]
+    left = [(d.run, node) for d in decisions for node in d.left]
+    records = await db.fetch(
+        ADVANCE.sql,
+        [d.run.tenant_id for d in decisions],
+        [d.run.id for d in decisions],
+        [d.run.revision for d in decisions],
+        [d.graph for d in decisions],
+        [d.reasons or "{}" for d in decisions],
+        [run.tenant_id for run, _ in tasks],
+        [run.id for run, _ in tasks],
+        [task.node for _, task in tasks],
+        [task.schedule_ms for _, task in tasks],
+        [task.execution_ms for _, task in tasks],
+        [task.durable for _, task in tasks],
+        now,
+        [run.tenant_id for run, _ in waits],
+        [run.id for run, _ in waits],
+        [wait.node for _, wait in waits],
+        [wait.id for _, wait in waits],
+        [wait.kind for _, wait in waits],
+        [wait.event_key for _, wait in waits],
+        [wait.scope for _, wait in waits],
+        [wait.expression for _, wait in waits],
+        [run.tenant_id for run, _ in left],
+        [run.id for run, _ in left],
+        [node for _, node in left],
+        [wait.due_at for _, wait in waits],
+        lane="settle",
+    )
+    return ADVANCE.read(records)
+
+
+async def _end(db: Database, decisions: Sequence[Decision], now: datetime) -> list[DueRun]:
+    records = await db.fetch(
+        END.sql,
+        [d.run.tenant_id for d in decisions],
+        [d.run.id for d in decisions],
+        [d.run.revision for d in decisions],
+        [d.graph for d in decisions],
+        [d.reasons or "{}" for d in decisions],
+        [d.finish for d in decisions],
+        now,
+        lane="settle",
+    )
+    return END.read(records)
+
+
+async def cancel(db: Database, tenant_id: int, run_ids: Sequence[str], reason: str, now: datetime) -> list[RunKey]:
+    """Let runs of graphs start nothing any more; answers those that had not been cancelled before."""
+    records = await db.fetch(CANCEL.sql, tenant_id, list(run_ids), reason, now, lane="settle")
+    return [(row.tenant_id, row.id) for row in CANCEL.read(records)]
