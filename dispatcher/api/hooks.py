@@ -22,7 +22,7 @@ async def receive_webhook(call: Call) -> Answer:
     webhooks = call.services.webhooks
     tenant, name = call.path["tenant"], call.path["webhook"]
     hook = await webhooks.receiver.find(tenant, name)
-    busy = webhooks.receiver.busy(hook) if hook is not None else None
+    busy = webhooks.receiver.busy(hook, call.scope["method"]) if hook is not None else None
     if busy is not None:
         return _answer(busy)
     most = hook.source.body_bytes_max if hook is not None else call.services.settings.webhook_body_bytes

@@ -1,4 +1,4 @@
-"""Addresses that receive webhooks, and their secrets. Every change raises the tenant's registry version, as those of endpoints do."""
+"""Addresses that receive webhooks, and their secrets. Every change raises the tenant's `webhooks_version`, in the same transaction."""
 
 from __future__ import annotations
 
@@ -55,6 +55,16 @@ class SecretUse:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """How often a tenant's webhooks have been changed."""
+
+    tenant_id: int
+    version: int
+
+
+VERSIONS = Statement("select id as tenant_id, webhooks_version as version from tenants", Version)
+LOCK = "update tenants set webhooks_version = webhooks_version + 1 where id = $1 returning webhooks_version"
 WEBHOOKS = Statement(
     """
     select id, name, source, auth, params, event_key, scope, filter, static_payload, response, body_bytes, rate, burst, repeat_ms,
@@ -71,6 +81,7 @@ WEBHOOK = Statement(
     """,
     WebhookRow,
 )
+BY_ID = "select id from webhooks where tenant_id = $1 and id = $2"
 PAGE = Statement(
     """
     select id, name, source, auth, params, event_key, scope, filter, static_payload, response, body_bytes, rate, burst, repeat_ms,
@@ -101,8 +112,11 @@ UPDATE = """
 """
 DELETE = "delete from webhooks where tenant_id = $1 and id = $2 returning id"
 ADD_SECRET = """
+    with numbered as (
+        update webhooks set secrets_made = secrets_made + 1 where tenant_id = $1 and id = $2 returning secrets_made
+    )
     insert into webhook_secrets (tenant_id, webhook_id, number, sealed, captured, created_at)
-    select $1, $2, coalesce(max(number), 0) + 1, $3, $4, $5 from webhook_secrets where tenant_id = $1 and webhook_id = $2
+    select $1, $2, secrets_made, $3, $4, $5 from numbered
     returning number
 """
 END_SECRETS = """
@@ -118,6 +132,16 @@ USED = """
 """
 
 
+async def versions(db: Database) -> dict[int, int]:
+    """Every tenant's version."""
+    return {row.tenant_id: row.version for row in VERSIONS.read(await db.fetch(VERSIONS.sql))}
+
+
+async def lock(conn: Connection, tenant_id: int) -> None:
+    """Take the lock of a tenant's webhooks for this transaction and raise their version."""
+    await conn.execute(LOCK, tenant_id)
+
+
 async def webhooks(db: Database | Connection, tenant_id: int) -> list[WebhookRow]:
     """All of a tenant's, by name."""
     return WEBHOOKS.read(await db.fetch(WEBHOOKS.sql, tenant_id))
@@ -126,6 +150,12 @@ async def webhooks(db: Database | Connection, tenant_id: int) -> list[WebhookRow
 async def webhook(db: Database | Connection, tenant_id: int, name: str) -> WebhookRow | None:
     """One by its name."""
     return WEBHOOK.first(await db.fetch(WEBHOOK.sql, tenant_id, name))
+
+
+async def by_id(conn: Connection, tenant_id: int, webhook_id: str) -> str | None:
+    """The id of a webhook that is there."""
+    found: str | None = await conn.fetchval(BY_ID, tenant_id, webhook_id)
+    return found
 
 
 async def page(
@@ -165,7 +195,7 @@ async def delete(conn: Connection, tenant_id: int, webhook_id: str) -> bool:
 
 
 async def add_secret(conn: Connection, tenant_id: int, webhook_id: str, sealed: bytes, captured: bool, now: datetime) -> int:
-    """Add a secret; answers its number."""
+    """Add a secret to a webhook that is there; answers its number, which no other secret of it ever had."""
     return int(await conn.fetchval(ADD_SECRET, tenant_id, webhook_id, sealed, captured, now))
 
 

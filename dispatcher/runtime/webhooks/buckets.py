@@ -29,10 +29,6 @@ class Bucket:
         self._tokens -= 1
         return True
 
-    def give_back(self) -> None:
-        """Return a token that was not used after all."""
-        self._tokens = min(self.burst, self._tokens + 1)
-
     def _fill(self, now: datetime) -> None:
         elapsed = (now - self._at).total_seconds()
         if elapsed > 0:

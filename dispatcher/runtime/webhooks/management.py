@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import secrets as random_secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from hmac import compare_digest
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -18,10 +20,10 @@ from dispatcher.errors import Problem, problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime.webhooks.samples import Sample, sample_of
 from dispatcher.runtime.webhooks.sources import FILTER_MACROS, GENERIC, Hook, Sources, compiled_expression, scheme_of
+from dispatcher.sealing import SealError
 from dispatcher.settings import Settings
-from dispatcher.store import registry
 from dispatcher.store import webhooks as store
-from dispatcher.store.database import Database
+from dispatcher.store.database import Connection, Database
 from dispatcher.store.webhooks import WebhookRow, WebhookSecretRow
 from webhooks import PROVIDERS, Scheme, body
 from webhooks.ingest import SECRETS_MAX
@@ -78,7 +80,7 @@ class Management:
         _check_secrets(scheme, secrets)
         trial = tried(row, scheme, changes.sample)
         async with self._database.transaction() as conn:
-            await registry.bump(conn, tenant_id)
+            await store.lock(conn, tenant_id)
             if not await store.insert(conn, tenant_id, row):
                 raise problem("webhook_exists", f"there is a webhook {name!r} already")
             for secret in reversed(secrets):
@@ -88,22 +90,16 @@ class Management:
 
     async def change(self, tenant_id: int, name: str, changes: Changes) -> tuple[WebhookRow, Trial]:
         """Change what is given. Raises Problem."""
-        before = await self.row(tenant_id, name)
-        row = replace(self._changed_row(before, changes), updated_at=self._clock.now())
-        scheme = _checked_scheme(row)
-        trial = tried(row, scheme, changes.sample)
-        async with self._database.transaction() as conn:
-            await registry.bump(conn, tenant_id)
-            if not await store.update(conn, tenant_id, row):
-                raise _unknown(name)
+        async with self._changing(tenant_id, name) as (conn, before):
+            row = replace(self._changed_row(before, changes), updated_at=self._clock.now())
+            trial = tried(row, _checked_scheme(row), changes.sample)
+            await store.update(conn, tenant_id, row)
         await self._changed()
         return row, trial
 
     async def delete(self, tenant_id: int, name: str) -> None:
         """Remove a webhook: from now on its address is like any that never was. Its deliveries stay as long as all others."""
-        row = await self.row(tenant_id, name)
-        async with self._database.transaction() as conn:
-            await registry.bump(conn, tenant_id)
+        async with self._changing(tenant_id, name) as (conn, row):
             await store.delete(conn, tenant_id, row.id)
         await self._changed()
 
@@ -112,14 +108,12 @@ class Management:
 
         With an `overlap` the others end after it, otherwise they go on until they are removed. Raises Problem.
         """
-        row = await self.row(tenant_id, name)
-        scheme = scheme_of(row.source, row.auth)[0]
-        made = None if secret is not None else _generated(scheme)
-        text = secret if secret is not None else made or ""
-        _check_secrets(scheme, [text])
         now = self._clock.now()
-        async with self._database.transaction() as conn:
-            await registry.bump(conn, tenant_id)
+        async with self._changing(tenant_id, name) as (conn, row):
+            scheme = scheme_of(row.source, row.auth)[0]
+            made = None if secret is not None else _generated(scheme)
+            text = secret if secret is not None else made or ""
+            _check_secrets(scheme, [text])
             if sum(_active(s, now) for s in await store.secrets(conn, tenant_id, row.id)) >= SECRETS_MAX:
                 raise problem("too_many_secrets", f"a webhook has at most {SECRETS_MAX} active secrets; remove one that is not used")
             number = await store.add_secret(conn, tenant_id, row.id, self._sources.seal(tenant_id, row.id, text), False, now)
@@ -130,22 +124,41 @@ class Management:
 
     async def remove_secret(self, tenant_id: int, name: str, number: int) -> None:
         """Forget a secret now. Raises Problem."""
-        row = await self.row(tenant_id, name)
-        async with self._database.transaction() as conn:
-            await registry.bump(conn, tenant_id)
+        async with self._changing(tenant_id, name) as (conn, row):
             if not await store.remove_secret(conn, tenant_id, row.id, number):
                 raise problem("not_found", f"webhook {name!r} has no secret {number}")
         await self._changed()
 
-    async def capture(self, hook: Hook, secret: str) -> None:
-        """Keep the secret a sender told in its handshake, unless there is one by now."""
+    async def capture(self, hook: Hook, secret: str) -> bool:
+        """Keep the secret a sender told in its handshake; False when there is another by now."""
         tenant_id, webhook_id = hook.key
         async with self._database.transaction() as conn:
-            await registry.bump(conn, tenant_id)
-            if not await store.secrets(conn, tenant_id, webhook_id):
-                sealed = self._sources.seal(tenant_id, webhook_id, secret)
-                await store.add_secret(conn, tenant_id, webhook_id, sealed, True, self._clock.now())
+            await store.lock(conn, tenant_id)
+            if await store.by_id(conn, tenant_id, webhook_id) is None:
+                return False
+            known = await store.secrets(conn, tenant_id, webhook_id)
+            if known:
+                return any(self._is(tenant_id, row, secret) for row in known if row.captured)
+            sealed = self._sources.seal(tenant_id, webhook_id, secret)
+            await store.add_secret(conn, tenant_id, webhook_id, sealed, True, self._clock.now())
         await self._changed()
+        return True
+
+    def _is(self, tenant_id: int, row: WebhookSecretRow, secret: str) -> bool:
+        try:
+            return compare_digest(self._sources.open(tenant_id, row).encode(), secret.encode())
+        except SealError:
+            return False
+
+    @asynccontextmanager
+    async def _changing(self, tenant_id: int, name: str) -> AsyncIterator[tuple[Connection, WebhookRow]]:
+        """A webhook that nobody else changes meanwhile. Raises Problem unknown_webhook."""
+        async with self._database.transaction() as conn:
+            await store.lock(conn, tenant_id)
+            row = await store.webhook(conn, tenant_id, name)
+            if row is None:
+                raise _unknown(name)
+            yield conn, row
 
     async def row(self, tenant_id: int, name: str) -> WebhookRow:
         """A webhook. Raises Problem unknown_webhook."""

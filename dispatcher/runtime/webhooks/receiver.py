@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from math import ceil
 from typing import Final
 
 from dispatcher.clock import Clock
@@ -22,13 +23,15 @@ from dispatcher.settings import Settings
 from dispatcher.store.webhook_deliveries import NewDelivery
 from webhooks import Delivery, Ingest, KeyCache, Outcome, Request, Response, Scheme, Submitted, refuse_unknown
 from webhooks.body import kept_headers
-from webhooks.ingest import DETAIL_CHARS_MAX
+from webhooks.ingest import DETAIL_CHARS_MAX, UNVERIFIED
 from webhooks.response import problem
 
 RESERVED: Final = ("hot:", "schedule:new")
 _RETRY_SECONDS: Final = 1
+_RETRY_SECONDS_MAX: Final = 3_600
 _NO_SCHEME: Final = Scheme(kind="none")
 _MAYBE_OUTDATED: Final = frozenset({"mismatch", "no_secret"})
+_SEALED: Final = problem(503, "key_unavailable", "Try again", "A secret of this webhook cannot be read just now.")
 _RATE_LIMITED: Final = problem(429, "rate_limited", "Too many requests", "This webhook takes fewer requests a second.")
 
 
@@ -39,6 +42,10 @@ class Received:
     response: Response
     delivery: Delivery | None = None
     accepted: DeliveryAccepted | None = None
+
+
+class _TooMany(Exception):  # noqa: N818 - reads as what happened
+    """A proven delivery came too soon after others."""
 
 
 @dataclass(slots=True)
@@ -52,7 +59,12 @@ class _Storing:
     accepted: DeliveryAccepted | None = None
 
     async def submit(self, delivery: Delivery) -> Submitted:
-        """Persist it with its event; raises Problem when nothing could be written."""
+        """Persist it with its event; raises Problem when nothing could be written.
+
+        What is proven counts for the rate, and nothing else: what anybody can send must not use up what the sender may.
+        """
+        if not self.hook.bucket.take(self.now):
+            raise _TooMany
         delivery = await filtered(self.hook, delivery)
         self.accepted, status = await self.receiver.store(self.hook, self.request, delivery, self.now)
         if self.accepted.duplicate:
@@ -74,7 +86,7 @@ class Receiver:
         self._settings = settings
         self._metrics = metrics
         self._ids = IdMaker()
-        self.on_capture: Callable[[Hook, str], Awaitable[None]] = _forget
+        self.on_capture: Callable[[Hook, str], Awaitable[bool]] = _forget
 
     def new_id(self, now: datetime) -> str:
         """The id of a delivery; later ones sort behind earlier ones."""
@@ -84,19 +96,23 @@ class Receiver:
         """The address, also one that another process has made a moment ago."""
         now = self._clock.now()
         hook = self._sources.find(slug, name, now)
-        if hook is None and await self._sources.catch_up(now):
-            hook = self._sources.find(slug, name, now)
-        return hook
+        return hook if hook is not None else await self.newest(slug, name)
 
-    def busy(self, hook: Hook) -> Response | None:
-        """The refusal of a request that comes too soon after others; None when there is room."""
+    async def newest(self, slug: str, name: str) -> Hook | None:
+        """The address as it is now, whoever changed it a moment ago."""
         now = self._clock.now()
-        wait = hook.bucket.wait(now)
-        if not wait:
-            return None
-        seconds = str(max(_RETRY_SECONDS, -int(-wait // 1)))
-        self.refused(hook, "", "rate_limited", f"more than {hook.bucket.rate:g} requests a second", 0)
-        return replace(_RATE_LIMITED, headers=(*_RATE_LIMITED.headers, ("retry-after", seconds)))
+        await self._sources.catch_up(now)
+        return self._sources.find(slug, name, now)
+
+    def busy(self, hook: Hook, method: str) -> Response | None:
+        """The refusal of a request that comes too soon after others; None when there is room."""
+        wait = hook.bucket.wait(self._clock.now())
+        return self._too_many(hook, method, wait, 0) if wait else None
+
+    def _too_many(self, hook: Hook, method: str, wait: float, body_bytes: int) -> Response:
+        seconds = max(_RETRY_SECONDS, ceil(min(wait, _RETRY_SECONDS_MAX)))
+        self.refused(hook, method, "rate_limited", f"more than {hook.bucket.rate:g} deliveries a second", body_bytes)
+        return replace(_RATE_LIMITED, headers=(*_RATE_LIMITED.headers, ("retry-after", str(seconds))))
 
     def refuse_unknown(self, slug: str, name: str, request: Request) -> Response:
         """The answer for an address that is none: that of a wrong secret, after the work a request with one costs."""
@@ -116,16 +132,20 @@ class Receiver:
 
     async def receive(self, hook: Hook, request: Request) -> Received:
         """Handle one request whose body has been read. Raises Problem when nothing could be stored just now."""
-        limited = None if hook.bucket.take(self._clock.now()) else self.busy(hook)
-        if limited is not None:
-            return Received(limited)
-        received, outcome = await self._tried(hook, request)
-        if outcome.delivery.reason in _MAYBE_OUTDATED and await self._sources.catch_up(self._clock.now()):
-            newer = self._sources.find(hook.tenant.slug, hook.row.name, self._clock.now())
-            if newer is not None:  # another process may have added the secret a moment ago
-                hook = newer
-                received, outcome = await self._tried(hook, request)
-        await self._conclude(hook, request, outcome)
+        try:
+            received, outcome = await self._tried(hook, request)
+            if outcome.delivery.reason in _MAYBE_OUTDATED:
+                newer = await self.newest(*hook.place)
+                if newer is not None and newer is not hook:  # another process may have added the secret a moment ago
+                    hook = newer
+                    received, outcome = await self._tried(hook, request)
+        except _TooMany:
+            return Received(self._too_many(hook, request.method, hook.bucket.wait(self._clock.now()), len(request.body)))
+        if outcome.capture is not None and not await self.on_capture(hook, outcome.capture):
+            received, outcome = self._told_too_late(outcome)
+        elif hook.sealed and outcome.delivery.reason in _MAYBE_OUTDATED:  # what the sender cannot help shall not put it off
+            received = replace(received, response=_SEALED)
+        self._note(hook, request, outcome)
         return received
 
     async def _tried(self, hook: Hook, request: Request) -> tuple[Received, Outcome]:
@@ -134,17 +154,21 @@ class Receiver:
         outcome = await Ingest(storing.submit, self._keys).receive(hook.source, request, now.timestamp())
         return Received(outcome.response, outcome.delivery, storing.accepted), outcome
 
-    async def _conclude(self, hook: Hook, request: Request, outcome: Outcome) -> None:
-        """Write down, beside the way, what was not stored; keep a secret the sender has just told us, before it is answered."""
+    def _told_too_late(self, outcome: Outcome) -> tuple[Received, Outcome]:
+        """The refusal of a secret that is told to a webhook which has another by now."""
+        detail = "this webhook has a secret already; remove it to let the sender tell another"
+        delivery = replace(outcome.delivery, status="rejected", reason="mismatch", detail=detail)
+        return Received(UNVERIFIED, delivery), replace(outcome, response=UNVERIFIED, delivery=delivery)
+
+    def _note(self, hook: Hook, request: Request, outcome: Outcome) -> None:
+        """Write down, beside the way, what was not stored. A secret the sender told is kept sealed and nowhere else."""
         delivery, now = outcome.delivery, self._clock.now()
         if delivery.secret_index is not None:
             self._notes.use(hook, hook.secrets[delivery.secret_index].number, now)
-        if delivery.status == "rejected" and outcome.response.status in {401, 503}:
-            hook.bucket.give_back()  # what anybody can send must not use up what the sender may
-        if outcome.capture is not None:
-            await self.on_capture(hook, outcome.capture)
         if delivery.status in {"rejected", "handshake"}:
             row = new_delivery(hook.key, self.new_id(now), delivery, request, hook.source.scheme, now)
+            if outcome.capture is not None:
+                row.body = None
             self._notes.delivery(hook, row, now)
 
     async def store(self, hook: Hook, request: Request, delivery: Delivery, now: datetime) -> tuple[DeliveryAccepted, str]:
@@ -197,8 +221,9 @@ class Receiver:
         return tuple((scope, key, ttl) for key in delivery.dedupe_keys) if ttl else ()
 
 
-async def _forget(_hook: Hook, _secret: str) -> None:
+async def _forget(_hook: Hook, _secret: str) -> bool:
     """Nobody keeps secrets that senders tell."""
+    return False
 
 
 async def filtered(hook: Hook, delivery: Delivery) -> Delivery:

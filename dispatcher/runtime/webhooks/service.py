@@ -80,8 +80,8 @@ class Webhooks:
         return f"{self._settings.base_url()}/hooks/{slug}/{name}"
 
     async def hook(self, slug: str, name: str) -> Hook:
-        """A webhook as it receives. Raises Problem unknown_webhook."""
-        hook = await self.receiver.find(slug, name)
+        """A webhook as it receives by now, also when another process has just changed it. Raises Problem unknown_webhook."""
+        hook = await self.receiver.newest(slug, name)
         if hook is None:
             raise problem("unknown_webhook", f"there is no webhook {name[:200]!r}")
         return hook

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 from dispatcher.clock import monotonic
 from dispatcher.engine.expressions import Expression, ExpressionError
 from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.webhooks.buckets import Bucket
-from dispatcher.sealing import Sealer
+from dispatcher.sealing import Sealer, SealError
 from dispatcher.store import webhooks as store
 from dispatcher.store.database import Database
 from dispatcher.store.registry import Tenant
@@ -25,7 +27,9 @@ from webhooks.response import NOSNIFF
 
 GENERIC: Final = "generic"
 FILTER_MACROS: Final = 4
-CATCH_UP_EVERY: Final = timedelta(milliseconds=50)
+CATCH_UP_SECONDS: Final = 0.01
+
+_log = logging.getLogger(__name__)
 
 
 def secret_context(tenant_id: int, webhook_id: str) -> str:
@@ -47,7 +51,7 @@ class Hook:
     """One address as this process receives for it.
 
     `secrets` are those of `source`, in its order; `until` is when one of them ends. `filter_loops` says that the filter goes through
-    lists, and may take a while.
+    lists, and may take a while. `sealed` says that it has secrets which do not open with this server's key.
     """
 
     tenant: Tenant
@@ -59,6 +63,12 @@ class Hook:
     filter_loops: bool
     bucket: Bucket
     recording: Bucket
+    sealed: bool = False
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """(tenant's slug, name): where its address ends."""
+        return self.tenant.slug, self.row.name
 
     @property
     def key(self) -> tuple[int, str]:
@@ -133,50 +143,65 @@ class Sources:
         self._recorded = recorded
         self._versions: dict[int, int] = {}
         self._hooks: dict[tuple[str, str], Hook] = {}
-        self._opened: dict[bytes, str] = {}
+        self._opened: dict[tuple[int, bytes], str] = {}
         self._lock = asyncio.Lock()
-        self._flight: asyncio.Future[bool] | None = None
-        self._caught_up: datetime | None = None
+        self._reading = asyncio.Lock()
+        self._next: asyncio.Future[None] | None = None
+        self._read_at: float | None = None
+        self.pace = CATCH_UP_SECONDS
+        """Seconds from one reading that was asked for to the next, at the least."""
+        self.asked = 0
+        """How often somebody has missed something here."""
 
     async def refresh(self, now: datetime) -> bool:
-        """Read again what belongs to tenants whose registry has moved on; True when any had."""
+        """Read again what belongs to tenants whose webhooks have changed; True when any had."""
         async with self._lock:
             return await self._refresh(now)
 
     async def _refresh(self, now: datetime) -> bool:
-        stale = [p.tenant for p in self._directory.pictures.values() if self._versions.get(p.tenant.id) != p.tenant.registry_version]
+        versions = await store.versions(self._database)
+        if not versions.keys() <= self._directory.pictures.keys():
+            await self._directory.refresh(now)
+        pictures = self._directory.pictures
+        stale = [pictures[id_].tenant for id_, version in versions.items() if id_ in pictures and self._versions.get(id_) != version]
         for tenant in stale:
             rows = await store.webhooks(self._database, tenant.id)
             secrets = await store.secrets(self._database, tenant.id) if rows else []
             known = {hook.key: hook for hook in self._hooks.values() if hook.tenant.id == tenant.id}
-            hooks = [self._hook(tenant, row, [s for s in secrets if s.webhook_id == row.id], known, now) for row in rows]
+            hooks = [self._readable(tenant, row, [s for s in secrets if s.webhook_id == row.id], known, now) for row in rows]
             self._hooks = {at: hook for at, hook in self._hooks.items() if hook.tenant.id != tenant.id}
-            self._hooks.update({(tenant.slug, hook.row.name): hook for hook in hooks})
-            self._versions[tenant.id] = tenant.registry_version
+            self._hooks.update({(tenant.slug, hook.row.name): hook for hook in hooks if hook is not None})
+            self._versions[tenant.id] = versions[tenant.id]
+            self._forget(tenant.id, {secret.sealed for secret in secrets})
         return bool(stale)
 
-    async def catch_up(self, now: datetime) -> bool:
-        """Read what another process may just have changed, at most every few milliseconds; True when anything had.
+    def _forget(self, tenant_id: int, kept: set[bytes]) -> None:
+        """Let go of what secrets say that are no more."""
+        self._opened = {at: text for at, text in self._opened.items() if at[0] != tenant_id or at[1] in kept}
 
-        Whoever asks while that is being read waits for it too: what it brings may be what they miss.
+    async def catch_up(self, now: datetime) -> None:
+        """Read what another process may just have changed. The reading begins after this call, so it brings whatever was committed before.
+
+        Whoever asks before it begins shares it, and it begins a few milliseconds after the last one at the soonest.
         """
-        if self._flight is None:
-            self._flight = asyncio.ensure_future(self._catch_up(now))
-            self._flight.add_done_callback(self._landed)
-        return await asyncio.shield(self._flight)
+        self.asked += 1
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._catch_up(now))
+            self._next.add_done_callback(self._landed)
+        await asyncio.shield(self._next)
 
-    async def _catch_up(self, now: datetime) -> bool:
-        if self._caught_up is not None and now < self._caught_up + CATCH_UP_EVERY:
-            return False
-        await self._directory.refresh(now)
-        changed = await self.refresh(now)
-        self._caught_up = now
-        return changed
+    async def _catch_up(self, now: datetime) -> None:
+        async with self._reading:
+            if self._read_at is not None:
+                await asyncio.sleep(max(0.0, self._read_at + self.pace - monotonic()))
+            self._read_at, self._next = monotonic(), None
+            await self.refresh(now)
 
-    def _landed(self, flight: asyncio.Future[bool]) -> None:
-        self._flight = None
-        if not flight.cancelled():
-            flight.exception()  # looked at, even when everybody who waited is gone
+    def _landed(self, reading: asyncio.Future[None]) -> None:
+        if self._next is reading:
+            self._next = None
+        if not reading.cancelled():
+            reading.exception()  # looked at, even when everybody who waited is gone
 
     def find(self, slug: str, name: str, now: datetime) -> Hook | None:
         """The address of a tenant, with the secrets that are active now."""
@@ -190,27 +215,43 @@ class Sources:
         return fresh
 
     def open(self, tenant_id: int, row: WebhookSecretRow) -> str:
-        """A secret's text, opened once."""
-        if row.sealed not in self._opened:
-            self._opened[row.sealed] = self._sealer.open(row.sealed, secret_context(tenant_id, row.webhook_id)).decode()
-        return self._opened[row.sealed]
+        """A secret's text, opened once. Raises SealError."""
+        at = (tenant_id, row.sealed)
+        if at not in self._opened:
+            self._opened[at] = self._sealer.open(row.sealed, secret_context(tenant_id, row.webhook_id)).decode()
+        return self._opened[at]
 
     def seal(self, tenant_id: int, webhook_id: str, secret: str) -> bytes:
         """A secret as it is stored."""
         return self._sealer.seal(secret.encode(), secret_context(tenant_id, webhook_id))
 
-    def _hook(
+    def _readable(
         self, tenant: Tenant, row: WebhookRow, secrets: Sequence[WebhookSecretRow], known: Mapping[tuple[int, str], Hook], now: datetime
-    ) -> Hook:
-        active = [s for s in secrets if s.not_after is None or now < s.not_after][:SECRETS_MAX]
-        opened = tuple(Secret(s.number, self.open(tenant.id, s), s.not_after) for s in active)
-        before = known.get((tenant.id, row.id))
+    ) -> Hook | None:
+        """A webhook ready to receive. One whose row makes no sense here is left out, and does not stand in the others' way."""
+        try:
+            return self._hook(tenant, row, secrets, known.get((tenant.id, row.id)), now)
+        except (LookupError, TypeError, ValueError):
+            _log.exception("webhook %s of tenant %s cannot be read", row.name, tenant.slug)
+            return None
+
+    def _hook(self, tenant: Tenant, row: WebhookRow, secrets: Sequence[WebhookSecretRow], before: Hook | None, now: datetime) -> Hook:
+        active = [s for s in secrets if s.not_after is None or now < s.not_after]
+        opened = tuple(secret for secret in map(partial(self._secret, tenant, row), active) if secret is not None)[:SECRETS_MAX]
         bucket = before.bucket if before is not None else Bucket(row.rate, row.burst, now)
         if (bucket.rate, bucket.burst) != (row.rate, row.burst):
             bucket = Bucket(row.rate, row.burst, now)
         recording = before.recording if before is not None else Bucket(*self._recorded, now)
         filter_ = expression(row.filter, bool, FILTER_MACROS)
-        return Hook(tenant, row, source_of(row, opened), opened, _first_end(opened), filter_, _loops(row.filter), bucket, recording)
+        sealed = len(opened) < min(len(active), SECRETS_MAX)
+        return Hook(tenant, row, source_of(row, opened), opened, _first_end(opened), filter_, _loops(row.filter), bucket, recording, sealed)
+
+    def _secret(self, tenant: Tenant, webhook: WebhookRow, row: WebhookSecretRow) -> Secret | None:
+        try:
+            return Secret(row.number, self.open(tenant.id, row), row.not_after)
+        except (SealError, UnicodeDecodeError) as error:
+            _log.error("secret %d of webhook %s of tenant %s: %s", row.number, webhook.name, tenant.slug, error)
+            return None
 
 
 def _loops(source: str | None) -> bool:

@@ -1,6 +1,10 @@
 -- Addresses that receive webhooks, the secrets they verify with, and what arrived. `auth` describes a generic source; a known
 -- sender is named by `source` and described in code. Expressions are texts: their meaning is checked when they are saved.
 
+-- Raised with every change of a tenant's webhooks, apart from its registry's version: deliveries on their way in are matched
+-- against the registry, and what they need not be matched against again shall not hold them up. The row is the lock of both.
+alter table tenants add column webhooks_version bigint not null default 0;
+
 create table webhooks (
     tenant_id      int not null references tenants,
     id             text collate "C" not null,
@@ -17,6 +21,7 @@ create table webhooks (
     rate           double precision not null check (rate > 0),
     burst          int not null check (burst > 0),
     repeat_ms      bigint not null check (repeat_ms >= 0),
+    secrets_made   int not null default 0,  -- so that the number of a secret is never another's
     created_at     timestamptz not null,
     updated_at     timestamptz not null,
     primary key (tenant_id, id),
