@@ -19,6 +19,7 @@ from dispatcher.clock import Clock, SystemClock
 from dispatcher.delivery import Courier, CourierBounds, EgressPolicy
 from dispatcher.engine.attempts import Requeue
 from dispatcher.loops import Loop
+from dispatcher.runtime.bulk import Bulk
 from dispatcher.runtime.callbacks import Callbacks
 from dispatcher.runtime.cancellation import Cancellation
 from dispatcher.runtime.capacity import Capacity
@@ -26,6 +27,7 @@ from dispatcher.runtime.circuits import Circuits
 from dispatcher.runtime.claims import Claims
 from dispatcher.runtime.deliveries import Deliveries
 from dispatcher.runtime.directory import Directory, Workflow
+from dispatcher.runtime.filters import Filters
 from dispatcher.runtime.graphs import Graphs
 from dispatcher.runtime.intake import Intake
 from dispatcher.runtime.keyring import Keyring
@@ -33,6 +35,7 @@ from dispatcher.runtime.membership import Membership
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.recorder import Recorder
 from dispatcher.runtime.registration import Registration
+from dispatcher.runtime.replays import Replays
 from dispatcher.runtime.services import Services
 from dispatcher.runtime.settlement import Settlement
 from dispatcher.runtime.signals import Signals
@@ -42,6 +45,7 @@ from dispatcher.runtime.waiters import Waiters
 from dispatcher.runtime.webhooks import Webhooks
 from dispatcher.sealing import Sealer, development_key, parse_master_key
 from dispatcher.settings import Settings, SettingsError
+from dispatcher.store import bulk as bulk_store
 from dispatcher.store import intake as intake_store
 from dispatcher.store import partitions, queue, registry, tasks
 from dispatcher.store.database import Database, DatabaseUnavailable
@@ -198,9 +202,14 @@ def _join(
     callbacks = Callbacks(database, directory, deliveries, settlement, recorder, signals, tokens, clock, settings)
     circuits.rediscover = registration.rediscover
     webhooks = Webhooks(database, directory, keyring.sealer, intake, courier, clock, settings, metrics, registration.changed)
+    replays = Replays(database, directory, capacity, clock)
     services = Services(
         settings, clock, database, intake, waiters, cancellation, registration, callbacks, directory, metrics, settlement, capacity,
         webhooks,
+        filters=Filters(database, directory, clock, settings, registration.changed),
+        replays=replays,
+        bulk=Bulk(database, replays, cancellation, signals, clock, settings),
+        streams=streams,
     )  # fmt: skip
     return _Parts(services, membership, deliveries, capacity, claims, circuits, settlement, signals, graphs)
 
@@ -270,6 +279,9 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
         await services.waiters.look()
         await services.streams.look()
 
+    async def bulk(now: datetime) -> datetime | None:
+        return now if await services.bulk.tick(now) else None
+
     async def probe(now: datetime) -> None:
         await parts.circuits.probe_due(now)
 
@@ -284,6 +296,7 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
         "reap": (reap, beat),
         "registry": (refresh, poll),
         "probe": (probe, poll),
+        "bulk": (bulk, poll),
         "maintenance": (_Maintenance(services).tick, _MAINTENANCE),
     }
     loops = {name: Loop(name, tick, clock, every) for name, (tick, every) in ticks.items()}
@@ -339,11 +352,15 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
     parts.services.registration.on_change = registry_changed
     parts.circuits.on_change = registry_changed
     parts.services.cancellation.on_marked = loops["cancels"].wake
+    parts.services.replays.on_ready = backlogged
+    parts.services.replays.on_graphs = parts.graphs.hint
+    parts.services.bulk.on_made = loops["bulk"].wake
     parts.signals.on("ready", ready)
     parts.signals.on("registry", lambda _: loops["registry"].wake())
     parts.signals.on("finished", parts.services.waiters.finished_ids)
     parts.signals.on("stream", parts.services.streams.hinted)
     parts.signals.on("cancel", lambda _: loops["cancels"].wake())
+    parts.signals.on("bulk", lambda _: loops["bulk"].wake())
     parts.signals.on("lease", lease)
 
 
@@ -357,6 +374,7 @@ class _Maintenance:
         database, settings = self.services.database, self.services.settings
         await partitions.make(database, now.date(), _PARTITION_DAYS)
         await partitions.drop_before(database, (now - timedelta(days=settings.retention_days)).date())
+        await bulk_store.prune(database, now - timedelta(days=settings.retention_days))
         while await intake_store.prune_keys(database, now, _BATCH) >= _BATCH:
             pass
         return None

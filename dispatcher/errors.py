@@ -54,6 +54,12 @@ CODES: Final[Mapping[str, Code]] = MappingProxyType({
     "rotation_in_progress": Code(409, "A rotation is in progress", "Wait until the old secret has ended, or cancel the rotation."),
     "no_rotation": Code(409, "No rotation is in progress", "There is nothing to cancel."),
     "run_finished": Code(409, "The run is finished", "Nothing is left to change; GET the run for its result."),
+    "filter_exists": Code(409, "Filter exists", "GET /v1/filters?workflow=… lists those there are."),
+    "filter_declared": Code(409, "The workflow declares this filter", "Change default_filters of the workflow, and register it again."),
+    "too_many_filters": Code(409, "Too many filters", "Remove those no event needs, or raise DISPATCHER_MAX_FILTERS."),
+    "run_not_finished": Code(409, "The run is not finished", "Wait until it is over, or cancel it first; then replay it."),
+    "bulk_finished": Code(409, "The bulk action is over", "Nothing is left to cancel; GET it for its counts."),
+    "too_many_matched": Code(422, "Too many runs match", "Narrow the filter, as with since and until; DISPATCHER_MAX_BULK_RUNS is the limit."),
     "too_many_runs": Code(422, "The event would start too many runs", "Register fewer workflows for this event."),
     "destination_blocked": Code(422, "Destination blocked", "Private addresses need an entry in DISPATCHER_EGRESS_ALLOW."),
     # ---- webhooks: what is registered

@@ -45,6 +45,11 @@ class Settings:
     max_metadata_bytes: int = 16_384  # metadata of one run or event
     max_json_depth: int = 64  # nesting of any JSON accepted
     max_fan_out: int = 1_000  # runs one event may start
+    max_filters: int = 10_000  # filters of events one tenant may have
+    filter_seconds: float = 1.0  # evaluation the filters of one event may take together; those left then count as failed
+    filter_queue: int = 1_000  # events of one tenant that may wait for costly filters before others are refused with 503
+    max_bulk_runs: int = 100_000  # runs one bulk cancel or replay may match
+    bulk_chunk: int = 500  # runs of a bulk action that are written together
     intake_queue: int = 20_000  # runs waiting for their commit before new ones are refused with 503
     intake_batch: int = 1_000  # runs written in one statement
     idempotency_ttl: float = 86_400.0  # how long an idempotency key is remembered unless the call says otherwise
@@ -86,6 +91,15 @@ class Settings:
     retention_days: int = 30  # days finished runs are kept
     log_lines_per_attempt: int = 10_000  # log lines kept of one attempt
     log_line_bytes: int = 16_384  # longest log line kept whole
+    stream_chunks_per_attempt: int = 10_000  # pieces of streams kept of one attempt
+    stream_bytes_per_attempt: int = 16_777_216  # bytes those may have together
+    search_rows: int = 20_000  # rows one page of a search may look at; a page that stops there continues with its cursor
+
+    # --- following
+    stream_heartbeat: float = 15.0  # seconds of silence after which followers of a stream or a log are sent a comment
+    stream_stall: float = 30.0  # a follower that takes nothing for so long is let go
+    stream_buffer_bytes: int = 1_048_576  # the latest of a stream that a process keeps in memory for all its followers
+    max_stream_readers: int = 5_000  # followers one process serves at once
 
     def base_url(self) -> str:
         """Where endpoints find this server."""

@@ -12,10 +12,13 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import HTTPScope, LifeSpanReceive, LifeSpanScope, LifeSpanSend, Method, Receive, Scope, Send
 
 from dispatcher.api import (
+    audit,
+    bulk,
     callbacks,
     endpoints,
     events,
     expressions,
+    filters,
     health,
     hooks,
     keys,
@@ -40,13 +43,16 @@ _RESOURCES: Final = (
     *metrics.ROUTES,
     *keys.ROUTES,
     *runs.ROUTES,
+    *bulk.ROUTES,
     *events.ROUTES,
+    *filters.ROUTES,
     *workflows.ROUTES,
     *endpoints.ROUTES,
     *webhooks.ROUTES,
     *hooks.ROUTES,
     *expressions.ROUTES,
     *tokens.ROUTES,
+    *audit.ROUTES,
     *callbacks.ROUTES,
     *problems.ROUTES,
 )

@@ -19,7 +19,7 @@ from dispatcher.store.tokens import TokenSummary
 
 SCOPES: Final = frozenset({
     "runs:read", "runs:write", "events:read", "events:write", "endpoints:read", "endpoints:write", "webhooks:read",
-    "webhooks:write", "tokens:write", EVERYTHING,
+    "webhooks:write", "tokens:write", "audit:read", EVERYTHING,
 })  # fmt: skip
 """What a token may be allowed; `*` is everything, also what later versions add."""
 DEFAULT_LIFE: Final = timedelta(days=365)

@@ -19,8 +19,9 @@ from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.keyring import Keyring, secret_context
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import registry
+from dispatcher.store import filters, registry
 from dispatcher.store.database import Connection, Database
+from dispatcher.store.filters import NewFilter
 from dispatcher.store.registry import EndpointPut, EndpointRow
 from handlers_sdk.signing import HmacSigner, Signer, new_secret
 
@@ -195,7 +196,11 @@ class Registration:
         workflow_ids = []
         for definition in offer.definitions:
             text = json.dumps(dump(definition))
-            workflow_ids.append(await registry.put_workflow(conn, put.tenant_id, definition.name, checksum(definition), text, now))
+            workflow_id = await registry.put_workflow(conn, put.tenant_id, definition.name, checksum(definition), text, now)
+            given = definition.default_filters
+            declared = [NewFilter(self._ids.make("flt", now), workflow_id, f.scope, f.expression, f.payload) for f in given]
+            await filters.declare(conn, put.tenant_id, workflow_id, declared, now)
+            workflow_ids.append(workflow_id)
         await registry.set_routes(conn, put.tenant_id, put.id, workflow_ids)
 
     async def changed(self) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dispatcher.clock import Clock
+from dispatcher.runtime.bulk import Bulk
 from dispatcher.runtime.callbacks import Callbacks
 from dispatcher.runtime.cancellation import Cancellation
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.filters import Filters
 from dispatcher.runtime.intake import Intake
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.registration import Registration
+from dispatcher.runtime.replays import Replays
 from dispatcher.runtime.settlement import Settlement
+from dispatcher.runtime.streams import Streams
 from dispatcher.runtime.waiters import Waiters
 from dispatcher.runtime.webhooks import Webhooks
 from dispatcher.settings import Settings
@@ -36,3 +40,7 @@ class Services:
     settlement: Settlement
     capacity: Capacity
     webhooks: Webhooks
+    filters: Filters
+    replays: Replays
+    bulk: Bulk
+    streams: Streams

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from dispatcher.store import filters
 from dispatcher.store.database import Connection, Database
+from dispatcher.store.filters import FilterRow
 from dispatcher.store.statement import Statement
 
 
@@ -245,6 +247,7 @@ class Registered:
     secrets: list[SecretRow]
     workflows: list[WorkflowRow]
     routes: list[Route]
+    filters: list[FilterRow]
 
 
 async def tenants(db: Database) -> list[Tenant]:
@@ -273,6 +276,7 @@ async def load(db: Database, tenant_id: int) -> Registered | None:
         SECRETS.read(await db.fetch(SECRETS.sql, tenant_id, None)),
         WORKFLOWS.read(await db.fetch(WORKFLOWS.sql, tenant_id, None)),
         ROUTES.read(await db.fetch(ROUTES.sql, tenant_id)),
+        await filters.every(db, tenant_id),
     )
 
 

@@ -1,0 +1,96 @@
+"""Running again what is over: a run whole, or one task of a graph with all that comes after it.
+
+A run of one task begins again by the newest definition of its workflow, because what has made it fail may have been mended there. A graph
+goes on by the one it had: its nodes are places in that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Final
+
+from dispatcher.clock import Clock
+from dispatcher.engine.graphs import reset
+from dispatcher.errors import problem
+from dispatcher.runtime.capacity import Capacity
+from dispatcher.runtime.directory import PENDING, Directory, Workflow
+from dispatcher.runtime.graphs import LETTERS
+from dispatcher.store import replays
+from dispatcher.store.database import Connection, Database
+from dispatcher.store.replays import EndedRun, Revival, Revived
+
+_TRIES: Final = 3  # a run may end, or be begun again by somebody else, between a look and the write
+
+
+class Replays:
+    """Begins runs again."""
+
+    def __init__(self, database: Database, directory: Directory, capacity: Capacity, clock: Clock) -> None:
+        self._database = database
+        self._directory = directory
+        self._capacity = capacity
+        self._clock = clock
+        self.on_ready: Callable[[], None] = lambda: None
+        self.on_graphs: Callable[[list[tuple[int, str]]], None] = lambda _runs: None
+
+    async def replay(self, tenant_id: int, run_id: str, task: str | None, input: bytes | None) -> None:
+        """Begin a run again, with another input where one is given; of a graph only `task` and what comes after it.
+
+        Raises Problem not_found, run_not_finished, or invalid_value for a task its workflow does not have.
+        """
+        for _ in range(_TRIES):
+            found = await replays.ended(self._database, tenant_id, [run_id])
+            if not found:
+                break
+            revival = await self._revival(tenant_id, found[0], task, input)
+            revived = await replays.revive(self._database, tenant_id, [revival], self._clock.now())
+            if revived:
+                self.announce(tenant_id, revived)
+                return
+        if await replays.live(self._database, tenant_id, [run_id]):
+            raise problem("run_not_finished", f"run {run_id} is not over")
+        raise problem("not_found", f"there is no run {run_id[:100]!r}")
+
+    async def revive(self, conn: Connection, tenant_id: int, run_ids: Sequence[str], now: datetime) -> list[Revived]:
+        """Begin those of these runs again that are over, in the caller's transaction; `announce` them once it is committed."""
+        found = await replays.ended(conn, tenant_id, run_ids)
+        return await replays.revive(conn, tenant_id, [await self._revival(tenant_id, run, None, None) for run in found], now)
+
+    def announce(self, tenant_id: int, revived: Sequence[Revived]) -> None:
+        """Let runs that are live again be taken up."""
+        graphs = [(tenant_id, run.id) for run in revived if run.graph is not None]
+        if graphs:
+            self.on_graphs(graphs)
+        if len(graphs) < len(revived):
+            self._capacity.backlog.update((tenant_id, run.workflow_id) for run in revived if run.graph is None)
+            self.on_ready()
+
+    async def _revival(self, tenant_id: int, run: EndedRun, task: str | None, input: bytes | None) -> Revival:
+        before = await self._directory.workflow_version(tenant_id, run.workflow_id, run.workflow_version)
+        if run.graph is None:
+            if task is not None and task != before.definition.name:
+                raise problem("invalid_value", f"task: run {run.id} has no task {task[:200]!r}", field="task")
+            workflow = self._newest(tenant_id, before)
+            return Revival(run.id, run.finished_at, workflow.number, workflow.schedule_ms[0], workflow.execution_ms[0], None, None, input)
+        graph, reasons = _reset(run, before, task)
+        return Revival(run.id, run.finished_at, before.number, 0, 0, graph, reasons, input)
+
+    def _newest(self, tenant_id: int, before: Workflow) -> Workflow:
+        picture = self._directory.pictures.get(tenant_id)
+        newest = picture.by_id.get(before.id) if picture is not None else None
+        alike = newest is not None and not newest.definition.is_graph and newest.definition.kind == before.definition.kind
+        return newest if alike and newest is not None else before
+
+
+def _reset(run: EndedRun, workflow: Workflow, task: str | None) -> tuple[str, str]:
+    """The letters a run of a graph begins again with, and the reasons of the nodes it keeps."""
+    letters = run.graph or ""
+    names = [one.name for one in workflow.definition.tasks]
+    name = task.removeprefix(f"{workflow.definition.name}:") if task is not None else None
+    if name is not None and name not in names:
+        raise problem("invalid_value", f"task: run {run.id} has no task {name[:200]!r}; it has {', '.join(names[:20])}", field="task")
+    again = reset(workflow.graph, [LETTERS[letter] for letter in letters], names.index(name) if name is not None else None)
+    reasons = {node: reason for node, reason in json.loads(run.reasons or "{}").items() if int(node) not in again}
+    return "".join(PENDING if node in again else letter for node, letter in enumerate(letters)), json.dumps(reasons)
