@@ -33,6 +33,7 @@ from dispatcher.runtime.intake import Intake
 from dispatcher.runtime.keyring import Keyring
 from dispatcher.runtime.membership import Membership
 from dispatcher.runtime.metrics import Metrics
+from dispatcher.runtime.pausing import Pausing
 from dispatcher.runtime.recorder import Recorder
 from dispatcher.runtime.registration import Registration
 from dispatcher.runtime.replays import Replays
@@ -210,6 +211,7 @@ def _join(
         replays=replays,
         bulk=Bulk(database, replays, cancellation, signals, clock, settings),
         streams=streams,
+        pausing=Pausing(database, directory, clock, registration.changed),
     )  # fmt: skip
     return _Parts(services, membership, deliveries, capacity, claims, circuits, settlement, signals, graphs)
 
@@ -338,6 +340,10 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
             deadline = datetime.fromtimestamp(float(moment), parts.services.clock.now().tzinfo)
             parts.deliveries.extend((int(tenant), run_id, int(node)), int(epoch), deadline, released == "1")
 
+    def finished(run_ids: list[str]) -> None:
+        parts.services.waiters.finished_ids(run_ids)
+        parts.services.streams.finished_ids(run_ids)
+
     parts.deliveries.on_deadline = loops["deadlines"].wake_by
     parts.services.callbacks.on_detached_end = lambda: loops["slots"].wake_by(parts.services.clock.now() + _RECOUNT)
     capacity.on_free = claim.wake
@@ -357,7 +363,7 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
     parts.services.bulk.on_made = loops["bulk"].wake
     parts.signals.on("ready", ready)
     parts.signals.on("registry", lambda _: loops["registry"].wake())
-    parts.signals.on("finished", parts.services.waiters.finished_ids)
+    parts.signals.on("finished", finished)
     parts.signals.on("stream", parts.services.streams.hinted)
     parts.signals.on("cancel", lambda _: loops["cancels"].wake())
     parts.signals.on("bulk", lambda _: loops["bulk"].wake())

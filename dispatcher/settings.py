@@ -50,6 +50,14 @@ class Settings:
     filter_queue: int = 1_000  # events of one tenant that may wait for costly filters before others are refused with 503
     max_bulk_runs: int = 100_000  # runs one bulk cancel or replay may match
     bulk_chunk: int = 500  # runs of a bulk action that are written together
+    max_crons: int = 10_000  # crons one tenant may have
+    max_bulk_schedules: int = 10_000  # schedules one bulk update or delete may match
+    cron_grace: float = 60.0  # how late a tick may be found by a dispatcher that was running when it came, and still counts as on time
+    cron_tolerance: float = (
+        2.0  # the same for one that was not: later ones were missed, and the policy of the cron says what becomes of them
+    )
+    misfire_grace: float = 3_600.0  # how late a schedule still runs that says nothing else
+    schedule_tolerance: float = 5.0  # how far in the past a schedule may lie when it is made, because clocks differ
     intake_queue: int = 20_000  # runs waiting for their commit before new ones are refused with 503
     intake_batch: int = 1_000  # runs written in one statement
     idempotency_ttl: float = 86_400.0  # how long an idempotency key is remembered unless the call says otherwise

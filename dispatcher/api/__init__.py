@@ -9,7 +9,7 @@ from litestar import Litestar, Request, Response, route
 from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
-from litestar.types import HTTPScope, LifeSpanReceive, LifeSpanScope, LifeSpanSend, Method, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, LifeSpanReceive, LifeSpanScope, LifeSpanSend, Method, Receive, Scope, Send
 
 from dispatcher.api import (
     audit,
@@ -22,10 +22,12 @@ from dispatcher.api import (
     health,
     hooks,
     keys,
+    logs,
     metrics,
     openapi,
     problems,
     runs,
+    streams,
     tokens,
     webhooks,
     workflows,
@@ -33,6 +35,7 @@ from dispatcher.api import (
 from dispatcher.api.auth import Guard
 from dispatcher.api.bodies import BodyLimits
 from dispatcher.api.edge import NO_STORE, Answer, Edge, Route, as_problem, by_method, method_not_allowed, problem_answer, send_answer
+from dispatcher.api.sending import send_stream
 from dispatcher.errors import problem
 from dispatcher.runtime.services import Services
 
@@ -45,6 +48,8 @@ _RESOURCES: Final = (
     *runs.ROUTES,
     *bulk.ROUTES,
     *events.ROUTES,
+    *streams.ROUTES,
+    *logs.ROUTES,
     *filters.ROUTES,
     *workflows.ROUTES,
     *endpoints.ROUTES,
@@ -95,17 +100,31 @@ class _App(Litestar):
         if routes is None:
             await super().__call__(scope, receive, send)
         else:
-            await send_answer(await self.edge.answer(routes, http, cast(Receive, receive)), cast(Send, send))
+            answer = await self.edge.answer(routes, http, cast(Receive, receive))
+            await respond(self.edge, answer, http, cast(Receive, receive), cast(Send, send))
 
 
 def _with_parameters(edge: Edge, path: str, routes: Mapping[str, Route]) -> HTTPRouteHandler:
     """A path with parameters, whose values Litestar puts into the scope."""
 
     @route(path.replace("}", ":str}"), http_method=[cast(Method, method) for method in routes], status_code=200)
-    async def serve(request: Request[Any, Any, Any]) -> Response[bytes]:
-        return _response(await edge.answer(routes, request.scope, request.receive))
+    async def serve(request: Request[Any, Any, Any]) -> ASGIApp:
+        answer = await edge.answer(routes, request.scope, request.receive)
+
+        async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+            await respond(edge, answer, cast(HTTPScope, scope), receive, send)
+
+        return answered
 
     return serve
+
+
+async def respond(edge: Edge, answer: Answer, scope: HTTPScope, receive: Receive, send: Send) -> None:
+    """Put an answer on the wire, whole or piece by piece."""
+    if answer.stream is None:
+        await send_answer(answer, send)
+    else:
+        await send_stream(answer, answer.stream, scope["method"] == "HEAD", receive, send, edge.services.settings.stream_stall)
 
 
 def _refused(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:

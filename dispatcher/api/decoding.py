@@ -87,6 +87,14 @@ def moment(value: datetime | None, field: str, latest: datetime = LATEST) -> dat
     return value
 
 
+def span(since: datetime | None, until: datetime | None) -> tuple[datetime | None, datetime | None]:
+    """The two ends of a list. Raises Problem where the second is not behind the first."""
+    since, until = moment(since, "since"), moment(until, "until")
+    if since is not None and until is not None and until <= since:
+        raise problem("invalid_value", "until: a moment after `since` is expected", field="until")
+    return since, until
+
+
 def one_of(values: Sequence[str], allowed: Iterable[str], field: str) -> list[str] | None:
     """Values of a parameter that may be repeated or hold several behind commas; None where none was given."""
     names = [name for value in values for name in value.split(",")]

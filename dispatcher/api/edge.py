@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -43,6 +43,8 @@ class Answer:
     status: int
     body: bytes = b""
     headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+    stream: AsyncIterator[bytes] | None = None
+    """What follows the headers piece by piece, in place of a body."""
 
 
 class NoQuery(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -102,6 +104,8 @@ class Route:
     problems: tuple[str, ...] = ()
     tag: str = ""
     raw: bool = False
+    streams: bool = False
+    """Whether it answers, or may answer, with server-sent events."""
 
     @property
     def summary(self) -> str:

@@ -70,14 +70,25 @@ def _is_sound(part: object) -> bool:
 
 
 def page(
-    name: str, query: PageQuery, rows: Sequence[T], show: Callable[[T], R], key: Callable[[T], Any], *, more: bool | None = None
+    name: str,
+    query: PageQuery,
+    rows: Sequence[T],
+    show: Callable[[T], R],
+    key: Callable[[T], Any],
+    *,
+    more: bool | None = None,
+    last: Any = None,
 ) -> Answer:
-    """A page as it is answered. `rows` were asked for one more than the limit, unless `more` says whether there are others."""
+    """A page as it is answered. `rows` were asked for one more than the limit, unless `more` says whether there are others.
+
+    `last` is the key to go on behind where that is not the last row's: a search has looked further than it has found.
+    """
     shown = rows[: query.limit]
     if more is None:
         more = len(rows) > query.limit
     following = None
-    if more and shown:
-        text = msgspec.json.encode(_Cursor(_fingerprint(name, query), msgspec.Raw(msgspec.json.encode(key(shown[-1])))))
+    if more and (shown or last is not None):
+        behind = key(shown[-1]) if last is None else last
+        text = msgspec.json.encode(_Cursor(_fingerprint(name, query), msgspec.Raw(msgspec.json.encode(behind))))
         following = base64.urlsafe_b64encode(text).rstrip(b"=").decode()
     return json_answer(200, {"rows": [show(row) for row in shown], "next_cursor": following})

@@ -116,6 +116,8 @@ def _responses(route: Route, by_kind: dict[str, Any]) -> dict[str, Any]:
         if kind is not None:
             media = "text/plain" if kind is str else "application/json"
             described["content"] = {media: {"schema": by_kind[_key(kind)]}}
+        if route.streams and status == 200:
+            described.setdefault("content", {})["text/event-stream"] = {"schema": {"type": "string"}}
         responses[str(status)] = described
     for code in (*route.problems, *(_WITH_SCOPE if route.scope is not None else ()), *_ALWAYS):
         known = responses.setdefault(str(CODES[code].status), {"description": ""})

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 
-from dispatcher import ids
-from dispatcher.api.decoding import duration, moment, one_of
+from dispatcher.api.decoding import duration, one_of, span
 from dispatcher.api.edge import Answer, Call, Route, json_answer
-from dispatcher.api.listing import Limit, PageQuery, page, position
+from dispatcher.api.listing import PageQuery, page, position
+from dispatcher.api.metadata import metadata_pairs
 from dispatcher.api.run_documents import RunView, show_run
 from dispatcher.api.triggering import RUN, RUNS, Moment, RunBody, RunsBody, check_count, decode_item, in_bulk, one_of_schemas, run_request
 from dispatcher.api.views import Fate, RunCreated, RunSummaryView, show_summary
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.intake import RunAccepted, RunRequest
-from dispatcher.store import logs, runs
-from dispatcher.store.logs import Line
+from dispatcher.store import runs
 from dispatcher.store.runs import FINAL_STATUSES, LIVE_STATUSES, RunFilter, RunRow, has_metadata
-
-_MOST_PAIRS: Final = 10
 
 
 class WaitQuery(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -43,33 +39,10 @@ class RunsQuery(PageQuery, forbid_unknown_fields=True, frozen=True):
     endpoint: str | None = None
 
 
-class LogsQuery(PageQuery, forbid_unknown_fields=True, frozen=True):
-    """Pages of log lines."""
-
-    limit: Limit = 1000
-
-
-class LineView(msgspec.Struct, frozen=True):
-    """A log line of an attempt."""
-
-    at: Moment
-    level: str
-    message: str
-    attempt: int
-    task_id: str
-
-
 class RunPage(msgspec.Struct, frozen=True):
     """Runs, newest first."""
 
     rows: list[RunSummaryView]
-    next_cursor: str | None
-
-
-class LinePage(msgspec.Struct, frozen=True):
-    """Log lines in the order they were written."""
-
-    rows: list[LineView]
     next_cursor: str | None
 
 
@@ -92,6 +65,14 @@ class Cancelled(msgspec.Struct, frozen=True):
     status: Fate
 
 
+class ReplayBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What to run again: the whole run, with another `input` where one is given, or `task` and all that comes after it."""
+
+    input: Raw | UnsetType = UNSET
+    task: str | None = None
+
+
+_REPLAY: Final = msgspec.json.Decoder(ReplayBody)
 _CANCEL: Final = msgspec.json.Decoder(CancelBody)
 
 
@@ -138,29 +119,19 @@ async def list_runs(call: Call) -> Answer:
     """Runs that match all filters, newest first, without their bodies."""
     query: RunsQuery = call.query
     before = position("runs", query, str)
+    since, until = span(query.since, query.until)
     wanted = RunFilter(
         statuses=one_of(query.status, LIVE_STATUSES | FINAL_STATUSES, "status"),
         workflow=query.workflow,
-        since=moment(query.since, "since"),
-        until=moment(query.until, "until"),
-        metadata=has_metadata(_pairs(query.metadata)),
+        since=since,
+        until=until,
+        metadata=has_metadata(metadata_pairs(query.metadata)),
         event_id=query.event_id,
         parent_run_id=query.parent_run_id,
         endpoint=query.endpoint,
     )
     found = await runs.page(call.services.database, call.tenant_id, wanted, before, query.limit + 1)
     return page("runs", query, found, show_summary, lambda row: row.id)
-
-
-async def list_logs(call: Call) -> Answer:
-    """Log lines of a run, in the order they were written."""
-    run_id, query = call.path["run_id"], call.query
-    after = position(f"logs {run_id}", query, int) or 0
-    database = call.services.database
-    found = await logs.lines(database, call.tenant_id, run_id, after, query.limit + 1)
-    if not found and not await runs.exists(database, call.tenant_id, run_id):
-        raise _unknown(run_id)
-    return page(f"logs {run_id}", query, found, lambda line: _line(run_id, line), lambda line: line.seq)
 
 
 async def cancel_run(call: Call) -> Answer:
@@ -176,6 +147,19 @@ async def cancel_run(call: Call) -> Answer:
             raise problem("run_finished", f"run {run_id} is over: it {status}")
         fate = "cancelled"
     return json_answer(202 if fate == "cancelling" else 200, Cancelled(run_id, fate))
+
+
+async def replay_run(call: Call) -> Answer:
+    """Run a finished run again under its own id: whole, or one task of a graph with what comes after it. Its attempts count on."""
+    run_id, wait = call.path["run_id"], _seconds(call)
+    body: ReplayBody = await call.json(_REPLAY)
+    given = bytes(body.input) if body.input is not UNSET else None
+    if given is not None and body.task is not None:
+        raise problem("invalid_value", "input: a run that goes on from one of its tasks keeps its input", field="input")
+    await call.services.replays.replay(call.tenant_id, run_id, body.task, given)
+    if wait is not None:
+        return await _waited(call, run_id, wait)
+    return json_answer(200, show_run(await _rows(call, run_id)))
 
 
 async def _waited(call: Call, run_id: str, seconds: float, *, duplicate: bool = False) -> Answer:
@@ -210,22 +194,6 @@ def _location(run_id: str) -> tuple[bytes, bytes]:
     return (b"location", b"/v1/runs/" + run_id.encode())
 
 
-def _line(run_id: str, line: Line) -> LineView:
-    return LineView(line.at, line.level, line.message, line.attempt, ids.task_id(run_id, line.node))
-
-
-def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
-    if len(texts) > _MOST_PAIRS:
-        raise problem("invalid_value", f"metadata: at most {_MOST_PAIRS} pairs", field="metadata")
-    pairs = []
-    for text in texts:
-        key, colon, value = text.partition(":")
-        if not colon or not key:
-            raise problem("invalid_value", f"metadata: {text!r} is not key:value", field="metadata")
-        pairs.append((key, value))
-    return pairs
-
-
 _BAD_BODY: Final = ("invalid_json", "invalid_value", "unknown_field", "too_deep", "nul_character", "number_out_of_range", "invalid_utf8")
 _BUSY: Final = ("overloaded", "database_unavailable")
 
@@ -240,9 +208,12 @@ ROUTES: Final = (
     ),
     Route("GET", "/v1/runs", list_runs, "runs:read", {200: RunPage}, RunsQuery, problems=("invalid_value", "unknown_parameter")),
     Route("GET", "/v1/runs/{run_id}", get_run, "runs:read", {200: RunView, 202: RunView}, WaitQuery, problems=("not_found",)),
-    Route("GET", "/v1/runs/{run_id}/logs", list_logs, "runs:read", {200: LinePage}, LogsQuery, problems=("not_found",)),
     Route(
         "POST", "/v1/runs/{run_id}/cancel", cancel_run, "runs:write", {200: Cancelled, 202: Cancelled}, body=CancelBody,
         problems=(*_BAD_BODY, "not_found", "run_finished"),
+    ),
+    Route(
+        "POST", "/v1/runs/{run_id}/replay", replay_run, "runs:write", {200: RunView, 202: RunView}, WaitQuery, ReplayBody,
+        (*_BAD_BODY, "body_too_large", "unsupported_media_type", "not_found", "run_not_finished", "database_unavailable"),
     ),
 )  # fmt: skip

@@ -10,13 +10,15 @@ from datetime import datetime
 import msgspec
 
 from dispatcher.clock import Clock
+from dispatcher.engine.streams import Piece
 from dispatcher.engine.strict_json import JsonRefused, check
 from dispatcher.ids import created_at
 from dispatcher.runtime.group_commit import GroupCommit, QueueFull
+from dispatcher.runtime.streams import Streams
 from dispatcher.settings import Settings
 from dispatcher.store import logs, tasks
 from dispatcher.store.database import Database
-from dispatcher.store.logs import NewChunk, NewLine
+from dispatcher.store.logs import NewLine
 from dispatcher.store.outcomes import Guard
 
 LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
@@ -38,6 +40,7 @@ class CallbackEvent(msgspec.Struct, frozen=True):
     stream: str = "out"
     seq: int | None = None
     data: msgspec.Raw = msgspec.Raw(b"null")
+    encoding: str | None = None
     output: msgspec.Raw = msgspec.Raw(b"null")
     retry: bool | None = None
     retry_after_ms: int | None = None
@@ -56,16 +59,25 @@ class NewProgress:
     document: str
 
 
+@dataclass(frozen=True, slots=True)
+class NewChunk:
+    """A piece of a stream, and whose it is."""
+
+    tenant_id: int
+    piece: Piece
+
+
 Entry = NewLine | NewChunk | NewProgress
 
 
 class Recorder:
     """Writes log lines and chunks in shared commits."""
 
-    def __init__(self, database: Database, clock: Clock, settings: Settings) -> None:
+    def __init__(self, database: Database, clock: Clock, settings: Settings, streams: Streams) -> None:
         self._database = database
         self._clock = clock
         self._settings = settings
+        self._streams = streams
         self._counts: dict[tuple[str, int, int], int] = {}
         self._lines: GroupCommit[NewLine, None] = GroupCommit(self._write_lines, most=_SET, bound=_BOUND, weigh=weight)
         self._chunks: GroupCommit[NewChunk, None] = GroupCommit(self._write_chunks, most=_SET, bound=_BOUND, weigh=weight)
@@ -139,9 +151,11 @@ class Recorder:
             raise EventRefused("a chunk needs `seq`, a whole number that grows within its stream")
         if not event.stream or len(event.stream) > 200 or "\x00" in event.stream:
             raise EventRefused("`stream` is a name of 1 to 200 characters")
+        if event.encoding not in (None, "base64"):
+            raise EventRefused('`encoding` is "base64", or left out')
         data = bytes(event.data)
         _checked(data, self._settings.max_body_bytes)
-        return NewChunk(guard.tenant_id, guard.run_id, guard.node, guard.epoch, event.stream, event.seq, data, self._clock.now())
+        return NewChunk(guard.tenant_id, Piece(guard.run_id, guard.node, guard.epoch, event.stream, event.seq, data, event.encoding))
 
     def _progress(self, guard: Guard, event: CallbackEvent) -> NewProgress:
         if event.fraction is not None and not 0 <= event.fraction <= 1:
@@ -152,10 +166,11 @@ class Recorder:
 
     async def _write_lines(self, lines: Sequence[NewLine]) -> list[None]:
         await logs.append(self._database, lines)
+        self._streams.logged((line.tenant_id, line.run_id) for line in lines)
         return [None] * len(lines)
 
     async def _write_chunks(self, chunks: Sequence[NewChunk]) -> list[None]:
-        await logs.append_chunks(self._database, chunks)
+        await self._streams.append([(chunk.tenant_id, chunk.piece) for chunk in chunks])
         return [None] * len(chunks)
 
 
@@ -163,7 +178,7 @@ def weight(entry: Entry) -> int:
     """How much of a commit an entry fills."""
     if isinstance(entry, NewProgress):
         return 1
-    return 1 + len(entry.message if isinstance(entry, NewLine) else entry.data) // _WEIGHT_BYTES
+    return 1 + len(entry.message if isinstance(entry, NewLine) else entry.piece.data) // _WEIGHT_BYTES
 
 
 def _shortened(text: str, most_bytes: int) -> str:

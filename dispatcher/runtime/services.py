@@ -13,6 +13,7 @@ from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.filters import Filters
 from dispatcher.runtime.intake import Intake
 from dispatcher.runtime.metrics import Metrics
+from dispatcher.runtime.pausing import Pausing
 from dispatcher.runtime.registration import Registration
 from dispatcher.runtime.replays import Replays
 from dispatcher.runtime.settlement import Settlement
@@ -44,3 +45,4 @@ class Services:
     replays: Replays
     bulk: Bulk
     streams: Streams
+    pausing: Pausing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 from dispatcher.clock import Clock
@@ -20,6 +20,8 @@ class Waiters:
         self._database = database
         self._clock = clock
         self._waiting: dict[RunKey, set[asyncio.Future[None]]] = {}
+        self.watch: Callable[[Iterable[RunKey]], None] | None = None
+        """Told of every end this process makes, while somebody wants to know."""
 
     async def wait(self, tenant_id: int, run_id: str, seconds: float) -> bool:
         """Wait until a run is over, at most `seconds`; True when it is. Registers first and looks second, so no end falls between."""
@@ -46,6 +48,9 @@ class Waiters:
 
     def finished(self, keys: Iterable[RunKey]) -> None:
         """Wake whoever waits for these runs."""
+        if self.watch is not None:
+            keys = list(keys)
+            self.watch(keys)
         if not self._waiting:
             return
         for key in keys:

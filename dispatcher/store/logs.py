@@ -1,4 +1,4 @@
-"""What attempts say while they run: log lines, and chunks of streams. Written as sets, read in the order of writing."""
+"""Log lines: written as sets in an order every reader can rely on, and read a run at a time or newest first over a whole tenant."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dispatcher.store.database import Connection, Database
-from dispatcher.store.runs import ended_after
+from dispatcher.store.runs import PLAN_FOR_VALUES, ended_after
 from dispatcher.store.statement import Statement
+
+ALARMING = frozenset({"warning", "error", "critical"})
+"""Levels that have an index of their own."""
 
 
 @dataclass(slots=True)
@@ -24,25 +27,12 @@ class NewLine:
     message: str
 
 
-@dataclass(slots=True)
-class NewChunk:
-    """A piece of one of an attempt's streams. `seq` is the sender's count: the same number is the same chunk."""
-
-    tenant_id: int
-    run_id: str
-    node: int
-    attempt: int
-    stream: str
-    seq: int
-    data: bytes
-    at: datetime
-
-
 @dataclass(frozen=True, slots=True)
 class Line:
     """A log line as it is read."""
 
     seq: int
+    run_id: str
     node: int
     attempt: int
     at: datetime
@@ -50,25 +40,84 @@ class Line:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """The last line a page has looked at, and how many it has."""
+
+    seq: int | None
+    lines: int
+
+
+@dataclass(frozen=True, slots=True)
+class LineFilter:
+    """Which lines a list is asked for. `search` is a text they hold, whatever its case."""
+
+    levels: Sequence[str] | None = None
+    search: str | None = None
+    node: int | None = None
+    attempt: int | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+EVERY_LINE = LineFilter()
+
+# The numbers of one run's lines become visible in their order, because whoever writes to it holds the lock of its bucket from before the
+# number is given out until the commit. Otherwise a reader that goes on behind a number could miss one that commits later.
 APPEND = """
+    with locked as materialized (
+        select pg_advisory_xact_lock(7240157, bucket) from (
+            select distinct hashtext(run_id) & 63 as bucket from unnest($2::text[]) as g (run_id) order by bucket) buckets
+    )
     insert into logs (tenant_id, run_id, node, attempt, at, level, message)
-    select * from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::timestamptz[], $6::text[], $7::text[])
-"""
-# A chunk that was sent again after a lost answer has the number it had; only its time may differ, which is why no key finds it.
-APPEND_CHUNKS = """
-    insert into chunks (tenant_id, run_id, node, attempt, stream, seq, data, at)
-    select * from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::text[], $6::bigint[], $7::bytea[], $8::timestamptz[])
-        as g (tenant_id, run_id, node, attempt, stream, seq, data, at)
-    where not exists (select from chunks c where c.tenant_id = g.tenant_id and c.run_id = g.run_id and c.node = g.node
-                      and c.attempt = g.attempt and c.stream = g.stream and c.seq = g.seq)
-    on conflict do nothing
+    select g.* from (select count(*) from locked) held
+    cross join unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::timestamptz[], $6::text[], $7::text[]) as g
 """
 LINES = Statement(
     """
-    select seq, node, attempt, at, level, message from logs
-    where tenant_id = $1 and run_id = $2 and seq > $3 and at >= $4 order by seq limit $5
+    with looked_at as materialized (
+        select seq, run_id, node, attempt, at, level, message from logs
+        where tenant_id = $1 and run_id = $2 and seq > $3 and at >= $4 order by seq limit $5
+    )
+    select seq, run_id, node, attempt, at, level, message from looked_at
+    where ($7::text[] is null or level = any($7)) and ($8::text is null or strpos(lower(message), lower($8)) > 0)
+      and ($9::smallint is null or node = $9) and ($10::int is null or attempt = $10)
+      and ($11::timestamptz is null or at >= $11) and ($12::timestamptz is null or at < $12)
+    order by seq limit $6
     """,
     Line,
+)
+LOOKED_AT = Statement(
+    """
+    select max(seq) as seq, count(*) as lines from (
+        select seq from logs where tenant_id = $1 and run_id = $2 and seq > $3 and at >= $4 order by seq limit $5) looked_at
+    """,
+    Scanned,
+)
+# The condition on alarming levels is spelled as in its index; the plan is made for the values, so what is not asked for folds away.
+TENANT_LINES = Statement(
+    """
+    with looked_at as materialized (
+        select seq, run_id, node, attempt, at, level, message from logs
+        where tenant_id = $1 and ($2::bigint is null or seq < $2) and ($3::timestamptz is null or at >= $3)
+          and ($4::timestamptz is null or at < $4) and (not $8 or level in ('warning', 'error', 'critical'))
+        order by seq desc limit $5
+    )
+    select seq, run_id, node, attempt, at, level, message from looked_at
+    where ($7::text[] is null or level = any($7)) and ($9::text is null or strpos(lower(message), lower($9)) > 0)
+    order by seq desc limit $6
+    """,
+    Line,
+)
+TENANT_LOOKED_AT = Statement(
+    """
+    select min(seq) as seq, count(*) as lines from (
+        select seq from logs
+        where tenant_id = $1 and ($2::bigint is null or seq < $2) and ($3::timestamptz is null or at >= $3)
+          and ($4::timestamptz is null or at < $4) and (not $6 or level in ('warning', 'error', 'critical'))
+        order by seq desc limit $5) looked_at
+    """,
+    Scanned,
 )
 
 
@@ -88,26 +137,45 @@ async def append(db: Database | Connection, lines: Sequence[NewLine]) -> None:
     )
 
 
-async def append_chunks(db: Database | Connection, chunks: Sequence[NewChunk]) -> None:
-    """Write chunks; those already there are left as they are."""
-    if not chunks:
-        return
-    await db.execute(
-        APPEND_CHUNKS,
-        [chunk.tenant_id for chunk in chunks],
-        [chunk.run_id for chunk in chunks],
-        [chunk.node for chunk in chunks],
-        [chunk.attempt for chunk in chunks],
-        [chunk.stream for chunk in chunks],
-        [chunk.seq for chunk in chunks],
-        [chunk.data for chunk in chunks],
-        [chunk.at for chunk in chunks],
-    )
+@dataclass(frozen=True, slots=True)
+class LinePage:
+    """Lines found. `position` is the last number looked at, to go on behind; `more` says whether there may be others."""
+
+    lines: list[Line]
+    position: int | None
+    more: bool
 
 
-async def lines(db: Database, tenant_id: int, run_id: str, after: int, limit: int) -> list[Line]:
-    """Log lines of a run behind number `after`, at most `limit`, in the order they were written."""
+async def lines(
+    db: Database, tenant_id: int, run_id: str, wanted: LineFilter, after: int, limit: int, most: int, floor: datetime | None = None
+) -> LinePage:
+    """Lines of a run behind number `after`, in the order they were written, at most `limit` out of the next `most`.
+
+    `floor` hides what was written before it.
+    """
     since = ended_after(run_id)
     if since is None:
-        return []
-    return LINES.read(await db.fetch(LINES.sql, tenant_id, run_id, after, since, limit))
+        return LinePage([], None, False)
+    place = (tenant_id, run_id, after, max(since, floor) if floor is not None else since, most)
+    choice = (wanted.levels, wanted.search, wanted.node, wanted.attempt, wanted.since, wanted.until)
+    found = LINES.read(await db.fetch(LINES.sql, *place, limit + 1, *choice))
+    if len(found) > limit:
+        return LinePage(found[:limit], found[limit - 1].seq, True)
+    if wanted == EVERY_LINE:
+        return LinePage(found, found[-1].seq if found else None, len(found) >= most)
+    scanned = LOOKED_AT.read(await db.fetch(LOOKED_AT.sql, *place))[0]
+    return LinePage(found, scanned.seq, scanned.lines >= most)
+
+
+async def tenant_lines(db: Database, tenant_id: int, wanted: LineFilter, before: int | None, limit: int, most: int) -> LinePage:
+    """Lines of a tenant, latest first, all before number `before` where that is given, at most `limit` out of the next `most`."""
+    alarming = wanted.levels is not None and ALARMING.issuperset(wanted.levels)
+    since = wanted.since
+    place = (tenant_id, before, since, wanted.until, most)
+    async with db.transaction() as conn:
+        await conn.execute(PLAN_FOR_VALUES)
+        found = TENANT_LINES.read(await conn.fetch(TENANT_LINES.sql, *place, limit + 1, wanted.levels, alarming, wanted.search))
+        if len(found) > limit:
+            return LinePage(found[:limit], found[limit - 1].seq, True)
+        scanned = TENANT_LOOKED_AT.read(await conn.fetch(TENANT_LOOKED_AT.sql, *place, alarming))[0]
+    return LinePage(found, scanned.seq, scanned.lines >= most)

@@ -1,13 +1,18 @@
-"""Log lines and chunks are written as sets; a chunk sent again is the chunk that is there."""
+"""Log lines are written as sets, and read in the order of writing."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import cast
+
+import pytest
 
 from dispatcher.ids import IdMaker
 from dispatcher.store import logs
-from dispatcher.store.database import Database
-from dispatcher.store.logs import NewChunk, NewLine
+from dispatcher.store.database import Connection, Database
+from dispatcher.store.logs import EVERY_LINE, LineFilter, NewLine
+from tests.world.world import until
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 RUN = IdMaker().make("run", NOW)
@@ -18,17 +23,58 @@ async def test_lines_keep_the_order_of_writing(database: Database) -> None:
     await logs.append(database, lines[:3])
     await logs.append(database, [])
     await logs.append(database, [*lines[3:], NewLine(2, RUN, 0, 1, NOW, "info", "another tenant's")])
-    read = await logs.lines(database, 1, RUN, 0, 10)
+    read = (await logs.lines(database, 1, RUN, EVERY_LINE, 0, 10, 100)).lines
     assert [(line.message, line.attempt, line.at) for line in read] == [(line.message, line.attempt, line.at) for line in lines]
-    assert await logs.lines(database, 1, RUN, read[1].seq, 1) == read[2:3]
-    assert await logs.lines(database, 1, "no id", 0, 10) == []
+    page = await logs.lines(database, 1, RUN, EVERY_LINE, read[1].seq, 1, 100)
+    assert (page.lines, page.position, page.more) == (read[2:3], read[2].seq, True)
+    assert (await logs.lines(database, 1, "no id", EVERY_LINE, 0, 10, 100)).lines == []
 
 
-async def test_a_chunk_sent_again_is_there_once(database: Database) -> None:
-    chunks = [NewChunk(1, RUN, 0, 1, "out", seq, b'"%d"' % seq, NOW) for seq in range(3)]
-    await logs.append_chunks(database, chunks[:2])
-    await logs.append_chunks(database, [])
-    again = [NewChunk(1, RUN, 0, 1, "out", seq, b'"other"', NOW + timedelta(seconds=9)) for seq in range(2)]
-    await logs.append_chunks(database, [*again, chunks[2], NewChunk(1, RUN, 0, 2, "out", 0, b'"of the retry"', NOW)])
-    rows = await database.fetch("select attempt, seq, data from chunks order by attempt, seq")
-    assert [tuple(row) for row in rows] == [(1, 0, b'"0"'), (1, 1, b'"1"'), (1, 2, b'"2"'), (2, 0, b'"of the retry"')]
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (LineFilter(levels=["error"]), [3, 6, 9]),
+        (LineFilter(levels=["error", "info"], search="LINE 1"), [1]),
+        (LineFilter(attempt=2), [2, 5, 8]),
+        (LineFilter(node=1), []),
+        (LineFilter(since=NOW + timedelta(seconds=3), until=NOW + timedelta(seconds=5)), [3, 4]),
+        (LineFilter(search="%_'\\"), [7]),
+    ],
+)
+async def test_lines_are_chosen(database: Database, wanted: LineFilter, found: list[int]) -> None:
+    def line(n: int) -> NewLine:
+        text = "odd %_'\\ signs" if n == 7 else f"Line {n}"
+        return NewLine(1, RUN, 0, n % 3, NOW + timedelta(seconds=n), "info" if n % 3 else "error", text)
+
+    await logs.append(database, [line(n) for n in range(1, 10)])
+    numbers = [(line.at - NOW).seconds for line in (await logs.lines(database, 1, RUN, wanted, 0, 10, 100)).lines]
+    assert numbers == found
+    if wanted.node is None and wanted.attempt is None:
+        latest = [(line.at - NOW).seconds for line in (await logs.tenant_lines(database, 1, wanted, None, 10, 100)).lines]
+        assert latest == found[::-1]
+
+
+async def test_a_search_looks_at_so_many_lines_and_says_where_it_stopped(database: Database) -> None:
+    await logs.append(database, [NewLine(1, RUN, 0, 1, NOW, "info", f"line {n}") for n in range(1, 10)])
+    seen: list[str] = []
+    after, pages, more = 0, 0, True
+    while more:
+        page = await logs.lines(database, 1, RUN, LineFilter(search="line 9"), after, 5, 4)
+        seen += [line.message for line in page.lines]
+        after, pages, more = page.position or after, pages + 1, page.more
+    assert (seen, pages) == (["line 9"], 3)
+
+
+async def test_numbers_of_a_run_appear_in_their_order(database: Database) -> None:
+    """A second writer waits for the first to commit before it is given its numbers."""
+    async with database.transaction() as conn:
+        await logs.append(cast(Connection, conn), [NewLine(1, RUN, 0, 1, NOW, "info", "first")])
+        second = asyncio.ensure_future(logs.append(database, [NewLine(1, RUN, 0, 1, NOW, "info", "second")]))
+        await until(lambda: _waits(database))
+        assert not second.done()
+    await second
+    assert [line.message for line in (await logs.lines(database, 1, RUN, EVERY_LINE, 0, 10, 100)).lines] == ["first", "second"]
+
+
+async def _waits(database: Database) -> bool:
+    return bool(await database.fetchval("select exists (select from pg_locks where locktype = 'advisory' and not granted)"))
