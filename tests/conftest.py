@@ -40,6 +40,11 @@ _SETTINGS = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--graphs` makes the long form of a test whose length is a matter of patience."""
+    parser.addoption("--graphs", type=int, default=3_000, help="random graphs compared with the oracle (3,000; long: 100,000)")
+
+
 @pytest.fixture(scope="session")
 async def server() -> AsyncIterator[str]:
     """DSN of a superuser on a server where databases may be made and dropped."""

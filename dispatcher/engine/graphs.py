@@ -20,7 +20,7 @@ Cancelling a run cancels what has not started, stops what has, and starts nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -133,6 +133,15 @@ def conditions(task: TaskDefinition) -> tuple[Condition, ...]:
     return tuple(condition for rule in _rules(task) for group in rule for condition in group)
 
 
+def ended(statuses: Sequence[Status], ends: Iterable[tuple[int, Status]]) -> tuple[Status, ...]:
+    """The statuses with tasks that have ended since. The end of one that is not active belongs to an earlier life of it, and is no news."""
+    now = list(statuses)
+    for node, status in ends:
+        if now[node] == "active":
+            now[node] = status
+    return tuple(now)
+
+
 def advance(graph: Graph, state: GraphState, holds: Holds) -> Advance:
     """Everything that follows from a state. Applying it and asking again gives nothing new."""
     step = _Step(graph, state, holds)
@@ -182,7 +191,8 @@ class _Test:
 
     def __init__(self, node: int, state: GraphState, holds: Holds) -> None:
         self._node = node
-        self._met = state.met.get(node, frozenset())
+        # What came true for an earlier life of the node, before a replay, counts for nothing.
+        self._met = state.met.get(node, frozenset()) if state.statuses[node] == "waiting" else frozenset()
         self._statuses = state.statuses
         self._holds = holds
 
