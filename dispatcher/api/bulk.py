@@ -11,13 +11,13 @@ from msgspec import Meta, Raw
 from dispatcher.api.decoding import moment
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import PageQuery, page, position
+from dispatcher.api.metadata import check_pairs
 from dispatcher.api.triggering import Moment, Name
 from dispatcher.errors import problem
 from dispatcher.store import bulk
 from dispatcher.store.bulk import BulkRow, Kind
 from dispatcher.store.runs import FINAL_STATUSES, LIVE_STATUSES, RunFilter, has_metadata
 
-_MOST_PAIRS: Final = 10
 _STATUSES: Final[dict[Kind, frozenset[str]]] = {"cancel": LIVE_STATUSES, "replay": FINAL_STATUSES}
 # What a replay is for where nothing is said: what succeeded is not done again unawares.
 _USUAL: Final[dict[Kind, tuple[str, ...] | None]] = {"cancel": None, "replay": ("failed", "cancelled")}
@@ -159,8 +159,7 @@ def _statuses(given: str | list[str] | None, kind: Kind) -> list[str] | None:
 
 
 def _pairs(metadata: dict[str, Any]) -> list[tuple[str, str]]:
-    if len(metadata) > _MOST_PAIRS:
-        raise problem("invalid_value", f"filter.metadata: at most {_MOST_PAIRS} pairs", field="filter.metadata")
+    check_pairs(len(metadata), "filter.metadata")
     return [(key, value if isinstance(value, str) else msgspec.json.encode(value).decode()) for key, value in metadata.items()]
 
 

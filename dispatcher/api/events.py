@@ -10,6 +10,7 @@ from msgspec import Raw
 from dispatcher.api.decoding import moment
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import PageQuery, page, position
+from dispatcher.api.metadata import REPLAY_OF, metadata_pairs, with_system_key
 from dispatcher.api.triggering import (
     EVENT,
     EVENTS,
@@ -25,18 +26,22 @@ from dispatcher.api.triggering import (
 from dispatcher.api.views import EventCreated, EventRef, EventRunView, EventView, show_event, show_event_run
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.intake import EventAccepted, EventRequest
-from dispatcher.store import events
+from dispatcher.store import events, filters
 from dispatcher.store.events import AttemptRun, EventFilter, EventRow
+from dispatcher.store.runs import has_metadata
 
 _MOST_PAGE_BYTES: Final = 8_388_608
 
 
 class EventsQuery(PageQuery, forbid_unknown_fields=True, frozen=True):
-    """Which events."""
+    """Which events. `metadata` is `key:value` and may be repeated; `matched` is whether they started any run."""
 
     type: str | None = None
     since: Moment | None = None
     until: Moment | None = None
+    scope: str | None = None
+    metadata: tuple[str, ...] = ()
+    matched: bool | None = None
 
 
 class EventPage(msgspec.Struct, frozen=True):
@@ -84,14 +89,30 @@ async def list_events(call: Call) -> Answer:
     """Events that match all filters, newest first, without their data."""
     query: EventsQuery = call.query
     before = position("events", query, str)
-    wanted = EventFilter(query.type, moment(query.since, "since"), moment(query.until, "until"))
+    metadata = has_metadata(metadata_pairs(query.metadata))
+    since, until = moment(query.since, "since"), moment(query.until, "until")
+    wanted = EventFilter(query.type, since, until, query.scope, metadata, query.matched)
     found = await events.page(call.services.database, call.tenant_id, wanted, before, query.limit + 1)
     return page("events", query, found, show_event, lambda row: row.id)
 
 
 async def get_event(call: Call) -> Answer:
-    """An event with its data."""
-    return json_answer(200, show_event(await _event(call)))
+    """An event with its data, and the filters that could not be evaluated on it."""
+    event = await _event(call)
+    return json_answer(200, show_event(event, await filters.failures_of(call.services.database, call.tenant_id, event.id)))
+
+
+async def replay_event(call: Call) -> Answer:
+    """Send an event again, as a new one that is matched to what is registered now; its metadata names the first."""
+    event = await _event(call)
+    assert event.data is not None, "one event is read with its data"
+    data, metadata = Raw(event.data), Raw(event.metadata or "null")
+    again = event_request(call, EventBody(type=event.type, data=data, metadata=metadata, scope=event.scope, priority=event.priority))
+    again.metadata = with_system_key(again.metadata, REPLAY_OF, event.id)
+    accepted = (await call.services.intake.push([again]))[0]
+    if isinstance(accepted, Problem):
+        raise accepted
+    return json_answer(201, _created(accepted))
 
 
 async def list_event_runs(call: Call) -> Answer:
@@ -141,5 +162,9 @@ ROUTES: Final = (
     ),
     Route("GET", "/v1/events", list_events, "events:read", {200: EventPage}, EventsQuery, problems=("invalid_value", "unknown_parameter")),
     Route("GET", "/v1/events/{event_id}", get_event, "events:read", {200: EventView}, problems=("not_found",)),
+    Route(
+        "POST", "/v1/events/{event_id}/replay", replay_event, "events:write", {201: EventCreated},
+        problems=("not_found", "unknown_workflow", "too_many_runs", *_BUSY),
+    ),
     Route("GET", "/v1/events/{event_id}/runs", list_event_runs, "events:read", {200: EventRunPage}, PageQuery, problems=("not_found",)),
 )  # fmt: skip

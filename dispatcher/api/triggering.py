@@ -16,6 +16,7 @@ from dispatcher import ids
 from dispatcher.api.bodies import BodyLimits, check_item, decode_checked
 from dispatcher.api.decoding import duration, moment
 from dispatcher.api.edge import Answer, Call, json_answer
+from dispatcher.api.metadata import without_system_keys
 from dispatcher.engine.definitions import EVENT_KEY, LONGEST
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.intake import EventRequest, RunRequest
@@ -177,7 +178,7 @@ def _metadata(call: Call, value: Raw | UnsetType, at: str) -> str | None:
     most = call.services.settings.max_metadata_bytes
     if len(text) > most:
         raise problem("body_too_large", f"{at}metadata: {len(text):,} bytes; at most {most:,} are taken", field=f"{at}metadata")
-    return text.decode()
+    return without_system_keys(text).decode()
 
 
 def _parent(run_id: str | None, at: str) -> str | None:

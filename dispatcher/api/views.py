@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, Literal
 
@@ -11,6 +12,7 @@ from msgspec import UNSET, Raw, UnsetType
 from dispatcher.engine.answers import JSON
 from dispatcher.ids import attempt_id
 from dispatcher.store.events import AttemptRun, EventRow
+from dispatcher.store.filters import FailureRow
 from dispatcher.store.runs import FINAL_STATUSES, RunSummary
 
 Status = Literal["pending", "queued", "running", "waiting", "pending_retry", "blocked", "succeeded", "failed", "cancelled", "skipped"]
@@ -64,8 +66,19 @@ class RunSummaryView(msgspec.Struct, frozen=True):
     error: Raw
 
 
+class FilterFailureView(msgspec.Struct, frozen=True):
+    """A filter that could not be evaluated on an event, and so did not start its workflow."""
+
+    workflow: str
+    filter_id: str
+    scope: str
+    expression: str
+    code: str
+    message: str
+
+
 class EventView(msgspec.Struct, frozen=True):
-    """An event; `runs` is how many it started. Lists leave `data` out."""
+    """An event; `runs` is how many it started. Lists leave `data` out, and the filters that failed."""
 
     id: str
     type: str
@@ -77,6 +90,7 @@ class EventView(msgspec.Struct, frozen=True):
     created_at: datetime
     data: Raw | UnsetType = UNSET
     idempotency_key: str | UnsetType = UNSET
+    filter_failures: list[FilterFailureView] | UnsetType = UNSET
 
 
 class Trigger(msgspec.Struct, frozen=True):
@@ -145,7 +159,7 @@ def show_summary(row: RunSummary) -> RunSummaryView:
     )
 
 
-def show_event(row: EventRow) -> EventView:
+def show_event(row: EventRow, failures: Sequence[FailureRow] = ()) -> EventView:
     """An event, with its data where it was read."""
     return EventView(
         id=row.id,
@@ -158,6 +172,7 @@ def show_event(row: EventRow) -> EventView:
         created_at=row.created_at,
         data=Raw(row.data) if row.data is not None else UNSET,
         idempotency_key=row.idempotency_key or UNSET,
+        filter_failures=[FilterFailureView(f.workflow, f.filter_id, f.scope, f.expression, f.code, f.message) for f in failures] or UNSET,
     )
 
 
@@ -183,10 +198,12 @@ def show_event_run(row: AttemptRun, event_id: str) -> EventRunView:
 
 
 def _event_run_status(row: AttemptRun) -> Status:
-    """An attempt before the last ended without ending its run. The last one is what its run is: waiting for the next, or over."""
-    if not row.latest:
-        return "cancelled" if row.status == "cancelled" else "failed"
-    if row.state in FINAL_STATUSES or row.state == "running":
+    """An attempt before the last is what it came to. The last one is what its run is: waiting for the next, or over. One that succeeded
+    stays so while its run waits to be run again.
+    """
+    if not row.latest or (row.status == "succeeded" and row.state not in _FINAL):
+        return row.status if row.status in ("cancelled", "succeeded") else "failed"  # type: ignore[return-value]
+    if row.state in _FINAL or row.state in ("running", "waiting", "blocked"):
         return status_of(row.state, row.number)
     return "pending_retry" if row.number > 0 else "queued"
 

@@ -30,11 +30,14 @@ class EventRow:
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which events a list is asked for."""
+    """Which events a list is asked for. `metadata` is a jsonpath predicate (see `runs.has_metadata`), `matched` whether any run began."""
 
     type: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    scope: str | None = None
+    metadata: str | None = None
+    matched: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,8 @@ EVENTS = Statement(
     select id, type, null::bytea as data, metadata, scope, priority, stream_id, idempotency_key, runs, created_at
     from events
     where tenant_id = $1 and ($2::text is null or type = $2) and ($3::text is null or id < $3) and ($4::text is null or id >= $4)
-      and ($5::timestamptz is null or created_at >= $5)
+      and ($5::timestamptz is null or created_at >= $5) and ($7::text is null or scope = $7)
+      and ($8::jsonpath is null or metadata @@ $8) and ($9::boolean is null or (not $9 and runs = 0) or ($9 and runs > 0))
     order by id desc limit $6
     """,
     EventRow,
@@ -81,19 +85,34 @@ EVENTS = Statement(
 EVENT_RUNS = Statement(
     """
     with run as (
-        (select id, workflow_id, input, created_at, null::text as status, null::timestamptz as finished_at
+        (select id, workflow_id, workflow_version, input, created_at, null::text as status, null::timestamptz as finished_at, graph
          from runs where tenant_id = $1 and event_id = $2 and id >= $4 order by id limit $6 + 1)
         union all
-        (select id, workflow_id, input, created_at, status, finished_at
+        (select id, workflow_id, workflow_version, input, created_at, status, finished_at, graph
          from run_history where tenant_id = $1 and event_id = $2 and id >= $4 and finished_at >= $3 order by id limit $6 + 1)
         order by id limit $6 + 1
     ), task as (
         select r.id, t.state, t.epoch, null::bytea as output, null::text as output_type, null::jsonb as error,
                t.started_at, null::timestamptz as finished_at
         from run r join tasks t on t.tenant_id = $1 and t.run_id = r.id and t.node = 0
+        where r.graph is null
         union all
         select r.id, t.status, t.epoch, t.output, t.output_type, t.error, t.started_at, t.finished_at
         from run r join task_history t on t.tenant_id = $1 and t.run_id = r.id and t.node = 0 and t.finished_at = r.finished_at
+        where r.graph is null
+        union all
+        select r.id, coalesce(r.status, case when r.graph ~ '[^-]' then 'running' else 'queued' end), 0, g.output, 'application/json',
+               g.error, g.started_at, r.finished_at
+        from run r
+        join workflow_versions v on v.tenant_id = $1 and v.workflow_id = r.workflow_id and v.number = r.workflow_version
+        cross join lateral (
+            select min(t.started_at) as started_at, (array_agg(t.error order by t.node) filter (where t.status = 'failed'))[1] as error,
+                   convert_to(json_object_agg(coalesce(v.definition #>> array['tasks', t.node::text, 'name'], t.node::text),
+                                              convert_from(t.output, 'UTF8')::json)
+                              filter (where t.status = 'succeeded' and t.output_type = 'application/json')::text, 'UTF8') as output
+            from task_history t where t.tenant_id = $1 and t.run_id = r.id and t.finished_at = r.finished_at
+        ) g
+        where r.graph is not null
     ), attempt as (
         select t.id, a.number, a.status, a.error, a.started_at, a.finished_at
         from task t join attempts a on a.tenant_id = $1 and a.run_id = t.id and a.node = 0 and a.finished_at >= $3
@@ -134,7 +153,8 @@ async def page(db: Database, tenant_id: int, wanted: EventFilter, before: str | 
     created = wanted.since - CLOCK_SKEW if wanted.since else None
     async with db.transaction() as conn:
         await conn.execute(PLAN_FOR_VALUES)
-        return EVENTS.read(await conn.fetch(EVENTS.sql, tenant_id, wanted.type, min(upper, default=None), lower, created, limit))
+        given = (tenant_id, wanted.type, min(upper, default=None), lower, created, limit, wanted.scope, wanted.metadata, wanted.matched)
+        return EVENTS.read(await conn.fetch(EVENTS.sql, *given))
 
 
 async def attempts(db: Database, tenant_id: int, event_id: str, after: tuple[str, int], limit: int, most_bytes: int) -> list[AttemptRun]:
