@@ -110,6 +110,50 @@ class LocalFault:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """A durable task's turn is over and it waits: `wake` says for what, `memory` is what it wants to be given back (state mode)."""
+
+    wake: bytes
+    memory: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """A durable task wants another turn at once. `whole`: with all of its log, because the endpoint has lost what it knew of it."""
+
+    grew: bool
+    whole: bool = False
+    memory: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """A durable task begins anew, with an empty log and another input."""
+
+    input: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatched:
+    """The endpoint's code asks for something else than its log has (`detail` is JSON: where, what was recorded, what is asked), or the
+    version the task is pinned to is gone.
+    """
+
+    message: str
+    detail: bytes | None = None
+    code: str = "code_mismatch"
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """A turn's answer as delivery reads it: operations to append, compare on `base`, and what the answer is once they are."""
+
+    base: int | None
+    ops: tuple[bytes, ...]
+    then: Answer
+
+
 Answer = (
     Succeeded
     | Failed
@@ -123,4 +167,9 @@ Answer = (
     | Unreachable
     | Lost
     | LocalFault
+    | Suspended
+    | Again
+    | Continued
+    | Mismatched
+    | Turned
 )

@@ -5,6 +5,10 @@ it). Everything that can happen to it enters `step` as an event and leaves as on
 applies it late finds nothing to change. Two budgets are kept apart: what the handler did counts against its own `retries`;
 what the network, the endpoint or a dispatcher did never does, and is bounded by count (`lost`) or by time (`spared`).
 
+A durable task has turns where others have one attempt. Between them it is `waiting`, or `blocked` when its code no longer fits its log or
+its version is gone: neither costs it anything, and nothing but a cancel ends it. Its retries count from where its log last grew. A cancel
+that finds it between turns gives it one more, to clean up in, and it ends cancelled whatever comes of that.
+
 Source of the rules: handlers_sdk/PROTOCOL.md for the classes of answers; the backoff is min(cap, factor ** n) seconds without jitter.
 """
 
@@ -17,33 +21,40 @@ from typing import Literal, assert_never
 
 from dispatcher.engine.answers import (
     Accepted,
+    Again,
     Answer,
     Busy,
+    Continued,
     EndpointBroken,
     EndpointGone,
     Failed,
     LocalFault,
     Lost,
+    Mismatched,
     PlatformKilled,
     Pushback,
     Succeeded,
+    Suspended,
     TimedOut,
+    Turned,
     Unreachable,
 )
 
 Sparer = Literal["pushback", "endpoint"]
 """What keeps a task waiting through no fault of its own: an endpoint that asks for less, or one that is broken. Each has its own limit."""
 
-State = Literal["scheduled", "queued", "running"]
+State = Literal["scheduled", "queued", "running", "waiting", "blocked", "gated", "settled"]
 Final = Literal["succeeded", "failed", "cancelled"]
 AttemptStatus = Literal[
-    "succeeded", "failed", "timed_out", "cancelled", "lost", "pushed_back", "busy", "endpoint_broken", "unreachable", "not_sent"
-]
+    "succeeded", "failed", "timed_out", "cancelled", "lost", "pushed_back", "busy", "endpoint_broken", "unreachable", "not_sent",
+    "suspended", "blocked",
+]  # fmt: skip
 
 RETRY_PRIORITY = 4  # retries go before new work, whose priority is 1 to 3
 BACKOFF_CAP = timedelta(days=1)
 _SPARED_FIRST = timedelta(seconds=1)
 _SPARED_CAP = timedelta(seconds=30)
+_CLEANUP_WAITS = timedelta(minutes=1)  # for a slot, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +74,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """What the rules need to know of a task. `epoch` is the number of its latest attempt; 0 before the first."""
+    """What the rules need to know of a task. `epoch` is the number of its latest attempt; 0 before the first.
+
+    Of a durable one: whether it has `begun`, so that there is something to keep, and whether its turn is the one it cleans up in.
+    """
 
     state: State
     epoch: int
@@ -76,6 +90,8 @@ class TaskState:
     lease_until: datetime | None
     lease: timedelta | None
     cancelling: bool
+    begun: bool = False
+    cleanup: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +106,13 @@ class ScheduleExpired:
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
-    """Somebody asked for the task to end. `grace` is how long a running attempt that can hear of it may take."""
+    """Somebody asked for the task to end. `grace` is how long a running attempt that can hear of it may take, `cleanup` how long the turn
+    of a durable one that is between turns.
+    """
 
     reason: str
     grace: timedelta
+    cleanup: timedelta = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +157,7 @@ class Requeue:
     infra_retries: int
     spared_since: datetime | None
     spared_by: Sparer | None
-    schedule_deadline: datetime
+    schedule_deadline: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +180,32 @@ class MarkCancelling:
     reason: str
 
 
-Change = Finish | Requeue | Hold | MarkCancelling
+@dataclass(frozen=True, slots=True)
+class Yield:
+    """A durable task's turn is over, the task is not: it waits for `wake`, is queued again, or is blocked for the reason in `error`.
+
+    `input` begins a new log. `memory` is kept for the next turn; `whole` asks for all of the log in it.
+    """
+
+    to: Literal["waiting", "queued", "blocked"]
+    attempt: AttemptStatus
+    wake: bytes | None = None
+    memory: bytes | None = None
+    input: bytes | None = None
+    error: Error | None = None
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CleanUp:
+    """A durable task between turns gets one more to clean up in, which takes at most `grace` and has to begin before `before`."""
+
+    reason: str
+    grace: timedelta
+    before: datetime
+
+
+Change = Finish | Requeue | Hold | MarkCancelling | Yield | CleanUp
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +239,8 @@ def step(task: TaskState, policy: Policy, event: Event, now: datetime) -> Change
         return _cancel(task, event, now)
     if isinstance(event, ScheduleExpired):
         return _expire(task)
+    if task.cleanup and task.state == "running" and not isinstance(event, Accepted):
+        return Finish("cancelled", "cancelled", error=Error("cancelled", "Cancelled, and cleaned up after."))
     if task.state != "running":
         return Refused(f"the task is {task.state}, no attempt of it is running")
     if isinstance(event, CancelEnforced):
@@ -207,16 +253,20 @@ def step(task: TaskState, policy: Policy, event: Event, now: datetime) -> Change
 
 
 def _cancel(task: TaskState, event: CancelRequested, now: datetime) -> Change | Refused:
+    if task.state == "settled" or task.cleanup or (task.cancelling and task.state == "running"):
+        return Refused("already being cancelled, or over")
+    if task.begun and task.state in ("waiting", "queued", "scheduled", "gated"):
+        return CleanUp(event.reason, event.cleanup, now + max(event.cleanup, _CLEANUP_WAITS))
     if task.state != "running":
         return Finish("cancelled", None, error=Error("cancelled", event.reason))
-    if task.cancelling:
-        return Refused("already being cancelled")
     return MarkCancelling(now + event.grace, event.reason)
 
 
 def _expire(task: TaskState) -> Change | Refused:
-    if task.state == "running":
+    if task.state not in ("queued", "scheduled", "gated"):
         return Refused("claimed in time")
+    if task.cleanup:
+        return Finish("cancelled", None, error=Error("cancelled", "Cancelled; no endpoint took it to clean up after it."))
     return Finish("cancelled", None, error=Error("schedule_timeout", "No endpoint took the task within its schedule timeout."))
 
 
@@ -256,8 +306,27 @@ def _answered(task: TaskState, policy: Policy, answer: Answer, now: datetime) ->
             return _spare(task, policy, "unreachable", Error(code, message), None, "endpoint", now)
         case LocalFault(code=code, message=message):
             return _spare(task, policy, "not_sent", Error(code, message), _SPARED_FIRST, "endpoint", now)
+        case Turned(then=then):
+            return _answered(task, policy, then, now)
+        case Suspended() | Again() | Continued() | Mismatched():
+            return _turned(task, policy, answer, now)
         case _:
             assert_never(answer)
+
+
+def _turned(task: TaskState, policy: Policy, answer: Suspended | Again | Continued | Mismatched, now: datetime) -> Change:
+    match answer:
+        case Suspended(wake=wake, memory=memory):
+            return Yield("waiting", "suspended", wake=wake, memory=memory)
+        case Continued(input=given):
+            return Yield("queued", "suspended", input=given)
+        case Mismatched(message=message, detail=detail, code=code):
+            return Yield("blocked", "blocked", error=Error(code, message, detail))
+        case Again(grew=grew, whole=whole, memory=memory) if grew or whole or memory is not None:
+            return Yield("queued", "suspended", memory=memory, whole=whole)
+        case Again():
+            error = Error("no_progress", "The turn asked to be repeated and had recorded nothing.")
+            return _app_retry(task, policy, "failed", error, None, now)
 
 
 def _failed(task: TaskState, policy: Policy, answer: Failed, now: datetime) -> Change:
@@ -273,9 +342,13 @@ def _app_retry(task: TaskState, policy: Policy, attempt: AttemptStatus, error: E
         return Finish("failed", attempt, error=error)
     retry = task.app_retries + 1
     delay = after if after is not None else backoff(retry, policy.backoff_factor, policy.backoff_max_seconds)
-    return Requeue(
-        attempt, error, now + delay, RETRY_PRIORITY, retry, task.infra_retries, None, None, now + delay + policy.schedule_timeout
-    )
+    deadline = _queue_deadline(task, policy, now + delay)
+    return Requeue(attempt, error, now + delay, RETRY_PRIORITY, retry, task.infra_retries, None, None, deadline)
+
+
+def _queue_deadline(task: TaskState, policy: Policy, due_at: datetime) -> datetime | None:
+    """Until when it may wait for a slot. A durable task that has begun waits as long as it takes: it has something to lose."""
+    return None if task.begun else due_at + policy.schedule_timeout
 
 
 def _spare(
@@ -285,9 +358,9 @@ def _spare(
     since = task.spared_since if task.spared_since is not None and task.spared_by == by else now
     ttl = policy.pushback_ttl if by == "pushback" else policy.misconfig_ttl
     if now - since >= ttl:
-        return Finish("failed", attempt, error=error)
+        return Yield("blocked", attempt, error=error) if task.begun else Finish("failed", attempt, error=error)
     delay = after if after is not None else spared_backoff(since, now)
-    deadline = max(now + delay + policy.schedule_timeout, since + ttl)
+    deadline = None if task.begun else max(now + delay + policy.schedule_timeout, since + ttl)
     return Requeue(attempt, error, now + delay, task.priority, task.app_retries, task.infra_retries, since, by, deadline)
 
 
@@ -295,7 +368,8 @@ def _lose(task: TaskState, policy: Policy, error: Error, now: datetime) -> Chang
     """An attempt whose outcome nobody will ever report."""
     if task.infra_retries >= policy.infra_retries:
         return Finish("failed", "lost", error=error)
-    return Requeue("lost", error, now, RETRY_PRIORITY, task.app_retries, task.infra_retries + 1, None, None, now + policy.schedule_timeout)
+    deadline = _queue_deadline(task, policy, now)
+    return Requeue("lost", error, now, RETRY_PRIORITY, task.app_retries, task.infra_retries + 1, None, None, deadline)
 
 
 def _lost_connection(task: TaskState, policy: Policy, message: str, now: datetime) -> Change:

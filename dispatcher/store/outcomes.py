@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from dispatcher.engine.attempts import Error, Finish, Hold, MarkCancelling, Requeue, State
+from dispatcher.engine.attempts import Change, CleanUp, Error, Finish, Hold, MarkCancelling, Requeue, State, Yield
+from dispatcher.engine.journal import CANCELLED_MESSAGE, leaves, parse_wake
 from dispatcher.store.database import Database
 from dispatcher.store.statement import Statement
 
@@ -68,7 +69,45 @@ FINISH = Statement(
                   g.http_status, g.latency_ms, g.response
     ), closed as (
         delete from runs r using ended e where r.tenant_id = e.tenant_id and r.id = e.run_id
-        returning r.*, e.status, e.started_at
+        returning r.*, e.status, e.started_at, e.output, e.output_type, e.error
+    ), told as (
+        update waits w
+        set settled_at = $14, position = nextval('wait_positions'),
+            outcome = case c.status when 'succeeded' then 'ok' when 'failed' then 'error' else 'cancelled' end,
+            value = case when c.status = 'failed' then convert_to(c.error::text, 'UTF8')
+                         when c.status = 'succeeded' and c.output_type <> 'application/json'
+                             then convert_to(to_json(convert_from(c.output, 'UTF8'))::text, 'UTF8')
+                         when c.status = 'succeeded' then coalesce(c.output, 'null') end
+        from closed c
+        where c.parent_wait is not null and w.tenant_id = c.tenant_id and w.event_key = c.id and w.kind = 'child' and w.settled_at is null
+          and not exists (select from ended e where e.tenant_id = w.tenant_id and e.run_id = w.run_id and e.node = w.node)
+        returning w.tenant_id, w.run_id, w.node
+    ), woken as (
+        update tasks t set wake_at = $14, marks = coalesce(t.marks, 0) + 1
+        from (select distinct tenant_id, run_id, node from told) w
+        where t.tenant_id = w.tenant_id and t.run_id = w.run_id and t.node = w.node
+          and not exists (select from ended e where e.tenant_id = t.tenant_id and e.run_id = t.run_id and e.node = t.node)
+    ), doomed as (
+        update runs r set doomed_at = $14
+        from (select tenant_id, id from closed where status = 'cancelled') c
+        where r.tenant_id = c.tenant_id and r.parent_run_id = c.id and r.on_its_own is null
+          and not exists (select from ended e where e.tenant_id = r.tenant_id and e.run_id = r.id)
+    ), log_rows as (
+        delete from journal j using ended e
+        where e.durable and j.tenant_id = e.tenant_id and j.run_id = e.run_id and j.node = e.node
+        returning j.*
+    ), logs as (
+        insert into journal_history (tenant_id, run_id, node, generation, count, entries, checkpoint, checkpoint_at, finished_at)
+        select tenant_id, run_id, node, generation, sum(count), string_agg(entries, ','::bytea order by base),
+               (array_agg(checkpoint order by base desc) filter (where checkpoint is not null))[1],
+               max(at) filter (where checkpoint is not null), $14
+        from log_rows group by tenant_id, run_id, node, generation
+    ), waits_left as (
+        delete from waits w using ended e
+        where e.durable and w.tenant_id = e.tenant_id and w.run_id = e.run_id and w.node = e.node
+    ), messages_left as (
+        delete from messages m using ended e
+        where e.durable and m.tenant_id = e.tenant_id and m.run_id = e.run_id and m.node = e.node
     ), attempt_rows as (
         insert into attempts (tenant_id, run_id, node, number, status, http_status, latency_ms, response, error,
                               endpoint_id, endpoint_version, started_at, finished_at)
@@ -112,13 +151,19 @@ SETTLE = Statement(
         where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
           and (t.cancel_at is null or g.status = 'cancelled')
         returning t.tenant_id, t.run_id, t.node, t.epoch, t.endpoint_id, t.endpoint_version, t.started_at, t.status, g.attempt, t.error,
-                  g.http_status, g.latency_ms, g.response
+                  t.durable, g.http_status, g.latency_ms, g.response
     ), attempt_rows as (
         insert into attempts (tenant_id, run_id, node, number, status, http_status, latency_ms, response, error,
                               endpoint_id, endpoint_version, started_at, finished_at)
         select tenant_id, run_id, node, epoch, attempt, http_status, latency_ms, response,
                case when status <> 'succeeded' then error end, endpoint_id, endpoint_version, started_at, $14
         from ended where attempt is not null
+    ), waits_left as (
+        delete from waits w using ended e
+        where e.durable and w.tenant_id = e.tenant_id and w.run_id = e.run_id and w.node = e.node and not w.graph
+    ), messages_left as (
+        delete from messages m using ended e
+        where e.durable and m.tenant_id = e.tenant_id and m.run_id = e.run_id and m.node = e.node
     ), seen as (
         update runs r set advance_at = $14, revision = r.revision + 1
         from (select distinct tenant_id, run_id from ended) e
@@ -174,6 +219,83 @@ HOLD = Statement(
     Applied,
 )
 
+# The end of a durable task's turn that is not the end of the task. It does not land while the task is being cancelled, nor when it would
+# wait for something that is not there to be waited for.
+YIELD = Statement(
+    """
+    with given as (
+        select * from unnest(
+            $1::int[], $2::text[], $3::smallint[], $4::int[], $5::text[], $6::text[], $7::smallint[], $8::int[], $9::bytea[],
+            $10::text[], $11::bytea[], $12::text[], $13::bytea[], $14::bytea[], $15::boolean[], $16::boolean[]
+        ) as g (tenant_id, run_id, node, epoch, attempt, error, http_status, latency_ms, response,
+                state, wake, named, memory, input, whole, pinned)
+    ), before as (
+        select t.tenant_id, t.run_id, t.node, t.endpoint_id, t.endpoint_version, t.started_at
+        from tasks t join given g using (tenant_id, run_id, node) where t.epoch = g.epoch and t.state = 'running' for update of t
+    ), freed as (
+        update tasks t
+        set state = g.state, due_at = $17, schedule_deadline = null, wake = g.wake,
+            wake_at = case when g.state = 'waiting' then $17::timestamptz end, marks = coalesce(t.marks, 0) + 1,
+            turn = coalesce(t.turn, 1) + case when g.state = 'blocked' then 0 else 1 end,
+            known_len = case when g.whole or g.input is not null then 0 when g.state = 'blocked' then t.known_len else t.log_len end,
+            generation = coalesce(t.generation, 0) + case when g.input is not null then 1 else 0 end,
+            log_len = case when g.input is null then t.log_len end, log_bytes = case when g.input is null then t.log_bytes end,
+            log_since = case when g.input is null then coalesce(t.log_since, t.started_at) end,
+            hashed_len = case when g.input is null then t.hashed_len end, hashed = case when g.input is null then t.hashed end,
+            memory = case when g.input is null then coalesce(g.memory, t.memory) end, input = coalesce(g.input, t.input),
+            pin_endpoint = case when g.pinned and g.state <> 'blocked' then coalesce(t.pin_endpoint, t.endpoint_id)
+                                else t.pin_endpoint end,
+            pin_version = case when g.pinned and g.state <> 'blocked' then coalesce(t.pin_version, t.endpoint_version)
+                               else t.pin_version end,
+            error = g.error::jsonb, app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null,
+            dispatcher_id = null, endpoint_id = null, endpoint_version = null, started_at = null, deadline = null,
+            lease_until = null, lease = null, slot_released = false
+        from given g join before b using (tenant_id, run_id, node)
+        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
+          and t.cancel_at is null
+          and (g.named is null or not exists (
+               select from jsonb_array_elements_text(g.named::jsonb) as named (id)
+               where not exists (select from waits w where w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node
+                                 and w.id = named.id and not w.graph)))
+        returning t.tenant_id, t.run_id, t.node, t.epoch, b.endpoint_id, b.endpoint_version, b.started_at, g.attempt, g.error,
+                  g.http_status, g.latency_ms, g.response, g.input
+    ), forgotten as (
+        delete from waits w using freed f
+        where f.input is not null and w.tenant_id = f.tenant_id and w.run_id = f.run_id and w.node = f.node and not w.graph
+    ), attempt_rows as (
+        insert into attempts (tenant_id, run_id, node, number, status, http_status, latency_ms, response, error,
+                              endpoint_id, endpoint_version, started_at, finished_at)
+        select tenant_id, run_id, node, epoch, attempt, http_status, latency_ms, response, error::jsonb,
+               endpoint_id, endpoint_version, started_at, $17
+        from freed
+    )
+    select tenant_id, run_id, node from freed
+    """,
+    Applied,
+)
+
+CLEAN_UP = Statement(
+    """
+    with given as (
+        select * from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::text[], $6::text[], $7::int[], $8::timestamptz[])
+            as g (tenant_id, run_id, node, epoch, state, reason, grace_ms, before)
+    ), freed as (
+        update tasks t
+        set state = 'queued', due_at = $9, priority = 4, schedule_deadline = g.before, execution_ms = g.grace_ms, cleanup = true,
+            cancel_reason = g.reason, wake_at = null, marks = coalesce(t.marks, 0) + 1
+        from given g
+        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
+        returning t.tenant_id, t.run_id, t.node
+    ), inbox as (
+        update waits w set settled_at = $9, position = nextval('wait_positions'), outcome = 'cancel', value = $10
+        from freed f
+        where w.tenant_id = f.tenant_id and w.run_id = f.run_id and w.node = f.node and w.kind = 'message' and w.settled_at is null
+    )
+    select tenant_id, run_id, node from freed
+    """,
+    Applied,
+)
+
 MARK_CANCELLING = Statement(
     """
     update tasks t set cancel_at = g.cancel_at, cancel_reason = g.reason
@@ -189,12 +311,15 @@ MARK_CANCELLING = Statement(
 
 @dataclass(slots=True)
 class Outcome:
-    """A change and the task it is for, with what was seen of the attempt. A task `of_graph` that is over stays until its run is."""
+    """A change and the task it is for, with what was seen of the attempt. A task `of_graph` that is over stays until its run is; one
+    that is `pinned` stays with the version its first turn went to.
+    """
 
     guard: Guard
-    change: Finish | Requeue | Hold | MarkCancelling
+    change: Change
     facts: AttemptFacts
     of_graph: bool = False
+    pinned: bool = False
 
 
 def error_json(error: Error | None) -> str | None:
@@ -301,10 +426,50 @@ async def _mark_cancelling(db: Database, outcomes: Sequence[Outcome], _now: date
     return await db.fetch(MARK_CANCELLING.sql, *_keys(outcomes), [c.cancel_at for c in changes], [c.reason for c in changes], lane="settle")
 
 
+async def _yield(db: Database, outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
+    changes: list[Yield] = [o.change for o in outcomes]  # type: ignore[misc]  # apply() groups by kind
+    facts = [o.facts for o in outcomes]
+    return await db.fetch(
+        YIELD.sql,
+        *_keys(outcomes),
+        [c.attempt for c in changes],
+        [error_json(c.error) for c in changes],
+        [f.http_status for f in facts],
+        [f.latency_ms for f in facts],
+        [f.response for f in facts],
+        [c.to for c in changes],
+        [c.wake for c in changes],
+        [json.dumps(list(dict.fromkeys(leaves(parse_wake(c.wake))))) if c.wake is not None else None for c in changes],
+        [c.memory for c in changes],
+        [c.input for c in changes],
+        [c.whole for c in changes],
+        [o.pinned for o in outcomes],
+        now,
+        lane="settle",
+    )
+
+
+async def _clean_up(db: Database, outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
+    changes: list[CleanUp] = [o.change for o in outcomes]  # type: ignore[misc]  # apply() groups by kind
+    return await db.fetch(
+        CLEAN_UP.sql,
+        *_keys(outcomes),
+        [o.guard.state for o in outcomes],
+        [c.reason for c in changes],
+        [round(c.grace.total_seconds() * 1000) for c in changes],
+        [c.before for c in changes],
+        now,
+        CANCELLED_MESSAGE,
+        lane="settle",
+    )
+
+
 _WRITERS = (
     (Finish, False, _finish),
     (Finish, True, _settle),
     (Requeue, None, _requeue),
     (Hold, None, _hold),
     (MarkCancelling, None, _mark_cancelling),
+    (Yield, None, _yield),
+    (CleanUp, None, _clean_up),
 )

@@ -1,0 +1,412 @@
+"""Logs of durable tasks: appending to them, opening turns, reading them. Entries are text this room never looks into.
+
+Every append is compared on the task's attempt, its state and the length of its log in the statement that makes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from dispatcher.engine.journal import Entries, Settled
+from dispatcher.store.database import Connection, Database
+from dispatcher.store.outcomes import Applied, TaskKey
+from dispatcher.store.statement import Statement
+
+
+@dataclass(slots=True)
+class NewEntries:
+    """An append of a running attempt. `children` are the ids of the runs its operations ask for; `given` are waits settled already."""
+
+    key: TaskKey
+    epoch: int
+    base: int
+    entries: Entries
+    children: dict[str, str]
+    given: dict[str, tuple[str, bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """An append that landed, and how the attempt stands."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+    log_len: int
+    lease_until: datetime | None
+    deadline: datetime | None
+    cancel_at: datetime | None
+    cancel_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a durable task stands with its log."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+    workflow_id: int
+    workflow_version: int
+    state: str
+    epoch: int
+    turn: int
+    generation: int
+    log_len: int
+    log_bytes: int
+    log_since: datetime | None
+    started_at: datetime | None
+    known_len: int
+    hashed_len: int
+    hashed: bytes | None
+    memory: bytes | None
+    input: bytes | None
+    cleanup: bool
+    cancel_reason: str | None
+    pin_endpoint: str | None
+    pin_version: str | None
+
+    @property
+    def key(self) -> TaskKey:
+        """Which task."""
+        return (self.tenant_id, self.run_id, self.node)
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """A wait that is over and not yet in the log."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+    id: str
+    kind: str
+    outcome: str
+    settled_at: datetime
+    value: bytes | None
+    child: str | None
+
+    def rules(self) -> Settled:
+        """As the rules know it."""
+        return Settled(self.id, self.kind, self.outcome, self.settled_at, self.value, self.child)  # type: ignore[arg-type]  # by check
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Entries that were appended together, as JSON texts with commas between them."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+    base: int
+    entries: bytes
+    scopes: list[str] | None
+
+
+@dataclass(slots=True)
+class Merge:
+    """What is appended as a turn is opened: what came true meanwhile, whose waits are done with."""
+
+    key: TaskKey
+    epoch: int
+    base: int
+    entries: Sequence[bytes]
+    waits: Sequence[str]
+    hashed_len: int | None
+    hashed: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A whole log as it is kept, live or in history."""
+
+    node: int
+    generation: int
+    entries: bytes | None
+    live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a task last saved, and when."""
+
+    value: bytes
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRun:
+    """A run some task has started, under the name it has among that task's children; `status` once it is over."""
+
+    id: str
+    name: str
+    status: str | None
+    output: bytes | None
+    output_type: str | None
+    error: str | None
+
+
+APPEND = Statement(
+    """
+    with given as (
+        select * from unnest(
+            $1::int[], $2::text[], $3::smallint[], $4::int[], $5::int[], $6::int[], $7::bytea[], $8::text[], $9::text[], $10::text[],
+            $11::bytea[], $12::boolean[], $13::boolean[], $14::text[]
+        ) as g (tenant_id, run_id, node, epoch, base, count, entries, parents, closes, settled, checkpoint, closes_inbox, only_steps, waits)
+    ), grown as (
+        update tasks t
+        set log_len = g.base + g.count, log_bytes = coalesce(t.log_bytes, 0) + length(g.entries),
+            log_since = coalesce(t.log_since, t.started_at), app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null,
+            inbox_closed = case when g.closes_inbox then true else t.inbox_closed end,
+            lease_until = case when t.lease > interval '0' then greatest(t.lease_until, least($25::timestamptz + t.lease, t.deadline))
+                               else t.lease_until end
+        from given g
+        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
+          and coalesce(t.log_len, 0) = g.base and g.base + g.count <= $26
+          and coalesce(t.log_bytes, 0) + length(g.entries) <= $27 and (t.cleanup is null or g.only_steps)
+          and (g.parents is null or not exists (
+               select from journal j
+               where j.tenant_id = g.tenant_id and j.run_id = g.run_id and j.node = g.node and j.generation = coalesce(t.generation, 0)
+                 and j.scopes && array(select jsonb_array_elements_text(g.parents::jsonb))))
+          and (g.waits is null or not exists (
+               select from waits w
+               where w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node and w.kind <> 'step'
+                 and w.id = any(array(select jsonb_array_elements_text(g.waits::jsonb)))))
+        returning t.tenant_id, t.run_id, t.node, coalesce(t.generation, 0) as generation, t.log_len, t.lease_until, t.deadline,
+                  t.cancel_at, t.cancel_reason, g.base, g.count, g.entries, g.closes, g.settled, g.checkpoint
+    ), segments as (
+        insert into journal (tenant_id, run_id, node, generation, base, count, entries, scopes, checkpoint, at)
+        select tenant_id, run_id, node, generation, base, count, entries,
+               case when closes is not null then array(select jsonb_array_elements_text(closes::jsonb)) end, checkpoint, $25
+        from grown
+    ), retried as (
+        delete from waits w using grown g
+        where g.settled is not null and w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node and w.kind = 'step'
+          and w.id = any(array(select jsonb_array_elements_text(g.settled::jsonb)))
+    ), registered as (
+        insert into waits as w (tenant_id, run_id, node, id, graph, kind, event_key, scope, expression, since, due_at, look_at, created_at,
+                                settled_at, outcome, value, position)
+        select n.tenant_id, n.run_id, n.node, n.id, false, n.kind, n.event_key, n.scope, n.expression, n.since, n.due_at,
+               case when n.kind = 'event' then $25::timestamptz end, $25, case when n.outcome is not null then $25 end, n.outcome, n.value,
+               case when n.outcome is not null then nextval('wait_positions') end
+        from unnest($15::int[], $16::text[], $17::smallint[], $18::text[], $19::text[], $20::text[], $21::text[], $22::text[],
+                    $23::timestamptz[], $24::timestamptz[], $28::text[], $29::bytea[])
+             as n (tenant_id, run_id, node, id, kind, event_key, scope, expression, since, due_at, outcome, value)
+        join grown g using (tenant_id, run_id, node)
+        on conflict (tenant_id, run_id, node, id) do update
+        set due_at = excluded.due_at, settled_at = null, outcome = null, position = null, created_at = excluded.created_at
+    )
+    select tenant_id, run_id, node, log_len, lease_until, deadline, cancel_at, cancel_reason from grown
+    """,
+    Appended,
+)
+
+HEADS = Statement(
+    """
+    select t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.state, t.epoch, coalesce(t.turn, 1) as turn,
+           coalesce(t.generation, 0) as generation, coalesce(t.log_len, 0) as log_len, coalesce(t.log_bytes, 0) as log_bytes,
+           t.log_since, t.started_at, coalesce(t.known_len, 0) as known_len, coalesce(t.hashed_len, 0) as hashed_len, t.hashed, t.memory,
+           t.input, coalesce(t.cleanup, false) as cleanup, t.cancel_reason, t.pin_endpoint, t.pin_version
+    from tasks t
+    join unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node) using (tenant_id, run_id, node)
+    where t.durable
+    """,
+    Head,
+)
+
+OVER = Statement(
+    """
+    select w.tenant_id, w.run_id, w.node, w.id, w.kind, w.outcome, w.settled_at, w.value,
+           case when w.kind = 'child' then w.event_key end as child
+    from waits w
+    join unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node) using (tenant_id, run_id, node)
+    where not w.graph and w.settled_at is not null
+    order by w.position
+    """,
+    Over,
+)
+
+SEGMENTS = Statement(
+    """
+    select j.tenant_id, j.run_id, j.node, j.base, j.entries, j.scopes
+    from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::int[]) as g (tenant_id, run_id, node, generation, base)
+    join journal j on j.tenant_id = g.tenant_id and j.run_id = g.run_id and j.node = g.node and j.generation = g.generation
+         and j.base >= g.base
+    order by j.tenant_id, j.run_id, j.node, j.base
+    """,
+    Segment,
+)
+
+MERGE = Statement(
+    """
+    with given as (
+        select * from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::int[], $6::int[], $7::bytea[], $8::int[], $9::bytea[])
+            as g (tenant_id, run_id, node, epoch, base, count, entries, hashed_len, hashed)
+    ), grown as (
+        update tasks t
+        set log_len = g.base + g.count, log_bytes = coalesce(t.log_bytes, 0) + length(g.entries),
+            log_since = coalesce(t.log_since, t.started_at), hashed_len = coalesce(g.hashed_len, t.hashed_len),
+            hashed = coalesce(g.hashed, t.hashed)
+        from given g
+        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
+          and coalesce(t.log_len, 0) = g.base
+        returning t.tenant_id, t.run_id, t.node, coalesce(t.generation, 0) as generation, g.base, g.count, g.entries
+    ), segments as (
+        insert into journal (tenant_id, run_id, node, generation, base, count, entries, at)
+        select tenant_id, run_id, node, generation, base, count, entries, $14 from grown where count > 0
+    ), done as (
+        delete from waits w using grown g, unnest($10::int[], $11::text[], $12::smallint[], $13::text[]) as n (tenant_id, run_id, node, id)
+        where g.tenant_id = n.tenant_id and g.run_id = n.run_id and g.node = n.node
+          and w.tenant_id = n.tenant_id and w.run_id = n.run_id and w.node = n.node and w.id = n.id and w.settled_at is not null
+    )
+    select tenant_id, run_id, node from grown
+    """,
+    Applied,
+)
+
+LOGS = Statement(
+    """
+    select j.node, j.generation, string_agg(j.entries, ','::bytea order by j.base) as entries, true as live
+    from journal j where j.tenant_id = $1 and j.run_id = $2 group by j.node, j.generation
+    union all
+    select h.node, h.generation, h.entries, false
+    from journal_history h where h.tenant_id = $1 and h.run_id = $2 and h.finished_at >= $3
+    order by node, generation
+    """,
+    Kept,
+)
+
+SAVED = Statement(
+    """
+    select checkpoint as value, at from (
+        (select j.checkpoint, j.at from journal j
+         where j.tenant_id = $1 and j.run_id = $2 and j.node = $3 and j.checkpoint is not null
+         order by j.generation desc, j.base desc limit 1)
+        union all
+        (select h.checkpoint, h.checkpoint_at from journal_history h
+         where h.tenant_id = $1 and h.run_id = $2 and h.node = $3 and h.finished_at >= $4 and h.checkpoint is not null
+         order by h.generation desc limit 1)
+    ) found order by at desc limit 1
+    """,
+    Checkpoint,
+)
+
+CHILDREN = Statement(
+    """
+    select r.id, r.parent_wait as name, null::text as status, null::bytea as output, null::text as output_type, null::text as error
+    from runs r where r.tenant_id = $1 and r.parent_run_id = $2 and r.parent_node = $3 and r.parent_wait = any($4::text[])
+    union all
+    select h.id, h.parent_wait, h.status, t.output, t.output_type, t.error::text
+    from run_history h
+    left join task_history t on t.tenant_id = h.tenant_id and t.run_id = h.id and t.node = 0 and t.finished_at = h.finished_at
+    where h.tenant_id = $1 and h.parent_run_id = $2 and h.parent_node = $3 and h.parent_wait = any($4::text[]) and h.finished_at >= $5
+    """,
+    ChildRun,
+)
+
+
+async def append(
+    db: Database | Connection, items: Sequence[NewEntries], now: datetime, most_entries: int, most_bytes: int
+) -> dict[TaskKey, Appended]:
+    """Append to logs, and register what the entries wait for; answers the tasks whose append landed. One task may appear once."""
+    waits = [(item, wait) for item in items for wait in item.entries.waits]
+    records = await db.fetch(
+        APPEND.sql,
+        *_keys([item.key for item in items]),
+        [item.epoch for item in items],
+        [item.base for item in items],
+        [len(item.entries) for item in items],
+        [item.entries.text for item in items],
+        [_names(item.entries.parents) for item in items],
+        [_names(item.entries.closes) for item in items],
+        [_names(item.entries.settled) for item in items],
+        [item.entries.checkpoint for item in items],
+        [item.entries.closes_inbox for item in items],
+        [item.entries.only_steps for item in items],
+        [_names([wait.id for wait in item.entries.waits if wait.kind != "step"]) for item in items],
+        *_keys([item.key for item, _ in waits]),
+        [wait.id for _, wait in waits],
+        [wait.kind for _, wait in waits],
+        [wait.event_key if wait.kind != "child" else item.children.get(wait.id) for item, wait in waits],
+        [wait.scope for _, wait in waits],
+        [wait.expression for _, wait in waits],
+        [wait.since for _, wait in waits],
+        [wait.due_at for _, wait in waits],
+        now,
+        most_entries,
+        most_bytes,
+        [item.given[wait.id][0] if wait.id in item.given else None for item, wait in waits],
+        [item.given[wait.id][1] if wait.id in item.given else None for item, wait in waits],
+    )
+    return {(row.tenant_id, row.run_id, row.node): row for row in APPEND.read(records)}
+
+
+async def heads(db: Database, keys: Sequence[TaskKey]) -> dict[TaskKey, Head]:
+    """Durable tasks that are live."""
+    return {row.key: row for row in HEADS.read(await db.fetch(HEADS.sql, *_keys(keys)))}
+
+
+async def over(db: Database, keys: Sequence[TaskKey]) -> dict[TaskKey, list[Over]]:
+    """What has come true for tasks and is not in their logs, in the order it did."""
+    found: dict[TaskKey, list[Over]] = {}
+    for row in OVER.read(await db.fetch(OVER.sql, *_keys(keys))):
+        found.setdefault((row.tenant_id, row.run_id, row.node), []).append(row)
+    return found
+
+
+async def segments(db: Database, wanted: Sequence[tuple[Head, int]]) -> dict[TaskKey, list[Segment]]:
+    """Logs from a position on, which is where an append began."""
+    keys = _keys([head.key for head, _ in wanted])
+    records = await db.fetch(SEGMENTS.sql, *keys, [head.generation for head, _ in wanted], [base for _, base in wanted])
+    found: dict[TaskKey, list[Segment]] = {}
+    for row in SEGMENTS.read(records):
+        found.setdefault((row.tenant_id, row.run_id, row.node), []).append(row)
+    return found
+
+
+async def merge(db: Database, merges: Sequence[Merge], now: datetime) -> set[TaskKey]:
+    """Append what came true to the logs of attempts that begin; answers those that still are what they were."""
+    waits = [(m.key, wait) for m in merges for wait in m.waits]
+    records = await db.fetch(
+        MERGE.sql,
+        *_keys([m.key for m in merges]),
+        [m.epoch for m in merges],
+        [m.base for m in merges],
+        [len(m.entries) for m in merges],
+        [b",".join(m.entries) for m in merges],
+        [m.hashed_len for m in merges],
+        [m.hashed for m in merges],
+        *_keys([key for key, _ in waits]),
+        [wait for _, wait in waits],
+        now,
+    )
+    return {(row.tenant_id, row.run_id, row.node) for row in MERGE.read(records)}
+
+
+async def logs(db: Database, tenant_id: int, run_id: str, since: datetime) -> list[Kept]:
+    """All logs of a run's tasks, by node and generation. A run that may have ended `since` then is looked for in history."""
+    return LOGS.read(await db.fetch(LOGS.sql, tenant_id, run_id, since))
+
+
+async def saved(db: Database, tenant_id: int, run_id: str, node: int, since: datetime) -> Checkpoint | None:
+    """The latest checkpoint of a task."""
+    return SAVED.first(await db.fetch(SAVED.sql, tenant_id, run_id, node, since))
+
+
+async def children(db: Database, parent: TaskKey, names: Sequence[str], created: datetime) -> dict[str, ChildRun]:
+    """Children a task has started before, by name. `created` is when the parent was, at the latest."""
+    since = created - timedelta(hours=1)
+    rows = CHILDREN.read(await db.fetch(CHILDREN.sql, *parent, list(names), since))
+    return {row.name: row for row in rows}
+
+
+def _keys(keys: Sequence[TaskKey]) -> tuple[list[int], list[str], list[int]]:
+    return [k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys]
+
+
+def _names(names: Sequence[Any]) -> str | None:
+    return json.dumps(list(names)) if names else None

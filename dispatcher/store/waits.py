@@ -1,0 +1,442 @@
+"""What runs wait for, settled: moments that come, events that arrive or were there before, messages, children whose run is gone.
+
+A wait is settled once, in a statement that also leaves a mark on whoever waits: a task of a durable kind (`wake_at`) or the run of a graph
+(`advance_at`). So nothing is lost with the process that settled it; `marks` counts, so that a mark is only taken away by who has seen it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from dispatcher.store.database import Database
+from dispatcher.store.outcomes import TaskKey
+from dispatcher.store.statement import Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """Somebody whose wait has just been settled; `graph` when it is a condition of a task that has not started."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+    graph: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """An event that somebody waits for."""
+
+    tenant_id: int
+    id: str
+    type: str
+    data: bytes
+    metadata: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An event and a wait it may settle, if the wait's expression says so."""
+
+    tenant_id: int
+    event_id: str
+    run_id: str
+    node: int
+    id: str
+    expression: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Looking:
+    """A wait for an event that looks back. `created_at` is when it was registered."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+    id: str
+    event_key: str
+    scope: str | None
+    expression: str | None
+    since: datetime
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A stored event a wait may be settled by; newest first for each wait, `place` being the wait's in what was asked."""
+
+    place: int
+    tenant_id: int
+    id: str
+    type: str
+    data: bytes
+    metadata: str | None
+    created_at: datetime
+
+
+@dataclass(slots=True)
+class Arrival:
+    """A wait, and the event that settles it: `document` is what the log will say of it."""
+
+    key: TaskKey
+    id: str
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A durable task that waits, something having been settled for it: its waits, and what became of those that are over."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+    marks: int
+    wake: bytes
+    ids: list[str]
+    outcomes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A queue a task has gone back to."""
+
+    tenant_id: int
+    workflow_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """A run that shall be cancelled because its parent was."""
+
+    tenant_id: int
+    id: str
+
+
+DUE = Statement(
+    """
+    with due as (
+        select tenant_id, run_id, node, id from waits
+        where due_at <= $1 and settled_at is null order by due_at limit $2 for update skip locked
+    ), settled as (
+        update waits w
+        set settled_at = $1, position = nextval('wait_positions'),
+            outcome = case when w.kind in ('sleep', 'step') then 'ok' else 'timeout' end
+        from due d
+        where w.tenant_id = d.tenant_id and w.run_id = d.run_id and w.node = d.node and w.id = d.id
+        returning w.tenant_id, w.run_id, w.node, w.graph
+    ), marked as (
+        update tasks t set wake_at = $1, marks = coalesce(t.marks, 0) + 1
+        from (select distinct tenant_id, run_id, node from settled where not graph) s
+        where t.tenant_id = s.tenant_id and t.run_id = s.run_id and t.node = s.node
+    ), advanced as (
+        update runs r set advance_at = $1, revision = r.revision + 1
+        from (select distinct tenant_id, run_id from settled where graph) s
+        where r.tenant_id = s.tenant_id and r.id = s.run_id
+    )
+    select tenant_id, run_id, node, graph from settled
+    """,
+    Waiter,
+)
+
+AWAITED = Statement(
+    """
+    select tenant_id, id, type, data, metadata, created_at from events where wakes order by created_at, id limit $1
+    """,
+    Awaited,
+)
+
+# Events and waits are looked at in one picture: a wait that was registered after an event was brought to everybody is not in it together
+# with an event that still has to be.
+PAIRS = Statement(
+    """
+    select w.tenant_id, e.id as event_id, w.run_id, w.node, w.id, w.expression
+    from unnest($1::int[], $2::text[], $3::timestamptz[]) as g (tenant_id, id, created_at)
+    join events e on e.tenant_id = g.tenant_id and e.id = g.id and e.created_at = g.created_at and e.wakes
+    join waits w on w.tenant_id = e.tenant_id and w.event_key = e.type and w.settled_at is null and w.kind = 'event'
+         and (w.scope is null or w.scope = e.scope) and e.created_at >= w.since - $4::interval
+    limit $5
+    """,
+    Pair,
+)
+
+ARRIVE = Statement(
+    """
+    with given as (
+        select * from unnest($1::int[], $2::text[], $3::smallint[], $4::text[], $5::int[]) as g (tenant_id, run_id, node, id, document)
+    ), settled as (
+        update waits w
+        set settled_at = $10, position = nextval('wait_positions'), outcome = 'ok', value = ($6::bytea[])[g.document]
+        from given g
+        where w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node and w.id = g.id and w.settled_at is null
+        returning w.tenant_id, w.run_id, w.node, w.graph
+    ), brought as (
+        update events e set wakes = false
+        from unnest($7::int[], $8::text[], $9::timestamptz[]) as g (tenant_id, id, created_at)
+        where e.tenant_id = g.tenant_id and e.id = g.id and e.created_at = g.created_at
+    ), marked as (
+        update tasks t set wake_at = $10, marks = coalesce(t.marks, 0) + 1
+        from (select distinct tenant_id, run_id, node from settled where not graph) s
+        where t.tenant_id = s.tenant_id and t.run_id = s.run_id and t.node = s.node
+    ), advanced as (
+        update runs r set advance_at = $10, revision = r.revision + 1
+        from (select distinct tenant_id, run_id from settled where graph) s
+        where r.tenant_id = s.tenant_id and r.id = s.run_id
+    )
+    select tenant_id, run_id, node, graph from settled
+    """,
+    Waiter,
+)
+
+LOOKING = Statement(
+    """
+    select tenant_id, run_id, node, id, event_key, scope, expression, since, created_at
+    from waits where look_at <= $1 and settled_at is null order by look_at limit $2
+    """,
+    Looking,
+)
+
+PAST = Statement(
+    """
+    select g.place, e.tenant_id, e.id, e.type, e.data, e.metadata, e.created_at
+    from unnest($1::int[], $2::int[], $3::text[], $4::text[], $5::timestamptz[], $6::int[])
+         as g (place, tenant_id, event_key, scope, since, most)
+    cross join lateral (
+        select * from events e
+        where e.tenant_id = g.tenant_id and e.type = g.event_key and e.created_at >= g.since and (g.scope is null or e.scope = g.scope)
+        order by e.id desc limit g.most
+    ) e
+    """,
+    Past,
+)
+
+LOOKED = """
+    update waits w set look_at = g.look_at
+    from unnest($1::int[], $2::text[], $3::smallint[], $4::text[], $5::timestamptz[]) as g (tenant_id, run_id, node, id, look_at)
+    where w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node and w.id = g.id
+"""
+
+SEND = """
+    with task as (
+        select tenant_id, run_id, node from tasks
+        where tenant_id = $1 and run_id = $2 and node = $3 and durable and state <> 'settled' and inbox_closed is null and cleanup is null
+        for update
+    ), written as (
+        insert into messages (tenant_id, run_id, node, data, created_at) select tenant_id, run_id, node, $4, $5 from task
+    )
+    update tasks t set wake_at = $5, marks = coalesce(t.marks, 0) + 1
+    from task k where t.tenant_id = k.tenant_id and t.run_id = k.run_id and t.node = k.node
+    returning t.run_id
+"""
+
+# The first message goes to the wait that was first, and so on. A closed inbox with nothing left in it ends those that still wait.
+RECEIVE = Statement(
+    """
+    with marked as (
+        select tenant_id, run_id, node, inbox_closed from tasks
+        where wake_at is not null and state = 'waiting' order by wake_at limit $2
+    ), open as (
+        select w.tenant_id, w.run_id, w.node, w.id, m.inbox_closed,
+               row_number() over (partition by w.tenant_id, w.run_id, w.node order by w.created_at, w.id) as number
+        from marked m join waits w using (tenant_id, run_id, node)
+        where w.kind = 'message' and w.settled_at is null
+    ), waiting as (
+        select m.tenant_id, m.run_id, m.node, m.seq, m.data,
+               row_number() over (partition by m.tenant_id, m.run_id, m.node order by m.seq) as number
+        from (select distinct tenant_id, run_id, node from open) o join messages m using (tenant_id, run_id, node)
+    ), settled as (
+        update waits w
+        set settled_at = $1, position = nextval('wait_positions'), outcome = case when o.seq is null then 'closed' else 'ok' end,
+            value = o.data
+        from (select o.*, m.seq, m.data from open o left join waiting m using (tenant_id, run_id, node, number)) o
+        where w.tenant_id = o.tenant_id and w.run_id = o.run_id and w.node = o.node and w.id = o.id and w.settled_at is null
+          and (o.seq is not null or o.inbox_closed)
+        returning w.tenant_id, w.run_id, w.node, w.graph, o.seq
+    ), taken as (
+        delete from messages m using settled s
+        where m.tenant_id = s.tenant_id and m.run_id = s.run_id and m.node = s.node and m.seq = s.seq
+    )
+    select tenant_id, run_id, node, graph from settled
+    """,
+    Waiter,
+)
+
+MARKED = Statement(
+    """
+    select t.tenant_id, t.run_id, t.node, t.marks, t.wake, w.ids, w.outcomes
+    from tasks t
+    cross join lateral (
+        select coalesce(array_agg(w.id), '{}') as ids, coalesce(array_agg(w.outcome), '{}') as outcomes
+        from waits w
+        where w.tenant_id = t.tenant_id and w.run_id = t.run_id and w.node = t.node and not w.graph and w.settled_at is not null
+    ) w
+    where t.wake_at is not null and t.state = 'waiting' and t.wake is not null order by t.wake_at limit $1
+    """,
+    Marked,
+)
+
+RESUME = Statement(
+    """
+    with given as (
+        select * from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::boolean[]) as g (tenant_id, run_id, node, marks, awake)
+    ), seen as (
+        update tasks t
+        set wake_at = null, state = case when g.awake then 'queued' else t.state end, wake = case when g.awake then null else t.wake end,
+            due_at = case when g.awake then $6 else t.due_at end
+        from given g
+        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.state = 'waiting' and t.marks = g.marks
+        returning t.tenant_id, t.workflow_id, g.awake
+    )
+    select tenant_id, -workflow_id as workflow_id from seen where awake
+    """,
+    Resumed,
+)
+
+DOOMED = Statement(
+    """
+    select tenant_id, id from runs where doomed_at <= $1 order by doomed_at limit $2
+    """,
+    Doomed,
+)
+
+SPARED = """
+    update runs set doomed_at = null where tenant_id = $1 and id = any($2::text[])
+"""
+
+NEXT = """
+    select least((select min(due_at) from waits where due_at is not null and settled_at is null),
+                 (select min(look_at) from waits where look_at is not null and settled_at is null))
+"""
+
+UNBLOCK = Statement(
+    """
+    update tasks set state = 'queued', due_at = $4, error = null, pin_endpoint = null, pin_version = null, marks = coalesce(marks, 0) + 1
+    where tenant_id = $1 and state = 'blocked' and ($2::int[] is null or workflow_id = any($2)) and ($3::text is null or run_id = $3)
+    returning tenant_id, -workflow_id as workflow_id
+    """,
+    Resumed,
+)
+
+
+async def due(db: Database, now: datetime, limit: int) -> list[Waiter]:
+    """Settle at most `limit` waits whose moment has come."""
+    return DUE.read(await db.fetch(DUE.sql, now, limit))
+
+
+async def awaited(db: Database, limit: int) -> list[Awaited]:
+    """Events that were waited for when they were written and have not been brought to anybody."""
+    return AWAITED.read(await db.fetch(AWAITED.sql, limit))
+
+
+async def pairs(db: Database, events: Sequence[Awaited], skew: timedelta, limit: int) -> list[Pair]:
+    """Which waits these events may settle, at most `limit`. An event may seem `skew` older than a wait it has met: clocks differ."""
+    records = await db.fetch(PAIRS.sql, [e.tenant_id for e in events], [e.id for e in events], [e.created_at for e in events], skew, limit)
+    return PAIRS.read(records)
+
+
+async def arrive(db: Database, arrivals: Sequence[Arrival], brought: Sequence[Awaited], now: datetime) -> list[Waiter]:
+    """Settle waits with events, and note that these events have been brought to everybody; together, or not at all."""
+    documents: dict[bytes, int] = {}
+    for arrival in arrivals:
+        documents.setdefault(arrival.document, len(documents) + 1)
+    records = await db.fetch(
+        ARRIVE.sql,
+        [a.key[0] for a in arrivals],
+        [a.key[1] for a in arrivals],
+        [a.key[2] for a in arrivals],
+        [a.id for a in arrivals],
+        [documents[a.document] for a in arrivals],
+        list(documents),
+        [e.tenant_id for e in brought],
+        [e.id for e in brought],
+        [e.created_at for e in brought],
+        now,
+    )
+    return ARRIVE.read(records)
+
+
+async def looking(db: Database, now: datetime, limit: int) -> list[Looking]:
+    """Waits that are to look back now."""
+    return LOOKING.read(await db.fetch(LOOKING.sql, now, limit))
+
+
+async def past(db: Database, waits: Sequence[Looking], most: int) -> dict[int, list[Past]]:
+    """For each wait, by its place, the stored events that may settle it, newest first: one, or `most` where an expression chooses."""
+    records = await db.fetch(
+        PAST.sql,
+        list(range(len(waits))),
+        [w.tenant_id for w in waits],
+        [w.event_key for w in waits],
+        [w.scope for w in waits],
+        [w.since for w in waits],
+        [1 if w.expression is None else most for w in waits],
+    )
+    found: dict[int, list[Past]] = {}
+    for row in PAST.read(records):
+        found.setdefault(row.place, []).append(row)
+    return found
+
+
+async def looked(db: Database, waits: Sequence[Looking], again: Sequence[datetime | None]) -> None:
+    """Note when waits are to look back again, if at all."""
+    await db.execute(
+        LOOKED,
+        [w.tenant_id for w in waits],
+        [w.run_id for w in waits],
+        [w.node for w in waits],
+        [w.id for w in waits],
+        list(again),
+    )
+
+
+async def send(db: Database, key: TaskKey, data: bytes, now: datetime) -> bool:
+    """Put a message into a task's inbox; False when that is closed, or there is no such live task."""
+    return bool(await db.fetch(SEND, *key, data, now))
+
+
+async def receive(db: Database, now: datetime, limit: int) -> list[Waiter]:
+    """Bring messages to the marked tasks that wait for them."""
+    return RECEIVE.read(await db.fetch(RECEIVE.sql, now, limit))
+
+
+async def marked(db: Database, limit: int) -> list[Marked]:
+    """Tasks that wait and have something new to look at, those marked first first."""
+    return MARKED.read(await db.fetch(MARKED.sql, limit))
+
+
+async def resume(db: Database, seen: Sequence[tuple[Marked, bool]], now: datetime) -> list[Resumed]:
+    """Take marks away, and queue the tasks whose wait is over; answers their queues, one entry a task."""
+    records = await db.fetch(
+        RESUME.sql,
+        [m.tenant_id for m, _ in seen],
+        [m.run_id for m, _ in seen],
+        [m.node for m, _ in seen],
+        [m.marks for m, _ in seen],
+        [awake for _, awake in seen],
+        now,
+    )
+    return RESUME.read(records)
+
+
+async def doomed(db: Database, now: datetime, limit: int) -> list[Doomed]:
+    """Runs whose parent was cancelled and that have not been cancelled for it."""
+    return DOOMED.read(await db.fetch(DOOMED.sql, now, limit))
+
+
+async def spared(db: Database, tenant_id: int, run_ids: Sequence[str]) -> None:
+    """These have been asked to end."""
+    await db.execute(SPARED, tenant_id, list(run_ids))
+
+
+async def next_moment(db: Database) -> datetime | None:
+    """When the next wait comes due or looks back."""
+    moment: datetime | None = await db.fetchval(NEXT)
+    return moment
+
+
+async def unblock(db: Database, tenant_id: int, workflows: Sequence[int] | None, run_id: str | None, now: datetime) -> list[Resumed]:
+    """Let blocked tasks try again, on whatever version is the latest: of these workflows, or of one run."""
+    records = await db.fetch(UNBLOCK.sql, tenant_id, list(workflows) if workflows is not None else None, run_id, now)
+    return UNBLOCK.read(records)
