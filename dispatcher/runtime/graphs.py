@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from dispatcher.clock import Clock, monotonic
 from dispatcher.engine.definitions import Parent, Sleep, TaskDefinition, UserEvent, compile_condition
 from dispatcher.engine.expressions import Expression, ExpressionError
-from dispatcher.engine.graphs import LETTERS, Advance, GraphState, Status, advance, conditions
+from dispatcher.engine.graphs import LETTERS, Advance, GraphState, Status, advance, conditions, ended
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Directory, Workflow
 from dispatcher.runtime.group_commit import GroupCommit, QueueFull
@@ -159,13 +159,12 @@ def _heard(future: Any) -> None:
 
 def _state(row: GraphRow) -> GraphState:
     """Where a run is: its letters, with the tasks that have ended since they were written."""
-    statuses = [LETTERS[letter] for letter in row.graph]
-    for node, status in zip(row.settled, row.statuses, strict=True):
-        statuses[node] = status  # type: ignore[call-overload]  # the column's check allows no other words
+    ends = cast("Sequence[Status]", row.statuses)  # the column's check allows no other words
+    statuses = ended([LETTERS[letter] for letter in row.graph], zip(row.settled, ends, strict=True))
     met: dict[int, set[int]] = {}
     for node, number in zip(row.met_nodes, row.met, strict=True):
         met.setdefault(node, set()).add(number)
-    return GraphState(tuple(statuses), {node: frozenset(numbers) for node, numbers in met.items()}, row.cancel_reason is not None)
+    return GraphState(statuses, {node: frozenset(numbers) for node, numbers in met.items()}, row.cancel_reason is not None)
 
 
 def _asked(row: GraphRow, workflow: Workflow, state: GraphState) -> set[TaskKey]:
