@@ -25,6 +25,7 @@ from dispatcher.runtime.cancellation import Cancellation
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.circuits import Circuits
 from dispatcher.runtime.claims import Claims
+from dispatcher.runtime.crons import Crons
 from dispatcher.runtime.deliveries import Deliveries
 from dispatcher.runtime.directory import Directory, Workflow
 from dispatcher.runtime.filters import Filters
@@ -37,10 +38,12 @@ from dispatcher.runtime.pausing import Pausing
 from dispatcher.runtime.recorder import Recorder
 from dispatcher.runtime.registration import Registration
 from dispatcher.runtime.replays import Replays
+from dispatcher.runtime.schedules import Schedules
 from dispatcher.runtime.services import Services
 from dispatcher.runtime.settlement import Settlement
 from dispatcher.runtime.signals import Signals
 from dispatcher.runtime.streams import Streams
+from dispatcher.runtime.timetable import Timetable
 from dispatcher.runtime.tokens import TokenMaker
 from dispatcher.runtime.waiters import Waiters
 from dispatcher.runtime.webhooks import Webhooks
@@ -48,7 +51,7 @@ from dispatcher.sealing import Sealer, development_key, parse_master_key
 from dispatcher.settings import Settings, SettingsError
 from dispatcher.store import bulk as bulk_store
 from dispatcher.store import intake as intake_store
-from dispatcher.store import partitions, queue, registry, tasks
+from dispatcher.store import partitions, queue, registry, schedules, tasks
 from dispatcher.store.database import Database, DatabaseUnavailable
 from dispatcher.store.embedded import EmbeddedPostgres
 from dispatcher.store.migrate import migrate
@@ -212,6 +215,9 @@ def _join(
         bulk=Bulk(database, replays, cancellation, signals, clock, settings),
         streams=streams,
         pausing=Pausing(database, directory, clock, registration.changed),
+        crons=Crons(database, intake, clock, settings),
+        schedules=Schedules(database, intake, clock, settings),
+        timetable=Timetable(database, intake, settings),
     )  # fmt: skip
     return _Parts(services, membership, deliveries, capacity, claims, circuits, settlement, signals, graphs)
 
@@ -290,6 +296,7 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
     ticks = {
         "claim": (claim, poll),
         "timers": (timers, poll),
+        "timetable": (services.timetable.tick, poll),
         "graphs": (advance, poll),
         "cancels": (cancels, poll),
         "deadlines": (deadlines, poll),
@@ -329,6 +336,7 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
     def registry_changed() -> None:
         parts.claims.sweep()
         loops["slots"].wake()
+        loops["timetable"].wake()
 
     def ready(_arguments: list[str]) -> None:
         parts.claims.sweep()
@@ -357,6 +365,8 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
     parts.services.intake.on_backlog = backlogged
     parts.services.registration.on_change = registry_changed
     parts.circuits.on_change = registry_changed
+    parts.services.crons.on_due = loops["timetable"].wake_by
+    parts.services.schedules.on_due = loops["timetable"].wake_by
     parts.services.cancellation.on_marked = loops["cancels"].wake
     parts.services.replays.on_ready = backlogged
     parts.services.replays.on_graphs = parts.graphs.hint
@@ -381,6 +391,8 @@ class _Maintenance:
         await partitions.make(database, now.date(), _PARTITION_DAYS)
         await partitions.drop_before(database, (now - timedelta(days=settings.retention_days)).date())
         await bulk_store.prune(database, now - timedelta(days=settings.retention_days))
+        while await schedules.prune(database, now - timedelta(days=settings.retention_days), _BATCH) >= _BATCH:
+            pass
         while await intake_store.prune_keys(database, now, _BATCH) >= _BATCH:
             pass
         return None

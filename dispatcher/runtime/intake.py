@@ -16,18 +16,23 @@ from dispatcher.clock import Clock
 from dispatcher.engine.filters import Match
 from dispatcher.errors import Problem, problem
 from dispatcher.ids import IdMaker
+from dispatcher.runtime import firing
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Directory, Endpoint, Picture, Workflow
+from dispatcher.runtime.firing import Firing, FiringAccepted, FiringRequest, Plan
 from dispatcher.runtime.group_commit import GroupCommit, QueueFull
 from dispatcher.runtime.judging import Judgement, Judging
 from dispatcher.runtime.metrics import Metrics
+from dispatcher.runtime.plans import planned
 from dispatcher.runtime.work import Assignment, EventFacts
 from dispatcher.settings import Settings
 from dispatcher.store import events, filters, webhook_deliveries
 from dispatcher.store import intake as store
+from dispatcher.store.crons import NewCron
 from dispatcher.store.database import Connection, Database, DatabaseUnavailable, is_transient
 from dispatcher.store.filters import NewFailure
 from dispatcher.store.intake import NewEvent, NewKey, NewRun
+from dispatcher.store.schedules import NewSchedule, ScheduleStep
 from dispatcher.store.webhook_deliveries import NewDelivery
 
 _STALE_TRIES = 10
@@ -57,7 +62,7 @@ class EventRequest:
     """An event somebody sent. `data` and `metadata` are JSON text, checked by the edge.
 
     A call names its `workflow`: the event then runs that one with `input`, and nothing that listens for its type. `judgement` is what the
-    filters say of it, found out on the way in.
+    filters say of it, found out on the way in. With a `plan` the call is for later, and starts nothing now.
     """
 
     tenant_id: int
@@ -71,6 +76,7 @@ class EventRequest:
     workflow: str | None = None
     input: bytes | None = None
     judgement: Judgement | None = None
+    plan: Plan | None = None
 
 
 @dataclass(slots=True)
@@ -103,6 +109,7 @@ class EventAccepted:
     stream_id: str
     run_ids: list[str]
     duplicate: bool
+    planned: str | None = None
 
 
 @dataclass(slots=True)
@@ -132,11 +139,18 @@ class Submission:
     awaited: bool = False
     first_id: str | None = None
     failures: Sequence[NewFailure] = ()
+    firing: Firing | None = None
+    plan: NewCron | NewSchedule | None = None
 
     @property
     def settled(self) -> bool:
         """Whether it need not be matched again."""
-        return self.written or self.first_id is not None
+        return self.written or self.first_id is not None or (self.firing is not None and self.firing.lost)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is written by one statement."""
+        return not (self.keys or self.failures) and self.delivery is None and self.firing is None and self.plan is None
 
 
 class Intake:
@@ -197,6 +211,10 @@ class Intake:
         sent = [request.event for request in requests]
         return [_delivery_answer(fate) for fate in await self._submit(requests, self._delivery_submission, sent)]
 
+    async def fire(self, requests: Sequence[FiringRequest]) -> list[FiringAccepted | Problem]:
+        """Start what is due, each in one commit with its row; answers in order. Raises Problem when nothing could be taken."""
+        return [_firing_answer(fate) for fate in await self._submit(requests, self._firing_submission)]
+
     async def _catch_up(self, wanted: Iterable[tuple[int, str | None]]) -> None:
         """Read the registry again when something is named that this process has not heard of: another may have just registered it."""
         pictures = self._directory.pictures
@@ -252,6 +270,22 @@ class Intake:
         keys = self._keys(picture, request.workflow, request.idempotency_key, request.idempotency_ttl, run.id)
         return Submission(None, [run], [workflow], keys, now)
 
+    def _firing_submission(self, request: FiringRequest, now: datetime) -> Submission | Problem:
+        picture = self._directory.pictures.get(request.tenant_id)
+        workflow = picture.by_id.get(request.workflow_id) if picture is not None else None
+        if picture is None or workflow is None:
+            return problem("unknown_workflow", f"the workflow of {request.step.id} is gone")
+        runs, ticks = [], {}
+        for tick in request.ticks:
+            run = self._new_run(picture, workflow, request.input, request.metadata, request.priority, None, request.trigger, now)
+            run.idempotency_key = firing.key_of(request.step, tick)
+            runs.append(run)
+            ticks[run.id] = tick
+        if isinstance(request.step, ScheduleStep):
+            request.step.run_id = runs[0].id if runs else None
+        fired = Firing(request.step, picture.tenant.registry_version, ticks)
+        return Submission(None, runs, [workflow] * len(runs), (), now, firing=fired)
+
     def _delivery_submission(self, request: DeliveryRequest, now: datetime) -> Submission | Problem:
         row, event = request.row, request.event
         made = self._event_submission(event, now) if event is not None else Submission(None, [], [], (), now)
@@ -273,6 +307,8 @@ class Intake:
         if request.workflow is not None and request.workflow not in picture.workflows:
             return _unknown_workflow(request.workflow, picture)
         starts = judgement.matches if judgement.matches is not None else _all_that_listen(request, picture)
+        if request.plan is not None:
+            starts = []
         if len(starts) > self._settings.max_fan_out:
             return problem("too_many_runs", f"the event would start {len(starts)} runs; at most {self._settings.max_fan_out} may")
         event_id = self._ids.make("evt", now)
@@ -296,7 +332,11 @@ class Intake:
             len(runs),
         )
         keys = self._keys(picture, "", request.idempotency_key, request.idempotency_ttl, event_id)
-        return Submission(event, runs, workflows, keys, now, failures=_failure_rows(event, judgement))
+        made = Submission(event, runs, workflows, keys, now, failures=_failure_rows(event, judgement))
+        if request.plan is not None and request.workflow is not None:
+            workflow = picture.workflows[request.workflow]
+            made.plan = planned(request.plan, event, workflow.id, body, self._ids, self._settings, now)
+        return made
 
     def _new_run(
         self,
@@ -354,7 +394,7 @@ class Intake:
         """Write one set. Express slots are taken first, given back for whatever was not written."""
         submissions = [s for parcel in parcels for s in parcel]
         now = self._clock.now()
-        if any(s.keys or s.delivery is not None or s.failures for s in submissions):
+        if not all(s.plain for s in submissions):
             assignments = await self._write_keyed(submissions, now)
         else:
             assignments = await self._write_fresh(self._database, submissions, now)
@@ -379,8 +419,11 @@ class Intake:
         assignments: list[Assignment] = []
         try:
             async with self._database.transaction() as conn:
-                fresh = await self._claim_keys(conn, submissions, now)
+                fresh = await self._claim_keys(conn, await self._claim_firings(conn, submissions, now), now)
                 assignments = await self._write_fresh(conn, fresh, now)
+                plans = [(s.event.tenant_id, s.plan) for s in fresh if s.written and s.plan is not None and s.event is not None]
+                if plans:
+                    await firing.write_plans(conn, plans, now)
                 lost = [key for s in fresh if not s.written for key in s.keys]
                 if lost:
                     await store.drop_keys(conn, lost)
@@ -395,6 +438,18 @@ class Intake:
                 self._capacity.give_back(assignment.endpoint.place)
             raise
         return assignments
+
+    async def _claim_firings(self, conn: Connection, submissions: list[Submission], now: datetime) -> list[Submission]:
+        """All but the firings of crons and schedules that somebody else has started, or whose registry has moved on."""
+        firings = [s.firing for s in submissions if s.firing is not None]
+        if not firings:
+            return submissions
+        started = await firing.claim(conn, firings, now)
+        for s in submissions:
+            if s.firing is not None:
+                s.runs = firing.runs_left(s.firing, s.runs, started)
+                s.workflows = s.workflows[: len(s.runs)]
+        return [s for s in submissions if s.firing is None or s.firing.held]
 
     async def _claim_keys(self, conn: Connection, submissions: list[Submission], now: datetime) -> list[Submission]:
         """Those that hold all their keys or have none. Of two with one key in a set the first counts."""
@@ -485,6 +540,7 @@ def _weight(parcel: list[Submission]) -> int:
     """One for every row, and one more for every few kilobytes that are written with them."""
     rows = sum(len(s.runs) + 1 for s in parcel)
     data = sum(len(run.input) for s in parcel for run in s.runs) + sum(len(s.event.data) for s in parcel if s.event is not None)
+    data += sum(len(s.delivery.body) for s in parcel if s.delivery is not None and s.delivery.body is not None)
     return rows + data // _WEIGHT_BYTES
 
 
@@ -525,7 +581,7 @@ def _delivery_row(submission: Submission, delivery: NewDelivery) -> NewDelivery 
     """What is kept of a delivery: all of it, or that it came again; nothing of one that is still to be matched."""
     if submission.written:
         return delivery
-    if submission.first_id is None or delivery.routes_again:
+    if submission.first_id is None or delivery.routes_again or delivery.silent:
         return None
     return replace(delivery, status="duplicate", reason=None, detail=None, body=None, event_id=None, first_id=submission.first_id)
 
@@ -539,13 +595,21 @@ def _delivery_answer(fate: Submission | Problem) -> DeliveryAccepted | Problem:
     return DeliveryAccepted(fate.delivery.id, False, fate.delivery.event_id, [run.id for run in fate.runs])
 
 
+def _firing_answer(fate: Submission | Problem) -> FiringAccepted | Problem:
+    if isinstance(fate, Problem):
+        return fate
+    assert fate.firing is not None, "_firing_submission makes one"
+    return FiringAccepted([run.id for run in fate.runs], fate.firing.lost)
+
+
 def _event_answer(fate: Submission | Problem) -> EventAccepted | Problem:
     if isinstance(fate, Problem):
         return fate
     if fate.first_id is not None:
         return EventAccepted(fate.first_id, f"str_{fate.first_id[4:]}", [], True)
     assert fate.event is not None, "_event_submission makes one"
-    return EventAccepted(fate.event.id, fate.event.stream_id, [run.id for run in fate.runs], False)
+    planned_id = fate.plan.id if fate.plan is not None else None
+    return EventAccepted(fate.event.id, fate.event.stream_id, [run.id for run in fate.runs], False, planned_id)
 
 
 def _unknown_workflow(name: str, picture: Picture) -> Problem:

@@ -15,11 +15,12 @@ from dispatcher.engine.definitions import Definition, DefinitionError, checksum,
 from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime.credentials import checked_auth, is_same_place
+from dispatcher.runtime.crons import declare
 from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.keyring import Keyring, secret_context
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import filters, registry
+from dispatcher.store import crons, filters, registry
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.filters import NewFilter
 from dispatcher.store.registry import EndpointPut, EndpointRow
@@ -200,8 +201,10 @@ class Registration:
             given = definition.default_filters
             declared = [NewFilter(self._ids.make("flt", now), workflow_id, f.scope, f.expression, f.payload) for f in given]
             await filters.declare(conn, put.tenant_id, workflow_id, declared, now)
+            await declare(conn, put.tenant_id, workflow_id, definition.on_crons, self._ids, now)
             workflow_ids.append(workflow_id)
         await registry.set_routes(conn, put.tenant_id, put.id, workflow_ids)
+        await crons.delete_unserved(conn, put.tenant_id)
 
     async def changed(self) -> None:
         """Take note of a change here, and tell the others."""
@@ -287,6 +290,7 @@ class Registration:
         async with self._database.transaction() as conn:
             await registry.bump(conn, tenant_id)
             await registry.delete_endpoint(conn, tenant_id, row.id)
+            await crons.delete_unserved(conn, tenant_id)
         await self.changed()
 
     async def ping(self, tenant_id: int, name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dispatcher.runtime.bulk import Bulk
 from dispatcher.runtime.callbacks import Callbacks
 from dispatcher.runtime.cancellation import Cancellation
 from dispatcher.runtime.capacity import Capacity
+from dispatcher.runtime.crons import Crons
 from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.filters import Filters
 from dispatcher.runtime.intake import Intake
@@ -16,8 +17,10 @@ from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.pausing import Pausing
 from dispatcher.runtime.registration import Registration
 from dispatcher.runtime.replays import Replays
+from dispatcher.runtime.schedules import Schedules
 from dispatcher.runtime.settlement import Settlement
 from dispatcher.runtime.streams import Streams
+from dispatcher.runtime.timetable import Timetable
 from dispatcher.runtime.waiters import Waiters
 from dispatcher.runtime.webhooks import Webhooks
 from dispatcher.settings import Settings
@@ -46,3 +49,6 @@ class Services:
     bulk: Bulk
     streams: Streams
     pausing: Pausing
+    crons: Crons
+    schedules: Schedules
+    timetable: Timetable

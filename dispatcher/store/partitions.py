@@ -11,7 +11,9 @@ from datetime import UTC, date, datetime, timedelta
 
 from dispatcher.store.database import Connection, Database
 
-TABLES = ("run_history", "task_history", "attempts", "events", "logs", "chunks", "webhook_deliveries", "filter_failures", "audit", "cron_ticks")
+TABLES = (
+    "run_history", "task_history", "attempts", "events", "logs", "chunks", "webhook_deliveries", "filter_failures", "audit", "cron_ticks",
+)  # fmt: skip
 _DAY_PARTITION = re.compile(r"_(\d{8})$")
 
 LOCK = "select pg_advisory_xact_lock(7240156)"

@@ -68,6 +68,9 @@ class WorkflowRow:
     definition: str
     created_at: datetime
     updated_at: datetime
+    paused_at: datetime | None
+    queue_ttl_ms: int | None
+    on_schedule: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ CREATE_TENANT = Statement(
     """,
     Tenant,
 )
+HOLD = Statement("select id, slug, registry_version from tenants where id = any($1::int[]) order by id for share", Tenant)
 BUMP = "update tenants set registry_version = registry_version + 1 where id = $1 returning registry_version"
 
 ENDPOINTS = Statement(
@@ -137,7 +141,7 @@ SECRETS = Statement(
 )
 WORKFLOWS = Statement(
     """
-    select w.id, w.name, w.version, v.definition, w.created_at, w.updated_at
+    select w.id, w.name, w.version, v.definition, w.created_at, w.updated_at, w.paused_at, w.queue_ttl_ms, w.on_schedule
     from workflows w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id and v.number = w.version
     where w.tenant_id = $1 and ($2::text is null or w.name = $2) order by w.name
     """,
@@ -235,7 +239,6 @@ DUE_PROBES = Statement(
 )
 RECOVERED = "update endpoints set probes = 0 where tenant_id = $1 and id = $2 and circuit = 'closed' and probes > 0 returning id"
 SCHEDULE_PROBE = "update endpoints set probe_at = $3 where tenant_id = $1 and id = $2 and circuit = 'open'"
-RETIRE_VERSION = "update endpoint_versions set retired_at = $4 where tenant_id = $1 and endpoint_id = $2 and version = $3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,24 +268,26 @@ async def create_tenant(db: Database, slug: str, name: str, now: datetime) -> Te
     return CREATE_TENANT.read(await db.fetch(CREATE_TENANT.sql, slug, name, now))[0]
 
 
-async def load(db: Database, tenant_id: int) -> Registered | None:
-    """One tenant's registry. The version is read first: what is read after it is at least as new."""
-    found = [t for t in TENANTS.read(await db.fetch(TENANTS.sql)) if t.id == tenant_id]
-    if not found:
-        return None
+async def load(db: Database, tenant: Tenant) -> Registered:
+    """One tenant's registry. The tenant, and so its version, was read before: what is read now is at least as new."""
     return Registered(
-        found[0],
-        ENDPOINTS.read(await db.fetch(ENDPOINTS.sql, tenant_id, None)),
-        SECRETS.read(await db.fetch(SECRETS.sql, tenant_id, None)),
-        WORKFLOWS.read(await db.fetch(WORKFLOWS.sql, tenant_id, None)),
-        ROUTES.read(await db.fetch(ROUTES.sql, tenant_id)),
-        await filters.every(db, tenant_id),
+        tenant,
+        ENDPOINTS.read(await db.fetch(ENDPOINTS.sql, tenant.id, None)),
+        SECRETS.read(await db.fetch(SECRETS.sql, tenant.id, None)),
+        WORKFLOWS.read(await db.fetch(WORKFLOWS.sql, tenant.id, None)),
+        ROUTES.read(await db.fetch(ROUTES.sql, tenant.id)),
+        await filters.every(db, tenant.id),
     )
 
 
 async def bump(conn: Connection, tenant_id: int) -> int:
     """Take the tenant's registry lock for this transaction and raise its version."""
     return int(await conn.fetchval(BUMP, tenant_id))
+
+
+async def hold(conn: Connection, tenant_ids: Sequence[int]) -> dict[int, int]:
+    """Keep registries as they are until the end of the transaction; answers their versions."""
+    return {tenant.id: tenant.registry_version for tenant in HOLD.read(await conn.fetch(HOLD.sql, list(tenant_ids)))}
 
 
 async def endpoint(db: Database | Connection, tenant_id: int, name: str) -> EndpointRow | None:
@@ -408,8 +413,3 @@ async def due_probes(db: Database, now: datetime, again_at: datetime) -> list[Pr
 async def schedule_probe(db: Database, tenant_id: int, endpoint_id: str, at: datetime) -> None:
     """Set when an open circuit is tried next."""
     await db.execute(SCHEDULE_PROBE, tenant_id, endpoint_id, at)
-
-
-async def retire_version(conn: Connection, tenant_id: int, endpoint_id: str, version: str, now: datetime) -> None:
-    """Mark an endpoint's version as gone."""
-    await conn.execute(RETIRE_VERSION, tenant_id, endpoint_id, version, now)

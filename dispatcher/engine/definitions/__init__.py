@@ -8,12 +8,37 @@ from dispatcher.engine.definitions.conditions import Condition, Group, Parent, R
 from dispatcher.engine.definitions.crons import CRON_NAME, CronTrigger
 from dispatcher.engine.definitions.durations import LONGEST, format_duration, parse_duration
 from dispatcher.engine.definitions.filters import DefaultFilter
+from dispatcher.engine.definitions.flow import Concurrency, RateLimit
 from dispatcher.engine.definitions.reading import EVENT_KEY, NAME, DefinitionError
 from dispatcher.engine.definitions.tasks import STORED, Limits, TaskDefinition
 from dispatcher.engine.definitions.workflows import Definition, checksum, content_checksum, dump, parse_definition, parse_definitions
 
 __all__ = [
-    "CRON_NAME", "EVENT_KEY", "LONGEST", "NAME", "STORED", "Condition", "CronTrigger", "DefaultFilter", "Definition",
-    "DefinitionError", "Group", "Limits", "Parent", "Rule", "Sleep", "TaskDefinition", "UserEvent", "checksum", "compile_condition", "content_checksum", "dump", "format_duration",
-    "parse_definition", "parse_definitions", "parse_duration",
+    "CRON_NAME",
+    "EVENT_KEY",
+    "LONGEST",
+    "NAME",
+    "STORED",
+    "Concurrency",
+    "Condition",
+    "CronTrigger",
+    "DefaultFilter",
+    "Definition",
+    "DefinitionError",
+    "Group",
+    "Limits",
+    "Parent",
+    "RateLimit",
+    "Rule",
+    "Sleep",
+    "TaskDefinition",
+    "UserEvent",
+    "checksum",
+    "compile_condition",
+    "content_checksum",
+    "dump",
+    "format_duration",
+    "parse_definition",
+    "parse_definitions",
+    "parse_duration",
 ]  # fmt: skip

@@ -6,11 +6,11 @@ due start a run, `moments` reads "in 10 minutes".
 
 from dispatcher.engine.schedules.crons import Cron, Tick, Ticks, next_after, parse_cron
 from dispatcher.engine.schedules.errors import ScheduleError
-from dispatcher.engine.schedules.missed import MISSED, Due, Missed, Watch, due_ticks
+from dispatcher.engine.schedules.missed import MISSED, Due, Missed, Watch, due_ticks, still_runs
 from dispatcher.engine.schedules.moments import parse_delay, parse_when
 from dispatcher.engine.schedules.zones import RULES, UTC_NAME, Zone, zone
 
 __all__ = [
     "MISSED", "RULES", "UTC_NAME", "Cron", "Due", "Missed", "ScheduleError", "Tick", "Ticks", "Watch", "Zone", "due_ticks", "next_after",
-    "parse_cron", "parse_delay", "parse_when", "zone",
+    "parse_cron", "parse_delay", "parse_when", "still_runs", "zone",
 ]  # fmt: skip

@@ -120,7 +120,7 @@ class Ticks:
     def last(self, since: Tick, before: datetime) -> Tick:
         """The last tick before a moment, which is behind `since`, itself a tick."""
         low, high = since, before
-        while (high - low.at) > timedelta(seconds=1):
+        while (high - low.at) >= timedelta(seconds=1):
             middle = low.at + (high - low.at) / 2
             tick = self.after(middle, low.wall)
             if tick is not None and tick.at < before:

@@ -56,3 +56,8 @@ def due_ticks(ticks: Ticks, first: Tick, policy: Missed, watch: Watch, most: int
         run.append(tick)
         tick = ticks.after(tick.at, tick.wall)
     return Due(tuple(run), skipped, tick)
+
+
+def still_runs(at: datetime, policy: Missed, grace: timedelta, watch: Watch) -> bool:
+    """Whether something that was to run once at a moment now past still does: `run_once` within its grace, `skip` only if it is late."""
+    return at >= watch.late_from or (policy != "skip" and watch.now - at <= grace)
