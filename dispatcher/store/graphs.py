@@ -96,7 +96,9 @@ class Decision:
 
 DUE = Statement(
     """
-    select tenant_id, id from runs where advance_at <= $1 order by advance_at limit $2
+    select tenant_id, id from runs
+    where advance_at <= $1 and (gates is null or gates_held = cardinality(gates) or cancel_reason is not null)
+    order by advance_at limit $2
     """,
     DueRun,
 )
@@ -116,7 +118,7 @@ LOAD = Statement(
         select coalesce(array_agg(node), '{}') as met_nodes, coalesce(array_agg(id::int), '{}') as met
         from waits w where w.tenant_id = r.tenant_id and w.run_id = r.id and w.graph and w.outcome = 'ok' and strpos(r.graph, 'w') > 0
     ) w
-    where r.graph is not null
+    where r.graph is not null and (r.gates is null or r.gates_held = cardinality(r.gates) or r.cancel_reason is not null)
     """,
     GraphRow,
 )
@@ -141,20 +143,23 @@ ADVANCE = Statement(
         update runs r
         set graph = g.graph, revision = r.revision + 1, advance_at = null, reasons = coalesce(r.reasons, '{}') || g.reasons::jsonb
         from given g where r.tenant_id = g.tenant_id and r.id = g.id and r.revision = g.revision
-        returning r.tenant_id, r.id, r.workflow_id, r.workflow_version, r.priority
+        returning r.tenant_id, r.id, r.workflow_id, r.workflow_version, r.priority, r.flow->'nodes' as flow
     ), started as (
         insert into tasks as t (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
-                                execution_ms, durable)
+                                execution_ms, durable, gates, preempts, flow)
         select m.tenant_id, m.id, n.node, m.workflow_id, m.workflow_version, 'queued', m.priority, $12,
-               $12::timestamptz + n.schedule_ms * interval '1 millisecond', n.execution_ms, n.durable
+               $12::timestamptz + n.schedule_ms * interval '1 millisecond', n.execution_ms, n.durable,
+               (select array_agg(v::uuid order by place)
+                from jsonb_array_elements_text(m.flow->n.node::text->'ids') with ordinality as e (v, place)),
+               coalesce((m.flow->n.node::text->'preempts')::boolean, false), m.flow->n.node::text
         from unnest($6::int[], $7::text[], $8::smallint[], $9::int[], $10::int[], $11::boolean[])
              as n (tenant_id, id, node, schedule_ms, execution_ms, durable)
         join moved m using (tenant_id, id)
         on conflict (tenant_id, run_id, node) do update
         set state = 'queued', priority = excluded.priority, due_at = excluded.due_at, schedule_deadline = excluded.schedule_deadline,
             execution_ms = excluded.execution_ms, app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null,
-            endpoint_id = null, endpoint_version = null,
-            started_at = null, deadline = null, cancel_reason = null, progress = null,
+            endpoint_id = null, endpoint_version = null, gates = excluded.gates, preempts = excluded.preempts, flow = excluded.flow,
+            started_at = null, deadline = null, cancel_reason = null, progress = null, units_taken = false,
             status = null, output = null, output_type = null, error = null, finished_at = null
         where t.state = 'settled'
     ), gone as (

@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Final
+
+import asyncpg
 
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.statement import Statement
+
+_NO_ROOM: Final = "DG001"  # raised by the trigger that counts what holds a gate
 
 
 @dataclass(slots=True)
@@ -20,6 +25,8 @@ class NewRun:
 
     `endpoint_id` set means its one task is leased in the same statement: it starts as running attempt 1 of this dispatcher. `graph` set,
     a letter for each node, means its tasks come later, by the rules of its graph. `parent_wait` is what its end settles in its parent.
+    `gates` are the ids of the gates it has to pass and `gate_limits` how many may hold each, both as lists with commas; `gates_held` of them
+    are taken in the same statement, which is refused where there is no room (NoRoom). `flow` says what they are.
     """
 
     tenant_id: int
@@ -45,6 +52,19 @@ class NewRun:
     filter_payload: bytes | None = None
     parent_node: int | None = None
     parent_wait: str | None = None
+    gates: str | None = None
+    gate_limits: str | None = None
+    gates_held: int = 0
+    preempts: bool = False
+    flow: str | None = None
+
+
+class NoRoom(Exception):  # noqa: N818 - what was found
+    """Nothing was written: a gate that was to be passed at once has no room. `gates` are those."""
+
+    def __init__(self, gates: frozenset[str]) -> None:
+        super().__init__("a gate has no room")
+        self.gates = gates
 
 
 @dataclass(slots=True)
@@ -101,10 +121,11 @@ WRITE = Statement(
         select g.* from unnest(
             $1::int[], $2::bigint[], $3::text[], $4::int[], $5::int[], $6::bytea[], $7::text[], $8::smallint[], $9::text[],
             $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::int[], $16::int[], $17::text[], $18::text[],
-            $32::text[], $33::boolean[], $34::bytea[], $35::smallint[], $36::text[]
+            $32::text[], $33::boolean[], $34::bytea[], $35::smallint[], $36::text[], $37::text[], $38::text[], $39::smallint[],
+            $40::boolean[], $41::text[]
         ) as g (tenant_id, registry_version, id, workflow_id, workflow_version, input, metadata, priority, trigger,
                 event_id, parent_run_id, stream_id, idempotency_key, run_at, schedule_ms, execution_ms, endpoint_id, endpoint_version,
-                graph, durable, filter_payload, parent_node, parent_wait)
+                graph, durable, filter_payload, parent_node, parent_wait, gates, gate_limits, gates_held, preempts, flow)
         join tenants on tenants.id = g.tenant_id and tenants.registry_version = g.registry_version
     ), given_events as (
         select g.*, exists (
@@ -118,14 +139,24 @@ WRITE = Statement(
     ), new_runs as (
         insert into runs (tenant_id, id, workflow_id, workflow_version, input, metadata, priority, trigger, event_id,
                           parent_run_id, stream_id, idempotency_key, created_at, graph, advance_at, filter_payload,
-                          parent_node, parent_wait)
+                          parent_node, parent_wait, gates, gate_limits, gates_held, gate_wait, arrived_at, preempts, flow,
+                          schedule_deadline)
         select tenant_id, id, workflow_id, workflow_version, input, metadata::jsonb, priority, trigger, event_id,
-               parent_run_id, stream_id, idempotency_key, $20, graph, case when graph is not null then greatest(run_at, $20) end,
-               filter_payload, parent_node, parent_wait
+               parent_run_id, stream_id, idempotency_key, $20, graph,
+               case when graph is not null and (run_at > $20 or gates is null or gates_held > 0) then greatest(run_at, $20) end,
+               filter_payload, parent_node, parent_wait,
+               case when graph is not null then string_to_array(gates, ',')::uuid[] end,
+               case when graph is not null then string_to_array(gate_limits, ',')::int[] end,
+               case when graph is not null then gates_held else 0 end,
+               case when graph is not null and gates_held = 0 and (run_at > $20) is not true then split_part(gates, ',', 1)::uuid end,
+               case when graph is not null and gates is not null then greatest(run_at, $20) end,
+               graph is not null and preempts, case when graph is not null then flow::jsonb end,
+               case when graph is not null and gates is not null then greatest(run_at, $20) + schedule_ms * interval '1 millisecond' end
         from given
     ), new_tasks as (
         insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
-                           execution_ms, epoch, dispatcher_id, endpoint_id, endpoint_version, started_at, deadline, durable)
+                           execution_ms, epoch, dispatcher_id, endpoint_id, endpoint_version, started_at, deadline, durable,
+                           gates, gate_limits, gates_held, arrived_at, preempts, flow)
         select tenant_id, id, 0, workflow_id, workflow_version,
                case when endpoint_id is not null then 'running' when run_at > $20 then 'scheduled' else 'queued' end,
                priority, coalesce(run_at, $20),
@@ -133,7 +164,9 @@ WRITE = Statement(
                execution_ms, case when endpoint_id is not null then 1 else 0 end,
                case when endpoint_id is not null then $19::bigint end, endpoint_id, endpoint_version,
                case when endpoint_id is not null then $20 end,
-               case when endpoint_id is not null then $20 + execution_ms * interval '1 millisecond' end, durable
+               case when endpoint_id is not null then $20 + execution_ms * interval '1 millisecond' end, durable,
+               string_to_array(gates, ',')::uuid[], string_to_array(gate_limits, ',')::int[], gates_held,
+               case when gates is not null then coalesce(run_at, $20) end, preempts, flow::jsonb
         from given where graph is null
     ), new_events as (
         insert into events (tenant_id, id, type, data, metadata, scope, priority, stream_id, idempotency_key, runs, created_at, wakes)
@@ -180,10 +213,25 @@ PRUNE_KEYS = """
 async def write(
     db: Database | Connection, events: Sequence[NewEvent], runs: Sequence[NewRun], dispatcher_id: int, now: datetime
 ) -> dict[str, bool]:
-    """Insert events, and runs with their tasks; answers the ids written, true for events somebody waits for. An id left out was stale."""
+    """Insert events, and runs with their tasks; answers the ids written, true for events somebody waits for. An id left out was stale.
+
+    Raises NoRoom, then nothing is written.
+    """
     if not events and not runs:
         return {}
-    records = await db.fetch(
+    try:
+        records = await _write(db, events, runs, dispatcher_id, now)
+    except asyncpg.PostgresError as error:
+        if error.sqlstate == _NO_ROOM:
+            raise NoRoom(frozenset((error.detail or "").split(","))) from None
+        raise
+    return {record[0]: record[1] for record in records}
+
+
+async def _write(
+    db: Database | Connection, events: Sequence[NewEvent], runs: Sequence[NewRun], dispatcher_id: int, now: datetime
+) -> list[Any]:
+    return await db.fetch(
         WRITE.sql,
         [r.tenant_id for r in runs],
         [r.registry_version for r in runs],
@@ -221,8 +269,12 @@ async def write(
         [r.filter_payload for r in runs],
         [r.parent_node for r in runs],
         [r.parent_wait for r in runs],
+        [r.gates for r in runs],
+        [r.gate_limits for r in runs],
+        [r.gates_held for r in runs],
+        [r.preempts for r in runs],
+        [r.flow for r in runs],
     )
-    return {record[0]: record[1] for record in records}
 
 
 async def claim_keys(conn: Connection, keys: Sequence[NewKey], now: datetime) -> dict[tuple[int, str, str], str]:

@@ -190,7 +190,7 @@ REQUEUE = Statement(
         set state = case when g.due_at > $16 then 'scheduled' else 'queued' end, due_at = g.due_at, priority = g.priority,
             app_retries = g.app_retries, infra_retries = g.infra_retries, spared_since = g.spared_since, spared_by = g.spared_by,
             schedule_deadline = g.schedule_deadline, dispatcher_id = null, endpoint_id = null, endpoint_version = null,
-            started_at = null, deadline = null, lease_until = null, lease = null, slot_released = false
+            started_at = null, deadline = null, lease_until = null, lease = null, slot_released = false, gates_held = 0, units_taken = false
         from given g join before b using (tenant_id, run_id, node)
         where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
           and t.cancel_at is null

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
 
-from dispatcher.engine.admission import Place, Queue, Slot
+from dispatcher.engine.admission import Place, Queue, Slot, endpoint_at
 from dispatcher.engine.attempts import Sparer
 from dispatcher.store.database import Database
 from dispatcher.store.statement import Statement
@@ -49,6 +49,8 @@ class Claimed:
     graph: str | None
     filter_payload: bytes | None
     retry_base: int
+    units: str | None
+    schedule_deadline: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,9 @@ READY = Statement(
     cross join lateral (
         select count(*)::int as waiting from (
             select from tasks t
-            where t.tenant_id = g.tenant_id and t.workflow_id = g.workflow_id and t.state = 'queued' limit g.most
+            where t.tenant_id = g.tenant_id and t.workflow_id = abs(g.workflow_id) and t.durable = (g.workflow_id < 0)
+              and t.state = 'queued'
+            limit g.most
         ) counted
     ) counts
     where waiting > 0
@@ -81,13 +85,14 @@ CLAIM = Statement(
     with picked as materialized (
         select w.tenant_id, p.run_id, p.node,
                ($5::int[])[w.base + row_number() over (
-                   partition by w.tenant_id, w.workflow_id order by p.priority desc, p.run_id, p.node
-               )] as place
+                   partition by w.tenant_id, w.workflow_id order by p.priority desc, p.due_at, p.run_id, p.node
+               )] as place, p.schedule_deadline
         from unnest($1::int[], $2::int[], $3::int[], $4::int[]) as w (tenant_id, workflow_id, n, base)
         cross join lateral (
-            select run_id, node, priority from tasks t
-            where t.tenant_id = w.tenant_id and t.workflow_id = w.workflow_id and t.state = 'queued'
-            order by priority desc, run_id, node limit w.n for update skip locked
+            select run_id, node, priority, due_at, schedule_deadline from tasks t
+            where t.tenant_id = w.tenant_id and t.workflow_id = abs(w.workflow_id) and t.durable = (w.workflow_id < 0)
+              and t.state = 'queued'
+            order by priority desc, due_at, run_id, node limit w.n for update skip locked
         ) p
     )
     update tasks t
@@ -101,7 +106,7 @@ CLAIM = Statement(
     returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.epoch, t.priority, t.app_retries, t.infra_retries,
               t.spared_since, t.spared_by, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
               r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id, r.graph,
-              r.filter_payload, t.retry_base
+              r.filter_payload, t.retry_base, case when not t.units_taken then t.flow->'units' end as units, p.schedule_deadline
     """,
     Claimed,
 )
@@ -113,7 +118,7 @@ PROMOTE = Statement(
         select tenant_id, run_id, node from tasks where state = 'scheduled' and due_at <= $1
         order by due_at limit $2 for update skip locked
     )
-    returning tenant_id, workflow_id
+    returning tenant_id, case when durable then -workflow_id else workflow_id end as workflow_id
     """,
     Promoted,
 )
@@ -140,7 +145,7 @@ async def claim(db: Database, slots: Sequence[Slot], versions: dict[Place, str],
         [len(dealt) for dealt in by_queue.values()],
         list(bases)[:-1],
         [numbers[slot.place] for dealt in by_queue.values() for slot in dealt],
-        [place[1] for place in numbers],
+        [endpoint_at(place) for place in numbers],
         [versions[place] for place in numbers],
         dispatcher_id,
         now,

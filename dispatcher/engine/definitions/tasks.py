@@ -9,6 +9,14 @@ from typing import Any, Literal
 
 from dispatcher.engine.definitions.conditions import Rule, dump_rule
 from dispatcher.engine.definitions.durations import LONGEST, format_duration, parse_duration
+from dispatcher.engine.definitions.flow import (
+    Concurrency,
+    RateLimit,
+    dump_concurrency,
+    dump_rate_limits,
+    read_concurrency,
+    read_rate_limits,
+)
 from dispatcher.engine.definitions.reading import UNSUPPORTED, DefinitionError, Reader
 
 Mode = Literal["replay", "state"]
@@ -31,7 +39,7 @@ STORED = Limits(2**31 - 1, LONGEST, LONGEST, LONGEST, 2**15 - 1)
 
 OF_TASK = {
     "name", "kind", "mode", "pin", "body", "description", "input_schema", "output_schema", "retries", "backoff_factor",
-    "backoff_max_seconds", "execution_timeout", "schedule_timeout", "idempotent", "allow_html",
+    "backoff_max_seconds", "execution_timeout", "schedule_timeout", "idempotent", "allow_html", "concurrency", "rate_limits",
 }  # fmt: skip
 OF_NODE = OF_TASK | {"parents", "wait_for", "skip_if", "cancel_if"}
 
@@ -63,6 +71,8 @@ class TaskDefinition:
     wait_for: Rule = ()
     skip_if: Rule = ()
     cancel_if: Rule = ()
+    concurrency: tuple[Concurrency, ...] = ()
+    rate_limits: tuple[RateLimit, ...] = ()
 
 
 def read_task(reader: Reader, limits: Limits, *, name: str, static: bool) -> TaskDefinition:
@@ -92,6 +102,8 @@ def read_task(reader: Reader, limits: Limits, *, name: str, static: bool) -> Tas
         schedule_timeout=duration(reader, "schedule_timeout", limits.schedule_timeout, LONGEST),
         idempotent=reader.flag("idempotent"),
         allow_html=reader.flag("allow_html"),
+        concurrency=read_concurrency(reader),
+        rate_limits=read_rate_limits(reader),
     )
 
 
@@ -134,6 +146,10 @@ def dump_task(task: TaskDefinition, names: Mapping[int, str]) -> dict[str, Any]:
     }
     if task.durable:
         said |= {"kind": "durable", "mode": task.mode, "pin": task.pin}
+    if task.concurrency:
+        said["concurrency"] = dump_concurrency(task.concurrency)
+    if task.rate_limits:
+        said["rate_limits"] = dump_rate_limits(task.rate_limits)
     if task.parents:
         said["parents"] = [names[node] for node in task.parents]
     for field, rule in (("wait_for", task.wait_for), ("skip_if", task.skip_if), ("cancel_if", task.cancel_if)):

@@ -12,6 +12,7 @@ from dispatcher.engine.definitions.conditions import parse_rule
 from dispatcher.engine.definitions.crons import CronTrigger, dump_crons, read_crons
 from dispatcher.engine.definitions.edges import ancestors, refuse_cycles
 from dispatcher.engine.definitions.filters import DefaultFilter, dump_filters, read_filters
+from dispatcher.engine.definitions.flow import Concurrency, dump_concurrency, read_concurrency
 from dispatcher.engine.definitions.reading import DefinitionError, Reader
 from dispatcher.engine.definitions.tasks import OF_NODE, OF_TASK, Limits, TaskDefinition, dump_task, read_parents, read_task
 
@@ -39,6 +40,7 @@ class Definition:
     on_success: int | None = None
     default_filters: tuple[DefaultFilter, ...] = ()
     on_crons: tuple[CronTrigger, ...] = ()
+    concurrency: tuple[Concurrency, ...] = ()
 
     @property
     def is_graph(self) -> bool:
@@ -66,7 +68,7 @@ def parse_definition(entry: object, limits: Limits, *, static: bool, at: str = "
         tasks: tuple[TaskDefinition, ...] = (read_task(reader, limits, name="", static=static),)
         return _definition(reader, kind, tasks, None, None)
     if kind == "workflow":
-        return _graph(Reader(entry, at, _OF_WORKFLOW | {"tasks", "on_failure", "on_success"}), limits, static=static)
+        return _graph(Reader(entry, at, _OF_WORKFLOW | {"tasks", "on_failure", "on_success", "concurrency"}), limits, static=static)
     raise DefinitionError(f"{at}.kind", f'{kind!r} is not supported by this server; it takes "task", "durable" or "workflow"')
 
 
@@ -83,7 +85,24 @@ def _definition(reader: Reader, kind: Kind, tasks: tuple[TaskDefinition, ...], f
         on_success=success,
         default_filters=read_filters(reader),
         on_crons=read_crons(reader),
+        concurrency=_of_runs(reader, tasks) if kind == "workflow" else (),
     )
+
+
+def _of_runs(reader: Reader, tasks: tuple[TaskDefinition, ...]) -> tuple[Concurrency, ...]:
+    """What whole runs are limited by. Limits shared with others are for runs or for tasks: a run that holds one while its tasks wait for
+    another would meet a run that does it the other way round.
+    """
+    declared = read_concurrency(reader)
+    shared = any(one.name for one in declared)
+    if shared and len(tasks) > 1 and any(one.name for task in tasks for one in task.concurrency):
+        raise reader.refuse("concurrency", "limits with a name are for a workflow's runs or for its tasks, not for both")
+    identities = {(one.name or one.limit_strategy, one.expression if one.name is None else "") for one in declared}
+    if len(tasks) == 1 and any(
+        (c.name or c.limit_strategy, c.expression if c.name is None else "") in identities for c in tasks[0].concurrency
+    ):
+        raise reader.refuse("concurrency", "is declared twice: for the workflow and for its only task")
+    return declared
 
 
 def _graph(reader: Reader, limits: Limits, *, static: bool) -> Definition:
@@ -148,6 +167,8 @@ def dump(definition: Definition) -> dict[str, Any]:
         "on_events": list(definition.on_events),
         "default_priority": definition.default_priority,
     }
+    if definition.concurrency:
+        workflow["concurrency"] = dump_concurrency(definition.concurrency)
     if definition.default_filters:
         workflow["default_filters"] = dump_filters(definition.default_filters)
     if definition.on_crons:

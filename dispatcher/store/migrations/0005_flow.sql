@@ -74,7 +74,7 @@ create index tasks_preempted on tasks using gin (gates) with (fastupdate = off) 
 
 -- Tasks are taken in the order in which they became ready, so that a group which has many waiting does not overtake one that has few.
 drop index tasks_ready;
-create index tasks_ready on tasks (tenant_id, workflow_id, priority desc, due_at, run_id, node) where state = 'queued';
+create index tasks_ready on tasks (tenant_id, workflow_id, durable, priority desc, due_at, run_id, node) where state = 'queued';
 
 -- A run of a graph holds the gates of its workflow itself. Its `flow` says what those of its tasks will be.
 alter table runs
@@ -96,63 +96,61 @@ create function gate_limit(g gates) returns int language sql stable as $$
            else coalesce((select l.max_runs from concurrency_limits l where l.tenant_id = g.tenant_id and l.name = g.name), g.most) end
 $$;
 
--- Adds to what gates count, one row a gate. Rows are locked in one order by everybody. A row that comes in holding (`entering`) may only
--- do so where there is room and nobody waits; otherwise the whole statement is refused, and names the gates.
-create function gates_count(tenants int[], ids uuid[], holding int[], coming int[], limits int[], entering boolean) returns void
-language plpgsql as $$
+-- Adds to what one gate counts, and says whether it may be `full` for those who come in holding (there was no room, or somebody waited),
+-- or is `gone`. Whoever changes several takes them in the order of their ids, as everybody does.
+create function gate_add(tenant int, gate uuid, holding int, coming int, declared int) returns text language plpgsql as $$
 declare
-    counted int;
-    full_ids text;
+    crowded boolean;
 begin
-    if cardinality(ids) > 1 then
-        perform from gates g join unnest(tenants, ids) as d (tenant_id, id) using (tenant_id, id)
-        order by g.tenant_id, g.id for update of g;
+    update gates g
+    set held = greatest(g.held + holding, 0), waiting = greatest(g.waiting + coming, 0), most = coalesce(declared, g.most),
+        arrivals = g.arrivals + greatest(coming, 0), idle_since = null,
+        wake = g.wake or (g.waiting + coming > 0
+                          and ((coming > 0 and g.strategy <> 'GROUP_ROUND_ROBIN')
+                               or g.held + holding < case when g.name is null then coalesce(declared, g.most) else gate_limit(g) end))
+    where g.tenant_id = tenant and g.id = gate
+    returning g.waiting > coming or g.held > gate_limit(g) into crowded;
+    if not found then
+        return 'gone';
     end if;
-    with changed as (
-        update gates g
-        set held = greatest(g.held + d.holding, 0), waiting = greatest(g.waiting + d.coming, 0), most = coalesce(d.most, g.most),
-            arrivals = g.arrivals + greatest(d.coming, 0), idle_since = null,
-            wake = g.wake or (g.waiting + d.coming > 0
-                              and ((d.coming > 0 and g.strategy <> 'GROUP_ROUND_ROBIN')
-                                   or g.held + d.holding < case when g.name is null then coalesce(d.most, g.most) else gate_limit(g) end))
-        from unnest(tenants, ids, holding, coming, limits) as d (tenant_id, id, holding, coming, most)
-        where g.tenant_id = d.tenant_id and g.id = d.id
-        returning g.id, d.holding > 0 and (g.waiting > d.coming or g.held > gate_limit(g)) as full
-    )
-    select count(*), string_agg(id::text, ',') filter (where changed.full) into counted, full_ids from changed;
-    if entering and full_ids is not null then
-        raise exception 'no room in a gate' using errcode = 'DG001', detail = full_ids;
-    end if;
-    if entering and counted < cardinality(ids) then
-        raise exception 'a gate is gone' using errcode = 'serialization_failure';
-    end if;
+    return case when crowded and holding > 0 then 'full' else 'counted' end;
 end
 $$;
 
 create function gates_inserted() returns trigger language plpgsql as $$
+declare
+    d record;
+    verdict text;
+    crowded text[];
 begin
     if not exists (select from new_rows where gates is not null) then
         return null;
     end if;
-    insert into gates (tenant_id, id, rule, name, key, strategy, most)
-    select distinct on (n.tenant_id, c.v->>0) n.tenant_id, (c.v->>0)::uuid, c.v->>1, c.v->>2, c.v->>3, c.v->>4, (c.v->>5)::int
-    from new_rows n cross join lateral jsonb_array_elements(n.flow->'gates') as c (v)
-    where n.gates is not null and exists (
-        select from unnest(n.gates) as i (id) where not exists (select from gates g where g.tenant_id = n.tenant_id and g.id = i.id)
-    )
-    order by n.tenant_id, c.v->>0
-    on conflict (tenant_id, id) do nothing;
-    perform gates_count(array_agg(tenant_id order by tenant_id, id), array_agg(id order by tenant_id, id),
-                        array_agg(holding order by tenant_id, id), array_agg(coming order by tenant_id, id),
-                        array_agg(most order by tenant_id, id), true)
-    from (
-        select n.tenant_id, i.id, sum((i.place <= n.gates_held)::int)::int as holding, sum((n.gate_wait is not distinct from i.id)::int)::int as coming,
-               (array_agg(n.gate_limits[i.place]))[1] as most
+    for d in
+        select n.tenant_id, i.id, sum((i.place <= n.gates_held)::int)::int as holding,
+               sum((n.gate_wait is not distinct from i.id)::int)::int as coming,
+               (array_agg(n.gate_limits[i.place]))[1] as declared, (array_agg(n.flow))[1] as flow
         from new_rows n cross join lateral unnest(n.gates) with ordinality as i (id, place)
         where n.gates is not null and (i.place <= n.gates_held or n.gate_wait = i.id)
         group by n.tenant_id, i.id
-    ) d
-    having count(*) > 0;
+        order by n.tenant_id, i.id
+    loop
+        verdict := gate_add(d.tenant_id, d.id, d.holding, d.coming, d.declared);
+        if verdict = 'gone' then
+            insert into gates (tenant_id, id, rule, name, key, strategy, most)
+            select d.tenant_id, d.id, v->>1, v->>2, v->>3, v->>4, (v->>5)::int
+            from jsonb_array_elements(d.flow->'gates') as c (v) where v->>0 = d.id::text
+            on conflict (tenant_id, id) do nothing;
+            verdict := gate_add(d.tenant_id, d.id, d.holding, d.coming, d.declared);
+        end if;
+        if verdict = 'full' then
+            crowded := array_append(crowded, d.id::text);
+        end if;
+    end loop;
+    -- Who comes in holding may only do so where there is room and nobody waits: otherwise nothing is written, and the gates are named.
+    if crowded is not null then
+        raise exception 'no room in a gate' using errcode = 'DG001', detail = array_to_string(crowded, ',');
+    end if;
     return null;
 end
 $$;
@@ -162,9 +160,7 @@ begin
     if not exists (select from new_rows where gates is not null) then
         return null;
     end if;
-    perform gates_count(array_agg(tenant_id order by tenant_id, id), array_agg(id order by tenant_id, id),
-                        array_agg(holding order by tenant_id, id), array_agg(coming order by tenant_id, id),
-                        array_agg(null::int), false)
+    perform gate_add(tenant_id, id, holding, coming, null)
     from (
         select tenant_id, id, sum(holding)::int as holding, sum(coming)::int as coming
         from (
@@ -172,10 +168,10 @@ begin
             union all select tenant_id, gate_wait, 0, 1 from new_rows where gate_wait is not null
             union all select tenant_id, unnest(gates[1:gates_held]), -1, 0 from old_rows where gates_held > 0
             union all select tenant_id, gate_wait, 0, -1 from old_rows where gate_wait is not null
-        ) rows
+        ) changed
         group by tenant_id, id having sum(holding) <> 0 or sum(coming) <> 0
-    ) d
-    having count(*) > 0;
+        order by tenant_id, id offset 0
+    ) d;
     return null;
 end
 $$;
@@ -185,18 +181,16 @@ begin
     if not exists (select from old_rows where gates is not null) then
         return null;
     end if;
-    perform gates_count(array_agg(tenant_id order by tenant_id, id), array_agg(id order by tenant_id, id),
-                        array_agg(holding order by tenant_id, id), array_agg(coming order by tenant_id, id),
-                        array_agg(null::int), false)
+    perform gate_add(tenant_id, id, holding, coming, null)
     from (
         select tenant_id, id, sum(holding)::int as holding, sum(coming)::int as coming
         from (
             select tenant_id, unnest(gates[1:gates_held]) as id, -1 as holding, 0 as coming from old_rows where gates_held > 0
             union all select tenant_id, gate_wait, 0, -1 from old_rows where gate_wait is not null
-        ) rows
+        ) changed
         group by tenant_id, id
-    ) d
-    having count(*) > 0;
+        order by tenant_id, id offset 0
+    ) d;
     return null;
 end
 $$;

@@ -1,0 +1,155 @@
+"""What a run is limited by: the gates it and its tasks have to pass, and the units they take, told from its input when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from dispatcher.engine.concurrency import Gate, gate_id, preempts, rule_of
+from dispatcher.engine.definitions.flow import MOST_RUNS, MOST_UNITS, Concurrency, RateLimit, check_key, compile_key, compile_number
+from dispatcher.engine.definitions.reading import DefinitionError
+from dispatcher.engine.definitions.workflows import Definition
+from dispatcher.engine.expressions import ExpressionError
+from dispatcher.engine.rate_limits import Demand, bucket_id
+
+_SHOWN = 200
+Variables = Mapping[str, Any]
+
+
+class FlowError(ValueError):
+    """A key or a number that cannot be told for a run. The message says of what, and why; `expression` is its source."""
+
+    def __init__(self, what: str, expression: str, message: str) -> None:
+        super().__init__(f"{what} {expression!r}: {message}")
+        self.expression = expression
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What one task, or one run of a graph, has to pass: its gates in order, and the units it takes when it starts."""
+
+    gates: tuple[Gate, ...] = ()
+    demands: tuple[Demand, ...] = ()
+
+    @property
+    def preempts(self) -> bool:
+        """Whether arriving at one of its gates may end somebody."""
+        return preempts(self.gates)
+
+    def document(self) -> dict[str, list[list[object]]]:
+        """As it is stored beside the task."""
+        stored: dict[str, list[list[object]]] = {}
+        if self.gates:
+            stored["gates"] = [[str(g.id), g.rule, g.name, g.key[:_SHOWN], g.strategy, g.most] for g in self.gates]
+        if self.demands:
+            stored["units"] = [[d.key, d.units, d.most, d.duration] for d in self.demands]
+        return stored
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What a run (of a graph) and each of its tasks have to pass. `run` is empty where the one task is all there is to the run."""
+
+    run: Passage
+    tasks: tuple[Passage, ...]
+
+    @property
+    def document(self) -> str:
+        """What is kept with a run of a graph: its own gates, and what its tasks will be given."""
+        nodes = {
+            str(node): {
+                **passage.document(),
+                "ids": [str(gate.id) for gate in passage.gates],
+                "preempts": passage.preempts,
+            }
+            for node, passage in enumerate(self.tasks)
+            if passage.gates or passage.demands
+        }
+        return msgspec.json.encode({**self.run.document(), "nodes": nodes}).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one version of a workflow declares of it."""
+
+    workflow_id: int
+    run: tuple[Concurrency, ...]
+    tasks: tuple[tuple[str, tuple[Concurrency, ...], tuple[RateLimit, ...]], ...]
+
+    @staticmethod
+    def of(workflow_id: int, definition: Definition) -> Plan | None:
+        """The plan of a workflow; None where it declares no limits. The gates of a workflow that is one task are that task's."""
+        tasks = [(task.name, task.concurrency, task.rate_limits) for task in definition.tasks]
+        run = definition.concurrency
+        if not definition.is_graph:
+            name, own, limits = tasks[0]
+            tasks, run = [(name, _merged(run, own), limits)], ()
+        if not run and not any(own or limits for _, own, limits in tasks):
+            return None
+        return Plan(workflow_id, run, tuple(tasks))
+
+    def ask(self, input: object, metadata: object) -> Flow:
+        """What a run with this input (parsed JSON) has to pass. Raises FlowError."""
+        given = metadata if metadata is not None else {}
+        variables: Variables = {"input": input, "additional_metadata": given, "metadata": given}
+        passages = tuple(
+            Passage(self._gates(own, task, variables), tuple(_demand(limit, variables) for limit in limits))
+            for task, own, limits in self.tasks
+        )
+        return Flow(Passage(self._gates(self.run, "", variables)), passages)
+
+    def _gates(self, declared: Sequence[Concurrency], task: str, variables: Variables) -> tuple[Gate, ...]:
+        gates = []
+        for one in declared:
+            key = _key(one.expression, "concurrency", variables) if one.expression else ""
+            rule = rule_of(one, self.workflow_id, task)
+            most = _number(one.max_runs, "max_runs", MOST_RUNS, variables)
+            gates.append(Gate(gate_id(rule, key), rule, one.name, key, one.limit_strategy, most))
+        return tuple(gates)
+
+
+def _merged(first: Sequence[Concurrency], second: Sequence[Concurrency]) -> tuple[Concurrency, ...]:
+    return tuple(sorted((*first, *second), key=lambda one: one.name or ""))
+
+
+def _demand(limit: RateLimit, variables: Variables) -> Demand:
+    units = _number(limit.units, "units", MOST_UNITS, variables)
+    if limit.static_key is not None:
+        return Demand(bucket_id(limit.static_key), limit.static_key, units)
+    source = limit.dynamic_key or ""
+    key = _key(source, "rate limit", variables)
+    try:
+        check_key(key, "key")
+    except DefinitionError as error:
+        raise FlowError("rate limit", source, str(error)) from None
+    most = _number(limit.limit if limit.limit is not None else 0, "limit", MOST_UNITS, variables)
+    if units > most:
+        raise FlowError("rate limit", source, f"it takes {units} units of a limit of {most}, so it could never start")
+    return Demand(bucket_id(key), key, units, most, limit.duration)
+
+
+def _key(source: str, what: str, variables: Variables) -> str:
+    try:
+        return compile_key(source).evaluate(variables).value
+    except ExpressionError as error:
+        raise FlowError(what, source, str(error)) from None
+
+
+def _number(declared: int | str, what: str, most: int, variables: Variables) -> int:
+    if isinstance(declared, int):
+        return declared
+    try:
+        value = compile_number(declared).evaluate(variables).value
+    except ExpressionError as error:
+        raise FlowError(what, declared, str(error)) from None
+    if not 1 <= value <= most:
+        raise FlowError(what, declared, f"it gives {value}; a whole number from 1 to {most:,} is wanted")
+    return value
+
+
+def demands_of(stored: list[list[Any]]) -> tuple[Demand, ...]:
+    """The units a task takes, as they were stored with it."""
+    return tuple(Demand(bucket_id(key), key, units, most, duration) for key, units, most, duration in stored)

@@ -1,0 +1,112 @@
+"""How many units may be used in a window of time: what a bucket holds, and who of those that ask gets any.
+
+A window is fixed: it begins with a full bucket, which is filled again a window later, whatever is left in it; nothing is carried over.
+A task takes units of all its limits or of none, in the moment it is leased. One that gets none is parked until the bucket that keeps it
+longest is full again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from dispatcher.engine.definitions.flow import SECONDS, Duration
+
+_EARLY = timedelta(milliseconds=10)  # clocks and timers are not exacter than that
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A limit at a moment: `value` units are left of `most`, full again a window after `refilled_at`. `fixed`: set by somebody, not by use."""
+
+    id: UUID
+    key: str
+    fixed: bool
+    most: int
+    duration: Duration
+    value: int
+    refilled_at: datetime
+
+    @property
+    def full_at(self) -> datetime:
+        """When it is filled again."""
+        return self.refilled_at + window(self.duration)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Units a task takes of one limit at its start. `most` and `duration` are given where the limit is made by its use."""
+
+    id: UUID
+    key: str
+    units: int
+    most: int | None = None
+    duration: Duration | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A task that got no units: which bucket keeps it longest, how many it wants of it, and when that is full again."""
+
+    bucket: UUID
+    units: int
+    until: datetime
+
+
+def bucket_id(key: str) -> UUID:
+    """The id of a limit within its tenant."""
+    return UUID(bytes=hashlib.blake2b(key.encode(), digest_size=16, person=b"rate limit").digest())
+
+
+def window(duration: Duration) -> timedelta:
+    """How long a window is."""
+    return timedelta(seconds=SECONDS[duration])
+
+
+def filled(bucket: Bucket, now: datetime) -> Bucket:
+    """The bucket, filled again if its window is over."""
+    if now < bucket.full_at - _EARLY:
+        return bucket
+    return replace(bucket, value=bucket.most, refilled_at=now)
+
+
+def redefined(bucket: Bucket, most: int, duration: Duration) -> Bucket:
+    """The bucket with another limit: lowering takes away what is too much, raising adds nothing before the next window."""
+    return replace(bucket, most=most, duration=duration, value=min(bucket.value, most))
+
+
+def returned(bucket: Bucket, units: int, taken_at: datetime) -> Bucket:
+    """The bucket with units given back that were not used: they count only in the window they were taken in."""
+    if taken_at < bucket.refilled_at:
+        return bucket
+    return replace(bucket, value=min(bucket.value + units, bucket.most))
+
+
+def take(
+    buckets: Mapping[UUID, Bucket], asking: Sequence[Sequence[Demand]], now: datetime
+) -> tuple[list[Parked | None], dict[UUID, Bucket]]:
+    """Who of those asking, in turn, gets all units they want; answers a verdict for each (None: they may start) and the buckets after it.
+
+    A limit that is not there limits nothing.
+    """
+    left = {id_: filled(bucket, now) for id_, bucket in buckets.items()}
+    verdicts: list[Parked | None] = []
+    for demands in asking:
+        wanted: dict[UUID, int] = {}
+        for demand in demands:
+            if demand.id in left:
+                if demand.most is not None and demand.duration is not None and not left[demand.id].fixed:
+                    left[demand.id] = redefined(left[demand.id], demand.most, demand.duration)
+                wanted[demand.id] = wanted.get(demand.id, 0) + demand.units
+        lacking = [left[id_] for id_, units in wanted.items() if left[id_].value < units]
+        if lacking:
+            last = max(lacking, key=lambda bucket: bucket.full_at)
+            verdicts.append(Parked(last.id, wanted[last.id], last.full_at))
+            continue
+        for id_, units in wanted.items():
+            left[id_] = replace(left[id_], value=left[id_].value - units)
+        verdicts.append(None)
+    return verdicts, left
