@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
+from dispatcher.api.decoding import duration
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import PageQuery, page, position
 from dispatcher.engine.definitions import NAME
 from dispatcher.errors import problem
+from dispatcher.runtime.pausing import OnSchedule, PauseChange
 from dispatcher.store import catalog, registry
 from dispatcher.store.catalog import WorkflowState
 
@@ -26,6 +28,19 @@ class WorkflowView(msgspec.Struct, frozen=True):
     endpoints: list[str]
     created_at: datetime
     updated_at: datetime
+    paused: bool
+    queue_ttl_ms: int | None
+    on_schedule: OnSchedule
+
+
+class WorkflowPatch(msgspec.Struct, forbid_unknown_fields=True):
+    """What shall be different. While a workflow is paused its tasks wait: `queue_ttl` (a duration) bounds how long, null for ever;
+    `on_schedule` says what its crons and schedules do meanwhile.
+    """
+
+    paused: bool | None = None
+    queue_ttl: str | UnsetType | None = UNSET
+    on_schedule: OnSchedule | None = None
 
 
 class WorkflowVersionView(msgspec.Struct, frozen=True):
@@ -56,6 +71,7 @@ class _Definition(msgspec.Struct):
     on_events: list[str] = []
 
 
+_PATCH: Final = msgspec.json.Decoder(WorkflowPatch)
 _DEFINITION: Final = msgspec.json.Decoder(_Definition)
 
 
@@ -80,6 +96,14 @@ async def get_workflow(call: Call) -> Answer:
     return json_answer(200, WorkflowDetail(**_members(row), definition=Raw(row.definition), versions=versions))
 
 
+async def patch_workflow(call: Call) -> Answer:
+    """Pause or resume a workflow: paused, it takes runs in and hands none out."""
+    body: WorkflowPatch = await call.json(_PATCH)
+    ttl = None if isinstance(body.queue_ttl, UnsetType) else duration(body.queue_ttl, "queue_ttl") or timedelta(0)
+    await call.services.pausing.change(call.tenant_id, call.path["name"], PauseChange(body.paused, ttl, body.on_schedule))
+    return await get_workflow(call)
+
+
 def _members(row: WorkflowState) -> dict[str, Any]:
     definition = _DEFINITION.decode(row.definition)
     return {
@@ -90,10 +114,17 @@ def _members(row: WorkflowState) -> dict[str, Any]:
         "endpoints": row.endpoints,
         "created_at": row.created_at,
         "updated_at": row.updated_at,
+        "paused": row.paused_at is not None,
+        "queue_ttl_ms": row.queue_ttl_ms,
+        "on_schedule": row.on_schedule,
     }
 
 
 ROUTES: Final = (
     Route("GET", "/v1/workflows", list_workflows, "endpoints:read", {200: WorkflowPage}, PageQuery),
     Route("GET", "/v1/workflows/{name}", get_workflow, "endpoints:read", {200: WorkflowDetail}, problems=("unknown_workflow",)),
-)
+    Route(
+        "PATCH", "/v1/workflows/{name}", patch_workflow, "endpoints:write", {200: WorkflowDetail}, body=WorkflowPatch,
+        problems=("unknown_workflow",),
+    ),
+)  # fmt: skip

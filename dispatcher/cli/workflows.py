@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from dispatcher.cli.options import asks_server
+from dispatcher.cli.options import Duration, asks_server, body, written
 from dispatcher.cli.output import Output, pairs
 
 if TYPE_CHECKING:
     from dispatcher.cli.client import Api
 
-COLUMNS = ["name", "version", "on_events", "endpoints"]
+COLUMNS = ["name", "version", "on_events", "endpoints", "paused"]
 
 
 @click.group()
@@ -39,3 +40,29 @@ def get(name: str, api: Api, out: Output) -> None:
 
     answer = api.get(f"/v1/workflows/{segment(name)}")
     out.document(answer.text, pairs(answer.value, list(answer.value)))
+
+
+@workflows.command()
+@click.argument("name")
+@click.option("--queue-ttl", type=Duration(), help="How long its tasks may wait, as 10m; without it, as set before.")
+@click.option("--on-schedule", type=click.Choice(["queue", "drop"]), help="What its crons and schedules do meanwhile.")
+@asks_server
+def pause(name: str, queue_ttl: timedelta | None, on_schedule: str | None, api: Api, out: Output) -> None:
+    """Take runs of a workflow in and hand none out, until it is resumed."""
+    ttl = f"{round(queue_ttl.total_seconds() * 1000)}ms" if queue_ttl is not None else None
+    _patch(api, out, name, body(paused="true", queue_ttl=written(ttl), on_schedule=written(on_schedule)))
+
+
+@workflows.command()
+@click.argument("name")
+@asks_server
+def resume(name: str, api: Api, out: Output) -> None:
+    """Hand out what has waited for a paused workflow."""
+    _patch(api, out, name, body(paused="false"))
+
+
+def _patch(api: Api, out: Output, name: str, changes: bytes) -> None:
+    from dispatcher.cli.client import segment
+
+    answer = api.call("PATCH", f"/v1/workflows/{segment(name)}", changes)
+    out.document(answer.text, pairs(answer.value, ["name", "paused", "queue_ttl_ms", "on_schedule"]))

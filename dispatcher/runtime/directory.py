@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import msgspec
 
 from dispatcher.delivery import BatchLimits, Target
-from dispatcher.engine.admission import Place, Queue
+from dispatcher.engine.admission import Place, Queue, place_of, queue_of
 from dispatcher.engine.attempts import Policy
 from dispatcher.engine.definitions import STORED, Definition, DefinitionError, Limits, TaskDefinition, parse_definition
-from dispatcher.engine.graphs import Graph
 from dispatcher.engine.filters import Filter, FilterIndex, index
+from dispatcher.engine.graphs import Graph
 from dispatcher.engine.triggers import EventIndex
 from dispatcher.runtime.keyring import Keyring, Signers
 from dispatcher.runtime.manifests import StoredManifest
@@ -28,7 +28,7 @@ from dispatcher.settings import Settings
 from dispatcher.store import registry
 from dispatcher.store.database import Database
 from dispatcher.store.filters import FilterRow
-from dispatcher.store.registry import EndpointRow, Registered, Tenant
+from dispatcher.store.registry import EndpointRow, Registered, Tenant, WorkflowRow
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ class Picture:
     routes: dict[Queue, tuple[Place, ...]]
     good_until: datetime | None
     filters: FilterIndex = field(default_factory=dict)
+    paused: dict[int, WorkflowRow] = field(default_factory=dict)
 
     def outlived(self, now: datetime) -> bool:
         """Whether time alone has made it old."""
@@ -128,9 +129,7 @@ class Directory:
 
     async def _reload(self, tenant: Tenant, now: datetime) -> bool:
         """Read one tenant again. One whose rows make no sense keeps its old picture, and does not stand in the others' way."""
-        loaded = await registry.load(self.database, tenant.id)
-        if loaded is None:
-            return False
+        loaded = await registry.load(self.database, tenant)
         try:
             self.pictures[tenant.id] = await self._picture(loaded, now)
         except (DefinitionError, SealError, msgspec.MsgspecError, ValueError):
@@ -157,13 +156,20 @@ class Directory:
             endpoints[row.id] = self._endpoint(tenant.id, row, signers)
         routes: dict[Queue, tuple[Place, ...]] = {}
         for route in loaded.routes:
-            queue = (tenant.id, route.workflow_id)
-            routes[queue] = (*routes.get(queue, ()), (tenant.id, route.endpoint_id))
-        served = [(w.definition.name, w.definition.on_events) for w in by_id.values() if (tenant.id, w.id) in routes]
+            kinds = {task.durable for task in by_id[route.workflow_id].definition.tasks} if route.workflow_id in by_id else {False}
+            for durable in kinds:
+                queue, place = queue_of(tenant.id, route.workflow_id, durable), place_of(tenant.id, route.endpoint_id, durable)
+                routes[queue] = (*routes.get(queue, ()), place)
+                if durable and place[1] not in endpoints and (plain := endpoints.get(route.endpoint_id)) is not None:
+                    endpoints[place[1]] = replace(plain, place=place)
+        served_ids = {abs(number) for _, number in routes}
+        served = [(w.definition.name, w.definition.on_events) for w in by_id.values() if w.id in served_ids]
         ends = [s.not_after for s in loaded.secrets if s.not_after is not None and s.not_after > now]
         by_name = {w.definition.name: w for w in by_id.values()}
+        paused = {row.id: row for row in loaded.workflows if row.paused_at is not None}
+        routes = {queue: route for queue, route in routes.items() if abs(queue[1]) not in paused}
         filters = await self._compiled(tenant.id, loaded.filters)
-        return Picture(tenant, by_name, by_id, EventIndex.build(served), endpoints, routes, min(ends, default=None), filters)
+        return Picture(tenant, by_name, by_id, EventIndex.build(served), endpoints, routes, min(ends, default=None), filters, paused)
 
     async def _compiled(self, tenant_id: int, rows: list[FilterRow]) -> FilterIndex:
         """The filters ready to be asked. Making thousands takes seconds, so each is made once, and not on the loop."""
@@ -210,10 +216,6 @@ class Directory:
             return known
         rows = await registry.workflow_versions(self.database, tenant_id, workflow_id, number)
         return self._workflow(tenant_id, workflow_id, number, rows[0].definition)
-
-    def known_version(self, tenant_id: int, workflow_id: int, number: int) -> Workflow | None:
-        """The same from memory."""
-        return self._versions.get((tenant_id, workflow_id, number))
 
     def _endpoint(self, tenant_id: int, row: EndpointRow, signers: Signers) -> Endpoint:
         manifest = msgspec.json.decode(row.manifest, type=StoredManifest)

@@ -16,6 +16,7 @@ from dispatcher.engine.attempts import Event, LeaseEnded, Refused, ScheduleExpir
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.deliveries import Deliveries
 from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.pausing import spare
 from dispatcher.runtime.settlement import Settled, Settlement
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
@@ -148,7 +149,7 @@ class Membership:
     async def expire(self, now: datetime, limit: int) -> bool:
         """End tasks that have waited past their schedule timeout; True when there may be more."""
         late = await tasks.overdue(self._database, now, timedelta(seconds=self._settings.misconfig_ttl), limit)
-        await self._settle(late, ScheduleExpired())
+        await self._settle(await spare(self._database, self._directory, late, now), ScheduleExpired())
         return len(late) >= limit
 
     async def _settle(self, found: list[LiveTask], event: Event) -> None:

@@ -73,6 +73,9 @@ class WorkflowState:
     endpoints: list[str]
     created_at: datetime
     updated_at: datetime
+    paused_at: datetime | None
+    queue_ttl_ms: int | None
+    on_schedule: str
 
 
 ENDPOINTS = Statement(
@@ -131,7 +134,7 @@ WORKFLOWS = Statement(
     select w.id, w.name, w.version, v.definition,
            array(select e.name from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
                  where r.tenant_id = $1 and r.workflow_id = w.id order by e.name) as endpoints,
-           w.created_at, w.updated_at
+           w.created_at, w.updated_at, w.paused_at, w.queue_ttl_ms, w.on_schedule
     from workflows w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id and v.number = w.version
     where w.tenant_id = $1 and ($2::text is null or w.name = $2) and w.name > $3 order by w.name limit $4
     """,

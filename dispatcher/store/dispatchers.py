@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from dispatcher.engine.admission import Grant, Place
+from dispatcher.engine.admission import Grant, Place, endpoint_at, place_of
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.statement import Statement
 
@@ -19,6 +19,12 @@ class SlotRow:
     endpoint_id: str
     dispatcher_id: int | None
     slots: int
+    durable: bool
+
+    @property
+    def place(self) -> Place:
+        """Where these slots are."""
+        return place_of(self.tenant_id, self.endpoint_id, self.durable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +70,26 @@ FORGET = """
 LOCK_GRANTS = "select pg_advisory_xact_lock(7240155)"
 SLOTS = Statement(
     """
-    select tenant_id, id as endpoint_id, null::bigint as dispatcher_id, slots from endpoints
+    select tenant_id, id as endpoint_id, null::bigint as dispatcher_id, slots, false as durable from endpoints
     union all
-    select tenant_id, endpoint_id, dispatcher_id, slots from slot_grants
+    select tenant_id, id, null, durable_slots, true from endpoints where durable_slots is not null
+    union all
+    select tenant_id, endpoint_id, dispatcher_id, slots, durable from slot_grants
     """,
     SlotRow,
 )
 DETACHED = Statement(
     """
-    select tenant_id, endpoint_id, null::bigint as dispatcher_id, count(*)::int as slots from tasks
-    where lease_until is not null and not slot_released group by tenant_id, endpoint_id
+    select tenant_id, endpoint_id, null::bigint as dispatcher_id, count(*)::int as slots, durable from tasks
+    where lease_until is not null and not slot_released group by tenant_id, endpoint_id, durable
     """,
     SlotRow,
 )
 SET_GRANTS = """
-    insert into slot_grants as s (tenant_id, endpoint_id, dispatcher_id, slots)
-    select g.tenant_id, g.endpoint_id, $4, g.slots from unnest($1::int[], $2::text[], $3::int[]) as g (tenant_id, endpoint_id, slots)
-    on conflict (tenant_id, endpoint_id, dispatcher_id) do update set slots = excluded.slots where s.slots <> excluded.slots
+    insert into slot_grants as s (tenant_id, endpoint_id, dispatcher_id, slots, durable)
+    select g.tenant_id, g.endpoint_id, $4, g.slots, g.durable
+    from unnest($1::int[], $2::text[], $3::int[], $5::boolean[]) as g (tenant_id, endpoint_id, slots, durable)
+    on conflict (tenant_id, endpoint_id, dispatcher_id, durable) do update set slots = excluded.slots where s.slots <> excluded.slots
 """
 
 
@@ -138,16 +147,17 @@ async def lock_slots(conn: Connection, now: datetime) -> Slots:
     slots: dict[Place, int] = {}
     grants: dict[Place, list[Grant]] = {}
     for row in SLOTS.read(await conn.fetch(SLOTS.sql)):
-        place = (row.tenant_id, row.endpoint_id)
+        place = row.place
         if row.dispatcher_id is None:
             slots[place] = row.slots
         else:
             grants.setdefault(place, []).append(Grant(row.dispatcher_id, row.slots))
-    detached = {(row.tenant_id, row.endpoint_id): row.slots for row in DETACHED.read(await conn.fetch(DETACHED.sql))}
+    detached = {row.place: row.slots for row in DETACHED.read(await conn.fetch(DETACHED.sql))}
     return Slots(slots, grants, detached, [d.id for d in LIVE.read(await conn.fetch(LIVE.sql, now))])
 
 
 async def set_grants(conn: Connection, dispatcher_id: int, grants: Sequence[tuple[Place, int]]) -> None:
     """Write this dispatcher's own grants."""
     places = [place for place, _ in grants]
-    await conn.execute(SET_GRANTS, [p[0] for p in places], [p[1] for p in places], [n for _, n in grants], dispatcher_id)
+    slots, durable = [n for _, n in grants], [endpoint_at(p) != p[1] for p in places]
+    await conn.execute(SET_GRANTS, [p[0] for p in places], [endpoint_at(p) for p in places], slots, dispatcher_id, durable)

@@ -34,6 +34,7 @@ class EndpointRow:
     url: str
     manifest: str
     slots: int
+    durable_slots: int | None
     labels: str
     auth_sealed: bytes | None
     static: bool
@@ -125,7 +126,7 @@ BUMP = "update tenants set registry_version = registry_version + 1 where id = $1
 
 ENDPOINTS = Statement(
     """
-    select e.id, e.name, e.version, v.url, v.manifest, e.slots, e.labels, e.auth_sealed, e.static, e.paused,
+    select e.id, e.name, e.version, v.url, v.manifest, e.slots, e.durable_slots, e.labels, e.auth_sealed, e.static, e.paused,
            e.circuit, e.circuit_code, e.circuit_since, e.probe_at, e.probes, e.created_at, e.updated_at
     from endpoints e join endpoint_versions v on v.tenant_id = e.tenant_id and v.endpoint_id = e.id and v.version = e.version
     where e.tenant_id = $1 and ($2::text is null or e.name = $2) order by e.name
@@ -164,11 +165,11 @@ ENDPOINT_VERSIONS = Statement(
 ROUTES = Statement("select workflow_id, endpoint_id from routes where tenant_id = $1 order by workflow_id, endpoint_id", Route)
 
 PUT_ENDPOINT = """
-    insert into endpoints as e (tenant_id, id, name, version, slots, labels, auth_sealed, static, created_at, updated_at)
-    values ($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9, $9)
+    insert into endpoints as e (tenant_id, id, name, version, slots, labels, auth_sealed, static, created_at, updated_at, durable_slots)
+    values ($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9, $9, $10)
     on conflict (tenant_id, name) do update
     set version = excluded.version, slots = excluded.slots, labels = excluded.labels, auth_sealed = excluded.auth_sealed,
-        static = excluded.static, updated_at = excluded.updated_at,
+        static = excluded.static, updated_at = excluded.updated_at, durable_slots = excluded.durable_slots,
         circuit = 'closed', circuit_code = null, circuit_since = null, probe_at = null, probes = 0
     returning id
 """
@@ -214,7 +215,8 @@ SET_WORKFLOW_VERSION = """
 ADD_ROUTE = "insert into routes (tenant_id, workflow_id, endpoint_id) values ($1, $2, $3) on conflict do nothing"
 DROP_ROUTES = "delete from routes where tenant_id = $1 and endpoint_id = $2 and workflow_id <> all($3::int[])"
 PATCH_ENDPOINT = """
-    update endpoints set paused = coalesce($3, paused), slots = coalesce($4, slots), labels = coalesce($5::jsonb, labels), updated_at = $6
+    update endpoints set paused = coalesce($3, paused), slots = coalesce($4, slots), labels = coalesce($5::jsonb, labels), updated_at = $6,
+        durable_slots = case when durable_slots is not null then coalesce($7, durable_slots) end
     where tenant_id = $1 and id = $2
 """
 DELETE_ENDPOINT = "delete from endpoints where tenant_id = $1 and id = $2"
@@ -329,6 +331,7 @@ class EndpointPut:
     labels: str
     auth_sealed: bytes | None
     static: bool
+    durable_slots: int | None = None
 
 
 async def put_endpoint(conn: Connection, put: EndpointPut, now: datetime) -> bool | None:
@@ -336,7 +339,7 @@ async def put_endpoint(conn: Connection, put: EndpointPut, now: datetime) -> boo
 
     False when that version exists with other handlers; None when the name has meanwhile been registered under another id.
     """
-    row = (put.tenant_id, put.id, put.name, put.version, put.slots, put.labels, put.auth_sealed, put.static, now)
+    row = (put.tenant_id, put.id, put.name, put.version, put.slots, put.labels, put.auth_sealed, put.static, now, put.durable_slots)
     if await conn.fetchval(PUT_ENDPOINT, *row) != put.id:
         return None
     landed = await conn.fetchval(PUT_VERSION, put.tenant_id, put.id, put.version, put.url, put.manifest, now)
@@ -382,10 +385,17 @@ async def set_routes(conn: Connection, tenant_id: int, endpoint_id: str, workflo
 
 
 async def patch_endpoint(
-    conn: Connection, tenant_id: int, endpoint_id: str, paused: bool | None, slots: int | None, labels: str | None, now: datetime
+    conn: Connection,
+    tenant_id: int,
+    endpoint_id: str,
+    paused: bool | None,
+    slots: int | None,
+    labels: str | None,
+    now: datetime,
+    durable_slots: int | None = None,
 ) -> None:
     """Change what is given."""
-    await conn.execute(PATCH_ENDPOINT, tenant_id, endpoint_id, paused, slots, labels, now)
+    await conn.execute(PATCH_ENDPOINT, tenant_id, endpoint_id, paused, slots, labels, now, durable_slots)
 
 
 async def delete_endpoint(conn: Connection, tenant_id: int, endpoint_id: str) -> None:

@@ -1,0 +1,85 @@
+"""Pausing and resuming workflows, and what becomes of the tasks that wait meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from dispatcher.clock import Clock
+from dispatcher.errors import problem
+from dispatcher.runtime.directory import Directory
+from dispatcher.store import pausing, registry
+from dispatcher.store.database import Database
+from dispatcher.store.outcomes import TaskKey
+from dispatcher.store.pausing import Pause
+from dispatcher.store.tasks import LiveTask
+
+OnSchedule = Literal["queue", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class PauseChange:
+    """What shall be different; None leaves a member as it is. `queue_ttl` of zero takes the bound away."""
+
+    paused: bool | None = None
+    queue_ttl: timedelta | None = None
+    on_schedule: OnSchedule | None = None
+
+
+class Pausing:
+    """Handles changes of workflows."""
+
+    def __init__(self, database: Database, directory: Directory, clock: Clock, changed: Callable[[], Awaitable[None]]) -> None:
+        self._database = database
+        self._directory = directory
+        self._clock = clock
+        self._changed = changed
+
+    async def change(self, tenant_id: int, name: str, wanted: PauseChange) -> None:
+        """Pause or resume a workflow, or change what a pause means for it. Raises Problem unknown_workflow."""
+        now = self._clock.now()
+        async with self._database.transaction() as conn:
+            await registry.bump(conn, tenant_id)
+            before = await pausing.get(conn, tenant_id, name)
+            if before is None:
+                raise problem("unknown_workflow", f"there is no workflow {name[:200]!r}")
+            after = _changed(before, wanted, now)
+            await pausing.put(conn, tenant_id, after, now)
+            if before.paused_at is not None and after.paused_at is None:
+                workflow = await self._directory.workflow_version(tenant_id, before.id, before.version)
+                await pausing.resume(conn, tenant_id, before.id, workflow.schedule_ms, now)
+        await self._changed()
+
+
+def _changed(before: Pause, wanted: PauseChange, now: datetime) -> Pause:
+    after = before
+    if wanted.paused is not None:
+        after = replace(after, paused_at=(before.paused_at or now) if wanted.paused else None)
+    if wanted.queue_ttl is not None:
+        after = replace(after, queue_ttl_ms=round(wanted.queue_ttl.total_seconds() * 1000) or None)
+    if wanted.on_schedule is not None:
+        after = replace(after, on_schedule=wanted.on_schedule)
+    return after
+
+
+async def spare(db: Database, directory: Directory, late: Sequence[LiveTask], now: datetime) -> list[LiveTask]:
+    """Of tasks past their schedule timeout, those that are over. What waits for a paused workflow may wait as long as its pause says."""
+    over: list[LiveTask] = []
+    spared: list[tuple[TaskKey, datetime | None]] = []
+    for task in late:
+        picture = directory.pictures.get(task.tenant_id)
+        pause = picture.paused.get(task.workflow_id) if picture is not None else None
+        if pause is None or pause.paused_at is None:
+            over.append(task)
+            continue
+        ttl = timedelta(milliseconds=pause.queue_ttl_ms) if pause.queue_ttl_ms is not None else None
+        until = max(task.due_at, pause.paused_at) + ttl if ttl is not None else None
+        if until is not None and until <= now:
+            over.append(task)
+        else:
+            spared.append((task.guard().key, until))
+    if spared:
+        await pausing.postpone(db, spared)
+    return over

@@ -1,0 +1,63 @@
+"""Pausing workflows: what is set on them, and how long their tasks may wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher.store.database import Connection, Database
+from dispatcher.store.outcomes import TaskKey
+from dispatcher.store.statement import Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A workflow as it stands: `paused_at` None means that it is not paused."""
+
+    id: int
+    version: int
+    paused_at: datetime | None
+    queue_ttl_ms: int | None
+    on_schedule: str
+
+
+GET = Statement(
+    "select id, version, paused_at, queue_ttl_ms, on_schedule from workflows where tenant_id = $1 and name = $2 for update",
+    Pause,
+)
+SET = """
+    update workflows set paused_at = $3, queue_ttl_ms = $4, on_schedule = $5, updated_at = $6 where tenant_id = $1 and id = $2
+"""
+# What waited for the pause to end has its whole schedule timeout before it.
+RESUME = """
+    update tasks t set schedule_deadline = greatest(t.due_at, $5::timestamptz) + g.ms * interval '1 millisecond'
+    from unnest($3::smallint[], $4::bigint[]) as g (node, ms)
+    where t.tenant_id = $1 and t.workflow_id = $2 and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
+"""
+POSTPONE = """
+    update tasks t set schedule_deadline = g.until
+    from unnest($1::int[], $2::text[], $3::smallint[], $4::timestamptz[]) as g (tenant_id, run_id, node, until)
+    where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
+"""
+
+
+async def get(conn: Connection, tenant_id: int, name: str) -> Pause | None:
+    """A workflow, locked until the end of the transaction."""
+    return GET.first(await conn.fetch(GET.sql, tenant_id, name))
+
+
+async def put(conn: Connection, tenant_id: int, pause: Pause, now: datetime) -> None:
+    """Write how a workflow stands."""
+    await conn.execute(SET, tenant_id, pause.id, pause.paused_at, pause.queue_ttl_ms, pause.on_schedule, now)
+
+
+async def resume(conn: Connection, tenant_id: int, workflow_id: int, schedule_ms: Sequence[int], now: datetime) -> None:
+    """Count the schedule timeouts of what waits from now on; `schedule_ms` by node."""
+    await conn.execute(RESUME, tenant_id, workflow_id, list(range(len(schedule_ms))), list(schedule_ms), now)
+
+
+async def postpone(db: Database, tasks: Sequence[tuple[TaskKey, datetime | None]]) -> None:
+    """Let tasks that wait for a pause to end wait until a moment, or for ever."""
+    keys = [key for key, _ in tasks]
+    await db.execute(POSTPONE, [k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys], [until for _, until in tasks])

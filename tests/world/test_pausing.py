@@ -1,0 +1,82 @@
+"""Paused workflows take work in and hand none out."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from tests.world.world import Node, World
+
+HANDLER = {"name": "work", "schedule_timeout": "5m", "retries": 1, "backoff_factor": 10}
+
+
+async def _pause(node: Node, **changes: object) -> None:
+    await node.call("PATCH", "/v1/workflows/work", changes)
+
+
+async def test_a_paused_workflow_hands_nothing_out_until_it_is_resumed(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [HANDLER, {"name": "other"}])
+    await _pause(one, paused=True)
+    run_id = await one.trigger("work")
+    await one.trigger("other")
+    assert (await endpoint.next()).json["name"] == "other"
+    await one.turn()
+    assert endpoint.waiting == 0
+    assert (await one.call("GET", f"/v1/runs/{run_id}"))["status"] == "queued"
+    await _pause(one, paused=False)
+    (await endpoint.next()).answer(200, {})
+    assert (await world.over(run_id))["status"] == "succeeded"
+
+
+async def test_what_waits_for_a_pause_to_end_outlives_its_schedule_timeout(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [HANDLER])
+    await _pause(one, paused=True)
+    run_id = await one.trigger("work")
+    await world.advance(timedelta(days=2))
+    assert (await world.task(run_id, state="queued"))["schedule_deadline"] is None
+    await _pause(one, paused=False)
+    arrival = await endpoint.next()
+    arrival.answer(200, {})
+    assert (await world.over(run_id))["status"] == "succeeded"
+
+
+async def test_after_the_pause_the_whole_schedule_timeout_counts_again(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [HANDLER])
+    await _pause(one, paused=True)
+    run_id = await one.trigger("work")
+    await world.advance(timedelta(hours=1))
+    await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
+    await _pause(one, paused=False)
+    assert (await world.task(run_id))["schedule_deadline"] == world.now + timedelta(minutes=5)
+    assert endpoint.waiting == 0
+
+
+async def test_the_queue_ttl_bounds_how_long_a_task_waits(world: World, one: Node) -> None:
+    await world.endpoint(one, [HANDLER])
+    await _pause(one, paused=True, queue_ttl="10m")
+    run_id = await one.trigger("work")
+    await world.advance(timedelta(minutes=9))
+    await world.task(run_id, state="queued")
+    await world.advance(timedelta(minutes=2))
+    over = await world.over(run_id)
+    assert (over["status"], over["error"]["code"]) == ("cancelled", "schedule_timeout")
+
+
+async def test_what_runs_when_a_workflow_is_paused_goes_on_and_its_retry_waits(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [HANDLER])
+    run_id = await one.trigger("work")
+    arrival = await endpoint.next()
+    await _pause(one, paused=True)
+    arrival.answer(500)
+    await world.task(run_id, state="scheduled")
+    await world.advance(timedelta(hours=1))
+    await world.task(run_id, state="queued")
+    assert endpoint.waiting == 0
+    await _pause(one, paused=False)
+    (await endpoint.next()).answer(200, {})
+    assert (await world.over(run_id))["epoch"] == 2
+
+
+async def test_an_unknown_workflow_cannot_be_paused(one: Node) -> None:
+    assert (await one.call("PATCH", "/v1/workflows/nobody", {"paused": True}, expect=404))["code"] == "unknown_workflow"
+    refused = await one.call("PATCH", "/v1/workflows/nobody", {"queue_ttl": "soon"}, expect=400)
+    assert refused["field"] == "queue_ttl"
