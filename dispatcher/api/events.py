@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw
+from msgspec.structs import replace
 
 from dispatcher.api.decoding import moment
 from dispatcher.api.edge import Answer, Call, Route, json_answer
@@ -26,6 +28,7 @@ from dispatcher.api.triggering import (
 from dispatcher.api.views import EventCreated, EventRef, EventRunView, EventView, show_event, show_event_run
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.intake import EventAccepted, EventRequest
+from dispatcher.runtime.plans import CRON_ID
 from dispatcher.store import events, filters
 from dispatcher.store.events import AttemptRun, EventFilter, EventRow
 from dispatcher.store.runs import has_metadata
@@ -65,9 +68,12 @@ class EventRows(msgspec.Struct, frozen=True):
 
 
 async def send_event(call: Call) -> Answer:
-    """Send an event. It is durable, with the runs it starts, before this is answered; `call` runs one function by name."""
+    """Send an event. It is durable, with the runs it starts, before this is answered.
+
+    `call` runs one function by name, `schedule:new` does later, or at every tick of a cron expression.
+    """
     body: EventBody = await call.json(EVENT)
-    accepted = (await call.services.intake.push([event_request(call, body)]))[0]
+    accepted = (await _push(call, [event_request(call, body)]))[0]
     if isinstance(accepted, Problem):
         raise accepted
     return json_answer(200 if accepted.duplicate else 201, _created(accepted))
@@ -82,7 +88,14 @@ async def send_events(call: Call) -> Answer:
     def make(item: Raw, at: str) -> EventRequest:
         return event_request(call, decode_item(item, EVENT, at, call.limits), f"{at}.")
 
-    return await in_bulk("events", body.events, make, call.services.intake.push, lambda accepted, _: _created(accepted))
+    return await in_bulk("events", body.events, make, lambda requests: _push(call, requests), lambda accepted, _: _created(accepted))
+
+
+async def _push(call: Call, requests: Sequence[EventRequest]) -> list[EventAccepted | Problem]:
+    """Take events in. Raises Problem too_many_crons where they plan crons there is no room for."""
+    if any(request.plan is not None and isinstance(request.plan.when, str) for request in requests):
+        await call.services.crons.check_room(call.tenant_id)
+    return await call.services.intake.push(requests)
 
 
 async def list_events(call: Call) -> Answer:
@@ -142,19 +155,21 @@ async def _event(call: Call) -> EventRow:
 
 
 def _created(accepted: EventAccepted) -> EventCreated:
-    ref = EventRef(accepted.id, accepted.stream_id)
-    if accepted.duplicate:
-        return EventCreated(accepted.id, accepted.stream_id, accepted.run_ids, ref, True)
-    return EventCreated(accepted.id, accepted.stream_id, accepted.run_ids, ref)
+    ref, planned = EventRef(accepted.id, accepted.stream_id), accepted.planned
+    made = EventCreated(accepted.id, accepted.stream_id, accepted.run_ids, ref, True if accepted.duplicate else UNSET)
+    if planned is None:
+        return made
+    return replace(made, cron_id=planned) if planned.startswith(CRON_ID) else replace(made, schedule_id=planned)
 
 
 _BAD_BODY: Final = ("invalid_json", "invalid_value", "unknown_field", "too_deep", "nul_character", "number_out_of_range", "invalid_utf8")
+_PLANNING: Final = ("invalid_cron", "invalid_timezone", "invalid_schedule", "schedule_in_past", "too_many_crons")
 _BUSY: Final = ("overloaded", "database_unavailable")
 
 ROUTES: Final = (
     Route(
         "POST", "/v1/events", send_event, "events:write", {201: EventCreated, 200: EventCreated}, body=EventBody,
-        problems=(*_BAD_BODY, "body_too_large", "unsupported_media_type", "unknown_workflow", "too_many_runs", *_BUSY),
+        problems=(*_BAD_BODY, "body_too_large", "unsupported_media_type", "unknown_workflow", "too_many_runs", *_PLANNING, *_BUSY),
     ),
     Route(
         "POST", "/v1/events/bulk", send_events, "events:write", {200: EventRows}, body=EventsBody,

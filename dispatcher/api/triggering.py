@@ -18,7 +18,9 @@ from dispatcher.api.decoding import duration, moment
 from dispatcher.api.edge import Answer, Call, json_answer
 from dispatcher.api.metadata import without_system_keys
 from dispatcher.engine.definitions import EVENT_KEY, LONGEST
+from dispatcher.engine.schedules import UTC_NAME, ScheduleError, parse_when, zone
 from dispatcher.errors import Problem, problem
+from dispatcher.runtime.firing import Plan
 from dispatcher.runtime.intake import EventRequest, RunRequest
 
 T = TypeVar("T")
@@ -31,6 +33,7 @@ Key = Annotated[str, Meta(min_length=1, max_length=500)]
 Moment = Annotated[datetime, Meta(tz=True)]
 
 _CALLS: Final = frozenset({"call", "hot:call"})
+_PLANS: Final = frozenset({"schedule:new", "hot:schedule:new"})
 _RESERVED: Final = ("hot:", "schedule:new")
 _ABSENT: Final = (b"", b"null")
 
@@ -81,11 +84,22 @@ class _CallData(msgspec.Struct, forbid_unknown_fields=True):
     args: list[Raw] = []
 
 
+class _PlanData(msgspec.Struct, forbid_unknown_fields=True):
+    """The data of a `schedule:new` event: a call for later, or for every tick of a cron expression."""
+
+    fn: Name
+    schedule: Annotated[str, Meta(min_length=1, max_length=200)]
+    args: list[Raw] = []
+    timezone: str = UTC_NAME
+    name: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+
+
 RUN: Final = msgspec.json.Decoder(RunBody)
 RUNS: Final = msgspec.json.Decoder(RunsBody)
 EVENT: Final = msgspec.json.Decoder(EventBody)
 EVENTS: Final = msgspec.json.Decoder(EventsBody)
 _CALL: Final = msgspec.json.Decoder(_CallData)
+_PLAN: Final = msgspec.json.Decoder(_PlanData)
 
 
 def run_request(call: Call, body: RunBody, at: str = "") -> RunRequest:
@@ -93,8 +107,8 @@ def run_request(call: Call, body: RunBody, at: str = "") -> RunRequest:
     return RunRequest(
         tenant_id=call.caller.tenant_id,
         workflow=body.workflow,
-        input=_text(body.input) or b"{}",
-        metadata=_metadata(call, body.metadata, at),
+        input=json_text(body.input) or b"{}",
+        metadata=metadata_text(call, body.metadata, at),
         priority=body.priority,
         idempotency_key=body.idempotency_key,
         idempotency_ttl=duration(body.idempotency_ttl, f"{at}idempotency_ttl"),
@@ -104,20 +118,24 @@ def run_request(call: Call, body: RunBody, at: str = "") -> RunRequest:
 
 
 def event_request(call: Call, body: EventBody, at: str = "") -> EventRequest:
-    """An event as intake takes it; one of type `call` names the workflow it runs."""
+    """An event as intake takes it; one of type `call` names the workflow it runs, one of type `schedule:new` also when."""
     kind, data = _kind_and_data(body, at)
     workflow, arguments = _called(data, at) if kind in _CALLS else (None, None)
+    plan = None
+    if kind in _PLANS:
+        workflow, arguments, plan = _planned(call, data, at)
     return EventRequest(
         tenant_id=call.caller.tenant_id,
         type=kind,
         data=data,
-        metadata=_metadata(call, body.metadata, at),
+        metadata=metadata_text(call, body.metadata, at),
         scope=body.scope,
         priority=body.priority,
         idempotency_key=body.idempotency_key,
         idempotency_ttl=duration(body.idempotency_ttl, f"{at}idempotency_ttl"),
         workflow=workflow,
         input=arguments,
+        plan=plan,
     )
 
 
@@ -164,13 +182,14 @@ def check_count(items: list[Any], most: int) -> None:
         raise problem("bulk_too_large", f"{len(items):,} items in one call; at most {most:,} are taken")
 
 
-def _text(value: Raw | UnsetType) -> bytes:
+def json_text(value: Raw | UnsetType) -> bytes:
     """JSON text as it came; empty where there was none."""
     return b"" if value is UNSET else bytes(value)
 
 
-def _metadata(call: Call, value: Raw | UnsetType, at: str) -> str | None:
-    text = _text(value)
+def metadata_text(call: Call, value: Raw | UnsetType, at: str = "") -> str | None:
+    """The metadata a caller gives, None where there is none. Raises Problem for what is no object, and for one that is too large."""
+    text = json_text(value)
     if text in _ABSENT:
         return None
     if not text.startswith(b"{"):
@@ -188,13 +207,13 @@ def _parent(run_id: str | None, at: str) -> str | None:
 
 
 def _kind_and_data(body: EventBody, at: str) -> tuple[str, bytes]:
-    first, second = _text(body.data), _text(body.event_data)
+    first, second = json_text(body.data), json_text(body.event_data)
     if (body.type is None) == (body.event_type is None) or (first and second):
         raise problem("invalid_value", f"{at}type: give either `type` with `data` or `event_type` with `event_data`", field=f"{at}type")
     kind = body.type if body.type is not None else body.event_type
     if not kind or not EVENT_KEY.fullmatch(kind):
         raise problem("invalid_value", f"{at}type: 1 to 500 characters, none of them control characters", field=f"{at}type")
-    if kind.startswith(_RESERVED) and kind not in _CALLS:
+    if kind.startswith(_RESERVED) and kind not in _CALLS and kind not in _PLANS:
         raise problem("invalid_value", f"{at}type: {kind!r} is reserved and not supported by this server", field=f"{at}type")
     return kind, first or second or b"{}"
 
@@ -202,8 +221,27 @@ def _kind_and_data(body: EventBody, at: str) -> tuple[str, bytes]:
 def _called(data: bytes, at: str) -> tuple[str, bytes]:
     """(workflow, input) of a call: a single object among the arguments is the input itself, others are `{"args": […]}`."""
     called = decode_checked(data, _CALL, f"{at}data")
-    if not called.args:
-        return called.fn, b"{}"
-    if len(called.args) == 1 and bytes(called.args[0]).startswith(b"{"):
-        return called.fn, bytes(called.args[0])
-    return called.fn, msgspec.json.encode({"args": called.args})
+    return called.fn, _arguments(called.args)
+
+
+def _arguments(args: Sequence[Raw]) -> bytes:
+    if not args:
+        return b"{}"
+    if len(args) == 1 and bytes(args[0]).startswith(b"{"):
+        return bytes(args[0])
+    return msgspec.json.encode({"args": args})
+
+
+def _planned(call: Call, data: bytes, at: str) -> tuple[str, bytes, Plan]:
+    """(workflow, input, when) of a `schedule:new` event."""
+    planned, place = decode_checked(data, _PLAN, f"{at}data"), f"{at}data.schedule"
+    try:
+        when = parse_when(planned.schedule, call.services.clock.now())
+        zone(planned.timezone)
+    except ScheduleError as error:
+        raise problem(error.code, f"{place}: {error}", field=place) from None
+    if isinstance(when, datetime):
+        plan = Plan(call.services.schedules.checked(when, place), planned.timezone, planned.name)
+    else:
+        plan = Plan(" ".join(planned.schedule.split()), planned.timezone, planned.name)
+    return planned.fn, _arguments(planned.args), plan

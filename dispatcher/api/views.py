@@ -40,13 +40,15 @@ class EventRef(msgspec.Struct, frozen=True):
 
 
 class EventCreated(msgspec.Struct, frozen=True):
-    """An event that is durable, with the ids of the runs it started."""
+    """An event that is durable, with the ids of the runs it started; of the schedule or the cron, for one that plans."""
 
     event_id: str
     stream_id: str
     runs: list[str]
     data: EventRef
     duplicate: bool | UnsetType = UNSET
+    schedule_id: str | UnsetType = UNSET
+    cron_id: str | UnsetType = UNSET
 
 
 class RunSummaryView(msgspec.Struct, frozen=True):

@@ -70,7 +70,7 @@ class OldCron:
 
 @dataclass(frozen=True, slots=True)
 class CronFilter:
-    """Which crons a list is asked for. `metadata` is JSON text of an object."""
+    """Which crons a list is asked for. `metadata` is a jsonpath predicate (see `runs.has_metadata`)."""
 
     workflow: str | None = None
     name: str | None = None
@@ -157,7 +157,7 @@ PAGE = Statement(
     from crons c join workflows w on w.tenant_id = c.tenant_id and w.id = c.workflow_id
     where c.tenant_id = $1 and ($2::text is null or c.id < $2) and ($3::text is null or w.name = $3) and ($4::text is null or c.name = $4)
       and ($5::boolean is null or c.enabled = $5) and ($6::boolean is null or c.declared = $6)
-      and ($7::jsonb is null or c.metadata @> $7)
+      and ($7::jsonpath is null or c.metadata @@ $7)
     order by c.id desc limit $8
     """,
     CronRow,

@@ -50,7 +50,7 @@ class DueSchedule:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleFilter:
-    """Which schedules. `metadata` is JSON text of an object; `since` and `until` are about when they run."""
+    """Which schedules. `metadata` is a jsonpath predicate; `since` and `until` are about when they run."""
 
     workflow: str | None = None
     statuses: Sequence[str] | None = None
@@ -116,7 +116,7 @@ PAGE = Statement(
     from schedules s join workflows w on w.tenant_id = s.tenant_id and w.id = s.workflow_id
     where s.tenant_id = $1 and ($2::text is null or s.id < $2) and ($3::text is null or w.name = $3)
       and ($4::text[] is null or s.status = any($4)) and ($5::timestamptz is null or s.run_at >= $5)
-      and ($6::timestamptz is null or s.run_at < $6) and ($7::jsonb is null or s.metadata @> $7)
+      and ($6::timestamptz is null or s.run_at < $6) and ($7::jsonpath is null or s.metadata @@ $7)
     order by s.id desc limit $8
     """,
     ScheduleRow,
@@ -127,7 +127,7 @@ MATCHING = Statement(
     select s.id from schedules s join workflows w on w.tenant_id = s.tenant_id and w.id = s.workflow_id
     where s.tenant_id = $1 and ($2::text is null or w.name = $2) and ($3::text[] is null or s.status = any($3))
       and ($4::timestamptz is null or s.run_at >= $4) and ($5::timestamptz is null or s.run_at < $5)
-      and ($6::jsonb is null or s.metadata @> $6) and ($7::text[] is null or s.id = any($7))
+      and ($6::jsonpath is null or s.metadata @@ $6) and ($7::text[] is null or s.id = any($7))
     order by s.id limit $8 for update of s
     """,
     ScheduleId,
