@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw, UnsetType
 from dispatcher.api.decoding import duration
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import PageQuery, page, position
+from dispatcher.api.shapes import GraphView, shape
 from dispatcher.engine.definitions import NAME
 from dispatcher.errors import problem
 from dispatcher.runtime.pausing import OnSchedule, PauseChange
@@ -53,9 +54,10 @@ class WorkflowVersionView(msgspec.Struct, frozen=True):
 
 
 class WorkflowDetail(WorkflowView, frozen=True):
-    """A workflow with its definition, and the versions before it."""
+    """A workflow with its definition, its shape, and the versions before it."""
 
     definition: Raw
+    graph: GraphView
     versions: list[WorkflowVersionView]
 
 
@@ -93,7 +95,8 @@ async def get_workflow(call: Call) -> Answer:
         WorkflowVersionView(v.number, v.checksum, Raw(v.definition), v.created_at)
         for v in await registry.workflow_versions(database, call.tenant_id, row.id)
     ]
-    return json_answer(200, WorkflowDetail(**_members(row), definition=Raw(row.definition), versions=versions))
+    detail = WorkflowDetail(**_members(row), definition=Raw(row.definition), graph=shape(row.definition), versions=versions)
+    return json_answer(200, detail)
 
 
 async def patch_workflow(call: Call) -> Answer:

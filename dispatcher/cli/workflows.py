@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,25 @@ def get(name: str, api: Api, out: Output) -> None:
     from dispatcher.cli.client import segment
 
     answer = api.get(f"/v1/workflows/{segment(name)}")
-    out.document(answer.text, pairs(answer.value, list(answer.value)))
+    out.document(answer.text, pairs(answer.value, [member for member in answer.value if member != "graph"]))
+
+
+@workflows.command()
+@click.argument("name")
+@click.option(
+    "--format", "kind", type=click.Choice(["mermaid", "svg"]), help="How to draw it; else mermaid on a terminal, JSON in a pipe."
+)
+@asks_server
+def graph(name: str, kind: str | None, api: Api, out: Output) -> None:
+    """Draw a workflow: its tasks, what comes after what, and the conditions in between."""
+    from dispatcher.cli.client import segment
+    from dispatcher.cli.drawing import mermaid, svg
+
+    shape = api.get(f"/v1/workflows/{segment(name)}").value["graph"]
+    if kind is None:
+        out.document(json.dumps(shape, ensure_ascii=False), [mermaid(shape)])
+    else:
+        click.echo(svg(shape) if kind == "svg" else mermaid(shape))
 
 
 @workflows.command()
