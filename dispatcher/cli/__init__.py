@@ -24,6 +24,8 @@ COMMANDS = {
     "send": ("dispatcher.cli.send:send", "Send an event, which starts the workflows that listen for it."),
     "runs": ("dispatcher.cli.runs:runs", "List, read, follow and cancel runs."),
     "workflows": ("dispatcher.cli.workflows:workflows", "List and read what can be run."),
+    "crons": ("dispatcher.cli.crons:crons", "Make, stop and start crons: runs at every tick of an expression."),
+    "schedules": ("dispatcher.cli.schedules:schedules", "Make, move and remove schedules: runs at one moment each."),
     "endpoints": ("dispatcher.cli.endpoints:endpoints", "Register, check and change the URLs that run handlers."),
     "webhooks": ("dispatcher.cli.webhooks:webhooks", "Make, try and mend addresses that receive webhooks, and see what arrived."),
     "listen": ("dispatcher.cli.listen:listen", "Bring what webhooks receive to a program on this machine."),
