@@ -1,0 +1,102 @@
+"""Which endpoints may run a task, and which should.
+
+A task's `Demand` is what it asks: labels, an endpoint it should (`soft`) or must (`hard`) go back to, how many slots it fills. `tiers`
+sorts the endpoints that serve a workflow by it: those of the first tier are taken before any of the second, those of one take turns.
+Sticky goes before labels. A demand is written as text and stands with the task, so that tasks of one demand make one queue.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from dispatcher.engine.definitions.placement import DesiredLabel, DesiredLabels, Label, Sticky, dump_desired_labels, parse_desired_labels
+
+MOST_TEXT: Final = 2_000
+"""How long the text of a demand may be, in bytes: it is part of an index."""
+_STICKY_RANK: Final = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a task asks of the endpoint it runs at. `endpoint` is the id of the one its run began at."""
+
+    labels: DesiredLabels = field(default_factory=dict)
+    endpoint: str | None = None
+    sticky: Sticky | None = None
+    slots: int = 1
+
+    def text(self) -> str:
+        """As it stands with a task; empty for a task that asks nothing. Equal demands have one text."""
+        said: dict[str, object] = {}
+        if self.labels:
+            said["labels"] = dump_desired_labels(self.labels)
+        if self.endpoint is not None and self.sticky is not None:
+            said |= {"endpoint": self.endpoint, "sticky": self.sticky}
+        if self.slots != 1:
+            said["slots"] = self.slots
+        return json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False) if said else ""
+
+    @classmethod
+    def parse(cls, text: str) -> Demand:
+        """What `text` has written."""
+        if not text:
+            return ASKS_NOTHING
+        said = json.loads(text)
+        sticky: Sticky | None = said.get("sticky")
+        return cls(parse_desired_labels(said.get("labels"), "labels"), said.get("endpoint"), sticky, said.get("slots", 1))
+
+
+ASKS_NOTHING: Final = Demand()
+
+
+def rank(demand: Demand, endpoint: str, labels: Mapping[str, Label]) -> int | None:
+    """How well an endpoint suits: the higher the better, None where it may not be taken at all."""
+    if demand.endpoint == endpoint:
+        return _STICKY_RANK
+    if demand.endpoint is not None and demand.sticky == "hard":
+        return None
+    total = 0
+    for name, desired in demand.labels.items():
+        if _satisfies(desired, labels.get(name)):
+            total += desired.weight
+        elif desired.required:
+            return None
+    return total if total >= 0 else None
+
+
+def tiers(demand: Demand, endpoints: Sequence[tuple[str, Mapping[str, Label]]]) -> tuple[tuple[str, ...], ...]:
+    """The endpoints that may run a task, the best first, equals together in the order given."""
+    by_rank: dict[int, list[str]] = {}
+    for endpoint, labels in endpoints:
+        suits = rank(demand, endpoint, labels)
+        if suits is not None:
+            by_rank.setdefault(suits, []).append(endpoint)
+    return tuple(tuple(by_rank[value]) for value in sorted(by_rank, reverse=True))
+
+
+def _satisfies(desired: DesiredLabel, label: Label | None) -> bool:
+    """A label that is missing, or of another type than is asked for, satisfies nothing but NOT_EQUAL."""
+    if desired.comparator == "EQUAL":
+        return _same(desired.value, label)
+    if desired.comparator == "NOT_EQUAL":
+        return not _same(desired.value, label)
+    if isinstance(label, str | bool) or label is None or isinstance(desired.value, str | bool):
+        return False
+    order: Literal[-1, 0, 1] = -1 if label < desired.value else 1 if label > desired.value else 0
+    return order in _ORDERS[desired.comparator]
+
+
+_ORDERS: Final[Mapping[str, tuple[int, ...]]] = {
+    "GREATER_THAN": (1,),
+    "GREATER_THAN_OR_EQUAL": (0, 1),
+    "LESS_THAN": (-1,),
+    "LESS_THAN_OR_EQUAL": (-1, 0),
+}
+
+
+def _same(wanted: Label, label: Label | None) -> bool:
+    """Equal and of one kind: 1 is not true, and neither is "1"."""
+    return wanted == label and isinstance(wanted, bool) is isinstance(label, bool) and isinstance(wanted, str) is isinstance(label, str)

@@ -1,0 +1,101 @@
+"""Which endpoints may run a task: labels by each comparator, weights, sticky runs, and the text a demand is written as."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.engine.definitions import DefinitionError
+from dispatcher.engine.definitions.placement import COMPARATORS, DesiredLabel, Label, parse_desired_labels
+from dispatcher.engine.placement import ASKS_NOTHING, Demand, rank, tiers
+
+TABLE: list[tuple[Any, str, Any, bool]] = [
+    ("a", "EQUAL", "a", True), ("a", "EQUAL", "b", False), ("a", "EQUAL", None, False), (1, "EQUAL", 1, True), (1, "EQUAL", 1.0, True),
+    (1, "EQUAL", "1", False), (1, "EQUAL", True, False), (True, "EQUAL", True, True), (True, "EQUAL", 1, False),
+    ("a", "NOT_EQUAL", "b", True), ("a", "NOT_EQUAL", "a", False), ("a", "NOT_EQUAL", None, True), (1, "NOT_EQUAL", "1", True),
+    (5, "GREATER_THAN", 6, True), (5, "GREATER_THAN", 5, False), (5, "GREATER_THAN", 4, False),
+    (5, "GREATER_THAN_OR_EQUAL", 5, True), (5, "GREATER_THAN_OR_EQUAL", 4.9, False),
+    (5, "LESS_THAN", 4, True), (5, "LESS_THAN", 5, False), (5, "LESS_THAN", None, False),
+    (5, "LESS_THAN", "4", False), (5, "LESS_THAN", True, False),
+    (5, "LESS_THAN_OR_EQUAL", 5, True), (5, "LESS_THAN_OR_EQUAL", 6, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "comparator", "label", "holds"), TABLE)
+def test_comparators(wanted: Label, comparator: Any, label: Label | None, holds: bool) -> None:
+    """A label that is missing or of another type satisfies nothing but NOT_EQUAL."""
+    demand = Demand({"it": DesiredLabel(wanted, comparator, required=True)})
+    assert (rank(demand, "ep", {} if label is None else {"it": label}) is not None) is holds
+
+
+def test_every_comparator_is_in_the_table() -> None:
+    assert {row[1] for row in TABLE} == set(COMPARATORS)
+
+
+def test_weights_add_up_and_choose_the_best_first() -> None:
+    demand = Demand({"model": DesiredLabel("big", weight=10), "memory": DesiredLabel(256, "GREATER_THAN", weight=1)})
+    endpoints: list[tuple[str, dict[str, Label]]] = [
+        ("none", {}), ("both", {"model": "big", "memory": 512}), ("memory", {"memory": 512}), ("model", {"model": "big"}), ("also", {}),
+    ]  # fmt: skip
+    assert tiers(demand, endpoints) == (("both",), ("model",), ("memory",), ("none", "also"))
+
+
+def test_what_is_required_leaves_out_and_a_negative_rank_does_too() -> None:
+    gpu, spot = DesiredLabel(1, "GREATER_THAN_OR_EQUAL", required=True), DesiredLabel(True, weight=-500)
+    endpoints: list[tuple[str, dict[str, Label]]] = [("a", {"gpu": 2}), ("b", {}), ("c", {"gpu": 1, "spot": True})]
+    assert tiers(Demand({"gpu": gpu, "spot": spot}), endpoints) == (("a",),)
+
+
+def test_a_sticky_run_goes_back_before_labels_are_looked_at() -> None:
+    labels = {"zone": DesiredLabel("x", required=True)}
+    endpoints: list[tuple[str, dict[str, Label]]] = [("a", {"zone": "x"}), ("b", {"zone": "y"})]
+    assert tiers(Demand(labels, "b", "soft"), endpoints) == (("b",), ("a",))
+    assert tiers(Demand(labels, "b", "hard"), endpoints) == (("b",),)
+    assert tiers(Demand({}, "gone", "hard"), endpoints) == ()
+    assert tiers(Demand({}, "gone", "soft"), endpoints) == (("a", "b"),)
+
+
+def test_who_asks_nothing_may_run_anywhere() -> None:
+    assert ASKS_NOTHING.text() == ""
+    assert tiers(ASKS_NOTHING, [("a", {"x": 1}), ("b", {})]) == (("a", "b"),)
+
+
+values = st.text(max_size=20) | st.integers(-1000, 1000) | st.booleans()
+numbers = st.integers(-1000, 1000) | st.floats(-1e6, 1e6)
+labels = st.builds(DesiredLabel, values, st.sampled_from(COMPARATORS[:2]), st.booleans(), st.integers(-1000, 1000)) | st.builds(
+    DesiredLabel, numbers, st.sampled_from(COMPARATORS[2:]), st.booleans(), st.integers(-1000, 1000)
+)
+demands = st.builds(
+    Demand,
+    st.dictionaries(st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=10), labels, max_size=5),
+    st.none() | st.just("ep_1"),
+    st.sampled_from(["soft", "hard"]),
+    st.integers(1, 10),
+)
+
+
+@given(demands)
+def test_a_demand_is_read_back_as_it_was_written(demand: Demand) -> None:
+    again = Demand.parse(demand.text())
+    assert again.text() == demand.text()
+    assert dict(again.labels) == dict(demand.labels)
+
+
+REFUSED: list[tuple[object, str]] = [
+    ([], "f"), ({"": 1}, "f"), ({"a\n": 1}, "f"), ({"a": None}, "f.a.value"), ({"a": []}, "f.a.value"), ({"a": {}}, "f.a.value"),
+    ({"a": {"value": "x", "comparator": "LIKE"}}, "f.a.comparator"), ({"a": {"value": "x", "comparator": "LESS_THAN"}}, "f.a.value"),
+    ({"a": {"value": True, "comparator": "GREATER_THAN"}}, "f.a.value"), ({"a": {"value": 1, "weight": 1.5}}, "f.a.weight"),
+    ({"a": {"value": 1, "required": "yes"}}, "f.a.required"), ({"a": {"value": 1, "size": 1}}, "f.a.size"),
+    ({"a": {"value": "x" * 201}}, "f.a.value"),
+    ({str(n): n for n in range(21)}, "f"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "field"), REFUSED, ids=str)
+def test_labels_that_cannot_be_meant_are_refused_by_their_field(value: object, field: str) -> None:
+    with pytest.raises(DefinitionError) as refused:
+        parse_desired_labels(value, "f")
+    assert refused.value.field == field
