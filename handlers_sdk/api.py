@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 import httpx
@@ -64,6 +64,18 @@ class Api:
                 return _answer(response)
             await self._pause(attempt, response.headers.get("retry-after"))
         raise AssertionError("the last attempt returns or raises")
+
+    @contextlib.asynccontextmanager
+    async def stream(self, path: str, headers: Mapping[str, str], silence: float) -> AsyncIterator[httpx.Response]:
+        """The answer to a GET, to be read as it comes; httpx errors as they are, a `silence` of so many seconds among them."""
+        bearer = {"authorization": f"Bearer {self.config.token}"} if self.config.token else {}
+        timeout = httpx.Timeout(silence, connect=self.config.request_timeout, pool=None)
+        url = self.config.base_url.rstrip("/") + path
+        async with (
+            self._connections.client() as client,
+            client.stream("GET", url, headers={**bearer, **headers}, timeout=timeout) as response,
+        ):
+            yield response
 
     async def aclose(self) -> None:
         """Close the connections; the next call opens new ones."""

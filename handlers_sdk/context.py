@@ -28,6 +28,8 @@ CURRENT: Final[ContextVar[Context | None]] = ContextVar("handlers_sdk_context", 
 """The context of the task running here, for log handlers and libraries that are not handed it."""
 
 DEFAULT_STREAM: Final = "out"
+CHUNK_BYTES_MAX: Final = 512_000
+LINE_BYTES_MAX: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,11 @@ class Context:
         error = (self._item.get("errors") or {}).get(task.definition.task_name)
         return None if error is None else TaskRunError(error["message"], error_code=error["code"], task_name=task.definition.task_name)
 
+    @property
+    def filter_payload(self) -> dict[str, Any]:
+        """The payload of the filter that let the event through; empty without one."""
+        return self._item.get("filter_payload") or {}
+
     # ---- attempts and time
 
     @property
@@ -262,7 +269,7 @@ class Context:
             await asyncio.wrap_future(self._control.flushed())
 
     def put_stream(self, data: str | bytes, stream: str = DEFAULT_STREAM) -> None:
-        """Send a piece of a stream. What is no storable text (not UTF-8, or with NUL characters) travels as base64."""
+        """Send a piece of a stream, of at most 512,000 bytes. What is no storable text (not UTF-8, or with NULs) travels as base64."""
         self._control.emit(self._chunk(data, stream))
 
     async def aio_put_stream(self, data: str | bytes, stream: str = DEFAULT_STREAM) -> None:
@@ -325,10 +332,12 @@ class Context:
         self._cancelled = True
 
     def _chunk(self, data: str | bytes, stream: str) -> wire.ChunkEvent:
+        raw = data if isinstance(data, bytes) else data.encode("utf-8", "replace")
+        if len(raw) > CHUNK_BYTES_MAX:
+            raise ValueError(f"a piece of a stream is at most {CHUNK_BYTES_MAX} bytes, this is {len(raw)}: send it in several")
         if self._chunks is None:
             self._chunks = count()
         event: wire.ChunkEvent = {"type": "chunk", "stream": stream, "seq": next(self._chunks), "data": data}
-        raw = data if isinstance(data, bytes) else data.encode()
         text = _storable_text(raw)
         if text is None:
             return {**event, "data": base64.b64encode(raw).decode(), "encoding": "base64"}
@@ -359,5 +368,8 @@ def _storable_text(raw: bytes) -> str | None:
 
 def _log_event(line: str | Mapping[str, Any], level: wire.LogLevel, attempt: int) -> wire.LogEvent:
     message = line if isinstance(line, str) else dump_json(line).decode()
-    message = message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+    clean = message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace")
+    message = clean.decode()
+    if len(clean) > LINE_BYTES_MAX:  # a line no dispatcher would take would be lost as a whole
+        message = clean[:LINE_BYTES_MAX].decode("utf-8", "ignore") + f" … [cut, {len(clean)} bytes in all]"
     return {"type": "log", "level": level, "message": message, "at": timestamp(), "attempt": attempt}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from handlers_sdk.api import Api
 from handlers_sdk.errors import ApiError, CancelledRunError, FailedTaskRunExceptionGroup, TaskRunError
 from handlers_sdk.portal import PORTAL
+from handlers_sdk.streams import StreamChunks, StreamEvents
 
 WAIT_SECONDS: Final = 30
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled", "skipped"})
@@ -158,6 +159,17 @@ class RunsClient:
     async def aio_cancel(self, run_id: str) -> None:
         """Ask for a run to be cancelled; one that has ended stays as it is."""
         await PORTAL.aio_call(self._cancel(run_id))
+
+    def subscribe_to_stream(self, workflow_run_id: str, on_reset: Callable[[], None] | None = None) -> StreamChunks:
+        """What a run puts into its stream, from the beginning and as it comes: iterate it with `for` or `async for`.
+
+        Lost connections are taken up where they broke off. `on_reset` is called when the task is tried again: what came before is void.
+        """
+        return StreamChunks(self.stream_events(workflow_run_id), on_reset)
+
+    def stream_events(self, workflow_run_id: str) -> StreamEvents:
+        """The same with everything around it: run:start, stream:data, reset, and run:stop, run:fail or run:cancel at the end."""
+        return StreamEvents(self._api, workflow_run_id)
 
     def list(
         self,

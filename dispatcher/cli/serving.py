@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 import uvicorn
 
 from dispatcher.app import Runtime, start
-from dispatcher.cli.addresses import listen, url_of
+from dispatcher.cli.addresses import forget_stalled, listen, url_of
 from dispatcher.cli.front import Application, Front
 from dispatcher.cli.local import explained, postgres_directory
 from dispatcher.cli.steps import Steps
@@ -57,6 +57,7 @@ class Serving:
         front = Front()
         bound = listen(self.settings.host, self.settings.port)
         self.settings = replace(self.settings, port=bound.getsockname()[1])
+        forget_stalled(bound, self.settings.stream_stall)
         with _signals(stop), suppress(Interrupted):
             async with AsyncExitStack() as stack:
                 await stack.enter_async_context(http_server(front, bound, stop))

@@ -123,10 +123,10 @@ class Recorder:
             raise EventRefused(f"level {event.level!r} is none of {', '.join(sorted(LEVELS))}")
         kept = self._count(guard)
         most = self._settings.log_lines_per_attempt
-        if kept > most:
+        if kept > most + 1:
             return None
         message = _shortened(event.message, self._settings.log_line_bytes)
-        if kept == most:
+        if kept > most:
             level, message = "warning", f"Log limit of {most} lines reached: what this attempt logs from here on is dropped."
         at = self._moment(guard.run_id, event.at)
         return NewLine(guard.tenant_id, guard.run_id, guard.node, guard.epoch, at, level, message)

@@ -137,6 +137,7 @@ class Streams:
         self._waiters = waiters
         self._channels: dict[StreamKey, Channel] = {}
         self._of_run: dict[RunKey, Channel] = {}
+        self._opening: list[Channel] = []
         self._reads = asyncio.Semaphore(_READS)
         self._logs: dict[RunKey, set[asyncio.Future[None]]] = {}
         self._readers = 0
@@ -154,7 +155,7 @@ class Streams:
         with self.seat():
             channel = self._open(key)
             try:
-                await self._fresh(channel)
+                await self._first_look(channel)
                 yield Reader(self, channel, run_id, after if after <= channel.tail else 0)
             finally:
                 channel.readers -= 1
@@ -223,6 +224,8 @@ class Streams:
 
     def finished(self, keys: Iterable[RunKey]) -> None:
         """Runs have ended: those whose streams are followed get their marks."""
+        for channel in self._opening:
+            channel.stale = True  # whose runs these are is not known yet
         for key in keys:
             channel = self._of_run.get(key)
             if channel is not None:
@@ -279,6 +282,15 @@ class Streams:
                 channel.push(entries)
             else:
                 self._wake(channel)
+
+    async def _first_look(self, channel: Channel) -> None:
+        self._opening.append(channel)
+        try:
+            await self._fresh(channel)
+        finally:
+            self._opening.remove(channel)
+        if channel.stale:
+            self._wake(channel)
 
     async def _fresh(self, channel: Channel) -> None:
         """Look at a stream now; the first look decides from where on the channel keeps entries."""
