@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import IntEnum
 from itertools import groupby
@@ -13,8 +13,10 @@ from typing import Final, Literal, cast
 from handlers_sdk import wire
 from handlers_sdk.durations import Duration, format_duration, parse_duration
 from handlers_sdk.errors import ConfigError
+from handlers_sdk.filters import DefaultFilter
 from handlers_sdk.function import HandlerFunction
 from handlers_sdk.graph import Edges
+from handlers_sdk.retries import Retry, RetryForm
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 EVENT_KEY: Final = re.compile(r"[^\x00-\x1f\x7f]{1,500}")
@@ -49,7 +51,8 @@ class TaskSettings:
     execution_timeout: timedelta
     retries: int
     backoff_factor: float | None
-    backoff_max_seconds: int | None
+    backoff_max_seconds: float | None
+    retry: Retry | None = None
 
     @classmethod
     def of(
@@ -60,8 +63,13 @@ class TaskSettings:
         retries: int | None = None,
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
+        retry: RetryForm | None = None,
     ) -> TaskSettings:
-        """Settings as given, the defaults where None was."""
+        """Settings as given, the defaults where None was. `retry` says all there is to say of retries."""
+        if retry is not None:
+            return cls._retried(
+                defaults, schedule_timeout, execution_timeout, Retry.of(retry), (retries, backoff_factor, backoff_max_seconds)
+            )
         try:
             return cls(
                 schedule_timeout=parse_duration(defaults.schedule_timeout if schedule_timeout is None else schedule_timeout),
@@ -72,6 +80,15 @@ class TaskSettings:
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+    @classmethod
+    def _retried(
+        cls, defaults: TaskDefaults, schedule: Duration | None, execution: Duration | None, retry: Retry, others: tuple[float | None, ...]
+    ) -> TaskSettings:
+        if any(others):
+            raise ConfigError("give either retry, or retries with backoff_factor and backoff_max_seconds")
+        chosen = cls.of(defaults, schedule, execution, retry.attempts)
+        return replace(chosen, backoff_factor=retry.backoff_factor, backoff_max_seconds=retry.backoff_max_seconds, retry=retry)
 
     def __post_init__(self) -> None:
         if self.schedule_timeout <= timedelta(0) or self.execution_timeout <= timedelta(0):
@@ -93,6 +110,7 @@ class WorkflowSettings:
     on_events: Sequence[str] = ()
     version: str | None = None
     default_priority: int = Priority.LOW
+    default_filters: Sequence[DefaultFilter] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -165,6 +183,8 @@ def _workflow_entry(workflow: WorkflowSettings, tasks: Sequence[TaskDefinition])
     }
     if workflow.description:
         entry["description"] = workflow.description
+    if workflow.default_filters:
+        entry["default_filters"] = [one.entry() for one in workflow.default_filters]
     if tasks[0].standalone:
         return {**tasks[0].entry(), **entry, "kind": "task"}
     last = {one.role: one.entry() for one in tasks if one.role != "task"}

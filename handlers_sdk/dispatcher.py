@@ -29,12 +29,14 @@ from handlers_sdk.durations import Duration
 from handlers_sdk.errors import ConfigError
 from handlers_sdk.events import EventClient
 from handlers_sdk.execution import Host
+from handlers_sdk.filters import DefaultFilter, FiltersClient
 from handlers_sdk.function import HandlerFunction, WorkerThreads
 from handlers_sdk.handlers import Handlers
 from handlers_sdk.lifespan import Lifespan, LifespanFn
 from handlers_sdk.logs import TaskLogHandler
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.refs import WorkflowRunRef
+from handlers_sdk.retries import RetryForm
 from handlers_sdk.runs import RunsClient
 from handlers_sdk.schemas import EmptyModel
 from handlers_sdk.stubs import Stubs
@@ -55,6 +57,7 @@ class Dispatcher:
         self._api = Api(self.config)
         self.event = EventClient(self._api)
         self.runs = RunsClient(self._api)
+        self.filters = FiltersClient(self._api)
         self.callbacks = CallbacksClient(self._api)
         self.webhooks = WebhooksClient(self._api)
         self.stubs = Stubs(self._api)
@@ -83,6 +86,8 @@ class Dispatcher:
         retries: int = 0,
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
+        retry: RetryForm | None = None,
+        default_filters: Sequence[DefaultFilter] | None = None,
     ) -> DeclareStandalone: ...
     @overload
     def task(
@@ -99,6 +104,8 @@ class Dispatcher:
         retries: int = 0,
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
+        retry: RetryForm | None = None,
+        default_filters: Sequence[DefaultFilter] | None = None,
     ) -> DeclareStandaloneOf[I]: ...
     def task(
         self,
@@ -114,17 +121,21 @@ class Dispatcher:
         retries: int = 0,
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
+        retry: RetryForm | None = None,
+        default_filters: Sequence[DefaultFilter] | None = None,
     ) -> Any:
         """Declare a task that is its own workflow: `fn(input, ctx, **dependencies)`, sync or async.
 
         `name` is the function's unless given. The input is validated as `input_validator`, or as its annotation says, or as EmptyModel.
         The rest is described in `Dispatcher.workflow` and `Workflow.task`.
         """
-        settings = TaskSettings.of(TaskDefaults(), schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds)
+        settings = TaskSettings.of(
+            TaskDefaults(), schedule_timeout, execution_timeout, retries or None, backoff_factor, backoff_max_seconds, retry
+        )
         namespace = calling_namespace(sys._getframe(1))  # noqa: SLF001 - annotations may name what is local to the caller
 
         def declare(fn: Callable[..., Any]) -> Standalone[Any, Any]:
-            workflow = self._settings(name or fn.__name__, description, on_events, version, default_priority)
+            workflow = self._settings(name or fn.__name__, description, on_events, version, default_priority, default_filters)
             function = HandlerFunction(fn, input_validator, namespace)
             return Standalone(self._api, TaskDefinition(workflow, workflow.name, settings, function))
 
@@ -140,6 +151,7 @@ class Dispatcher:
         version: str | None = None,
         default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
+        default_filters: Sequence[DefaultFilter] | None = None,
     ) -> Workflow[EmptyModel]: ...
     @overload
     def workflow(
@@ -152,6 +164,7 @@ class Dispatcher:
         version: str | None = None,
         default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
+        default_filters: Sequence[DefaultFilter] | None = None,
     ) -> Workflow[I]: ...
     def workflow(
         self,
@@ -162,20 +175,28 @@ class Dispatcher:
         version: str | None = None,
         default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
+        default_filters: Sequence[DefaultFilter] | None = None,
     ) -> Workflow[Any]:
         """Declare a workflow, whose tasks are then declared with `@<workflow>.task()`.
 
         `on_events` are the event keys that start a run, `*` standing for any run of characters. `default_priority` is 1 to 3.
-        `version` goes into the version of the endpoint.
+        `version` goes into the version of the endpoint. With `default_filters` only events in the scope of one, for which it holds, start a
+        run, one for each that does.
         """
-        settings = self._settings(name, description, on_events, version, default_priority)
+        settings = self._settings(name, description, on_events, version, default_priority, default_filters)
         return Workflow(self._api, settings, input_validator or EmptyModel, task_defaults or TaskDefaults())
 
     def _settings(
-        self, name: str, description: str | None, on_events: Sequence[str] | None, version: str | None, priority: int
+        self,
+        name: str,
+        description: str | None,
+        on_events: Sequence[str] | None,
+        version: str | None,
+        priority: int,
+        filters: Sequence[DefaultFilter] | None,
     ) -> WorkflowSettings:
         keys = tuple(self.config.namespaced(key) for key in on_events or ())
-        return WorkflowSettings(self.config.namespaced(name), description, keys, version, priority)
+        return WorkflowSettings(self.config.namespaced(name), description, keys, version, priority, tuple(filters or ()))
 
     # ---- serving
 

@@ -18,7 +18,7 @@ from handlers_sdk.definitions import TaskDefinition, manifest_entries
 from handlers_sdk.errors import ConfigError, LifespanSetupError
 from handlers_sdk.execution import Execution, Host
 from handlers_sdk.lifespan import Lifespan
-from handlers_sdk.outcomes import Outcome, Refuse, Response, problem, timed_out, to_response
+from handlers_sdk.outcomes import Outcome, Refuse, Response, paced, problem, timed_out, to_response
 from handlers_sdk.schemas import dump_json, parse_json
 from handlers_sdk.signing import SignatureError
 from handlers_sdk.verification import Verifier
@@ -70,6 +70,7 @@ class Handlers:
     async def close(self) -> None:
         """Wait for threads still at work, then run the end of the lifespan."""
         await asyncio.get_running_loop().run_in_executor(None, self.host.threads.close)
+        await self.host.postbox.aclose()
         await self.lifespan.stop()
 
     async def _answer(self, method: str, headers: Mapping[str, str], body: bytes) -> Response:
@@ -117,6 +118,8 @@ class Handlers:
             return Refuse(409, "already_running", f"attempt {item['attempt']} of {item['id']} is running here")
         if asyncio.get_running_loop().time() >= received + item["timeout_ms"] / 1000:
             return timed_out(item["timeout_ms"])  # its time went by while the batch's other items had the slots
+        if definition.settings.retry is not None:
+            settle = paced(settle, definition.settings, item)
         execution = Execution(self.host, definition.function, definition.task_name, item, base, settle)
         execution.start(received)
         return execution

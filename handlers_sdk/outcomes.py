@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from pydantic_core import to_json
 
 from handlers_sdk import wire
 from handlers_sdk.context import Accepted
+from handlers_sdk.definitions import TaskSettings
 from handlers_sdk.errors import DispatcherError, NonRetryableException, RetryableException
 from handlers_sdk.schemas import dump_json
 
@@ -20,6 +21,7 @@ STACK_MAX: Final = 16_000
 Headers = tuple[tuple[str, str], ...]
 _JSON: Final[Headers] = (("content-type", wire.MEDIA_JSON),)
 _PROBLEM: Final[Headers] = (("content-type", wire.MEDIA_PROBLEM),)
+S = TypeVar("S")
 _MACHINERY: Final = ("handlers_sdk", "asyncio", "concurrent", "contextlib")
 
 
@@ -67,7 +69,15 @@ class Refuse:
     after: timedelta = field(default=timedelta(seconds=1))
 
 
-Outcome = Done | Fail | Accepted | Refuse
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """A turn of a durable task came to this. `answer` is a JSON object's text; `hit` whether the log was where it was expected, if that was asked."""
+
+    answer: bytes
+    hit: bool | None = None
+
+
+Outcome = Done | Fail | Accepted | Refuse | Turned
 
 
 def failure(error: BaseException) -> Fail:
@@ -83,6 +93,19 @@ def failure(error: BaseException) -> Fail:
     if isinstance(error, RetryableException):
         return Fail(detail, retry=True, retry_after=error.after)
     return Fail(detail)
+
+
+def paced(settle: Callable[[S, Outcome], None], settings: TaskSettings, item: wire.RunItem) -> Callable[[S, Outcome], None]:
+    """`settle` for a task whose own `retry` says when it is tried again: what the handler leaves open is answered by that."""
+    retry = item.get("retry_count", 0) + 1
+    retry -= max(0, item.get("max_attempts", 1) - settings.retries - 1)  # those of an earlier life of the run
+
+    def settle_paced(execution: S, outcome: Outcome) -> None:
+        if settings.retry is not None and isinstance(outcome, Fail) and outcome.retry is not False and outcome.retry_after is None:
+            outcome = replace(outcome, retry_after=settings.retry.wait(retry))
+        settle(execution, outcome)
+
+    return settle_paced
 
 
 def _named(error: BaseException) -> wire.ErrorDetail:
@@ -119,6 +142,8 @@ def to_response(outcome: Outcome) -> Response:
     """The answer to a plain run."""
     if isinstance(outcome, Done):
         return Response(200, _JSON, outcome.output)
+    if isinstance(outcome, Turned):
+        return Response(200, _JSON if outcome.hit is None else (*_JSON, (wire.HEADER_LOG, "hit" if outcome.hit else "miss")), outcome.answer)
     if isinstance(outcome, Accepted):
         return Response(202, _JSON, dump_json({} if outcome.lease is None else {"lease_ms": _ms(outcome.lease)}))
     if isinstance(outcome, Refuse):
@@ -157,6 +182,9 @@ def to_line(task_id: str, outcome: Outcome) -> bytes:
     """One NDJSON line of a batch's answer. An output is copied as it is: it is JSON text already."""
     if isinstance(outcome, Done):
         return b'{"id":%b,"status":"ok","output":%b}\n' % (to_json(task_id), outcome.output)
+    if isinstance(outcome, Turned):
+        miss = b'"log":"miss",' if outcome.hit is False else b""
+        return b'{"id":%b,%b%b\n' % (to_json(task_id), miss, outcome.answer[1:])
     return dump_json(_result(task_id, outcome)) + b"\n"
 
 

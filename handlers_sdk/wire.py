@@ -10,6 +10,8 @@ from typing import Any, Final, Literal, NotRequired, TypedDict
 PROTOCOL_VERSION: Final = 1
 KEYS_PATH: Final = "/.well-known/task-keys"
 CALLBACK_PATH: Final = "/v1/callback"
+CALLBACKS_PATH: Final = "/v1/callbacks"
+LOG_PATH: Final = "/v1/log"
 
 # Request headers. Only the three webhook-* headers and the body are authenticated; task-* are routing hints.
 HEADER_MESSAGE_ID: Final = "webhook-id"
@@ -29,6 +31,7 @@ HEADER_CHALLENGE: Final = "task-challenge"
 HEADER_VERSION: Final = "task-version"
 HEADER_RETRY: Final = "task-retry"
 HEADER_RETRY_AFTER: Final = "retry-after"
+HEADER_LOG: Final = "task-log"
 
 MEDIA_JSON: Final = "application/json"
 MEDIA_NDJSON: Final = "application/x-ndjson"
@@ -41,11 +44,13 @@ FEATURE_ASYNC: Final = "async"
 FEATURE_BATCH: Final = "batch"
 FEATURE_NDJSON: Final = "ndjson"
 FEATURE_CANCEL_PUSH: Final = "cancel-push"
+FEATURE_DURABLE: Final = "durable"
 
 # `type` of a pushed body.
 PUSH_RUN: Final = "run"
 PUSH_BATCH: Final = "batch"
 PUSH_CANCEL: Final = "cancel"
+PUSH_TURN: Final = "turn"
 
 # `type` of an event: a callback, or a line of an NDJSON answer.
 EVENT_HEARTBEAT: Final = "heartbeat"
@@ -56,6 +61,8 @@ EVENT_CHUNK: Final = "chunk"
 EVENT_RELEASE_SLOT: Final = "release_slot"
 EVENT_DONE: Final = "done"
 EVENT_FAIL: Final = "fail"
+EVENT_APPEND: Final = "append"
+EVENT_TURN: Final = "turn"
 
 # `status` of a batch result.
 STATUS_OK: Final = "ok"
@@ -63,9 +70,30 @@ STATUS_FAIL: Final = "fail"
 STATUS_RETRY: Final = "retry"
 STATUS_ACCEPTED: Final = "accepted"
 
+# `status` of a turn's answer.
+TURN_WAIT: Final = "wait"
+TURN_DONE: Final = "done"
+TURN_FAILED: Final = "failed"
+TURN_AGAIN: Final = "again"
+TURN_CONTINUE: Final = "continue"
+TURN_MISMATCH: Final = "mismatch"
+TURN_STATUSES: Final = frozenset({TURN_WAIT, TURN_DONE, TURN_FAILED, TURN_AGAIN, TURN_CONTINUE, TURN_MISMATCH})
+
+# `op` of an entry of a durable task's log, and who settles it: the endpoint, or the dispatcher.
+OP_STEP: Final = "step"
+OP_SCOPE: Final = "scope"
+OP_CHECKPOINT: Final = "checkpoint"
+OP_PATCH: Final = "patch"
+OP_SLEEP: Final = "sleep"
+OP_EVENT: Final = "event"
+OP_CHILD: Final = "child"
+OP_MESSAGE: Final = "message"
+OP_CANCEL: Final = "cancel"
+
 # Codes of refused callbacks.
 CODE_STALE_ATTEMPT: Final = "stale_attempt"
 CODE_TASK_ENDED: Final = "task_ended"
+CODE_LOG_CONFLICT: Final = "log_conflict"
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -146,6 +174,105 @@ class CancelPush(TypedDict):
     id: str
     attempt: int
     reason: str
+
+
+class Entry(TypedDict):
+    """One entry of a durable task's log. `id` is `name#occurrence`, inside a scope `scope#0/name#0`; `at` is RFC 3339.
+
+    `pending` says what is asked of the dispatcher: a sleep (`ms` or `until`), an event (`key`, …), a child (`workflow`, `input`, …), a message.
+    """
+
+    id: str
+    op: str
+    status: str
+    at: NotRequired[str]
+    value: NotRequired[Any]
+    error: NotRequired[Any]
+    retry_exhausted: NotRequired[bool]
+    after_ms: NotRequired[int]
+    retries: NotRequired[int]
+    backoff_factor: NotRequired[float]
+    backoff_max_seconds: NotRequired[int]
+    ms: NotRequired[int]
+    until: NotRequired[str]
+    key: NotRequired[str]
+    expression: NotRequired[str]
+    scope: NotRequired[str]
+    since: NotRequired[str]
+    timeout_ms: NotRequired[int]
+    label: NotRequired[str]
+    workflow: NotRequired[str]
+    input: NotRequired[Any]
+    metadata: NotRequired[dict[str, Any]]
+    priority: NotRequired[int]
+    on_cancel: NotRequired[Literal["propagate", "abandon"]]
+    run_id: NotRequired[str]
+
+
+_LogFrom = TypedDict("_LogFrom", {"from": int})
+
+
+class LogPart(_LogFrom):
+    """The log of a durable task, or its tail: `entries` are those from `from` on, of `len`.
+
+    `prefix` is the rolling hash of what is left out, `head` of everything: h_0 is empty, h_(i+1) = sha256(h_i || entry i as it was sent), in hex.
+    """
+
+    len: int
+    prefix: NotRequired[str]
+    head: NotRequired[str]
+    entries: list[Entry]
+
+
+class TurnItem(RunItem):
+    """One turn of a durable task, as an item of a batch. `attempt` is the fencing token as ever; `turn` counts the turns.
+
+    `started_at` is when the first turn of this log began, `now` when this one did; `seed` never changes.
+    """
+
+    turn: int
+    now: str
+    started_at: str
+    seed: str
+    budget_ms: int
+    mode: Literal["replay", "state"]
+    log: NotRequired[LogPart]
+    state: NotRequired[Any]
+    results: NotRequired[list[Entry]]
+
+
+class TurnPush(TurnItem):
+    """A turn on its own: the item and what addresses it."""
+
+    protocol: Literal[1]
+    type: Literal["turn"]
+    audience: str
+    api: str
+
+
+class MismatchAt(TypedDict):
+    """Where the code asks for something else than the log has: the entry, what it says, and what is asked for instead."""
+
+    id: str
+    expected: dict[str, Any]
+    got: dict[str, Any]
+
+
+class TurnAnswer(TypedDict):
+    """What a turn came to. `ops` are entries that were not appended before; `base` is how many the log has without them."""
+
+    status: Literal["wait", "done", "failed", "again", "continue", "mismatch"]
+    base: NotRequired[int]
+    ops: NotRequired[list[Entry]]
+    wake: NotRequired[Any]
+    state: NotRequired[Any]
+    output: NotRequired[Any]
+    input: NotRequired[Any]
+    error: NotRequired[ErrorDetail]
+    retry: NotRequired[bool]
+    retry_after_ms: NotRequired[int]
+    at: NotRequired[MismatchAt]
+    unconsumed: NotRequired[list[str]]
 
 
 class ErrorDetail(TypedDict):
@@ -286,6 +413,40 @@ class FailEvent(TypedDict):
 Event = HeartbeatEvent | ExtendEvent | ProgressEvent | LogEvent | ChunkEvent | ReleaseSlotEvent | DoneEvent | FailEvent
 
 
+class Append(TypedDict):
+    """Entries for the log of a durable task, as a callback's event. They are taken when the log has `base` entries, or has them already."""
+
+    type: Literal["append"]
+    base: int
+    ops: list[Entry]
+
+
+class CallbackItem(TypedDict):
+    """The events of one attempt, beside those of others."""
+
+    token: str
+    events: list[Any]
+
+
+class CallbackGroup(TypedDict):
+    """`POST {api}/v1/callbacks`."""
+
+    items: list[CallbackItem]
+
+
+class CallbackResult(TypedDict):
+    """What the same events would have been answered alone."""
+
+    status: int
+    body: Any
+
+
+class CallbackResults(TypedDict):
+    """The answer to a CallbackGroup, in order."""
+
+    results: list[CallbackResult]
+
+
 class CancelNotice(TypedDict):
     """Why an attempt should stop, and how long it has to end by itself."""
 
@@ -300,6 +461,9 @@ class CallbackReply(TypedDict):
     lease_until: NotRequired[str]
     cancel: NotRequired[CancelNotice | None]
     duplicate: NotRequired[bool]
+    len: NotRequired[int]
+    head: NotRequired[str]
+    children: NotRequired[dict[str, str]]
 
 
 class ProtocolRange(TypedDict):
@@ -364,7 +528,7 @@ class TaskEntry(TypedDict):
     output_schema: NotRequired[dict[str, Any]]
     retries: NotRequired[int]
     backoff_factor: NotRequired[float]
-    backoff_max_seconds: NotRequired[int]
+    backoff_max_seconds: NotRequired[float]
     execution_timeout: NotRequired[str]
     schedule_timeout: NotRequired[str]
     idempotent: NotRequired[bool]
@@ -373,13 +537,24 @@ class TaskEntry(TypedDict):
     wait_for: NotRequired[list[RuleEntry]]
     skip_if: NotRequired[list[RuleEntry]]
     cancel_if: NotRequired[list[RuleEntry]]
+    kind: NotRequired[Literal["task", "workflow", "durable"]]
+    mode: NotRequired[Literal["replay", "state"]]
+    pin: NotRequired[Literal["task", "latest"]]
+
+
+class FilterEntry(TypedDict):
+    """A filter of events a workflow declares: CEL, the scope of the events it is for, and what its handler is told when it holds."""
+
+    expression: str
+    scope: str
+    payload: NotRequired[dict[str, Any]]
 
 
 class HandlerEntry(TaskEntry):
     """One handler of a manifest: a task that is its own workflow, or a workflow of the tasks in `tasks` and two that may come last."""
 
-    kind: NotRequired[Literal["task", "workflow"]]
     on_events: NotRequired[list[str]]
+    default_filters: NotRequired[list[FilterEntry]]
     default_priority: NotRequired[int]
     tasks: NotRequired[list[TaskEntry]]
     on_failure: NotRequired[TaskEntry]

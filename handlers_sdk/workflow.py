@@ -16,6 +16,7 @@ from handlers_sdk.errors import ConfigError
 from handlers_sdk.function import HandlerFunction
 from handlers_sdk.graph import Edges, check_graph
 from handlers_sdk.mocks import mock_context
+from handlers_sdk.retries import RetryForm
 from handlers_sdk.runnables import Runnable
 from handlers_sdk.schemas import EmptyModel, codec_for
 
@@ -167,6 +168,7 @@ class Workflow(Runnable[I, dict[str, Any]]):
         wait_for: Sequence[Condition | OrGroup] | None = None,
         skip_if: Sequence[Condition | OrGroup] | None = None,
         cancel_if: Sequence[Condition | OrGroup] | None = None,
+        retry: RetryForm | None = None,
     ) -> DeclareTask[I]:
         """Declare a task of the workflow: `fn(input, ctx, **dependencies)`, sync or async. None takes the workflow's `task_defaults`.
 
@@ -174,9 +176,12 @@ class Workflow(Runnable[I, dict[str, Any]]):
         all parents were, or `skip_if` holds first; cancelled when a parent failed or was cancelled, or `cancel_if` holds first.
 
         `schedule_timeout` (5 minutes) bounds the wait in the queue, `execution_timeout` (60 seconds) each attempt. A failed attempt is
-        retried `retries` times (0), after `backoff_factor`^n seconds, at most `backoff_max_seconds`; without a factor at once.
+        retried `retries` times (0), after `backoff_factor`^n seconds, at most `backoff_max_seconds`; without a factor at once. `retry` says
+        the same as a number, or as {"attempts": 3, "delay": 5000} in milliseconds, also with "backoff": "exponential" and "jitter": True.
         """
-        settings = TaskSettings.of(self._task_defaults, schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds)
+        settings = TaskSettings.of(
+            self._task_defaults, schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds, retry
+        )
         rules = {"wait_for": wait_for, "skip_if": skip_if, "cancel_if": cancel_if}
         edges = Edges(self._names(parents or ()), **{name: self._own(rule or ()) for name, rule in rules.items()})
         return self._declare("task", name, settings, edges, calling_namespace(sys._getframe(1)))  # noqa: SLF001 - annotations may name locals
@@ -189,12 +194,15 @@ class Workflow(Runnable[I, dict[str, Any]]):
         retries: int | None = None,
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
+        retry: RetryForm | None = None,
     ) -> DeclareTask[I]:
         """Declare the task that runs once when a task has failed for good: at the first such failure, never on cancellation.
 
         `ctx.task_run_errors` has what went wrong so far. Settings are those of `task`.
         """
-        settings = TaskSettings.of(self._task_defaults, schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds)
+        settings = TaskSettings.of(
+            self._task_defaults, schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds, retry
+        )
         return self._declare("on_failure", name, settings, Edges(), calling_namespace(sys._getframe(1)))  # noqa: SLF001 - as in `task`
 
     def on_success_task(
@@ -205,9 +213,12 @@ class Workflow(Runnable[I, dict[str, Any]]):
         retries: int | None = None,
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
+        retry: RetryForm | None = None,
     ) -> DeclareTask[I]:
         """Declare the task that runs once all tasks have succeeded or were skipped. Settings are those of `task`."""
-        settings = TaskSettings.of(self._task_defaults, schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds)
+        settings = TaskSettings.of(
+            self._task_defaults, schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds, retry
+        )
         return self._declare("on_success", name, settings, Edges(), calling_namespace(sys._getframe(1)))  # noqa: SLF001 - as in `task`
 
     def _declare(self, role: Role, name: str | None, settings: TaskSettings, edges: Edges, namespace: Mapping[str, Any]) -> DeclareTask[I]:

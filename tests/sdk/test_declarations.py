@@ -126,8 +126,8 @@ def test_the_arguments_are_those_that_work() -> None:
     """What the dispatcher does not do yet is absent, not accepted and ignored."""
     task = set(inspect.signature(Dispatcher.task).parameters) - {"self"}
     workflow = set(inspect.signature(Dispatcher.workflow).parameters) - {"self"}
-    settings = {"schedule_timeout", "execution_timeout", "retries", "backoff_factor", "backoff_max_seconds"}
-    declared = {"name", "description", "input_validator", "on_events", "version", "default_priority"}
+    settings = {"schedule_timeout", "execution_timeout", "retries", "backoff_factor", "backoff_max_seconds", "retry"}
+    declared = {"name", "description", "input_validator", "on_events", "version", "default_priority", "default_filters"}
     assert task == declared | settings
     assert workflow == declared | {"task_defaults"}
     assert set(inspect.signature(Workflow.task).parameters) - {"self"} == {"name", "parents"} | settings | {
