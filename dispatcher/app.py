@@ -17,7 +17,7 @@ from litestar import Litestar
 from dispatcher.api import create_app
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.delivery import Courier, CourierBounds, EgressPolicy
-from dispatcher.engine.attempts import Requeue
+from dispatcher.engine.admission import Queue
 from dispatcher.loops import Loop
 from dispatcher.runtime.bulk import Bulk
 from dispatcher.runtime.callbacks import Callbacks
@@ -27,7 +27,7 @@ from dispatcher.runtime.circuits import Circuits
 from dispatcher.runtime.claims import Claims
 from dispatcher.runtime.crons import Crons
 from dispatcher.runtime.deliveries import Deliveries
-from dispatcher.runtime.directory import Directory, Workflow
+from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.filters import Filters
 from dispatcher.runtime.graphs import Graphs
 from dispatcher.runtime.intake import Intake
@@ -322,12 +322,12 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
     """Hints: who wakes whom, within this process and from others."""
     claim, capacity = loops["claim"], parts.capacity
 
-    def requeued(workflow: Workflow, change: Requeue) -> None:
-        if change.due_at <= parts.services.clock.now():
-            capacity.backlog.add((workflow.tenant_id, workflow.id))
+    def requeued(queue: Queue, due_at: datetime) -> None:
+        if due_at <= parts.services.clock.now():
+            capacity.backlog.add(queue)
             claim.wake()
         else:
-            loops["timers"].wake_by(change.due_at)
+            loops["timers"].wake_by(due_at)
 
     def backlogged() -> None:
         claim.wake()

@@ -75,6 +75,7 @@ class Settings:
     # --- delivery
     max_in_flight: int = 5_000  # attempts this process keeps open at once
     default_slots: int = 100  # concurrent attempts of an endpoint that names no number
+    default_durable_slots: int = 100  # concurrent turns of durable tasks, apart from those, of an endpoint that names no number
     batch_items: int = 100  # most tasks in one batch request, whatever the endpoint offers
     batch_bytes: int = 1_000_000  # most bytes in one batch request
     max_response_bytes: int = 4_194_304  # largest answer read from an endpoint
@@ -91,6 +92,14 @@ class Settings:
     probe_seconds: float = 5.0  # first wait before an open circuit is probed; doubles up to `probe_max_seconds`
     probe_max_seconds: float = 60.0  # longest wait between probes
     secret_overlap: float = 86_400.0  # how long an endpoint's old secret keeps signing after a rotation
+
+    # --- durable tasks
+    journal_entries: int = 100_000  # entries in the log of one durable task
+    journal_bytes: int = 33_554_432  # bytes in it
+    turn_ops: int = 10_000  # operations recorded at once
+    log_inline_bytes: int = 65_536  # a log no larger is sent whole with each turn; of a larger one only what is new
+    wait_scan: int = 1_000  # stored events a wait with an expression looks back at, newest first
+    inbox_message_bytes: int = 262_144  # largest message to a running task
 
     # --- keeping
     heartbeat: float = 3.0  # seconds between a dispatcher's signs of life

@@ -11,8 +11,26 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Queue = tuple[int, int]  # (tenant id, workflow id): tasks of one workflow wait in one queue
-Place = tuple[int, str]  # (tenant id, endpoint id)
+Queue = tuple[int, int]
+"""(tenant id, workflow id): tasks of one workflow wait in one queue; its durable ones in another, whose number is negative."""
+Place = tuple[int, str]
+"""(tenant id, endpoint id): where slots are counted; those of durable tasks apart, behind the endpoint's id with `DURABLE`."""
+DURABLE = "~durable"
+
+
+def queue_of(tenant_id: int, workflow_id: int, durable: bool) -> Queue:
+    """Where a task waits."""
+    return (tenant_id, -workflow_id if durable else workflow_id)
+
+
+def place_of(tenant_id: int, endpoint_id: str, durable: bool) -> Place:
+    """Where a task's slot is counted. Durable tasks have slots of their own, so that parents never keep their children from running."""
+    return (tenant_id, endpoint_id + DURABLE if durable else endpoint_id)
+
+
+def endpoint_at(place: Place) -> str:
+    """The id of the endpoint at a place."""
+    return place[1].removesuffix(DURABLE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from dispatcher.engine.admission import Place, Queue, allot
+from dispatcher.engine.admission import Place, Queue, allot, place_of
 from dispatcher.runtime import ancestry
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.deliveries import Deliveries
@@ -118,7 +118,7 @@ class Claims:
         assignments = []
         for row in sorted(claimed, key=lambda r: (-r.priority, r.run_id, r.node)):
             workflow = await self._directory.workflow_version(row.tenant_id, row.workflow_id, row.workflow_version)
-            endpoint = self._directory.endpoint((row.tenant_id, row.endpoint_id))
+            endpoint = self._directory.endpoint(place_of(row.tenant_id, row.endpoint_id, workflow.definition.tasks[row.node].durable))
             if endpoint is None:
                 continue  # deleted this very moment: the audit finds the lease without a flight and puts the task back
             fact = facts.get((row.tenant_id, row.event_id)) if row.event_id is not None else None

@@ -16,6 +16,7 @@ from typing import Any, cast
 import msgspec
 
 from dispatcher.clock import Clock, monotonic
+from dispatcher.engine.admission import queue_of
 from dispatcher.engine.definitions import Parent, Sleep, TaskDefinition, UserEvent, compile_condition
 from dispatcher.engine.expressions import Expression, ExpressionError
 from dispatcher.engine.graphs import LETTERS, Advance, GraphState, Status, advance, conditions, ended
@@ -138,8 +139,8 @@ class Graphs:
             if decision.finish is not None:
                 workflow = await self._directory.workflow_version(run.tenant_id, run.workflow_id, run.workflow_version)
                 over.append(RunFinished(run.tenant_id, run.id, workflow.definition.name, decision.finish, 0))
-            if decision.tasks:
-                self._capacity.backlog.add((run.tenant_id, run.workflow_id))
+            for task in decision.tasks:
+                self._capacity.backlog.add(queue_of(run.tenant_id, run.workflow_id, task.durable))
                 ready = True
             armed += decision.waits
         if over:

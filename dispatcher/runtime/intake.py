@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from dispatcher.clock import Clock
+from dispatcher.engine.admission import queue_of
 from dispatcher.engine.filters import Match
 from dispatcher.errors import Problem, problem
 from dispatcher.ids import IdMaker
@@ -43,7 +44,11 @@ RunKey = tuple[int, str]  # (tenant id, run id)
 
 @dataclass(slots=True)
 class RunRequest:
-    """A run somebody asked for. `input` and `metadata` are JSON text, checked by the edge."""
+    """A run somebody asked for. `input` and `metadata` are JSON text, checked by the edge.
+
+    One that a task asked for is cancelled with that task's run unless it is `on_its_own`; `parent_wait` is its name among the children of
+    a durable one, which its end is told to.
+    """
 
     tenant_id: int
     workflow: str
@@ -55,6 +60,9 @@ class RunRequest:
     run_at: datetime | None = None
     parent_run_id: str | None = None
     trigger: str = "api"
+    parent_node: int | None = None
+    parent_wait: str | None = None
+    on_its_own: bool = False
 
 
 @dataclass(slots=True)
@@ -215,6 +223,38 @@ class Intake:
         """Start what is due, each in one commit with its row; answers in order. Raises Problem when nothing could be taken."""
         return [_firing_answer(fate) for fate in await self._submit(requests, self._firing_submission)]
 
+    def prepare(self, request: RunRequest) -> Submission | Problem:
+        """A run ready to be written by `write_with`, its id already its own."""
+        return self._run_submission(request, self._clock.now())
+
+    async def write_with(self, conn: Connection, submissions: list[Submission], now: datetime) -> list[Assignment] | None:
+        """Write prepared runs in the caller's transaction. None when the registry has moved on: roll back, `refresh`, prepare them again.
+
+        What is answered is to be given to `begin` once it is committed, or to `forget` when it was not.
+        """
+        assignments = await self._write_fresh(conn, submissions, now)
+        if all(s.written for s in submissions):
+            return assignments
+        self.forget(assignments)
+        return None
+
+    def begin(self, submissions: list[Submission], assignments: list[Assignment], now: datetime) -> None:
+        """Runs written by `write_with` are committed."""
+        if assignments:
+            self._deliver(assignments)
+        if self._capacity.backlog:
+            self.on_backlog()
+        self._hint(submissions, now)
+
+    def forget(self, assignments: list[Assignment]) -> None:
+        """Runs written by `write_with` were not committed after all."""
+        for assignment in assignments:
+            self._capacity.give_back(assignment.endpoint.place)
+
+    async def refresh(self) -> None:
+        """Read the registry again."""
+        await self._directory.refresh(self._clock.now())
+
     async def _catch_up(self, wanted: Iterable[tuple[int, str | None]]) -> None:
         """Read the registry again when something is named that this process has not heard of: another may have just registered it."""
         pictures = self._directory.pictures
@@ -265,6 +305,7 @@ class Intake:
             return _unknown_workflow(request.workflow, picture)
         run = self._new_run(picture, workflow, request.input, request.metadata, request.priority, None, request.trigger, now)
         run.parent_run_id = request.parent_run_id
+        run.parent_node, run.parent_wait, run.on_its_own = request.parent_node, request.parent_wait, request.on_its_own
         run.run_at = request.run_at
         run.idempotency_key = request.idempotency_key
         keys = self._keys(picture, request.workflow, request.idempotency_key, request.idempotency_ttl, run.id)
@@ -498,7 +539,7 @@ class Intake:
                 taken = endpoints.get(run.id)
                 if taken is None:
                     if s.written and run.run_at is None and run.graph is None:
-                        self._capacity.backlog.add((run.tenant_id, run.workflow_id))
+                        self._capacity.backlog.add(queue_of(run.tenant_id, run.workflow_id, run.durable))
                 elif run.id in ids:
                     assignments.append(_assignment(run, s.event, workflow, taken, now))
                 else:
@@ -517,7 +558,7 @@ class Intake:
                 run.endpoint_id = run.endpoint_version = None
                 if run.graph is not None or (run.run_at is not None and run.run_at > now):
                     continue
-                endpoint = self._capacity.express((run.tenant_id, run.workflow_id), now)
+                endpoint = self._capacity.express(queue_of(run.tenant_id, run.workflow_id, run.durable), now)
                 if endpoint is not None:
                     run.endpoint_id, run.endpoint_version = endpoint.id, endpoint.target.version
                     taken[run.id] = endpoint

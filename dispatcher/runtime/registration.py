@@ -93,18 +93,19 @@ class Registration:
         labels: dict[str, Any] | None = None,
         auth: dict[str, Any] | None = None,
         handlers: list[Any] | None = None,
+        durable_slots: int | None = None,
     ) -> dict[str, Any]:
         """Register or update an endpoint. Raises Problem for a bad URL or manifest, and discovery_* when the GET gives none."""
         self._check_url(url)
         wanted = Wanted(url, version, slots, labels, checked_auth(auth), handlers)
         for _ in range(_REGISTRATION_TRIES):
             try:
-                return await self._put(tenant_id, name, wanted)
+                return await self._put(tenant_id, name, wanted, durable_slots)
             except _NameTaken:
                 continue
         raise problem("conflict", f"{name!r} is being registered and deleted by others at the same time")
 
-    async def _put(self, tenant_id: int, name: str, wanted: Wanted) -> dict[str, Any]:
+    async def _put(self, tenant_id: int, name: str, wanted: Wanted, durable_slots: int | None) -> dict[str, Any]:
         known = await registry.endpoint(self._database, tenant_id, name)
         endpoint_id = known.id if known is not None else self._ids.make("ep", self._clock.now())
         secret = new_secret() if known is None else None
@@ -127,9 +128,16 @@ class Registration:
             json.dumps(labels),
             auth_sealed,
             offer.static,
+            self._durable_slots(durable_slots, offer, known),
         )
         await self._write(put, offer, secret)
         return self._document(put, offer, known, _names(known), secret)
+
+    def _durable_slots(self, asked: int | None, offer: Offer, known: EndpointRow | None) -> int | None:
+        """How many turns of durable tasks it takes at a time; None where it has no such tasks."""
+        if not any(task.durable for definition in offer.definitions for task in definition.tasks):
+            return None
+        return asked or (known.durable_slots if known is not None else None) or self._settings.default_durable_slots
 
     def _check_url(self, url: str) -> None:
         try:
@@ -229,6 +237,7 @@ class Registration:
             "url": put.url,
             "version": put.version,
             "slots": put.slots,
+            "durable_slots": put.durable_slots,
             "labels": json.loads(put.labels),
             "static": put.static,
             "verified": offer.manifest["verified"],
@@ -266,19 +275,27 @@ class Registration:
             row.labels,
             row.auth_sealed,
             False,
+            self._durable_slots(None, offer, row),
         )
         await self._write(put, offer, None)
         return False
 
     async def patch(
-        self, tenant_id: int, name: str, *, paused: bool | None = None, slots: int | None = None, labels: dict[str, Any] | None = None
+        self,
+        tenant_id: int,
+        name: str,
+        *,
+        paused: bool | None = None,
+        slots: int | None = None,
+        labels: dict[str, Any] | None = None,
+        durable_slots: int | None = None,
     ) -> None:
         """Change what is given. A paused endpoint gets no new attempts; those open go on."""
         row = await self._row(tenant_id, name)
         async with self._database.transaction() as conn:
             await registry.bump(conn, tenant_id)
             text = json.dumps(labels) if labels is not None else None
-            await registry.patch_endpoint(conn, tenant_id, row.id, paused, slots, text, self._clock.now())
+            await registry.patch_endpoint(conn, tenant_id, row.id, paused, slots, text, self._clock.now(), durable_slots)
         await self.changed()
 
     async def delete(self, tenant_id: int, name: str, *, force: bool = False) -> None:

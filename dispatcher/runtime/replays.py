@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Final
 
 from dispatcher.clock import Clock
+from dispatcher.engine.admission import queue_of
 from dispatcher.engine.graphs import reset
 from dispatcher.errors import problem
 from dispatcher.runtime.capacity import Capacity
@@ -64,7 +65,9 @@ class Replays:
         if graphs:
             self.on_graphs(graphs)
         if len(graphs) < len(revived):
-            self._capacity.backlog.update((tenant_id, run.workflow_id) for run in revived if run.graph is None)
+            self._capacity.backlog.update(
+                queue_of(tenant_id, run.workflow_id, durable) for run in revived if run.graph is None for durable in (False, True)
+            )
             self.on_ready()
 
     async def _revival(self, tenant_id: int, run: EndedRun, task: str | None, input: bytes | None) -> Revival:

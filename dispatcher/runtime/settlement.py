@@ -10,11 +10,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import count
 
 from dispatcher.clock import Clock
-from dispatcher.engine.attempts import AttemptStatus, Error, Finish, Requeue
+from dispatcher.engine.admission import Queue, queue_of
+from dispatcher.engine.attempts import AttemptStatus, Change, CleanUp, Error, Finish, Requeue, Yield
 from dispatcher.runtime.directory import Workflow
 from dispatcher.runtime.group_commit import GroupCommit
 from dispatcher.runtime.metrics import Metrics
@@ -68,12 +69,15 @@ class Settlement:
         self._metrics = metrics
         self._commits: GroupCommit[Settled, bool] = GroupCommit(self._write, most=most, bound=_BOUND, weigh=_weight)
         self.on_task_over: Callable[[list[tuple[int, str]]], None] = lambda _runs: None
-        self.on_requeued: Callable[[Workflow, Requeue], None] = lambda _workflow, _change: None
+        self.on_requeued: Callable[[Queue, datetime], None] = lambda _queue, _due_at: None
+        self.on_waits: Callable[[], None] = lambda: None
         self.on_finished: list[Callable[[RunFinished], None]] = []
 
     def submit(self, settled: Settled) -> asyncio.Future[bool]:
         """Whether the change landed, known after its commit. False means the task had moved on."""
-        settled.outcome.of_graph = settled.workflow.definition.is_graph
+        definition, task = settled.workflow.definition, settled.workflow.definition.tasks[settled.outcome.guard.node]
+        settled.outcome.of_graph = definition.is_graph
+        settled.outcome.pinned = task.durable and task.pin == "task"
         return self._commits.submit(settled)
 
     async def drain(self) -> None:
@@ -120,7 +124,8 @@ class Settlement:
             def note(key: TaskKey, wave: dict[TaskKey, int] = wave) -> None:
                 landed[wave[key]] = True
 
-            await outcomes.apply(self._database, [items[i].outcome for i in wave.values()], self._clock.now(), note)
+            if await outcomes.apply(self._database, [items[i].outcome for i in wave.values()], self._clock.now(), note):
+                self.on_waits()
 
     def _announce(self, items: Sequence[Settled], landed: list[bool]) -> list[bool]:
         over: list[RunFinished] = []
@@ -137,9 +142,8 @@ class Settlement:
                 else:
                     name = item.workflow.definition.name
                     over.append(RunFinished(guard.tenant_id, guard.run_id, name, change.status, guard.epoch))
-            elif isinstance(change, Requeue):
-                self._metrics.attempts[change.attempt] += 1
-                self.on_requeued(item.workflow, change)
+            else:
+                self._going_on(item, change)
             if item.done is not None:
                 item.done(applied)
         if over:
@@ -147,6 +151,18 @@ class Settlement:
         if of_graphs:
             self.on_task_over(list(of_graphs))
         return landed
+
+    def _going_on(self, item: Settled, change: Change) -> None:
+        """Whoever takes up a task that is not over hears of it."""
+        if isinstance(change, Requeue | Yield):
+            self._metrics.attempts[change.attempt] += 1
+        if isinstance(change, Requeue) or (isinstance(change, Yield) and change.to == "queued") or isinstance(change, CleanUp):
+            guard = item.outcome.guard
+            durable = item.workflow.definition.tasks[guard.node].durable
+            due_at = change.due_at if isinstance(change, Requeue) else self._clock.now()
+            self.on_requeued(queue_of(guard.tenant_id, item.workflow.id, durable), due_at)
+        elif isinstance(change, Yield) and change.to == "waiting":
+            self.on_waits()
 
     def announce(self, over: Sequence[RunFinished]) -> None:
         """Tell everybody that runs have ended."""

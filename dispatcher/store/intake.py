@@ -52,6 +52,7 @@ class NewRun:
     filter_payload: bytes | None = None
     parent_node: int | None = None
     parent_wait: str | None = None
+    on_its_own: bool = False
     gates: str | None = None
     gate_limits: str | None = None
     gates_held: int = 0
@@ -122,10 +123,11 @@ WRITE = Statement(
             $1::int[], $2::bigint[], $3::text[], $4::int[], $5::int[], $6::bytea[], $7::text[], $8::smallint[], $9::text[],
             $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::int[], $16::int[], $17::text[], $18::text[],
             $32::text[], $33::boolean[], $34::bytea[], $35::smallint[], $36::text[], $37::text[], $38::text[], $39::smallint[],
-            $40::boolean[], $41::text[]
+            $40::boolean[], $41::text[], $42::boolean[]
         ) as g (tenant_id, registry_version, id, workflow_id, workflow_version, input, metadata, priority, trigger,
                 event_id, parent_run_id, stream_id, idempotency_key, run_at, schedule_ms, execution_ms, endpoint_id, endpoint_version,
-                graph, durable, filter_payload, parent_node, parent_wait, gates, gate_limits, gates_held, preempts, flow)
+                graph, durable, filter_payload, parent_node, parent_wait, gates, gate_limits, gates_held, preempts, flow,
+                on_its_own)
         join tenants on tenants.id = g.tenant_id and tenants.registry_version = g.registry_version
     ), given_events as (
         select g.*, exists (
@@ -140,7 +142,7 @@ WRITE = Statement(
         insert into runs (tenant_id, id, workflow_id, workflow_version, input, metadata, priority, trigger, event_id,
                           parent_run_id, stream_id, idempotency_key, created_at, graph, advance_at, filter_payload,
                           parent_node, parent_wait, gates, gate_limits, gates_held, gate_wait, arrived_at, preempts, flow,
-                          schedule_deadline)
+                          schedule_deadline, on_its_own)
         select tenant_id, id, workflow_id, workflow_version, input, metadata::jsonb, priority, trigger, event_id,
                parent_run_id, stream_id, idempotency_key, $20, graph,
                case when graph is not null and (run_at > $20 or gates is null or gates_held > 0) then greatest(run_at, $20) end,
@@ -151,7 +153,8 @@ WRITE = Statement(
                case when graph is not null and gates_held = 0 and (run_at > $20) is not true then split_part(gates, ',', 1)::uuid end,
                case when graph is not null and gates is not null then greatest(run_at, $20) end,
                graph is not null and preempts, case when graph is not null then flow::jsonb end,
-               case when graph is not null and gates is not null then greatest(run_at, $20) + schedule_ms * interval '1 millisecond' end
+               case when graph is not null and gates is not null then greatest(run_at, $20) + schedule_ms * interval '1 millisecond' end,
+               case when on_its_own then true end
         from given
     ), new_tasks as (
         insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
@@ -274,6 +277,7 @@ async def _write(
         [r.gates_held for r in runs],
         [r.preempts for r in runs],
         [r.flow for r in runs],
+        [r.on_its_own for r in runs],
     )
 
 

@@ -87,11 +87,13 @@ FINISH = Statement(
         from (select distinct tenant_id, run_id, node from told) w
         where t.tenant_id = w.tenant_id and t.run_id = w.run_id and t.node = w.node
           and not exists (select from ended e where e.tenant_id = t.tenant_id and e.run_id = t.run_id and e.node = t.node)
+        returning t.tenant_id, t.run_id
     ), doomed as (
         update runs r set doomed_at = $14
         from (select tenant_id, id from closed where status = 'cancelled') c
         where r.tenant_id = c.tenant_id and r.parent_run_id = c.id and r.on_its_own is null
           and not exists (select from ended e where e.tenant_id = r.tenant_id and e.run_id = r.id)
+        returning r.tenant_id, r.id
     ), log_rows as (
         delete from journal j using ended e
         where e.durable and j.tenant_id = e.tenant_id and j.run_id = e.run_id and j.node = e.node
@@ -131,6 +133,8 @@ FINISH = Statement(
         from closed
     )
     select tenant_id, run_id, node from ended
+    union all select tenant_id, run_id, -1 from woken
+    union all select tenant_id, id, -1 from doomed
     """,
     Applied,
 )
@@ -338,19 +342,21 @@ def error_json(error: Error | None) -> str | None:
 
 async def apply(
     db: Database, outcomes: Sequence[Outcome], now: datetime, note: Callable[[TaskKey], None] = lambda _key: None
-) -> set[TaskKey]:
-    """Apply a set of changes, a statement for each kind; answers the tasks whose change landed, and notes each as soon as it has.
+) -> bool:
+    """Apply a set of changes, a statement for each kind, and note each task whose change landed as soon as it has.
 
-    One task may appear once. A task missing from the answer had moved on: its outcome was stale.
+    One task may appear once. A task that is not noted had moved on: its outcome was stale. True when others are concerned as well: runs
+    that waited for one that has ended, or that end with it.
     """
-    landed: set[TaskKey] = set()
+    concerned = False
     for kind, of_graph, write in _WRITERS:
         chosen = [o for o in outcomes if type(o.change) is kind and (of_graph is None or o.of_graph is of_graph)]
         for record in await write(db, chosen, now) if chosen else ():
-            key = (record[0], record[1], record[2])
-            landed.add(key)
-            note(key)
-    return landed
+            if record[2] < 0:
+                concerned = True
+            else:
+                note((record[0], record[1], record[2]))
+    return concerned
 
 
 def _keys(outcomes: Sequence[Outcome]) -> tuple[list[int], list[str], list[int], list[int]]:

@@ -140,7 +140,9 @@ class World:
 
     async def _apply(self, run_id: str, epoch: int, change: Finish | Requeue, facts: AttemptFacts | None, slug: str) -> None:
         guard = Guard(await self.tenant(slug), run_id, 0, epoch, "running")
-        landed = await outcomes.apply(self.database, [Outcome(guard, change, facts or AttemptFacts(200, 7, b"{}"))], self.clock.now())
+        landed: list[object] = []
+        outcome = Outcome(guard, change, facts or AttemptFacts(200, 7, b"{}"))
+        await outcomes.apply(self.database, [outcome], self.clock.now(), landed.append)
         assert landed
 
 

@@ -23,10 +23,7 @@ alter table tasks
 create index tasks_wake on tasks (wake_at) where wake_at is not null and state = 'waiting';
 create index tasks_blocked on tasks (tenant_id, workflow_id) where state = 'blocked';
 
--- Durable tasks have slots of their own, so queues hold one kind or the other.
-drop index tasks_ready;
-create index tasks_ready on tasks (tenant_id, workflow_id, durable, priority desc, run_id, node) where state = 'queued';
-
+-- Durable tasks have slots of their own, at endpoints that have any of them.
 alter table endpoints add column durable_slots int check (durable_slots > 0);
 alter table slot_grants
     add column durable boolean not null default false,

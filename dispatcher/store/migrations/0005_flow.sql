@@ -36,12 +36,14 @@ create table concurrency_limits (
 create index concurrency_limits_until on concurrency_limits (until) where until is not null;
 
 -- One bucket of a rate limit: `value` units are left of `most` until `refilled_at` is a window ago. `refill_at` is when the tasks that are
--- parked on it get their turn; null where there are none. A bucket nobody set (`fixed`) is made by the first task that asks for it.
+-- parked on it get their turn; null where there are none. A bucket nobody set (`fixed`) is made by the first task that asks for it. One that
+-- is `gone` limits nothing, and stays until those parked on it have left.
 create table rate_limits (
     tenant_id   int not null,
     id          uuid not null,
     key         text not null,
     fixed       boolean not null,
+    gone        boolean not null default false,
     most        int not null check (most > 0),
     duration    text not null check (duration in ('SECOND', 'MINUTE', 'HOUR', 'DAY', 'WEEK', 'MONTH', 'YEAR')),
     window_ms   bigint not null check (window_ms > 0),
@@ -52,7 +54,7 @@ create table rate_limits (
     primary key (tenant_id, id)
 );
 create index rate_limits_refill on rate_limits (refill_at) where refill_at is not null;
-create index rate_limits_list on rate_limits (tenant_id, left(key, 200), id);
+create index rate_limits_list on rate_limits (tenant_id, key collate "C");
 alter table rate_limits set (fillfactor = 50);
 
 -- `gates` is the chain a task passes, `gates_held` how many of them it has a place in, `gate_wait` the one it stands in line at, since
