@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -11,13 +11,15 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from dispatcher.api.views import NULL, Status, output_of, raw, status_of
+from dispatcher.api.watching import Watch
 from dispatcher.engine.definitions import STORED, Definition, parse_definition
-from dispatcher.engine.graphs import LETTERS, REASONS
+from dispatcher.engine.graphs import LETTERS, REASONS, Reason
 from dispatcher.ids import attempt_id, task_id
 from dispatcher.store.runs import RunRow
 
 # What its run is doing, where it has several tasks: the first of these that any of them is doing.
 _LIVELIEST: Final[tuple[Status, ...]] = ("running", "pending_retry", "queued", "waiting", "blocked")
+_SKIPPED: Final = Raw(b'{"skipped":true}')
 
 
 class AttemptView(msgspec.Struct, frozen=True):
@@ -39,8 +41,9 @@ class AttemptView(msgspec.Struct, frozen=True):
 class TaskView(msgspec.Struct, frozen=True):
     """One task of a run. `output` of another type than JSON is its text, with the type in `output_type`.
 
-    Tasks of a graph name their `parents`; `reason` says why one was settled without running, `waiting_for` what one that does not run yet
-    still needs: `{"parent": name}`, `{"sleep_until": moment}` or `{"event": key}`.
+    Tasks of a graph name their `parents`; `reason` says why one was settled without running. One that does not run yet says in
+    `waiting_for` what must still happen, all of it: `{"parent": name}`, `{"sleep_until": moment}`, `{"event": key, …}`, or any of
+    `{"or": […]}`; and in `skipped_by` and `cancelled_by` what would skip or cancel it first.
     """
 
     id: str
@@ -62,6 +65,8 @@ class TaskView(msgspec.Struct, frozen=True):
     parents: list[str] | UnsetType = UNSET
     reason: str | UnsetType = UNSET
     waiting_for: list[dict[str, Any]] | UnsetType = UNSET
+    skipped_by: list[dict[str, Any]] | UnsetType = UNSET
+    cancelled_by: list[dict[str, Any]] | UnsetType = UNSET
 
 
 class RunView(msgspec.Struct, frozen=True):
@@ -103,7 +108,7 @@ def show_run(rows: Sequence[RunRow], *, duplicate: bool = False) -> RunView:
         workflow_version=run.workflow_version,
         status=status_of(run.status, 0) if run.status is not None else _live(run, statuses),
         input=Raw(run.input),
-        output=_run_output(tasks) if over or run.graph is not None else NULL,
+        output=_run_output(tasks, _last(run)) if over or run.graph is not None else NULL,
         error=next((task.error for task in tasks if task.status == "failed"), tasks[0].error) if over else NULL,
         metadata=raw(run.metadata),
         priority=run.priority,
@@ -129,21 +134,28 @@ def _live(run: RunRow, statuses: set[Status]) -> Status:
     return next((s for s in _LIVELIEST if s in statuses), "queued")
 
 
-def _run_output(tasks: Sequence[TaskView]) -> Raw:
-    """One task's output is the run's; several make an object by name, of those that gave one."""
+def _run_output(tasks: Sequence[TaskView], last: Container[str]) -> Raw:
+    """One task's output is the run's; several make an object by name, of those that gave one or were skipped. Of the tasks that come last
+    only those that ran count.
+    """
     if len(tasks) == 1:
         return tasks[0].output
-    return Raw(msgspec.json.encode({task.name: task.output for task in tasks if task.status == "succeeded"}))
+    given = {task.name: task.output for task in tasks if task.status == "succeeded"}
+    skipped = {task.name: _SKIPPED for task in tasks if task.status == "skipped" and task.name not in last}
+    return Raw(msgspec.json.encode(skipped | given))
+
+
+def _last(run: RunRow) -> Container[str]:
+    definition = json.loads(run.definition or "{}")
+    return {definition[role]["name"] for role in ("on_failure", "on_success") if role in definition}
 
 
 def _graph(run: RunRow, letters: str, rows: Sequence[RunRow]) -> Iterator[TaskView]:
     """The tasks of a graph, those included that have not started and those that never will."""
     definition = parse_definition(json.loads(run.definition or "{}"), STORED, static=False)
     known = {row.node: row for row in rows if row.node is not None}
-    waits: dict[int, list[dict[str, Any]]] = {}
-    for wait in json.loads(run.waits or "[]"):
-        waits.setdefault(wait["node"], []).append(_wait(wait))
-    reasons: Mapping[str, str] = json.loads(run.reasons or "{}")
+    watch = Watch(definition, letters, known, json.loads(run.waits or "[]"))
+    reasons: Mapping[str, Reason] = json.loads(run.reasons or "{}")
     for node, task in enumerate(definition.tasks):
         row = known.get(node)
         status: Status = LETTERS[letters[node]]  # type: ignore[assignment]  # an active task without a row has ended this very moment
@@ -152,16 +164,10 @@ def _graph(run: RunRow, letters: str, rows: Sequence[RunRow]) -> Iterator[TaskVi
         else:
             shown = _unstarted(run, definition, node, "pending" if letters[node] in "-wa" else status)
         if shown.status == "pending":
-            open_parents = [n for n in task.parents if letters[n] in "-wa" and not (n in known and known[n].task_finished_at)]
-            needed = [{"parent": definition.tasks[n].name} for n in open_parents] + waits.get(node, [])
-            shown = msgspec.structs.replace(shown, waiting_for=needed)
+            shown = msgspec.structs.replace(shown, **watch.of(node))
         elif str(node) in reasons:
-            shown = msgspec.structs.replace(shown, reason=REASONS.get(reasons[str(node)], reasons[str(node)]))  # type: ignore[call-overload]
+            shown = msgspec.structs.replace(shown, reason=REASONS.get(reasons[str(node)], reasons[str(node)]))
         yield msgspec.structs.replace(shown, parents=[definition.tasks[n].name for n in task.parents])
-
-
-def _wait(wait: Mapping[str, Any]) -> dict[str, Any]:
-    return {"event": wait["event_key"]} if wait["kind"] == "event" else {"sleep_until": wait["due_at"]}
 
 
 def _unstarted(run: RunRow, definition: Definition, node: int, status: Status) -> TaskView:

@@ -50,8 +50,9 @@ REASONS: Final[Mapping[Reason, str]] = {
     "not_all_succeeded": "not all tasks succeeded",
 }
 
-_Clause = tuple[tuple[int, Condition], ...]
-_Numbered = tuple[_Clause, ...]
+Clause = tuple[tuple[int, Condition], ...]
+"""A group, each condition with its number."""
+_Numbered = tuple[Clause, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +176,13 @@ def roll_up(statuses: Sequence[Status]) -> Finish:
     return "cancelled" if "cancelled" in statuses else "succeeded"
 
 
-def awaited(graph: Graph, state: GraphState, node: int, holds: Holds) -> tuple[tuple[int, ...], ...]:
-    """The groups of a waiting node's `wait_for` that do not hold yet, as numbers of their conditions."""
+def awaited(graph: Graph, state: GraphState, node: int, holds: Holds) -> Gate:
+    """What a waiting node still watches for: the groups of its rules that do not hold yet. Empty rules for any other node."""
     gate = graph.rules[node]
-    if gate is None:
-        return ()
+    if gate is None or state.statuses[node] != "waiting":
+        return Gate((), (), ())
     test = _Test(node, state, holds)
-    return tuple(tuple(number for number, _ in clause) for clause in gate.wait_for if not test.clause(clause))
+    return Gate(*(tuple(clause for clause in rule if not test.clause(clause)) for rule in (gate.wait_for, gate.skip_if, gate.cancel_if)))
 
 
 class _Test:
@@ -200,7 +201,7 @@ class _Test:
         """All groups, each by any of its conditions."""
         return all(self.clause(clause) for clause in rule)
 
-    def clause(self, clause: _Clause) -> bool:
+    def clause(self, clause: Clause) -> bool:
         """Any condition. Those already known to be met are asked first: they cost nothing."""
         return any(number in self._met for number, _ in clause) or any(
             isinstance(condition, Parent) and self._statuses[condition.node] == "succeeded" and self._holds(self._node, condition)

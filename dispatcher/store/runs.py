@@ -25,7 +25,7 @@ CLOCK_SKEW: Final = timedelta(hours=1)
 class RunRow:
     """One task of a run, with the run's own columns. `task_status` is a history status, or the state of a live task.
 
-    A graph's run has its letters in `graph`, its definition and its open conditions (`waits`) as JSON texts; where none of its tasks has
+    A graph's run has its letters in `graph`, its definition and the conditions its tasks wait for (`waits`) as JSON texts; where none of its tasks has
     started there is one row without a task.
 
     `input`, `output` and the responses are JSON text as it came. The attempts are parallel lists, oldest first, of those that are over;
@@ -150,8 +150,8 @@ RUN = Statement(
                where v.tenant_id = $1 and v.workflow_id = r.workflow_id and v.number = r.workflow_version
            ) end as definition,
            case when strpos(r.graph, 'w') > 0 and coalesce(t.node, 0) = coalesce(min(t.node) over (), 0) then (
-               select jsonb_agg(jsonb_build_object('node', node, 'kind', kind, 'event_key', event_key, 'due_at', due_at) order by node, id)
-               from waits w where w.tenant_id = $1 and w.run_id = $2 and w.graph and w.settled_at is null
+               select jsonb_agg(jsonb_build_object('node', node, 'id', id, 'open', settled_at is null, 'due_at', due_at))
+               from waits w where w.tenant_id = $1 and w.run_id = $2 and w.graph
            ) end as waits,
            t.node,
            (select v.definition #>> array['tasks', t.node::text, 'name'] from workflow_versions v

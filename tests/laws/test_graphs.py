@@ -133,12 +133,18 @@ def test_conditions_are_numbered_through_the_rules() -> None:
 
 
 def test_what_is_still_awaited() -> None:
-    it = definition({"name": "top"}, {"name": "task", "parents": ["top"], "wait_for": CNF, "skip_if": [B]})
-    graph, holds = Graph.of(it), asking(it, {0: {"n": 1}})
-    assert awaited(graph, GraphState(("succeeded", "waiting")), 1, holds) == ((0, 1), (2, 3))
-    assert awaited(graph, GraphState(("succeeded", "waiting"), {1: frozenset({1})}), 1, holds) == ((2, 3),)
-    assert awaited(graph, GraphState(("succeeded", "waiting")), 1, asking(it, {0: {"n": 99}})) == ()
-    assert awaited(graph, GraphState(("active", "pending")), 0, holds) == ()
+    it = definition({"name": "top"}, {"name": "task", "parents": ["top"], "wait_for": CNF, "skip_if": [B], "cancel_if": [A]})
+    graph = Graph.of(it)
+
+    def numbers(n: int, *met: int, status: Status = "waiting") -> list[list[tuple[int, ...]]]:
+        gate = awaited(graph, GraphState(("succeeded", status), {1: frozenset(met)}), 1, asking(it, {0: {"n": n}}))
+        return [[tuple(number for number, _ in clause) for clause in rule] for rule in (gate.wait_for, gate.skip_if, gate.cancel_if)]
+
+    assert numbers(1) == [[(0, 1), (2, 3)], [(4,)], [(5,)]]
+    assert numbers(1, 1) == [[(2, 3)], [(4,)], [(5,)]]
+    assert numbers(99) == [[], [(4,)], []]
+    assert numbers(1, status="pending") == numbers(1, status="active") == [[], [], []]
+    assert awaited(graph, GraphState(("active", "pending")), 0, asking(it, {})).wait_for == ()
 
 
 @pytest.mark.parametrize("output", [None, [], [1, 2], "text", 7, True, {}, {"n": None}, {"n": "51"}, {"other": 51}])
