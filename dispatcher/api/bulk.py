@@ -26,10 +26,11 @@ _USUAL: Final[dict[Kind, tuple[str, ...] | None]] = {"cancel": None, "replay": (
 class RunsFilter(msgspec.Struct, forbid_unknown_fields=True):
     """Which runs: those that match all that is given, of which there is at least one.
 
-    `status` is one or several; without it live runs are cancelled, failed and cancelled ones replayed. Times are those of their making.
+    `workflow` and `status` are one or several; without a status live runs are cancelled, failed and cancelled ones replayed. Times are
+    those of their making.
     """
 
-    workflow: Name | None = None
+    workflow: Name | list[Name] | None = None
     status: str | list[str] | None = None
     since: Moment | None = None
     until: Moment | None = None
@@ -120,7 +121,7 @@ async def _begin(call: Call, kind: Kind) -> Answer:
     if (body.ids is None) == (body.filter is None):
         raise problem("invalid_value", "give either `ids` or `filter`", field="ids")
     wanted = _wanted(body.filter, kind) if body.filter is not None else RunFilter()
-    found = await call.services.bulk.match(call.tenant_id, kind, wanted, body.ids)
+    found = await call.services.bulk.match(call.tenant_id, kind, wanted, _workflows(body.filter), body.ids)
     if body.dry_run:
         return json_answer(200, BulkPreview(None, len(found), "preview"))
     asked: dict[str, Any] = {"filter": _asked(body.filter)} if body.filter is not None else {"ids": len(body.ids or ())}
@@ -137,13 +138,18 @@ def _wanted(given: RunsFilter, kind: Kind) -> RunFilter:
         raise problem("invalid_value", "filter.since: later than until", field="filter.since")
     return RunFilter(
         statuses=_statuses(given.status, kind),
-        workflow=given.workflow,
         since=since,
         until=until,
         metadata=has_metadata(_pairs(given.metadata or {})),
         event_id=given.event_id,
         parent_run_id=given.parent_run_id,
     )
+
+
+def _workflows(given: RunsFilter | None) -> list[str] | None:
+    if given is None or given.workflow is None:
+        return None
+    return [given.workflow] if isinstance(given.workflow, str) else given.workflow
 
 
 def _statuses(given: str | list[str] | None, kind: Kind) -> list[str] | None:

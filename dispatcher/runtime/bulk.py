@@ -47,9 +47,11 @@ class Bulk:
         self._ids = IdMaker()
         self.on_made: Callable[[], None] = lambda: None
 
-    async def match(self, tenant_id: int, kind: Kind, wanted: RunFilter, run_ids: Sequence[str] | None) -> list[str]:
+    async def match(
+        self, tenant_id: int, kind: Kind, wanted: RunFilter, workflows: Sequence[str] | None, run_ids: Sequence[str] | None
+    ) -> list[str]:
         """The runs an action would be for. Raises Problem too_many_matched."""
-        found = await store.match(self._database, tenant_id, kind, wanted, run_ids, self._most + 1)
+        found = await store.match(self._database, tenant_id, kind, wanted, workflows, run_ids, self._most + 1)
         if len(found) > self._most:
             raise problem("too_many_matched", f"more than {self._most:,} runs match")
         return found

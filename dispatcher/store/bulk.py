@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from dispatcher.store.database import Connection, Database
-from dispatcher.store.runs import CLOCK_SKEW, PLAN_FOR_VALUES, WORKFLOW_IDS, Found, RunFilter, first_id
+from dispatcher.store.runs import CLOCK_SKEW, PLAN_FOR_VALUES, Found, RunFilter, first_id
 from dispatcher.store.statement import Statement
 
 Kind = Literal["cancel", "replay"]
@@ -76,6 +76,7 @@ MATCH_OVER = Statement(
     """,
     Found,
 )
+WORKFLOW_IDS = "select id from workflows where tenant_id = $1 and name = any($2::text[])"
 CREATE = """
     insert into bulk_actions (tenant_id, id, kind, status, filter, reason, matched, created_by, created_at, finished_at)
     values ($1, $2, $3, case when $6 = 0 then 'finished' else 'running' end, $4::jsonb, $5, $6::int, $7, $8,
@@ -124,13 +125,24 @@ DROP_ALL = "delete from bulk_items where tenant_id = $1 and bulk_id = $2"
 PRUNE = "delete from bulk_actions where finished_at < $1"
 
 
-async def match(db: Database, tenant_id: int, kind: Kind, wanted: RunFilter, run_ids: Sequence[str] | None, limit: int) -> list[str]:
-    """Ids of runs that match and that this kind of action is for: live ones to cancel, finished ones to replay. At most `limit`."""
+async def match(
+    db: Database,
+    tenant_id: int,
+    kind: Kind,
+    wanted: RunFilter,
+    names: Sequence[str] | None,
+    run_ids: Sequence[str] | None,
+    limit: int,
+) -> list[str]:
+    """Ids of runs that match and that this kind of action is for: live ones to cancel, finished ones to replay. At most `limit`.
+
+    `names` are those of workflows.
+    """
     async with db.transaction() as conn:
         await conn.execute(PLAN_FOR_VALUES)
         workflows = None
-        if wanted.workflow is not None:
-            workflows = [record[0] for record in await conn.fetch(WORKFLOW_IDS, tenant_id, wanted.workflow)]
+        if names is not None:
+            workflows = [record[0] for record in await conn.fetch(WORKFLOW_IDS, tenant_id, list(names))]
         given = (
             tenant_id,
             first_id("run", wanted.until) if wanted.until else None,
