@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from handlers_sdk.conditions import OrGroup, ParentCondition, SleepCondition, UserEventCondition, or_
     from handlers_sdk.config import ClientConfig
     from handlers_sdk.context import Accepted, Context, WorkerInfo
+    from handlers_sdk.crons import CronTrigger, CronWorkflows, CronWorkflowsList
     from handlers_sdk.definitions import Priority, TaskDefaults
     from handlers_sdk.depends import Depends
     from handlers_sdk.dispatcher import Dispatcher
@@ -43,7 +44,15 @@ if TYPE_CHECKING:
     from handlers_sdk.refs import WorkflowRunRef
     from handlers_sdk.runnables import Runnable
     from handlers_sdk.runs import Attempt, Run, RunList, TaskRun
+    from handlers_sdk.scheduled import (
+        ScheduledRunStatus,
+        ScheduledWorkflows,
+        ScheduledWorkflowsBulkResponse,
+        ScheduledWorkflowsBulkUpdateItem,
+        ScheduledWorkflowsList,
+    )
     from handlers_sdk.schemas import EmptyModel
+    from handlers_sdk.timed import ScheduleTriggerWorkflowOptions
     from handlers_sdk.triggers import TriggerWorkflowOptions, WorkflowRunTriggerConfig
     from handlers_sdk.webhooks import (
         V1Webhook,
@@ -63,6 +72,7 @@ _HOMES: Final = {
     "conditions": ("OrGroup", "ParentCondition", "SleepCondition", "UserEventCondition", "or_"),
     "config": ("ClientConfig",),
     "context": ("Accepted", "Context", "WorkerInfo"),
+    "crons": ("CronTrigger", "CronWorkflows", "CronWorkflowsList"),
     "definitions": ("Priority", "TaskDefaults"),
     "depends": ("Depends",),
     "dispatcher": ("Dispatcher",),
@@ -93,7 +103,15 @@ _HOMES: Final = {
     "refs": ("WorkflowRunRef",),
     "runnables": ("Runnable",),
     "runs": ("Attempt", "Run", "RunList", "TaskRun"),
+    "scheduled": (
+        "ScheduledRunStatus",
+        "ScheduledWorkflows",
+        "ScheduledWorkflowsBulkResponse",
+        "ScheduledWorkflowsBulkUpdateItem",
+        "ScheduledWorkflowsList",
+    ),
     "schemas": ("EmptyModel",),
+    "timed": ("ScheduleTriggerWorkflowOptions",),
     "triggers": ("TriggerWorkflowOptions", "WorkflowRunTriggerConfig"),
     "webhooks": (
         "V1Webhook",
@@ -122,6 +140,9 @@ __all__ = [
     "ClientConfig",
     "ConfigError",
     "Context",
+    "CronTrigger",
+    "CronWorkflows",
+    "CronWorkflowsList",
     "Depends",
     "Dispatcher",
     "DispatcherError",
@@ -145,6 +166,12 @@ __all__ = [
     "Run",
     "RunList",
     "Runnable",
+    "ScheduleTriggerWorkflowOptions",
+    "ScheduledRunStatus",
+    "ScheduledWorkflows",
+    "ScheduledWorkflowsBulkResponse",
+    "ScheduledWorkflowsBulkUpdateItem",
+    "ScheduledWorkflowsList",
     "SleepCondition",
     "Standalone",
     "Task",

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Final, Literal, cast
 
 from handlers_sdk import wire
+from handlers_sdk.crons import CronTrigger, cron_entries
 from handlers_sdk.durations import Duration, format_duration, parse_duration
 from handlers_sdk.errors import ConfigError
 from handlers_sdk.filters import DefaultFilter
@@ -111,10 +112,12 @@ class WorkflowSettings:
     version: str | None = None
     default_priority: int = Priority.LOW
     default_filters: Sequence[DefaultFilter] = ()
+    on_crons: Sequence[str | CronTrigger] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name)
         check_priority(self.default_priority)
+        cron_entries(self.on_crons)
         for key in self.on_events:
             if not EVENT_KEY.fullmatch(key):
                 raise ConfigError(
@@ -183,6 +186,8 @@ def _workflow_entry(workflow: WorkflowSettings, tasks: Sequence[TaskDefinition])
     }
     if workflow.description:
         entry["description"] = workflow.description
+    if workflow.on_crons:
+        entry["on_crons"] = cron_entries(workflow.on_crons)
     if workflow.default_filters:
         entry["default_filters"] = [one.entry() for one in workflow.default_filters]
     if tasks[0].standalone:

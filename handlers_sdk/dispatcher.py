@@ -15,6 +15,7 @@ from handlers_sdk.callbacks import CallbacksClient
 from handlers_sdk.clock import unix_seconds
 from handlers_sdk.config import ClientConfig
 from handlers_sdk.context import WorkerInfo
+from handlers_sdk.crons import CronClient, CronTrigger
 from handlers_sdk.decorators import DeclareStandalone, DeclareStandaloneOf
 from handlers_sdk.definitions import (
     EXECUTION_TIMEOUT,
@@ -38,6 +39,7 @@ from handlers_sdk.portal import PORTAL
 from handlers_sdk.refs import WorkflowRunRef
 from handlers_sdk.retries import RetryForm
 from handlers_sdk.runs import RunsClient
+from handlers_sdk.scheduled import ScheduledClient
 from handlers_sdk.schemas import EmptyModel
 from handlers_sdk.stubs import Stubs
 from handlers_sdk.verification import verifier_for
@@ -58,6 +60,8 @@ class Dispatcher:
         self.event = EventClient(self._api)
         self.runs = RunsClient(self._api)
         self.filters = FiltersClient(self._api)
+        self.cron = CronClient(self._api)
+        self.scheduled = ScheduledClient(self._api)
         self.callbacks = CallbacksClient(self._api)
         self.webhooks = WebhooksClient(self._api)
         self.stubs = Stubs(self._api)
@@ -88,6 +92,7 @@ class Dispatcher:
         backoff_max_seconds: int | None = None,
         retry: RetryForm | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
+        on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> DeclareStandalone: ...
     @overload
     def task(
@@ -106,6 +111,7 @@ class Dispatcher:
         backoff_max_seconds: int | None = None,
         retry: RetryForm | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
+        on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> DeclareStandaloneOf[I]: ...
     def task(
         self,
@@ -123,6 +129,7 @@ class Dispatcher:
         backoff_max_seconds: int | None = None,
         retry: RetryForm | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
+        on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> Any:
         """Declare a task that is its own workflow: `fn(input, ctx, **dependencies)`, sync or async.
 
@@ -135,7 +142,7 @@ class Dispatcher:
         namespace = calling_namespace(sys._getframe(1))  # noqa: SLF001 - annotations may name what is local to the caller
 
         def declare(fn: Callable[..., Any]) -> Standalone[Any, Any]:
-            workflow = self._settings(name or fn.__name__, description, on_events, version, default_priority, default_filters)
+            workflow = self._settings(name or fn.__name__, description, on_events, version, default_priority, default_filters, on_crons)
             function = HandlerFunction(fn, input_validator, namespace)
             return Standalone(self._api, TaskDefinition(workflow, workflow.name, settings, function))
 
@@ -152,6 +159,7 @@ class Dispatcher:
         default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
+        on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> Workflow[EmptyModel]: ...
     @overload
     def workflow(
@@ -165,6 +173,7 @@ class Dispatcher:
         default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
+        on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> Workflow[I]: ...
     def workflow(
         self,
@@ -176,14 +185,15 @@ class Dispatcher:
         default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
+        on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> Workflow[Any]:
         """Declare a workflow, whose tasks are then declared with `@<workflow>.task()`.
 
         `on_events` are the event keys that start a run, `*` standing for any run of characters. `default_priority` is 1 to 3.
         `version` goes into the version of the endpoint. With `default_filters` only events in the scope of one, for which it holds, start a
-        run, one for each that does.
+        run, one for each that does. `on_crons` are cron expressions in UTC, or CronTriggers, at whose ticks a run starts.
         """
-        settings = self._settings(name, description, on_events, version, default_priority, default_filters)
+        settings = self._settings(name, description, on_events, version, default_priority, default_filters, on_crons)
         return Workflow(self._api, settings, input_validator or EmptyModel, task_defaults or TaskDefaults())
 
     def _settings(
@@ -194,9 +204,12 @@ class Dispatcher:
         version: str | None,
         priority: int,
         filters: Sequence[DefaultFilter] | None,
+        crons: Sequence[str | CronTrigger] | None,
     ) -> WorkflowSettings:
         keys = tuple(self.config.namespaced(key) for key in on_events or ())
-        return WorkflowSettings(self.config.namespaced(name), description, keys, version, priority, tuple(filters or ()))
+        return WorkflowSettings(
+            self.config.namespaced(name), description, keys, version, priority, tuple(filters or ()), tuple(crons or ())
+        )
 
     # ---- serving
 

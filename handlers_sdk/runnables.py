@@ -15,6 +15,7 @@ from handlers_sdk.portal import PORTAL
 from handlers_sdk.refs import WorkflowRunRef
 from handlers_sdk.runs import Run, RunList, RunsClient, ended_run
 from handlers_sdk.schemas import Codec
+from handlers_sdk.timed import Timed
 from handlers_sdk.triggers import TriggerWorkflowOptions, WorkflowRunTriggerConfig, start_run, start_runs
 
 I = TypeVar("I")  # noqa: E741 - the input
@@ -32,7 +33,7 @@ class TriggerKeywords(TypedDict, total=False):
     idempotency_ttl: Duration | None
 
 
-class Runnable(Generic[I, T]):
+class Runnable(Timed[I], Generic[I, T]):
     """Runs of one workflow. `T` is what a run's result is read as."""
 
     def __init__(self, api: Api, name: str, input: Codec, read: Callable[[Any], T]) -> None:

@@ -550,10 +550,23 @@ class FilterEntry(TypedDict):
     payload: NotRequired[dict[str, Any]]
 
 
+class CronEntry(TypedDict):
+    """A cron a workflow declares; one that is only an expression may be written as that text."""
+
+    expression: str
+    timezone: NotRequired[str]
+    name: NotRequired[str]
+    input: NotRequired[Any]
+    metadata: NotRequired[dict[str, Any]]
+    priority: NotRequired[int]
+    missed: NotRequired[Literal["skip", "run_once", "run_all"]]
+
+
 class HandlerEntry(TaskEntry):
     """One handler of a manifest: a task that is its own workflow, or a workflow of the tasks in `tasks` and two that may come last."""
 
     on_events: NotRequired[list[str]]
+    on_crons: NotRequired[list[str | CronEntry]]
     default_filters: NotRequired[list[FilterEntry]]
     default_priority: NotRequired[int]
     tasks: NotRequired[list[TaskEntry]]
