@@ -1,4 +1,4 @@
-"""One attempt's events on their way to the dispatcher: queued from any thread, posted in order, several at a time.
+"""One attempt's events on their way to the dispatcher: queued from any thread, posted in order, with those of other attempts.
 
 A post starts when the previous one has been answered and takes what has gathered: a lone event goes at once, a burst shares a request.
 What cannot be delivered is counted, said in the program's log, and said to the dispatcher as a log line when it can be reached again.
@@ -6,6 +6,7 @@ What cannot be delivered is counted, said in the program's log, and said to the 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable
@@ -13,27 +14,26 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 from handlers_sdk import wire
-from handlers_sdk.api import Api
 from handlers_sdk.clock import timestamp
 from handlers_sdk.errors import ApiError, DispatcherError, EventsLostError
-from handlers_sdk.portal import Portal
+from handlers_sdk.postbox import Postbox
 from handlers_sdk.schemas import dump_json
 
 EVENTS_WAITING_MAX: Final = 10_000
 EVENTS_PER_POST: Final = 500
 BYTES_PER_POST: Final = 500_000
-_ENDED: Final = {wire.CODE_STALE_ATTEMPT, wire.CODE_TASK_ENDED}
+ENDED: Final = {wire.CODE_STALE_ATTEMPT, wire.CODE_TASK_ENDED}
 
 logger = logging.getLogger("handlers_sdk")
 
 
 class Channel:
-    """Events of one attempt. `lost` counts those that never arrived."""
+    """Events of one attempt. `lost` counts those that never arrived. Made on the event loop that posts them."""
 
-    def __init__(self, api: Api, portal: Portal, *, base: str, token: str, on_stop: Callable[[str], None]) -> None:
+    def __init__(self, postbox: Postbox, *, loop: asyncio.AbstractEventLoop, base: str, token: str, on_stop: Callable[[str], None]) -> None:
         self.lost = 0
-        self._api = api
-        self._portal = portal
+        self._postbox = postbox
+        self._loop = loop
         self._base = base
         self._token = token
         self._on_stop = on_stop
@@ -41,7 +41,9 @@ class Channel:
         self._waiting: list[bytes] = []
         self._flushes: list[Future[None]] = []
         self._posting = False
+        self._posted = 0
         self._lost_unsaid = 0
+        self._lost_said = 0
         self._lost_unflushed = 0
 
     def put(self, event: wire.Event) -> None:
@@ -55,7 +57,14 @@ class Channel:
             if self._posting:
                 return
             self._posting = True
-        self._portal.submit(self._post_all())
+        try:
+            self._loop.call_soon_threadsafe(self._post)
+        except RuntimeError as error:  # the app's event loop is closed
+            with self._lock:
+                self._posting = False
+                self._lose(len(self._waiting))
+                self._waiting = []
+            logger.warning("events of a task were lost: %s", error)
 
     def flushed(self) -> Future[None]:
         """Done once nothing is under way; EventsLostError when anything was lost since the last time this was asked."""
@@ -66,9 +75,12 @@ class Channel:
                 self._resolve()
         return future
 
-    async def _post_all(self) -> None:
-        while batch := self._take():
-            await self._post(batch)
+    def _post(self) -> None:
+        batch = self._take()
+        if batch:
+            self._posted, self._lost_said = len(batch), self._lost_unsaid
+            notice = [_lost_notice(self._lost_said)] if self._lost_said else []
+            self._postbox.send(self._base, self._token, b",".join([*notice, *batch]), self._answered)
 
     def _take(self) -> list[bytes]:
         with self._lock:
@@ -83,24 +95,20 @@ class Channel:
             taken, self._waiting = self._waiting[:count], self._waiting[count:]
             return taken
 
-    async def _post(self, batch: list[bytes]) -> None:
-        said = self._lost_unsaid
-        notice = [_lost_notice(said)] if said else []
-        content = b'{"events":[' + b",".join([*notice, *batch]) + b"]}"
-        try:
-            _, reply = await self._api.request("POST", wire.CALLBACK_PATH, content=content, token=self._token, base=self._base)
-        except DispatcherError as error:
-            self._failed(len(batch), error)
+    def _answered(self, reply: Any, error: DispatcherError | None) -> None:
+        if error is not None:
+            self._failed(self._posted, error)
         else:
             with self._lock:
-                self._lost_unsaid -= said
+                self._lost_unsaid -= self._lost_said
             self._heard(reply)
+        self._post()
 
     def _failed(self, count: int, error: DispatcherError) -> None:
         with self._lock:
             self._lose(count)
         logger.warning("%d events of a task were lost: %s", count, error)
-        if isinstance(error, ApiError) and error.problem_code in _ENDED:
+        if isinstance(error, ApiError) and error.problem_code in ENDED:
             self._on_stop(error.problem_code)
 
     def _heard(self, reply: Any) -> None:

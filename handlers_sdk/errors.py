@@ -78,6 +78,62 @@ class EventsLostError(DispatcherError):
         self.lost = lost
 
 
+# ---- durable tasks
+
+
+class NotDeterministicError(NonRetryableException, DispatcherError):
+    """A durable handler did what cannot be repeated from its log: waited outside of a step, or for nothing that is recorded."""
+
+    code = "not_deterministic"
+
+
+class StepFailedError(DispatcherError):
+    """A step, or a scope, of a durable task has failed for good. `name` is the class of its error, `error_code` its stable word if it had one."""
+
+    code = "step_failed"
+
+    def __init__(self, step: str, name: str, message: str, error_code: str = "") -> None:
+        super().__init__(f"{step}: {name}: {message}" if name else f"{step}: {message}")
+        self.step = step
+        self.name = name
+        self.message = message
+        self.error_code = error_code
+
+
+class ScopeClosedError(NonRetryableException, DispatcherError):
+    """An operation was asked for in a scope whose function has returned."""
+
+    code = "scope_closed"
+
+
+class Interruption(BaseException):
+    """Unwinds a durable handler that is not to go on. Never caught by `except Exception`; a handler lets it pass."""
+
+
+class Suspended(Interruption):
+    """The handler waits, and its request ends here; it will be run again when there is something to go on with."""
+
+
+class Cancelled(Interruption):
+    """The run was cancelled. Steps may still be run to undo what was done; anything else raises this again."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class LostOwnership(Interruption):
+    """Another attempt owns the task: nothing this one does is recorded any more."""
+
+
+class ContinuedAsNew(Interruption):
+    """Raised by `ctx.continue_as_new(input)`: the task begins again with that input and an empty log."""
+
+    def __init__(self, input: Any) -> None:
+        super().__init__("continued with a new log")
+        self.input = input
+
+
 # ---- the dispatcher says no, or nothing
 
 

@@ -22,6 +22,7 @@ from handlers_sdk.context import CURRENT, Accepted, Context, WorkerInfo
 from handlers_sdk.function import HandlerFunction, WorkerThreads
 from handlers_sdk.outcomes import Done, Fail, Outcome, Refuse, cancelled, failure, timed_out
 from handlers_sdk.portal import PORTAL
+from handlers_sdk.postbox import Postbox
 
 FLUSH_SECONDS: Final = 5.0
 STALE: Final = "this attempt no longer owns its task"
@@ -39,6 +40,10 @@ class Host:
     lifespan: Any = None
     running: dict[tuple[str, int], Execution] = field(default_factory=dict)
     home: threading.Thread | None = None
+    postbox: Postbox = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.postbox = Postbox(Api(self.api.config))  # connections of its own: those of `api` belong to another event loop
 
 
 class Execution:
@@ -47,6 +52,7 @@ class Execution:
     __slots__ = (
         "_armed",
         "_base",
+        "_blocking",
         "_channel",
         "_due",
         "_function",
@@ -55,7 +61,6 @@ class Execution:
         "_loop",
         "_settle",
         "_task",
-        "_thread",
         "_timer",
         "context",
     )
@@ -75,8 +80,11 @@ class Execution:
         self._base = base
         self._settle: Callable[[Execution, Outcome], None] | None = settle
         self._channel: Channel | None = None
-        self._thread: Future[Any] | None = None
-        self.context = Context(item, self, task_name)
+        self._blocking: list[Future[Any]] = []
+        self.context = self._make_context(task_name)
+
+    def _make_context(self, task_name: str) -> Context:
+        return Context(self._item, self, task_name)
 
     @property
     def task_id(self) -> str:
@@ -112,7 +120,9 @@ class Execution:
     def emit(self, event: wire.Event) -> None:
         """Queue an event for the dispatcher, from any thread."""
         if self._channel is None:
-            self._channel = Channel(self._host.api, PORTAL, base=self._base, token=self._item["token"], on_stop=self.stop)
+            self._channel = Channel(
+                self._host.postbox, loop=self._loop, base=self._base, token=self._item["token"], on_stop=self.stop
+            )
         self._channel.put(event)
 
     def flushed(self) -> Future[None]:
@@ -146,8 +156,7 @@ class Execution:
         CURRENT.set(self.context)
         outcome: Outcome
         try:
-            result = await self._function.call(self.context, self)
-            outcome = result if isinstance(result, Accepted) else Done(result)
+            outcome = await self._work()
         except asyncio.CancelledError as error:
             if self._task.cancelling():
                 self._finish(Refuse(503, "shutting_down", "the endpoint is shutting down"))
@@ -161,10 +170,16 @@ class Execution:
         self._release()
         self._finish(outcome)
 
+    async def _work(self) -> Outcome:
+        result = await self._function.call(self.context, self)
+        return result if isinstance(result, Accepted) else Done(result)
+
     async def run(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Blocking code of this attempt, in a worker thread."""
-        self._thread = self._host.threads.start(fn, *args)
-        return await asyncio.wrap_future(self._thread)
+        call = self._host.threads.start(fn, *args)
+        self._blocking.append(call)
+        call.add_done_callback(self._blocking.remove)
+        return await asyncio.wrap_future(call)
 
     async def _flush(self, channel: Channel) -> None:
         """Log lines arrive before the result does; losing them does not change it."""
@@ -201,10 +216,11 @@ class Execution:
             settle(self, outcome)
 
     def _release_when_idle(self) -> None:
-        if self._thread is None or self._thread.done():
+        call = next(iter(self._blocking), None)
+        if call is None:
             self._release()
         else:
-            self._thread.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._release))
+            call.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._release_when_idle))
 
     def _release(self) -> None:
         self._host.running.pop((self._item["id"], self._item["attempt"]), None)

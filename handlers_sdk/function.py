@@ -36,6 +36,10 @@ class HandlerFunction:
         """Parameters that are provided."""
         return frozenset(self._needs)
 
+    async def provided(self, value: Any, context: Context, threads: Threads, stack: AsyncExitStack) -> dict[str, Any]:
+        """The dependencies of one call; what they opened is closed when `stack` is."""
+        return await Provision(value, context, threads, stack).values(self._needs) if self._needs else {}
+
     async def call(self, context: Context, threads: Threads) -> bytes | Accepted:
         """One attempt: JSON text of the validated result, or Accepted. Raises whatever the handler raises, and InvalidInputError."""
         value = self.input.parse(context.workflow_input)

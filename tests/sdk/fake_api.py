@@ -50,17 +50,38 @@ class FakeApi(httpx.AsyncBaseTransport):
         asked = Asked(request.method, request.url.path, request.url.params, request.headers, content)
         with self.lock:
             self.asked.append(asked)
-        reply = self.answer(asked)
+        reply = self._grouped(asked) if asked.path == "/v1/callbacks" else self.answer(asked)
         if isinstance(reply, Exception):
             raise reply
         status, body = reply
         kind = "application/problem+json" if status >= 400 else "application/json"
         return httpx.Response(status, content=json.dumps(body).encode(), headers={"content-type": kind})
 
+    def _grouped(self, asked: Asked) -> Reply:
+        """Grouped callbacks: each attempt's answered as a callback of its own. What answers with an exception is not reached at all."""
+        results = []
+        for one in asked.json["items"]:
+            headers = httpx.Headers({**asked.headers, "authorization": f"Bearer {one['token']}"})
+            content = json.dumps({"events": one["events"]}).encode()
+            reply = self.answer(Asked("POST", "/v1/callback", asked.query, headers, content))
+            if isinstance(reply, Exception):
+                return reply
+            results.append({"status": reply[0], "body": reply[1]})
+        return 200, {"results": results}
+
+    def said(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """What was posted to the callbacks, in order: the token and its events."""
+        posts: list[tuple[str, list[dict[str, Any]]]] = []
+        for asked in self.asked:
+            if asked.path == "/v1/callbacks":
+                posts += [(one["token"], one["events"]) for one in asked.json["items"]]
+            elif asked.path == "/v1/callback":
+                posts.append((asked.token, asked.json.get("events", [asked.json])))
+        return posts
+
     def events(self) -> list[dict[str, Any]]:
-        """All events posted to the callback, in order."""
-        posts = [asked.json for asked in self.asked if asked.path == "/v1/callback"]
-        return [event for post in posts for event in post.get("events", [post])]
+        """All events posted to the callbacks, in order."""
+        return [event for _, events in self.said() for event in events]
 
     def dispatcher(self, **changes: Any) -> Dispatcher:
         """A Dispatcher whose calls come here."""

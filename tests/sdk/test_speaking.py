@@ -47,7 +47,8 @@ async def test_log_lines_arrive_before_the_result(api: FakeApi, dispatcher: Disp
     assert [event["level"] for event in events] == ["info", "info", "info", "warning", "info"]
     assert {(event["type"], event["attempt"]) for event in events} == {("log", 3)}
     assert all(datetime.fromisoformat(event["at"]).tzinfo is not None for event in events)
-    assert {(asked.method, asked.path, asked.token) for asked in api.asked} == {("POST", "/v1/callback", "atk1.token1.mac")}
+    assert {(asked.method, asked.path, asked.token) for asked in api.asked} == {("POST", "/v1/callbacks", "")}
+    assert {token for token, _ in api.said()} == {"atk1.token1.mac"}
 
 
 async def test_sync_handlers_log_from_their_threads(api: FakeApi, dispatcher: Dispatcher) -> None:
@@ -89,7 +90,7 @@ async def test_items_of_a_batch_speak_with_their_own_tokens(api: FakeApi, dispat
         ctx.log(ctx.task_run_id)
 
     await batch(dispatcher.app([talk], clock=clock), item("talk", number=1), item("talk", number=2))
-    said = {asked.token: asked.json["events"][0]["message"] for asked in api.asked}
+    said = {token: events[0]["message"] for token, events in api.said()}
     assert said == {f"atk1.token{n}.mac": item("talk", number=n)["id"] for n in (1, 2)}
 
 
@@ -235,7 +236,7 @@ async def test_lost_lines_are_counted_said_and_do_not_change_the_result(
 
     with caplog.at_level(logging.WARNING, "handlers_sdk"):
         assert (await run(dispatcher.app([talk], clock=clock), "talk")).json() == "done"
-    heard = [event["message"] for asked in api.asked[-2:] for event in asked.json["events"]]
+    heard = [event["message"] for _, events in api.said()[-2:] for event in events]
     assert heard == ["2 log lines or stream chunks before this one were lost", "three", "four"]
     assert "events of a task were lost" in caplog.text
 

@@ -1,0 +1,157 @@
+"""Operations of a durable task, and the text of the log entries they become."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from handlers_sdk import wire
+from handlers_sdk.errors import DispatcherError, StepFailedError
+from handlers_sdk.schemas import Codec, JsonCodec, dump_json
+
+T = TypeVar("T")
+
+NAME: Final = re.compile(r'[^\x00-\x1f\x7f"\\/#]{1,200}')
+PLAIN: Final[Codec] = JsonCodec()
+
+if TYPE_CHECKING:
+
+    class _Awaitable(asyncio.Future[T], Coroutine[Any, Any, T]):
+        """What an operation is to a type checker: awaited, gathered, or given to a TaskGroup."""
+
+        def __await__(self) -> Any: ...
+
+else:
+    _Awaitable = asyncio.Future
+
+
+class Op(_Awaitable[T]):
+    """One thing asked of the dispatcher or of the outside world, under an id that is the same in every replay.
+
+    It is asked for when it is made; awaiting it gives its result. A TaskGroup takes it in place of a coroutine.
+    """
+
+    __slots__ = ("asked", "drop", "due", "failures", "id", "kind", "number", "read", "recorded", "run_id", "started", "work")
+
+    id: str
+    kind: str
+    number: int
+    asked: Mapping[str, Any]  # what a pending entry says of it
+    read: Callable[[Any], Any]  # from the recorded value to what the handler gets
+    work: Any  # a step's call
+    failures: int  # how often a step has failed so far
+    due: int  # a failed step's next try, ms
+    recorded: bool
+    run_id: str  # a child's
+    started: asyncio.Future[str] | None  # done when a child's run is known
+    drop: Callable[[Op[Any]], None] | None
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Nobody waits for it any more."""
+        cancelled = super().cancel(msg)
+        if cancelled and self.drop is not None:
+            self.drop(self)
+        return cancelled
+
+    if not TYPE_CHECKING:
+
+        def send(self, value: Any) -> Any:
+            """As a coroutine's, for those that take nothing else."""
+            raise RuntimeError("await the operation, or give it to asyncio.gather, asyncio.wait or a TaskGroup of the handler")
+
+        throw = send
+        close = send
+
+
+Coroutine.register(Op)
+
+
+def failed(op: str, error: Mapping[str, Any] | None) -> StepFailedError:
+    """The exception of an error entry."""
+    said = error or {}
+    return StepFailedError(op, str(said.get("name", "")), str(said.get("message", "")), str(said.get("code", "")))
+
+
+# ---- time, as entries have it
+
+
+def text_of(ms: int) -> str:
+    """RFC 3339 in UTC with milliseconds."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def ms_of(text: str) -> int:
+    """Milliseconds since 1970."""
+    return round(datetime.fromisoformat(text).timestamp() * 1000)
+
+
+# ---- entries as JSON text
+
+
+def step_entry(id: str, value: bytes, at: str) -> bytes:
+    """A step's result."""
+    return b'{"id":"%b","op":"step","status":"ok","value":%b,"at":"%b"}' % (id.encode(), value, at.encode())
+
+
+def valued_entry(id: str, op: str, value: bytes, at: str) -> bytes:
+    """The result of an operation that the endpoint settles itself."""
+    return b'{"id":"%b","op":"%b","status":"ok","value":%b,"at":"%b"}' % (id.encode(), op.encode(), value, at.encode())
+
+
+def error_entry(id: str, op: str, error: wire.ErrorDetail, at: str) -> bytes:
+    """The last failure of a step, or that of a scope."""
+    return dump_json({"id": id, "op": op, "status": "error", "error": error, "retry_exhausted": True, "at": at})
+
+
+def retry_entry(id: str, error: wire.ErrorDetail, after_ms: int, policy: Mapping[str, Any], at: str) -> bytes:
+    """A failure of a step that is tried again."""
+    return dump_json({"id": id, "op": "step", "status": "retry", "error": error, "after_ms": after_ms, **policy, "at": at})
+
+
+def pending_entry(op: Op[Any], at: str) -> bytes:
+    """What is asked of the dispatcher. A member that is JSON text already is copied."""
+    asked = op.asked
+    if (text := asked.get("input")).__class__ is bytes:
+        rest = dump_json({name: value for name, value in asked.items() if name != "input"})
+        return b'{"id":"%b","op":"%b","status":"pending","input":%b,%b,"at":"%b"}' % (
+            op.id.encode(),
+            op.kind.encode(),
+            text,
+            rest[1:-1],
+            at.encode(),
+        )
+    return dump_json({"id": op.id, "op": op.kind, "status": "pending", **asked, "at": at})
+
+
+def storable(value: Any, codec: Codec, op: str) -> tuple[bytes, Any]:
+    """A result as JSON text, and as the handler gets it: what a replay will read from that text.
+
+    IllegalTaskOutputError when it is not JSON.
+    """
+    if value is None:
+        return b"null", codec.parse(None, "output")
+    text = codec.dump(value)
+    if codec is PLAIN and value.__class__ in (str, int, bool):
+        return text, value
+    return text, read_value(text, codec, op)
+
+
+def read_value(text: bytes, codec: Codec, op: str) -> Any:
+    """A recorded value as the handler gets it. StepFailedError when the annotation no longer fits what was recorded."""
+    from handlers_sdk.schemas import parse_json
+
+    return parsed(parse_json(text), codec, op)
+
+
+def parsed(value: Any, codec: Codec, op: str) -> Any:
+    """A recorded value, validated."""
+    try:
+        return codec.parse(value, "output")
+    except DispatcherError as error:
+        raise StepFailedError(op, type(error).__name__, str(error), error.code) from None

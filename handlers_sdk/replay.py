@@ -1,0 +1,605 @@
+"""The replay engine: a durable handler, run against the log of what it has done, without any I/O.
+
+    turn = Replay(entries, started_at=…, seed=…, now=…)
+    turn.start(handler(input, ctx))
+    turn.advance()          # runs it as far as the log and what was said since allow
+
+Entries are handed to the handler one at a time, in the order of the log, and it runs until it can do no more before it gets the next: so
+`gather`, `wait` and TaskGroups see their results in the order they first had. An entry must have been asked for by then, which takes one
+look-up, whatever runs concurrently; otherwise the code has changed (`Mismatched`). Only when the log is used up are new steps begun.
+
+What the handler asks for beyond the log gathers in `outgoing`; whoever drives the turn writes it to the log and says so with `recorded`,
+and only then the handler goes on: nothing follows a step whose result could still be lost. With `carrying`, results travel in the turn's
+answer instead. `asked_steps` are those to run now; `step_done` and `step_failed` say what came of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from handlers_sdk import wire
+from handlers_sdk.errors import (
+    Cancelled,
+    CancelledRunError,
+    FailedTaskRunExceptionGroup,
+    Interruption,
+    NotDeterministicError,
+    ScopeClosedError,
+    Suspended,
+    TaskRunError,
+)
+from handlers_sdk.ops import NAME, PLAIN, Op, error_entry, failed, ms_of, parsed, pending_entry, read_value, text_of, valued_entry
+from handlers_sdk.replay_loop import ReplayLoop
+from handlers_sdk.schemas import Codec, dump_json
+from handlers_sdk.wakes import wake_of
+
+SCOPE: Final[ContextVar[str]] = ContextVar("handlers_sdk_scope", default="")
+"""Where ids are counted: empty, or the id of the scope this runs in and a slash."""
+
+_ENDPOINTS_OWN: Final = frozenset({"step", "scope", "checkpoint", "patch"})
+_NOT_ASKED: Final[Mapping[str, Any]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The handler came to its end. `unconsumed` are ids in the log that it did not ask for."""
+
+    value: Any
+    unconsumed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """The handler failed, was cancelled, or asked to begin again (`ContinuedAsNew`)."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatched:
+    """The code asks for something else than what is in the log at this place."""
+
+    at: wire.MismatchAt
+
+
+Outcome = Returned | Raised | Mismatched
+
+
+@dataclass(slots=True)
+class _Sent:
+    """An entry on its way into the log, and what the handler gets when it is there."""
+
+    op: Op[Any]
+    text: bytes
+    at: str
+    value: Any = None
+    error: BaseException | None = None
+    settles: bool = False
+
+
+class Replay:
+    """One turn. `now` gives milliseconds since 1970 by the dispatcher's clock; everything else follows from the log."""
+
+    def __init__(
+        self, log: Sequence[Mapping[str, Any]], *, started_at: str, seed: str, now: Callable[[], int], carrying: bool = False
+    ) -> None:
+        self.loop = ReplayLoop(self._timer, self._seconds)
+        self.outcome: Outcome | None = None
+        self.carrying = carrying
+        self.carried: list[bytes] = []
+        self.cancelled = False
+        self._log = log
+        self._position = 0
+        self._now = now
+        self._at = started_at
+        self._seed = seed
+        self._asked: dict[str, Op[Any]] = {}
+        self._counts: dict[str, int] = {}
+        self._unrecorded: dict[str, Op[Any]] = {}
+        self._waiting: dict[str, Op[Any]] = {}  # asked of the dispatcher, or failed and to be tried again
+        self._steps: list[Op[Any]] = []
+        self._outgoing: list[_Sent] = []
+        self._sent: deque[_Sent] = deque()
+        self._settled: deque[_Sent] = deque()
+        self._patches: dict[str, bool] = {}
+        self._scopes_closed: set[str] = set()
+        self._dropped: list[Op[Any]] = []
+        self._main: asyncio.Task[Any] | None = None
+        self._closing: type[Interruption] | None = None
+        self._frontier, self._recorded_scopes, self._recorded_patches = _survey(log)
+
+    # ---- driving
+
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """The handler, with the context variables of the caller."""
+        self._main = self.loop.create_task(coroutine)
+
+    def advance(self) -> None:
+        """Run the handler until it can do no more: `outcome` is set, or there are steps to run, entries to record, or it waits."""
+        assert self._main is not None
+        run_ready = self.loop.run_ready
+        try:
+            run_ready()
+            while self.outcome is None and not self._main.done():
+                if self._position < len(self._log):
+                    if not self._consume(self._log[self._position]):
+                        return
+                elif self._settled:
+                    self._deliver(self._settled.popleft())
+                elif self._unrecorded:
+                    self._begin_unrecorded()
+                else:
+                    break
+                run_ready()
+        except NotDeterministicError as error:
+            self.outcome = Raised(error)
+            return
+        if self.outcome is None and self._main.done():
+            self.outcome = self._ended(self._main)
+
+    def asked_steps(self) -> list[Op[Any]]:
+        """The steps to run now, each once."""
+        steps, self._steps = self._steps, []
+        return [step for step in steps if not step.done()] if steps else steps
+
+    def dropped_steps(self) -> list[Op[Any]]:
+        """Steps nobody waits for any more: they are to be stopped."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
+
+    @property
+    def has_outgoing(self) -> bool:
+        """Whether there is something to record."""
+        return bool(self._outgoing)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether entries were taken and not yet recorded."""
+        return bool(self._sent)
+
+    @property
+    def needs_again(self) -> bool:
+        """Whether the handler waits to know the run of a child, which only the next turn will tell."""
+        return any(op.started is not None and not op.started.done() and op.started._callbacks for op in self._waiting.values())  # noqa: SLF001
+
+    def take_outgoing(self) -> list[bytes]:
+        """The text of entries to record, in order; `recorded` or `carry` follows."""
+        taken, self._outgoing = self._outgoing, []
+        self._sent.extend(taken)
+        return [one.text for one in taken]
+
+    def recorded(self, count: int, children: Mapping[str, str] = _NOT_ASKED) -> None:
+        """The first `count` entries taken are in the log; `children` are runs that were started, by the id of what asked for them."""
+        for _ in range(count):
+            one = self._sent.popleft()
+            if one.op.kind == "child" and one.op.id in children:
+                one.op.run_id = children[one.op.id]
+            self._settled.append(one)
+
+    def carry(self) -> None:
+        """Nothing can be recorded before the turn's answer: let the handler go on with what it has."""
+        self.carrying = True
+        self._sent.extend(self._outgoing)
+        self._outgoing = []
+        for one in self._sent:
+            self.carried.append(one.text)
+            self._settled.append(one)
+        self._sent.clear()
+
+    def wake(self) -> dict[str, Any] | None:
+        """What the handler waits for; None when nothing that is recorded can settle it."""
+        return wake_of(self.loop.tasks, [op for op in self._waiting.values() if not op.done()])
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anything is asked of the dispatcher."""
+        return any(not op.done() for op in self._waiting.values())
+
+    def close(self, why: type[Interruption] = Suspended) -> None:
+        """Unwind the handler where it stands. What it asks for from now on raises `why` again and is not recorded."""
+        self._closing = why
+        for op in self._asked.values():
+            if not op.done():
+                op.drop = None
+                op.set_exception(why())
+        for _ in range(3):
+            try:
+                self.loop.run_ready()
+            except BaseException:  # noqa: S110 - what a handler does while it is put aside has no effect
+                pass
+            left = [task for task in self.loop.tasks if not task.done()]
+            if not left:
+                return
+            for task in left:
+                task.cancel()
+
+    # ---- what a context asks for
+
+    def ask(self, name: str, kind: str, asked: Mapping[str, Any] = _NOT_ASKED, read: Callable[[Any], Any] | None = None) -> Op[Any]:
+        """Something of the dispatcher, under the next id of that name."""
+        op = self._op(name, kind, asked)
+        if read is not None:
+            op.read = read
+        if self.cancelled:
+            op.set_exception(Cancelled(self._cancel_reason))
+        elif self._position < len(self._log) or self._unrecorded:
+            self._unrecorded[op.id] = op
+        else:
+            self._begin(op)
+        return op
+
+    def step(self, name: str, work: Any, codec: Codec) -> Op[Any]:
+        """A call into the outside world, made at most until its result is recorded."""
+        op = self._op(name, "step", _NOT_ASKED)
+        op.work = work
+        if codec is not PLAIN:
+            op.read = lambda value: parsed(value, codec, op.id)
+        if self._position < len(self._log) or self._unrecorded:
+            self._unrecorded[op.id] = op
+        else:
+            self._steps.append(op)
+        return op
+
+    def checkpoint(self, text: bytes) -> Op[bool]:
+        """Save a value under the task."""
+        op = self._op("checkpoint", "checkpoint", {"value": text})
+        op.read = lambda _: True
+        if self._position < len(self._log) or self._unrecorded:
+            self._unrecorded[op.id] = op
+        else:
+            self._begin(op)
+        return op
+
+    def child(self, name: str, asked: Mapping[str, Any], read: Callable[[Any], Any]) -> Op[Any]:
+        """A run of another workflow."""
+        op = self.ask(name, "child", asked, read)
+        op.started = self.loop.create_future()
+        if op.run_id:
+            op.started.set_result(op.run_id)
+        return op
+
+    def scope(self, name: str, fn: Callable[[], Coroutine[Any, Any, Any]], codec: Codec) -> Op[Any]:
+        """A part of the handler that leaves one entry behind. Closed in the log, it is not run."""
+        op = self._op(name, "scope", _NOT_ASKED)
+        op.read = lambda value: parsed(value, codec, op.id)
+        if op.id not in self._recorded_scopes:
+            token = SCOPE.set(op.id + "/")
+            task = self.loop.create_task(fn())
+            SCOPE.reset(token)
+            task.add_done_callback(lambda task: self._scope_ended(op, task, codec))
+        return op
+
+    def patch(self, name: str) -> bool:
+        """Whether a change of the code applies here: it does unless this place was passed without it before. One answer per name."""
+        key = SCOPE.get() + name
+        if key not in self._patches:
+            op = self._op(name, "patch", _NOT_ASKED)
+            if op.id in self._recorded_patches:
+                self._patches[key] = self._recorded_patches[op.id]
+                op.set_result(True)
+            else:
+                self._patches[key] = self._position >= self._frontier
+                op.set_result(True)
+                if self._patches[key]:
+                    at = self._stamp()
+                    self._record(_Sent(op, valued_entry(op.id, "patch", b"true", at), at))
+                else:
+                    del self._asked[op.id]
+        return self._patches[key]
+
+    def now(self) -> datetime:
+        """The time of the last entry the handler has seen."""
+        return datetime.fromisoformat(self._at).astimezone(UTC)
+
+    def random(self, purpose: str) -> random.Random:
+        """Numbers that are the same in every replay."""
+        return random.Random(f"{self._seed}/{SCOPE.get()}/{purpose}")  # noqa: S311 - repeatable is what is asked for
+
+    # ---- what came of steps
+
+    def step_done(self, step: Op[Any], text: bytes, value: Any) -> None:
+        """A step's result, as JSON text and as the handler gets it."""
+        at = self._stamp()
+        entry = b'{"id":"%b","op":"step","status":"ok","value":%b,"at":"%b"}' % (step.id.encode(), text, at.encode())
+        self._record(_Sent(step, entry, at, value, None, True))
+
+    def step_failed(self, step: Op[Any], text: Callable[[str], bytes], error: wire.ErrorDetail, after_ms: int | None) -> None:
+        """A step's failure: for good, or with `after_ms` to be tried again then. `text` makes the entry for a time."""
+        at = self._stamp()
+        if after_ms is None:
+            self._record(_Sent(step, text(at), at, None, failed(step.id, error), True))
+            return
+        step.failures += 1
+        step.due = ms_of(at) + after_ms
+        self._record(_Sent(step, text(at), at))
+        self._waiting[step.id] = step
+
+    # ---- inside: asking
+
+    def _op(self, name: str, kind: str, asked: Mapping[str, Any]) -> Op[Any]:
+        if self._closing is not None:
+            raise self._closing
+        if asyncio._get_running_loop() is not self.loop:  # noqa: SLF001 - None is an answer too
+            raise NotDeterministicError(f"{kind} {name!r} was asked for inside of a step or outside of the handler; only the handler itself can")
+        scope = SCOPE.get()
+        if scope and scope[:-1] in self._scopes_closed:
+            raise ScopeClosedError(f"{kind} {name!r} was asked for in the scope {scope[:-1]}, whose function has returned")
+        key = scope + name
+        count = self._counts.get(key)
+        if count is None:
+            count = 0
+            if not NAME.fullmatch(name):
+                raise NotDeterministicError(
+                    f"{name!r} cannot name a {kind}: 1 to 200 characters, without control characters, quotes, backslashes, `/` and `#`"
+                )
+        self._counts[key] = count + 1
+        op: Op[Any] = Op(loop=self.loop)
+        op.id = id = f"{key}#{count}"
+        op.kind = kind
+        op.number = len(self._asked)
+        op.asked = asked
+        op.read = _as_it_is
+        op.failures = op.due = 0
+        op.recorded = False
+        op.run_id = ""
+        op.started = op.work = None
+        op.drop = self._drop
+        self._asked[id] = op
+        return op
+
+    def _begin(self, op: Op[Any]) -> None:
+        """Something the log does not have yet."""
+        at = self._stamp()
+        if op.kind == "checkpoint":
+            text = op.asked["value"]
+            self._record(_Sent(op, valued_entry(op.id, "checkpoint", text, at), at, True, None, True))
+            return
+        self._record(_Sent(op, pending_entry(op, at), at))
+        self._waiting[op.id] = op
+
+    def _begin_unrecorded(self) -> None:
+        """The log is used up: what the handler asked for meanwhile and was not there begins."""
+        unrecorded, self._unrecorded = self._unrecorded, {}
+        for op in unrecorded.values():
+            if op.done():
+                continue
+            if op.kind == "step":
+                if op.due > self._now():
+                    self._waiting[op.id] = op
+                else:
+                    self._steps.append(op)
+            elif op.kind == "scope":
+                self._record(op.work)
+            else:
+                self._begin(op)
+
+    def due_steps(self) -> None:
+        """Failed steps whose time has come are asked for again."""
+        for op in list(self._waiting.values()):
+            if op.kind == "step" and not op.done() and op.due <= self._now():
+                del self._waiting[op.id]
+                self._steps.append(op)
+
+    def _record(self, one: _Sent) -> None:
+        if self.carrying:
+            self.carried.append(one.text)
+            self._settled.append(one)
+        else:
+            self._outgoing.append(one)
+
+    def _stamp(self) -> str:
+        return text_of(self._now())
+
+    def _drop(self, op: Op[Any]) -> None:
+        self._waiting.pop(op.id, None)
+        if op.kind == "step":
+            self._dropped.append(op)
+
+    def _timer(self, seconds: float, call: Callable[[], object]) -> asyncio.Future[Any]:
+        sleep = self.ask("timer", "sleep", {"ms": round(seconds * 1000)})
+        sleep.add_done_callback(lambda sleep: call() if not sleep.cancelled() and sleep.exception() is None else None)
+        return sleep
+
+    def _seconds(self) -> float:
+        return datetime.fromisoformat(self._at).timestamp()
+
+    # ---- inside: settling
+
+    def _deliver(self, one: _Sent) -> None:
+        op = one.op
+        self._at = one.at
+        op.recorded = True
+        if one.settles:
+            if not op.done():
+                if one.error is None:
+                    op.set_result(one.value)
+                else:
+                    op.set_exception(one.error)
+        elif op.kind == "child" and op.run_id and op.started is not None and not op.started.done():
+            op.started.set_result(op.run_id)
+
+    def _consume(self, entry: Mapping[str, Any]) -> bool:
+        """Hand one entry of the log to the handler; False when it does not fit."""
+        op = self._asked.get(entry["id"])
+        if op is None:
+            return self._unasked(entry)
+        self._position += 1
+        self._at = entry.get("at") or self._at
+        status = entry["status"]
+        if entry["op"] != op.kind or (status == "pending" and not _same(op, entry)):
+            self.outcome = Mismatched({"id": op.id, "expected": _summary(entry), "got": _described(op)})
+            return False
+        if status == "retry":
+            op.failures += 1
+            op.due = ms_of(entry["at"]) + int(entry.get("after_ms") or 0)
+            return True
+        op.recorded = True
+        self._unrecorded.pop(op.id, None)
+        if status == "pending":
+            self._registered(op, entry)
+        else:
+            self._waiting.pop(op.id, None)
+            if not op.done():
+                self._settle(op, status, entry)
+        return True
+
+    def _registered(self, op: Op[Any], entry: Mapping[str, Any]) -> None:
+        if op.done():
+            return
+        self._waiting[op.id] = op
+        run_id = entry.get("run_id")
+        if run_id:
+            op.run_id = str(run_id)
+            if op.started is not None and not op.started.done():
+                op.started.set_result(op.run_id)
+
+    def _settle(self, op: Op[Any], status: str, entry: Mapping[str, Any]) -> None:
+        if op.kind == "child":
+            op.run_id = str(entry.get("run_id") or op.run_id)
+            if op.started is not None and not op.started.done() and op.run_id:
+                op.started.set_result(op.run_id)
+        try:
+            op.set_result(op.read(_result(op, status, entry)))
+        except Exception as error:
+            op.set_exception(error)
+
+    def _unasked(self, entry: Mapping[str, Any]) -> bool:
+        if entry["op"] == "cancel":
+            self._position += 1
+            self._at = entry.get("at") or self._at
+            self._cancel(str((entry.get("value") or {}).get("reason") or ""))
+            return True
+        if self._hidden(entry["id"]):
+            self._position += 1
+            return True
+        asked = next((op for op in self._unrecorded.values() if not op.done()), None)
+        got = _described(asked) if asked is not None else {"id": None, "op": None}
+        self.outcome = Mismatched({"id": entry["id"], "expected": _summary(entry), "got": got})
+        return False
+
+    def _hidden(self, id: str) -> bool:
+        """Whether it was done inside a scope that is closed in the log."""
+        end = id.find("/")
+        while end > 0:
+            if id[:end] in self._recorded_scopes:
+                return True
+            end = id.find("/", end + 1)
+        return False
+
+    def _cancel(self, reason: str) -> None:
+        self.cancelled = True
+        self._cancel_reason = reason
+        for op in list(self._asked.values()):
+            if not op.done():
+                self._unrecorded.pop(op.id, None)
+                self._waiting.pop(op.id, None)
+                op.set_exception(Cancelled(reason))
+
+    def _scope_ended(self, op: Op[Any], task: asyncio.Task[Any], codec: Codec) -> None:
+        self._scopes_closed.add(op.id)
+        if op.done() or self._closing is not None or task.cancelled():
+            op.cancel()
+            return
+        at, error = self._stamp(), task.exception()
+        if error is not None and not isinstance(error, Exception):
+            op.set_exception(error)
+            return
+        try:
+            if error is not None:
+                raise error
+            text = codec.dump(task.result())
+            value = read_value(text, codec, op.id)
+            op.work = _Sent(op, valued_entry(op.id, "scope", text, at), at, value, None, True)
+        except Exception as raised:
+            detail = _detail(raised)
+            op.work = _Sent(op, error_entry(op.id, "scope", detail, at), at, None, failed(op.id, detail), True)
+        if self._position < len(self._log) or self._unrecorded:
+            self._unrecorded[op.id] = op
+        else:
+            self._record(op.work)
+
+    def _ended(self, main: asyncio.Task[Any]) -> Outcome:
+        if main.cancelled():
+            return Raised(asyncio.CancelledError("the handler cancelled itself"))
+        error = main.exception()
+        if error is not None:
+            return Raised(error)
+        left = self._log[self._position :]
+        return Returned(main.result(), tuple(dict.fromkeys(str(entry["id"]) for entry in left if entry["id"] not in self._asked)))
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _survey(log: Sequence[Mapping[str, Any]]) -> tuple[int, frozenset[str], dict[str, bool]]:
+    """The place after the last entry that an endpoint wrote, the scopes that are closed, and the patches that are decided."""
+    frontier, scopes, patches = 0, [], {}
+    for index, entry in enumerate(log):
+        kind = entry["op"]
+        if kind in _ENDPOINTS_OWN or entry["status"] == "pending":
+            frontier = index + 1
+            if kind == "scope":
+                scopes.append(entry["id"])
+            elif kind == "patch":
+                patches[entry["id"]] = bool(entry.get("value"))
+    return frontier, frozenset(scopes), patches
+
+
+def _result(op: Op[Any], status: str, entry: Mapping[str, Any]) -> Any:
+    """The value of a final entry; raises what its failure is to the handler."""
+    if status == "error" and op.kind != "child":
+        raise failed(op.id, entry.get("error"))
+    if op.kind == "event" and status == "timeout":
+        raise TimeoutError(f"no event {op.asked.get('key')!r} arrived in time")
+    if op.kind == "message":
+        return None if status in ("closed", "timeout") else entry.get("value")
+    if op.kind == "child" and status != "ok":
+        run_id = str(entry.get("run_id") or op.run_id)
+        if status == "cancelled":
+            raise CancelledRunError(run_id)
+        error = entry.get("error") or {}
+        task = TaskRunError(str(error.get("message", "")), error_code=str(error.get("code", "")), task_name=str(op.asked.get("workflow", "")))
+        raise FailedTaskRunExceptionGroup(run_id, [task])
+    return entry.get("value")
+
+
+def _same(op: Op[Any], entry: Mapping[str, Any]) -> bool:
+    """Whether a pending entry says what is asked for now."""
+    for name, value in op.asked.items():
+        have = entry.get(name)
+        if value.__class__ is bytes:
+            value = _parsed(value)
+        if have != value:
+            return False
+    return True
+
+
+def _parsed(text: bytes) -> Any:
+    return read_value(text, PLAIN, "")
+
+
+def _described(op: Op[Any]) -> dict[str, Any]:
+    asked = {name: _parsed(value) if value.__class__ is bytes else value for name, value in op.asked.items() if name != "value"}
+    return {"id": op.id, "op": op.kind, **asked}
+
+
+def _summary(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What was recorded, without results."""
+    return {name: value for name, value in entry.items() if name not in ("value", "at", "error", "run_id")}
+
+
+def _detail(error: Exception) -> wire.ErrorDetail:
+    from handlers_sdk.outcomes import failure
+
+    return failure(error).error
+
+
+__all__ = ["SCOPE", "Mismatched", "Outcome", "Raised", "Replay", "Returned", "dump_json"]

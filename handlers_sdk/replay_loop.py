@@ -1,0 +1,149 @@
+"""An event loop that does no I/O and reads no clock: what runs on it does the same every time.
+
+A durable handler runs on one of these. `asyncio.gather`, `TaskGroup`, `wait` and `timeout` work as anywhere, because tasks, futures and
+callbacks are asyncio's own; but callbacks run in the order they were made, until none is left, and time stands still between the entries
+of the log. What a handler awaits beyond that belongs into a step, and is refused here with that advice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import _set_running_loop
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any, Final, NoReturn
+from weakref import WeakSet
+
+from handlers_sdk.errors import NotDeterministicError
+
+SPINS_MAX: Final = 1_000_000
+"""Callbacks in one go. A handler that needs more never waits for anything."""
+
+_OUTSIDE: Final = (
+    "add_reader", "add_signal_handler", "add_writer", "call_soon_threadsafe", "connect_accepted_socket", "connect_read_pipe", "connect_write_pipe",
+    "create_connection", "create_datagram_endpoint", "create_server", "create_unix_connection", "create_unix_server", "getaddrinfo", "getnameinfo",
+    "remove_reader", "remove_writer", "run_forever", "run_in_executor", "run_until_complete", "sendfile", "sock_accept", "sock_connect", "sock_recv",
+    "sock_recv_into", "sock_recvfrom", "sock_sendall", "sock_sendfile", "sock_sendto", "start_tls", "subprocess_exec", "subprocess_shell",
+)  # fmt: skip
+
+
+class ReplayLoop(asyncio.AbstractEventLoop):
+    """Callbacks in order. `timer(seconds, call)` is asked for what has to happen later; `seconds()` is the time."""
+
+    def __init__(self, timer: Callable[[float, Callable[[], object]], asyncio.Future[Any]], seconds: Callable[[], float]) -> None:
+        self.tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
+        self._ready: deque[asyncio.Handle] = deque()
+        self._timer = timer
+        self._seconds = seconds
+        self._made = 0
+
+    def run_ready(self) -> None:
+        """Run callbacks until none is left. NotDeterministicError when they do not end."""
+        ready = self._ready
+        if not ready:
+            return
+        outer = asyncio._get_running_loop()  # noqa: SLF001 - the documented way to be an event loop
+        _set_running_loop(self)
+        spins = 0
+        try:
+            while ready:
+                ready.popleft()._run()  # noqa: SLF001 - what an event loop does with its handles
+                spins += 1
+                if spins > SPINS_MAX:
+                    ready.clear()
+                    raise NotDeterministicError("the handler goes round and round without waiting for anything durable")
+        finally:
+            _set_running_loop(outer)
+
+    # ---- what asyncio asks of a loop
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:  # type: ignore[override]
+        """Run it after what is waiting already."""
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # type: ignore[override]
+        """Run it when a sleep of the log has ended."""
+        return self.call_at(self._seconds() + delay, callback, *args, context=context)
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # type: ignore[override]
+        """Run it when a sleep of the log has ended."""
+        handle = _Timer(when, callback, args, self, context)
+        handle.sleep = self._timer(max(0.0, when - self._seconds()), lambda: None if handle.cancelled() else self._ready.append(handle))
+        return handle
+
+    def time(self) -> float:
+        """Seconds, as the log has them."""
+        return self._seconds()
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """A future of this loop."""
+        return asyncio.Future(loop=self)
+
+    def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None, **_: Any) -> Any:
+        """A task; what is a future of this loop already, as an operation of a durable context is, stands for itself."""
+        if isinstance(coro, asyncio.Future):
+            return coro
+        made: Coroutine[Any, Any, Any] = coro
+        task = _Task(made, loop=self, name=name, context=context)
+        self._made += 1
+        task.number = -self._made
+        self.tasks.add(task)
+        return task
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """What nobody retrieved is nobody's concern: a handler is put aside at every wait."""
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        """See `call_exception_handler`."""
+
+    def get_debug(self) -> bool:
+        """Never."""
+        return False
+
+    def is_running(self) -> bool:
+        """As far as its callbacks can tell."""
+        return True
+
+    def is_closed(self) -> bool:
+        """Never."""
+        return False
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        if isinstance(handle, _Timer) and handle.sleep is not None:
+            handle.sleep.cancel()
+
+
+class _Task(asyncio.Task[Any]):
+    """Hashed by when it was made: a set of tasks, as `asyncio.wait` gives it, has the same order every time."""
+
+    number = 0
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class _Timer(asyncio.TimerHandle):
+    """A callback that waits for a sleep of the log. Cancelled, the sleep wakes nobody."""
+
+    __slots__ = ("sleep",)
+
+    def __init__(self, when: float, callback: Callable[..., object], args: Any, loop: ReplayLoop, context: Context | None) -> None:
+        super().__init__(when, callback, args, loop, context)
+        self._scheduled = True  # so that `cancel` tells the loop
+        self.sleep: asyncio.Future[Any] | None = None
+
+
+def _refusing(name: str) -> Callable[..., NoReturn]:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise NotDeterministicError(
+            f"a durable handler awaited something outside of a step ({name}); put it into a function of its own and `await ctx.run(name, function, …)`"
+        )
+
+    return refuse
+
+
+for _name in _OUTSIDE:
+    setattr(ReplayLoop, _name, _refusing(_name))
