@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from handlers_sdk.asgi import App
+    from handlers_sdk.bulk import BulkAction, BulkCancelReplayOpts, RunFilter
     from handlers_sdk.conditions import OrGroup, ParentCondition, SleepCondition, UserEventCondition, or_
     from handlers_sdk.config import ClientConfig
     from handlers_sdk.context import Accepted, Context, WorkerInfo
@@ -37,11 +38,14 @@ if TYPE_CHECKING:
         TaskOutputError,
         TaskRunError,
     )
-    from handlers_sdk.events import BulkPushEventWithMetadata, Event
+    from handlers_sdk.events import BulkPushEventWithMetadata, Event, EventRun, V1Event, V1EventList
+    from handlers_sdk.filters import DefaultFilter, V1Filter, V1FilterList, V1UpdateFilterRequest
     from handlers_sdk.handlers import Handlers
+    from handlers_sdk.log_lines import V1LogLine, V1LogLineList
     from handlers_sdk.logs import TaskLogHandler
     from handlers_sdk.outcomes import Response
     from handlers_sdk.refs import WorkflowRunRef
+    from handlers_sdk.retries import Retry
     from handlers_sdk.runnables import Runnable
     from handlers_sdk.runs import Attempt, Run, RunList, TaskRun
     from handlers_sdk.scheduled import (
@@ -66,9 +70,11 @@ if TYPE_CHECKING:
         V1WebhookSourceName,
     )
     from handlers_sdk.workflow import Standalone, Task, Workflow
+    from handlers_sdk.workflows import RegisteredWorkflow, WorkflowList, WorkflowVersion
 
 _HOMES: Final = {
     "asgi": ("App",),
+    "bulk": ("BulkAction", "BulkCancelReplayOpts", "RunFilter"),
     "conditions": ("OrGroup", "ParentCondition", "SleepCondition", "UserEventCondition", "or_"),
     "config": ("ClientConfig",),
     "context": ("Accepted", "Context", "WorkerInfo"),
@@ -96,11 +102,14 @@ _HOMES: Final = {
         "TaskOutputError",
         "TaskRunError",
     ),
-    "events": ("BulkPushEventWithMetadata", "Event"),
+    "events": ("BulkPushEventWithMetadata", "Event", "EventRun", "V1Event", "V1EventList"),
+    "filters": ("DefaultFilter", "V1Filter", "V1FilterList", "V1UpdateFilterRequest"),
     "handlers": ("Handlers",),
+    "log_lines": ("V1LogLine", "V1LogLineList"),
     "logs": ("TaskLogHandler",),
     "outcomes": ("Response",),
     "refs": ("WorkflowRunRef",),
+    "retries": ("Retry",),
     "runnables": ("Runnable",),
     "runs": ("Attempt", "Run", "RunList", "TaskRun"),
     "scheduled": (
@@ -125,6 +134,7 @@ _HOMES: Final = {
         "V1WebhookSourceName",
     ),
     "workflow": ("Standalone", "Task", "Workflow"),
+    "workflows": ("RegisteredWorkflow", "WorkflowList", "WorkflowVersion"),
 }
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -134,6 +144,8 @@ __all__ = [
     "ApiUnreachableError",
     "App",
     "Attempt",
+    "BulkAction",
+    "BulkCancelReplayOpts",
     "BulkPushEventWithMetadata",
     "BulkTriggerError",
     "CancelledRunError",
@@ -143,12 +155,14 @@ __all__ = [
     "CronTrigger",
     "CronWorkflows",
     "CronWorkflowsList",
+    "DefaultFilter",
     "Depends",
     "Dispatcher",
     "DispatcherError",
     "Duration",
     "EmptyModel",
     "Event",
+    "EventRun",
     "EventsLostError",
     "FailedTaskRunExceptionGroup",
     "Handlers",
@@ -161,9 +175,12 @@ __all__ = [
     "OrGroup",
     "ParentCondition",
     "Priority",
+    "RegisteredWorkflow",
     "Response",
+    "Retry",
     "RetryableException",
     "Run",
+    "RunFilter",
     "RunList",
     "Runnable",
     "ScheduleTriggerWorkflowOptions",
@@ -182,6 +199,13 @@ __all__ = [
     "TaskRunError",
     "TriggerWorkflowOptions",
     "UserEventCondition",
+    "V1Event",
+    "V1EventList",
+    "V1Filter",
+    "V1FilterList",
+    "V1LogLine",
+    "V1LogLineList",
+    "V1UpdateFilterRequest",
     "V1Webhook",
     "V1WebhookAPIKeyAuth",
     "V1WebhookBasicAuth",
@@ -193,8 +217,10 @@ __all__ = [
     "V1WebhookSourceName",
     "WorkerInfo",
     "Workflow",
+    "WorkflowList",
     "WorkflowRunRef",
     "WorkflowRunTriggerConfig",
+    "WorkflowVersion",
     "or_",
 ]
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from handlers_sdk.api import Api
 from handlers_sdk.errors import ConfigError
-from handlers_sdk.listing import moment
+from handlers_sdk.listing import Params, given, moment
 from handlers_sdk.schemas import dump_json
 
 BulkKind = Literal["cancel", "replay"]
+# What an action is for where no status is named.
+_USUAL: Final[dict[BulkKind, tuple[str, ...]]] = {
+    "cancel": ("queued", "running", "waiting", "pending_retry", "blocked"),
+    "replay": ("failed", "cancelled"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,18 @@ class RunFilter:
             "parent_run_id": self.parent_run_id,
         }
         return {name: value for name, value in named.items() if value is not None}
+
+    def query(self, api: Api, kind: BulkKind, workflow: str | None) -> Params:
+        """The same runs as a list is asked for them, those of one workflow."""
+        return given(
+            since=moment(self.since),
+            until=moment(self.until),
+            status=list(self.statuses or _USUAL[kind]),
+            workflow=api.config.namespaced(workflow) if workflow is not None else None,
+            metadata=[f"{key}:{value}" for key, value in (self.additional_metadata or {}).items()] or None,
+            event_id=self.triggering_event_external_id,
+            parent_run_id=self.parent_run_id,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from handlers_sdk.filters import DefaultFilter, FiltersClient
 from handlers_sdk.function import HandlerFunction, WorkerThreads
 from handlers_sdk.handlers import Handlers
 from handlers_sdk.lifespan import Lifespan, LifespanFn
+from handlers_sdk.log_lines import LogsClient
 from handlers_sdk.logs import TaskLogHandler
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.refs import WorkflowRunRef
@@ -45,6 +46,7 @@ from handlers_sdk.stubs import Stubs
 from handlers_sdk.verification import verifier_for
 from handlers_sdk.webhooks import WebhooksClient
 from handlers_sdk.workflow import Served, Standalone, Workflow
+from handlers_sdk.workflows import WorkflowsClient
 
 I = TypeVar("I")  # noqa: E741 - the input
 
@@ -60,6 +62,8 @@ class Dispatcher:
         self.event = EventClient(self._api)
         self.runs = RunsClient(self._api)
         self.filters = FiltersClient(self._api)
+        self.workflows = WorkflowsClient(self._api)
+        self.logs = LogsClient(self._api)
         self.cron = CronClient(self._api)
         self.scheduled = ScheduledClient(self._api)
         self.callbacks = CallbacksClient(self._api)

@@ -11,6 +11,7 @@ from typing import Any, Final, Generic, Literal, TypedDict, TypeVar, Unpack, ove
 from handlers_sdk.api import Api
 from handlers_sdk.durations import Duration
 from handlers_sdk.errors import BulkTriggerError, DispatcherError
+from handlers_sdk.filters import FiltersClient, V1Filter
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.refs import WorkflowRunRef
 from handlers_sdk.runs import Run, RunList, RunsClient, ended_run
@@ -45,6 +46,11 @@ class Runnable(Timed[I], Generic[I, T]):
     @property
     def name(self) -> str:
         """The workflow's name as the dispatcher knows it, namespace included."""
+        return self._name
+
+    @property
+    def id(self) -> str:
+        """What clients that take a workflow's id name it by: its name."""
         return self._name
 
     # ---- one run
@@ -211,6 +217,16 @@ class Runnable(Timed[I], Generic[I, T]):
     ) -> RunList:
         """One page of this workflow's runs, newest first."""
         return await RunsClient(self._api).aio_list(since, until, statuses, self._name, additional_metadata, limit=limit, cursor=cursor)
+
+    # ---- which events start it
+
+    def create_filter(self, expression: str, scope: str, payload: Mapping[str, Any] | None = None) -> V1Filter:
+        """Make a filter: events in its scope start a run when the expression holds. ApiError when there is the same already."""
+        return FiltersClient(self._api).create(self._name, expression, scope, payload)
+
+    async def aio_create_filter(self, expression: str, scope: str, payload: Mapping[str, Any] | None = None) -> V1Filter:
+        """Make a filter: events in its scope start a run when the expression holds. ApiError when there is the same already."""
+        return await FiltersClient(self._api).aio_create(self._name, expression, scope, payload)
 
     # ---- inside
 

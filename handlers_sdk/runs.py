@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from handlers_sdk.api import Api
 from handlers_sdk.errors import ApiError, CancelledRunError, FailedTaskRunExceptionGroup, TaskRunError
 from handlers_sdk.portal import PORTAL
+from handlers_sdk.run_actions import RunActions
 from handlers_sdk.streams import StreamChunks, StreamEvents
 
 WAIT_SECONDS: Final = 30
@@ -122,8 +123,8 @@ async def ended_run(api: Api, run: Run) -> Run:
     return run
 
 
-class RunsClient:
-    """`dispatcher.runs`: what has become of runs. Every method has an `aio_` face."""
+class RunsClient(RunActions):
+    """`dispatcher.runs`: what has become of runs, cancelling and replaying them. Every method has an `aio_` face."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -200,6 +201,22 @@ class RunsClient:
         """One page of runs, newest first, that match all filters."""
         filters = self._filters(since, until, statuses, workflow, additional_metadata, event_id, limit, cursor)
         return await PORTAL.aio_call(self._list(filters))
+
+    def get_task_run(self, task_run_id: str) -> TaskRun:
+        """A task run with its attempts, by its `tsk_…` id."""
+        return PORTAL.call(self._task_run(task_run_id))
+
+    async def aio_get_task_run(self, task_run_id: str) -> TaskRun:
+        """A task run with its attempts, by its `tsk_…` id."""
+        return await PORTAL.aio_call(self._task_run(task_run_id))
+
+    async def _task_run(self, task_run_id: str) -> TaskRun:
+        ulid = task_run_id.removeprefix("tsk_").partition("-")[0]
+        run = await fetch_run(self._api, f"run_{ulid}")
+        for task in run.tasks:
+            if task.id == task_run_id:
+                return task
+        raise ApiError(404, {"title": "Not found", "code": "not_found", "detail": f"run {run.id} has no task run {task_run_id}"})
 
     async def _list(self, filters: dict[str, str | int | Sequence[str]]) -> RunList:
         _, body = await self._api.request("GET", "/v1/runs", params=filters, repeatable=True)
