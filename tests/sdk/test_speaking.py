@@ -255,23 +255,12 @@ async def test_losing_everything_at_the_end_is_logged(api: FakeApi, dispatcher: 
 
 async def test_an_overfull_queue_loses_and_says_so(api: FakeApi, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("handlers_sdk.channel.EVENTS_WAITING_MAX", 10)
-    hold = threading.Event()
-    first = threading.Event()
-
-    def slow(asked: Asked) -> tuple[int, Any]:
-        first.set()
-        hold.wait(30)
-        return 200, {"ok": True}
-
-    api.answer = slow
 
     @dispatcher.task()
     async def talk(input: EmptyModel, ctx: Context) -> int:
-        ctx.log("first")
-        await asyncio.to_thread(first.wait, 30)
+        await ctx.aio_log("first", raise_on_error=True)
         for n in range(30):
-            ctx.log(str(n))
-        hold.set()
+            ctx.log(str(n))  # nothing is posted before the loop has its turn
         with pytest.raises(EventsLostError) as caught:
             await asyncio.wrap_future(ctx._control.flushed())
         return caught.value.lost
