@@ -1,10 +1,11 @@
 """`make bench`: what a run costs, in time and in processor time, beside a peer if one is named.
 
-    python -m tests.bench [--phases abe,flat] [--rounds 3] [--runs 2000] [--quick]
+    python -m tests.bench [--phases abe,flat,graphs] [--rounds 3] [--runs 2000] [--quick]
 
 PEER=restate measures that peer in the same rounds; PEERS_HOME says where its scripts are. Loads:
 (a) runs each triggered by its own call, 32 in flight; (b) ten triggers a second, waiting for results; (e) triggers in bulk;
 (flat) the same with 100,000 runs queued and 1,000,000 finished. Each with batches and with one POST per run.
+(graphs) a chain of 200 tasks, a fan of 1,000, and many diamonds of 4, where a task counts as a run does.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import flat, loads, peer, report
+from tests.bench import flat, graphs, loads, peer, report
 from tests.bench.loads import Measured
 from tests.bench.peer import PeerMeasured
 from tests.bench.system import System, running, workspace
@@ -30,18 +31,19 @@ FLAVOURS = ("batched", "single")
 class Plan:
     """How much of each. `bulk_runs` is the size of (e), `queued` and `finished` what (flat) fills the store with."""
 
-    phases: str = "abe,flat"
+    phases: str = "abe,flat,graphs"
     rounds: int = 3
     runs: int = 2_000
     seconds: float = 8.0
     bulk_runs: int = 30_000
     queued: int = 100_000
     finished: int = 1_000_000
+    diamonds: int = 500
     signatures: str = "v1a"
     peer: str = ""
 
 
-QUICK = Plan("abe,flat", rounds=1, runs=150, seconds=0.5, bulk_runs=1_500, queued=700, finished=1_000)
+QUICK = Plan(rounds=1, runs=150, seconds=0.5, bulk_runs=1_500, queued=700, finished=1_000, diamonds=20)
 
 
 @dataclass(slots=True)
@@ -77,6 +79,9 @@ class Bench:
                 self._keep(await loads.latency(system, flavour, self.plan.seconds))
             if "e" in self.plan.phases.split(",")[0]:
                 self._keep(await loads.bulk(system, flavour, self.plan.bulk_runs if flavour == "batched" else self.plan.bulk_runs // 3))
+        if "graphs" in self.plan.phases.split(","):
+            for load in graphs.loads(self.plan.diamonds):
+                self._keep(await graphs.measure(system, load))
 
     async def _flat(self, system: System) -> None:
         await loads.warm_up(system, flat.BACKLOG)

@@ -1,4 +1,5 @@
-"""The endpoint: an SDK app twice, under /batched as the SDK offers it and under /single with batches taken out of its manifest.
+"""The endpoint: an SDK app twice, under /batched as the SDK offers it and under /single with batches taken out of its manifest; and
+workflows of several tasks, under /graphs.
 
 Run as `uvicorn --factory tests.bench.endpoint:create`. BENCH_SINK is where its handlers say that they ran.
 """
@@ -7,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -17,11 +19,34 @@ from tests.bench.sink import Emitter
 
 SLOTS = 5_000
 FLAVOURS = ("batched", "single", "backlog")
+GRAPHS = "graphs"
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A workflow of several tasks: the parents of each."""
+
+    workflow: str
+    label: str
+    parents: Mapping[str, Sequence[str]]
+
+
+_CHAIN = {f"t{n}": [f"t{n - 1}"] if n else [] for n in range(200)}
+_FAN = {"first": [], **{f"m{n}": ["first"] for n in range(1_000)}, "last": [f"m{n}" for n in range(1_000)]}
+_DIAMOND = {"top": [], "left": ["top"], "right": ["top"], "bottom": ["left", "right"]}
+SHAPES = {
+    shape.workflow: shape
+    for shape in (
+        Shape("graph-chain", "chain of 200", _CHAIN),
+        Shape("graph-fan", "fan of 1,000", _FAN),
+        Shape("graph-diamond", "diamond of 4", _DIAMOND),
+    )
+}
 
 
 class Ping(BaseModel):
@@ -40,6 +65,23 @@ def noop(flavour: str, emitter: Emitter) -> Application:
         return {"id": input.id}
 
     return dispatcher.app(workflows=[task], slots=SLOTS)
+
+
+def graphs(emitter: Emitter) -> Application:
+    """An app with workflows of several tasks, each of which says that it ran."""
+    dispatcher = Dispatcher()
+    workflows = []
+    for shape in SHAPES.values():
+        workflow = dispatcher.workflow(name=shape.workflow, input_validator=Ping)
+        for name, parents in shape.parents.items():
+
+            @workflow.task(name=name, parents=list(parents))
+            async def task(input: Ping, ctx: Context) -> dict[str, str]:
+                emitter.emit(f"{input.id}.{ctx.task_name}")
+                return {"id": input.id}
+
+        workflows.append(workflow)
+    return dispatcher.app(workflows=workflows, slots=SLOTS)
 
 
 def without_batches(app: Application) -> Application:
@@ -77,6 +119,7 @@ def create() -> Application:
     emitter = Emitter(os.environ["BENCH_SINK"])
     apps = {flavour: noop(flavour, emitter) for flavour in FLAVOURS}
     apps["single"] = without_batches(apps["single"])
+    apps[GRAPHS] = graphs(emitter)
 
     async def route(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         await apps[scope["path"].strip("/")](scope, receive, send)

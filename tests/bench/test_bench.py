@@ -22,6 +22,7 @@ async def test_every_load_runs_every_run_exactly_once(tmp_path: Path) -> None:
     assert {
         f"{phase} {flavour} with {what}" for phase in "ab" for flavour in FLAVOURS for what in ("700 queued", "1,000 finished")
     } <= loads
+    assert {"graphs chain of 200", "graphs fan of 1,000", "graphs 20 × diamond of 4"} <= loads
     assert [cost.queued for cost in session.claims] == [100, 700]
     about = report.machine(postgres)
     found = session.lines(), session.claims, session.idle, about
