@@ -39,6 +39,7 @@ _FIELD: Final = re.compile(r"[0-9A-Za-z*/,\-?#]+", re.ASCII)
 _WORD: Final = re.compile(r"[A-Za-z]+")
 _MONTHS: Final = frozenset(("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"))
 _WORDS: Final = _MONTHS | frozenset(("sun", "mon", "tue", "wed", "thu", "fri", "sat", "l", "w"))
+_SINGLE: Final = re.compile(r"(?<![\w#-])(\w+)-\1(?:/[0-9]+)?(?![\w#/-])", re.ASCII)  # `5-5`, which croniter takes for all the way round
 _STEP: Final = re.compile(r"/([0-9]+)")
 _MOST_STEP: Final = (59, 59, 23, 31, 12, 7)  # of seconds, minutes, hours, days, months, weekdays
 _UNTIL: Final = 2200  # the last year anything is reckoned for
@@ -57,7 +58,7 @@ class Cron:
     def __init__(self, text: str) -> None:
         self.text = text
         seconds, minutes, hours = text.split()[:3] if text.count(" ") == 5 else ("0", *text.split()[:2])
-        self._calendar = croniter(text, _EARLY, ret_type=datetime, second_at_beginning=True)
+        self._calendar = croniter(_SINGLE.sub(r"\1", text), _EARLY, ret_type=datetime, second_at_beginning=True)
         self.every_hour = set(self._calendar.expanded[1]) in ({"*"}, _HOURS)
         self.repeats = any(field.startswith("*") for field in (seconds, minutes, hours)) or self.every_hour
 
