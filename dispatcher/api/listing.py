@@ -17,6 +17,7 @@ import msgspec
 
 from dispatcher.api.decoding import EARLIEST, LATEST
 from dispatcher.api.edge import Answer, json_answer
+from dispatcher.engine.search import Query, SearchRefused, parse
 from dispatcher.errors import problem
 
 T = TypeVar("T")
@@ -36,6 +37,17 @@ class PageQuery(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     limit: Limit = DEFAULT_LIMIT
     cursor: Cursor | None = None
+
+
+SearchText = Annotated[str, msgspec.Meta(max_length=1000, description='words, "phrases" and path:value, all of which bodies must hold')]
+
+
+def search_query(text: str) -> Query:
+    """What a search text asks for. Raises Problem for one that asks for nothing, or too much."""
+    try:
+        return parse(text)
+    except SearchRefused as refused:
+        raise problem("invalid_value", f"q: {refused}", field="q") from None
 
 
 class _Cursor(msgspec.Struct, array_like=True, frozen=True):
@@ -88,7 +100,11 @@ def page(
         more = len(rows) > query.limit
     following = None
     if more and (shown or last is not None):
-        behind = key(shown[-1]) if last is None else last
-        text = msgspec.json.encode(_Cursor(_fingerprint(name, query), msgspec.Raw(msgspec.json.encode(behind))))
-        following = base64.urlsafe_b64encode(text).rstrip(b"=").decode()
+        following = cursor(name, query, key(shown[-1]) if last is None else last)
     return json_answer(200, {"rows": [show(row) for row in shown], "next_cursor": following})
+
+
+def cursor(name: str, query: PageQuery, behind: object) -> str:
+    """The cursor that goes on behind a key."""
+    text = msgspec.json.encode(_Cursor(_fingerprint(name, query), msgspec.Raw(msgspec.json.encode(behind))))
+    return base64.urlsafe_b64encode(text).rstrip(b"=").decode()

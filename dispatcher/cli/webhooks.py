@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import secrets
 import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +20,12 @@ from dispatcher.cli.output import Output, note, pairs
 if TYPE_CHECKING:
     from dispatcher.cli.client import Answer, Api
 
-STATUSES = ["accepted", "duplicate", "unrouted", "rejected", "handshake"]
+STATUSES = ["accepted", "duplicate", "unrouted", "rejected", "handshake", "filtering"]
+REPLAYABLE = ["accepted", "unrouted"]
 COLUMNS = ["name", "source", "url", "event_key_expression"]
 DELIVERY_COLUMNS = ["id", "status", "reason", "event_key", "event_id", "received_at"]
+_PART = 1_000
+_PART_SECONDS = 300.0
 _SHOWN = ["id", "name", "source", "url", "event_key_expression", "scope_expression", "filter_expression", "note", "sample.event_key"]
 
 
@@ -205,16 +212,35 @@ def deliveries(
 
 @webhooks.command()
 @click.argument("name")
-@click.argument("delivery", nargs=-1, required=True)
+@click.argument("delivery", nargs=-1)
+@click.option("-s", "--status", type=click.Choice(REPLAYABLE), multiple=True, help="Instead of DELIVERY: all with this status; repeatable.")
+@click.option("--reason", multiple=True, help="Of those only these, such as filtered; repeatable.")
+@click.option("--since", type=Moment(), help="Only those received since: RFC 3339, or 1h for the last hour.")
+@click.option("--until", type=Moment(), help="Only those received before.")
 @asks_server
-def replay(name: str, delivery: tuple[str, ...], api: Api, out: Output) -> None:
-    """Send deliveries through the expressions again, one event each."""
-    from dispatcher.cli.client import segment
-
-    for one in delivery:
-        answer = api.call("POST", _path(name, f"/deliveries/{segment(one)}/replay"))
-        row = answer.value
-        out.item(row, f"{one}  {row['status']}  {row['event_key'] or row['reason']}  {row['event_id'] or '-'}")
+def replay(
+    name: str,
+    delivery: tuple[str, ...],
+    status: tuple[str, ...],
+    reason: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    api: Api,
+    out: Output,
+) -> None:
+    """Send deliveries through the expressions again, one event each; exit 1 when some became none."""
+    chosen = {"status": written(list(status) or None), "reason": written(list(reason) or None)}
+    given = {**chosen, "since": written(since), "until": written(until), "key": written(secrets.token_hex(8))}
+    parts = [{"ids": written(list(delivery[at : at + _PART]))} for at in range(0, len(delivery), _PART)] or [{}]
+    failed = 0
+    for part in parts:
+        for answer in _parts(api, _path(name, "/replay"), {**given, **part}):
+            for row in answer["rows"]:
+                line = f"{row['delivery_id']}  {row['status']}  {row['event_key'] or row['reason']}  {row['event_id'] or '-'}"
+                out.item(row, line)
+            failed += answer["unrouted"] + answer["refused"]
+    if failed:
+        sys.exit(int(Exit.FAILURE))
 
 
 @webhooks.command()
@@ -224,13 +250,27 @@ def replay(name: str, delivery: tuple[str, ...], api: Api, out: Output) -> None:
 @asks_server
 def reroute(name: str, since: str | None, until: str | None, api: Api, out: Output) -> None:
     """Give every unrouted delivery to the expressions as they are now; exit 1 when some still find no place."""
-    answer = api.call("POST", _path(name, "/reroute"), body(since=written(since), until=written(until)), wait=600)
-    counts = answer.value
-    out.document(answer.text, [f"{counts['routed']} of {counts['matched']} routed"])
-    for reason, count in counts["errors"].items():
+    counts, errors = Counter[str](), Counter[str]()
+    for answer in _parts(api, _path(name, "/reroute"), {"since": written(since), "until": written(until)}):
+        counts.update({member: answer[member] for member in ("matched", "routed", "unrouted")})
+        errors.update(answer["errors"])
+    document = {**counts, "errors": dict(errors)}
+    out.document(json.dumps(document), [f"{counts['routed']} of {counts['matched']} routed"])
+    for reason, count in errors.items():
         note(f"{count} still fail: {reason}")
     if counts["unrouted"]:
         sys.exit(int(Exit.FAILURE))
+
+
+def _parts(api: Api, path: str, given: Mapping[str, str | None]) -> Iterator[dict[str, Any]]:
+    """The answers to a call that does so much at a time, until there is no more to do."""
+    cursor: str | None = None
+    while True:
+        answer = api.call("POST", path, body(**given, cursor=written(cursor)), wait=_PART_SECONDS)
+        yield answer.value
+        cursor = answer.value["next_cursor"]
+        if cursor is None:
+            return
 
 
 @webhooks.command()

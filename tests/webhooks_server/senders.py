@@ -83,7 +83,7 @@ class Senders:
 
     async def deliveries(self, name: str = "github", **params: Any) -> list[dict[str, Any]]:
         """What came, newest first."""
-        await self.world.services.webhooks.drain()
+        await self.world.services.webhooks.settled()
         answer = await self.http.get(f"/v1/webhooks/{name}/deliveries", params=params)
         assert answer.status_code == 200, answer.text
         rows: list[dict[str, Any]] = answer.json()["rows"]
@@ -91,6 +91,7 @@ class Senders:
 
     async def events(self) -> list[dict[str, Any]]:
         """Every event there is, newest first."""
+        await self.world.services.webhooks.settled()
         rows: list[dict[str, Any]] = (await self.http.get("/v1/events", params={"limit": 1000})).json()["rows"]
         return rows
 

@@ -38,7 +38,7 @@ def new_delivery(key: tuple[int, str], delivery_id: str, delivery: Delivery, req
         body_bytes=len(delivery.body),
         body_sha256=_digest(delivery),
         reason=delivery.reason or None,
-        detail=_storable(delivery.detail) or None,
+        detail=storable(delivery.detail) or None,
         sender_id=delivery.delivery_id,
         event_key=delivery.event_key,
         scope=delivery.scope,
@@ -53,7 +53,7 @@ def _digest(delivery: Delivery) -> bytes:
 
 def headers_text(headers: Mapping[str, str]) -> str:
     """Headers as a JSON object that Postgres can hold."""
-    return _storable(json.dumps(dict(headers), ensure_ascii=False)).replace("\\u0000", "\\ufffd")
+    return storable(json.dumps(dict(headers), ensure_ascii=False)).replace("\\u0000", "\\ufffd")
 
 
 def kept_query(request: Request, scheme: Scheme) -> str | None:
@@ -98,14 +98,14 @@ def _text(value: JsonValue) -> bytes:
 
 def _cleaned(value: JsonValue) -> JsonValue:
     if isinstance(value, str):
-        return _storable(value)
+        return storable(value)
     if isinstance(value, list):
         return [_cleaned(item) for item in value]
     if isinstance(value, dict):
-        return {_storable(name): _cleaned(item) for name, item in value.items()}
+        return {storable(name): _cleaned(item) for name, item in value.items()}
     return value
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Text that UTF-8 and Postgres can hold."""
     return _UNSTORABLE.sub(REPLACEMENT, text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -35,6 +34,10 @@ _SEALED: Final = problem(503, "key_unavailable", "Try again", "A secret of this 
 _RATE_LIMITED: Final = problem(429, "rate_limited", "Too many requests", "This webhook takes fewer requests a second.")
 
 
+Keys = tuple[tuple[str, str, timedelta], ...]
+"""(scope, key, how long): what must all be new."""
+
+
 @dataclass(frozen=True, slots=True)
 class Received:
     """What a request is answered, its record unless there were too many, and what became of it where it was stored."""
@@ -65,7 +68,6 @@ class _Storing:
         """
         if not self.hook.bucket.take(self.now):
             raise _TooMany
-        delivery = await filtered(self.hook, delivery)
         self.accepted, status = await self.receiver.store(self.hook, self.request, delivery, self.now)
         if self.accepted.duplicate:
             return Submitted("duplicate", self.accepted.id)
@@ -87,6 +89,8 @@ class Receiver:
         self._metrics = metrics
         self._ids = IdMaker()
         self.on_capture: Callable[[Hook, str], Awaitable[bool]] = _forget
+        self.on_filtering: Callable[[Hook, str], None] = lambda _hook, _delivery: None
+        self.on_stored: Callable[[Hook], None] = lambda _hook: None
 
     def new_id(self, now: datetime) -> str:
         """The id of a delivery; later ones sort behind earlier ones."""
@@ -172,30 +176,37 @@ class Receiver:
             self._notes.delivery(hook, row, now)
 
     async def store(self, hook: Hook, request: Request, delivery: Delivery, now: datetime) -> tuple[DeliveryAccepted, str]:
-        """Write a verified delivery, as unrouted where it cannot become an event; answers it with its status. Raises Problem."""
+        """Write a verified delivery, as unrouted where it cannot become an event; answers it with its status. Raises Problem.
+
+        A filter that goes through lists may take a while, so it has its say after the commit.
+        """
+        later = hook.filter_loops and delivery.status == "accepted"
+        delivery = replace(delivery, routed=False) if later else filtered(hook, delivery)
         row = new_delivery(hook.key, self.new_id(now), delivery, request, hook.source.scheme, now)
         if delivery.secret_index is not None:
             row.secret_number = hook.secrets[delivery.secret_index].number
-        accepted = await self.submit(hook, request, delivery, row, self._keys_of(hook, delivery))
-        if not accepted[0].duplicate:
-            self._metrics.deliveries[accepted[1]] += 1
-        else:
-            self._metrics.deliveries["duplicate"] += 1
-        return accepted
+        if later:
+            row.status = "filtering"
+        accepted, status = await self.submit(hook, request, delivery, row, self._keys_of(hook, delivery))
+        self._metrics.deliveries["duplicate" if accepted.duplicate else status] += 1
+        if later and not accepted.duplicate:
+            self.on_filtering(hook, accepted.id)
+        return accepted, status
 
-    async def submit(
-        self, hook: Hook, request: Request, delivery: Delivery, row: NewDelivery, keys: tuple[tuple[str, str, timedelta], ...]
-    ) -> tuple[DeliveryAccepted, str]:
+    async def submit(self, hook: Hook, request: Request, delivery: Delivery, row: NewDelivery, keys: Keys) -> tuple[DeliveryAccepted, str]:
         """Write a row and the event of a delivery in one commit; the row as unrouted where there can be no event. Raises Problem."""
-        event = self._event(hook, request, delivery, row)
+        event, body = self._event(hook, request, delivery, row), row.body
+        if event is not None and event.data is body and not row.routes_again:
+            row.body = None  # it is written once
         taken = (await self._intake.receive([DeliveryRequest(row, event, keys)]))[0]
         if isinstance(taken, Problem):
-            row.status, row.reason, row.detail = "unrouted", taken.code, taken.detail[:DETAIL_CHARS_MAX]
+            row.status, row.reason, row.detail, row.body = "unrouted", taken.code, taken.detail[:DETAIL_CHARS_MAX], body
             if row.routes_again:
                 raise taken
             taken = (await self._intake.receive([DeliveryRequest(row, None, keys)]))[0]
             if isinstance(taken, Problem):
                 raise taken
+        self.on_stored(hook)
         return taken, row.status
 
     def _event(self, hook: Hook, request: Request, delivery: Delivery, row: NewDelivery) -> EventRequest | None:
@@ -213,7 +224,7 @@ class Receiver:
         metadata = json.dumps({"webhook": hook.row.name, "webhook_delivery": row.first_id or row.id})
         return EventRequest(hook.tenant.id, kind, data, metadata, delivery.scope)
 
-    def _keys_of(self, hook: Hook, delivery: Delivery) -> tuple[tuple[str, str, timedelta], ...]:
+    def _keys_of(self, hook: Hook, delivery: Delivery) -> Keys:
         """What must be new: the sender's id for long, a body without an id for as long as a sender takes to repeat it."""
         scope = f"webhook {hook.row.id}"
         known = delivery.delivery_id is not None
@@ -226,15 +237,12 @@ async def _forget(_hook: Hook, _secret: str) -> bool:
     return False
 
 
-async def filtered(hook: Hook, delivery: Delivery) -> Delivery:
-    """The delivery as the filter of its webhook leaves it. One that loops does so in a thread: nobody else shall wait for it."""
+def filtered(hook: Hook, delivery: Delivery) -> Delivery:
+    """The delivery as the filter of its webhook leaves it."""
     if hook.filter is None or delivery.status != "accepted":
         return delivery
     try:
-        if hook.filter_loops:
-            passed = await asyncio.to_thread(hook.filter, delivery.input, delivery.headers)
-        else:
-            passed = hook.filter(delivery.input, delivery.headers)
+        passed = hook.filter(delivery.input, delivery.headers)
     except Exception as error:
         return replace(delivery, status="unrouted", routed=False, reason="filter_failed", detail=str(error)[:DETAIL_CHARS_MAX])
     return delivery if passed else replace(delivery, routed=False, reason="filtered")

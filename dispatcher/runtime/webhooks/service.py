@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 from dispatcher.clock import Clock
 from dispatcher.delivery import Courier
 from dispatcher.errors import problem
 from dispatcher.runtime.directory import Directory
-from dispatcher.runtime.intake import Intake
+from dispatcher.runtime.intake import DeliveryAccepted, Intake
 from dispatcher.runtime.metrics import Metrics
+from dispatcher.runtime.webhooks.arrivals import Arrivals
 from dispatcher.runtime.webhooks.deliveries import Deliveries
+from dispatcher.runtime.webhooks.filtering import Filtering
 from dispatcher.runtime.webhooks.management import Management
 from dispatcher.runtime.webhooks.notes import Notes
 from dispatcher.runtime.webhooks.receiver import Received, Receiver
@@ -24,6 +26,7 @@ from dispatcher.sealing import Sealer
 from dispatcher.settings import Settings
 from dispatcher.store.database import Database
 from webhooks import KeyCache, KeyRequest
+from webhooks.ingest import Status
 
 _PARTY = "webhooks"
 
@@ -65,14 +68,26 @@ class Webhooks:
         self.receiver = Receiver(intake, self.sources, self._notes, KeyCache(fetch), clock, settings, metrics)
         self.management = Management(database, self.sources, clock, settings, saved)
         self.deliveries = Deliveries(database, self.receiver, clock, settings)
+        self.arrivals = Arrivals(clock, timedelta(seconds=settings.poll))
+        self.receiver.on_stored = self.arrivals.came
+        self._filtering = Filtering(database, self.deliveries, self.sources)
         self.receiver.on_capture = self.management.capture
+        self.receiver.on_filtering = self._filtering.add
 
     async def refresh(self, now: datetime) -> None:
-        """Take note of what has changed."""
+        """Take note of what has changed, and of what other processes have left behind."""
         await self.sources.refresh(now)
+        await self._filtering.look(now)
 
     async def drain(self) -> None:
-        """Wait for what is being written down beside the way."""
+        """Wait for what is being written down beside the way; what waits for its filter is left to others."""
+        self.arrivals.close()
+        await self._filtering.stop()
+        await self._notes.drain()
+
+    async def settled(self) -> None:
+        """Wait for whatever is still to become of what was answered."""
+        await self._filtering.settled()
         await self._notes.drain()
 
     def url(self, slug: str, name: str) -> str:
@@ -99,4 +114,18 @@ class Webhooks:
         except NotSignable as error:
             raise problem("not_signable", str(error)) from None
         received = await self.receiver.receive(hook, signed)
+        if hook.filter_loops and received.accepted is not None and not received.accepted.duplicate:
+            received = await self._after_filter(hook, received, received.accepted)
         return Tested(received.response.status, received)
+
+    async def _after_filter(self, hook: Hook, received: Received, accepted: DeliveryAccepted) -> Received:
+        """What became of a delivery once its filter has had its say."""
+        stored = await self.deliveries.get(*hook.key, accepted.id)
+        if stored.status == "filtering":
+            became = await self.deliveries.route(hook, stored)
+            accepted = DeliveryAccepted(accepted.id, False, became.event_id, became.runs)
+            stored = await self.deliveries.get(*hook.key, accepted.id)
+        assert received.delivery is not None, "it was stored"
+        status: Status = "unrouted" if stored.status == "unrouted" else "accepted"
+        delivery = replace(received.delivery, status=status, reason=stored.reason or "", detail=stored.detail or "")
+        return replace(received, delivery=delivery, accepted=replace(accepted, event_id=stored.event_id))

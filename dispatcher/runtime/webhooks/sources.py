@@ -214,6 +214,10 @@ class Sources:
         self._hooks[slug, name] = fresh
         return fresh
 
+    def by_key(self, key: tuple[int, str]) -> Hook | None:
+        """The address of this (tenant, webhook)."""
+        return next((hook for hook in self._hooks.values() if hook.key == key), None)
+
     def open(self, tenant_id: int, row: WebhookSecretRow) -> str:
         """A secret's text, opened once. Raises SealError."""
         at = (tenant_id, row.sealed)

@@ -43,12 +43,13 @@ create table webhook_secrets (
 );
 
 -- One row per request worth remembering. `body` is as it came; only its beginning for a rejected one, nothing for a duplicate and
--- for a replay, which name in `first_id` the delivery that has it. What must happen once is claimed in `idempotency`.
+-- for a replay, which name in `first_id` the delivery that has it, and nothing where the data of its event is the same, byte for byte.
+-- `filtering` is stored and answered, and waits for its filter. What must happen once is claimed in `idempotency`.
 create table webhook_deliveries (
     tenant_id     int not null,
     webhook_id    text collate "C" not null,
     id            text collate "C" not null,
-    status        text not null check (status in ('accepted', 'duplicate', 'unrouted', 'rejected', 'handshake')),
+    status        text not null check (status in ('accepted', 'duplicate', 'unrouted', 'rejected', 'handshake', 'filtering')),
     reason        text,
     detail        text,
     method        text not null,
@@ -69,3 +70,4 @@ create table webhook_deliveries (
 create table webhook_deliveries_default partition of webhook_deliveries default;
 create index webhook_deliveries_webhook on webhook_deliveries (tenant_id, webhook_id, id);
 create index webhook_deliveries_unrouted on webhook_deliveries (tenant_id, webhook_id, id) where status = 'unrouted';
+create index webhook_deliveries_filtering on webhook_deliveries (received_at) where status = 'filtering';
