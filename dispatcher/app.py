@@ -28,30 +28,39 @@ from dispatcher.runtime.claims import Claims
 from dispatcher.runtime.crons import Crons
 from dispatcher.runtime.deliveries import Deliveries
 from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.durable import Durable
 from dispatcher.runtime.filters import Filters
+from dispatcher.runtime.gates import Gates
 from dispatcher.runtime.graphs import Graphs
 from dispatcher.runtime.intake import Intake
+from dispatcher.runtime.journals import Journals
 from dispatcher.runtime.keyring import Keyring
+from dispatcher.runtime.limits import Limits
 from dispatcher.runtime.membership import Membership
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.pausing import Pausing
+from dispatcher.runtime.rates import Rates
 from dispatcher.runtime.recorder import Recorder
 from dispatcher.runtime.registration import Registration
 from dispatcher.runtime.replays import Replays
 from dispatcher.runtime.schedules import Schedules
+from dispatcher.runtime.search import Search
 from dispatcher.runtime.services import Services
 from dispatcher.runtime.settlement import Settlement
 from dispatcher.runtime.signals import Signals
 from dispatcher.runtime.streams import Streams
 from dispatcher.runtime.timetable import Timetable
 from dispatcher.runtime.tokens import TokenMaker
+from dispatcher.runtime.turns import Turns
 from dispatcher.runtime.waiters import Waiters
+from dispatcher.runtime.waits import Waits
 from dispatcher.runtime.webhooks import Webhooks
 from dispatcher.sealing import Sealer, development_key, parse_master_key
 from dispatcher.settings import Settings, SettingsError
 from dispatcher.store import bulk as bulk_store
 from dispatcher.store import intake as intake_store
-from dispatcher.store import partitions, queue, registry, schedules, tasks
+from dispatcher.store import partitions, queue, rate_limits, registry, schedules, tasks
+from dispatcher.store import streams as streams_store
 from dispatcher.store.database import Database, DatabaseUnavailable
 from dispatcher.store.embedded import EmbeddedPostgres
 from dispatcher.store.migrate import migrate
@@ -62,7 +71,10 @@ DEFAULT_TENANT = "default"
 _BATCH = 1_000
 _PARTITION_DAYS = 7
 _MAINTENANCE = timedelta(minutes=10)
+_SEARCH = timedelta(seconds=10)  # between looks for rows to put into segments; while there are any, it goes on
+_GATES_KEPT = timedelta(hours=1)  # concurrency groups nobody is in
 _CLAIM_REST = 2.0  # claims may keep the database busy for a third of the time
+_GATES_REST = 1.0  # and gates for half of it
 _RECOUNT = timedelta(milliseconds=50)  # slots freed by callbacks are counted together, not one by one
 
 
@@ -85,6 +97,7 @@ class Runtime:
         self.services.streams.close()
         await self.loops["claim"].stop()
         await self.services.intake.drain()
+        await self.services.rates.drain()
         await self.services.webhooks.drain()
         try:
             async with asyncio.timeout(grace.total_seconds()):
@@ -176,6 +189,7 @@ class _Parts:
     settlement: Settlement
     signals: Signals
     graphs: Graphs
+    waits: Waits
 
 
 def _join(
@@ -196,30 +210,42 @@ def _join(
     recorder = Recorder(database, clock, settings, streams)
     settlement = Settlement(database, clock, waiters, signals, metrics, _BATCH)
     circuits = Circuits(database, directory, courier, signals, clock, settings)
-    deliveries = Deliveries(database, directory, capacity, courier, settlement, tokens, clock, settings, metrics, circuits, recorder)
+    journals = Journals(database, lambda: intake, clock, settings)
+    turns = Turns(database, directory, journals, clock, settings)
+    deliveries = Deliveries(
+        database, directory, capacity, courier, settlement, tokens, clock, settings, metrics, circuits, recorder, turns
+    )  # fmt: skip
+    waits = Waits(database, capacity, clock, settings)
     membership = Membership(database, directory, capacity, deliveries, settlement, signals, clock, settings, name)
-    intake = Intake(database, directory, capacity, settings, clock, metrics, deliveries.start, lambda: membership.id)
-    graphs = Graphs(database, directory, capacity, settlement, recorder, clock)
-    claims = Claims(database, directory, capacity, deliveries, metrics, lambda: membership.id, _BATCH)
-    registration = Registration(database, directory, keyring, courier, egress, signals, clock, settings)
     cancellation = Cancellation(database, directory, settlement, signals, clock, settings)
-    callbacks = Callbacks(database, directory, deliveries, settlement, recorder, signals, tokens, clock, settings)
+    gates = Gates(database, directory, capacity, cancellation, signals)
+    rates = Rates(database, capacity, clock, deliveries.start, lambda: membership.id)
+    intake = Intake(database, directory, capacity, settings, clock, metrics, rates.start, gates, lambda: membership.id)
+    graphs = Graphs(database, directory, capacity, settlement, recorder, clock)
+    claims = Claims(database, directory, capacity, rates.start, metrics, lambda: membership.id, _BATCH)
+    registration = Registration(database, directory, keyring, courier, egress, signals, clock, settings)
+    callbacks = Callbacks(database, directory, deliveries, settlement, recorder, signals, tokens, clock, settings, journals, turns)
     circuits.rediscover = registration.rediscover
     webhooks = Webhooks(database, directory, keyring.sealer, intake, courier, clock, settings, metrics, registration.changed)
     replays = Replays(database, directory, capacity, clock)
     services = Services(
         settings, clock, database, intake, waiters, cancellation, registration, callbacks, directory, metrics, settlement, capacity,
         webhooks,
+        durable=Durable(database, directory, capacity, journals, turns, settlement, tokens, replays, clock, settings),
         filters=Filters(database, directory, clock, settings, registration.changed),
         replays=replays,
         bulk=Bulk(database, replays, cancellation, signals, clock, settings),
         streams=streams,
+        search=Search(database, clock, settings),
         pausing=Pausing(database, directory, clock, registration.changed),
         crons=Crons(database, intake, clock, settings),
         schedules=Schedules(database, intake, clock, settings),
         timetable=Timetable(database, intake, settings),
+        gates=gates,
+        rates=rates,
+        limits=Limits(database, clock),
     )  # fmt: skip
-    return _Parts(services, membership, deliveries, capacity, claims, circuits, settlement, signals, graphs)
+    return _Parts(services, membership, deliveries, capacity, claims, circuits, settlement, signals, graphs, waits)
 
 
 async def _run(parts: _Parts, settings: Settings, clock: Clock, stack: AsyncExitStack) -> Runtime:
@@ -253,6 +279,7 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
         if promoted:
             loops["claim"].wake()
             parts.signals.send("ready")
+            services.gates.promoted(promoted)
         more = len(promoted) >= _BATCH
         more |= await membership.end_leases(now, _BATCH)
         more |= await membership.expire(now, _BATCH)
@@ -261,6 +288,16 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
 
     async def advance(now: datetime) -> datetime | None:
         return now if await parts.graphs.tick(now, _BATCH) else None
+
+    async def gates(now: datetime) -> datetime | None:
+        return now if await services.gates.tick(now, _BATCH) else None
+
+    async def rates(now: datetime) -> datetime | None:
+        more = await services.rates.tick(now, _BATCH)
+        return now if more else _later(await rate_limits.next_refill(database), now)
+
+    async def waits(now: datetime) -> datetime | None:
+        return now if await parts.waits.tick(now) else _later(await parts.waits.next_moment(), now)
 
     async def cancels(now: datetime) -> datetime | None:
         marked = await tasks.cancelling(database, membership.id)
@@ -290,6 +327,9 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
     async def bulk(now: datetime) -> datetime | None:
         return now if await services.bulk.tick(now) else None
 
+    async def search(now: datetime) -> datetime | None:
+        return now if await services.search.tick(now) else None
+
     async def probe(now: datetime) -> None:
         await parts.circuits.probe_due(now)
 
@@ -298,6 +338,9 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
         "timers": (timers, poll),
         "timetable": (services.timetable.tick, poll),
         "graphs": (advance, poll),
+        "waits": (waits, poll),
+        "gates": (gates, poll),
+        "rates": (rates, poll),
         "cancels": (cancels, poll),
         "deadlines": (deadlines, poll),
         "heartbeat": (heartbeat, beat),
@@ -306,10 +349,14 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
         "registry": (refresh, poll),
         "probe": (probe, poll),
         "bulk": (bulk, poll),
+        "search": (search, _SEARCH),
         "maintenance": (_Maintenance(services).tick, _MAINTENANCE),
     }
     loops = {name: Loop(name, tick, clock, every) for name, (tick, every) in ticks.items()}
     loops["claim"].rest = _CLAIM_REST
+    loops["search"].rest = _CLAIM_REST
+    services.search.on_wanted = loops["search"].wake
+    loops["gates"].rest = _GATES_REST
     return loops
 
 
@@ -352,11 +399,27 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
         parts.services.waiters.finished_ids(run_ids)
         parts.services.streams.finished_ids(run_ids)
 
+    services, wake_gates = parts.services, loops["gates"].wake
+    services.gates.wake = services.limits.on_gates = wake_gates
+    services.gates.on_ready = services.rates.on_ready = backlogged
+    services.gates.on_graphs = parts.graphs.hint
+    services.rates.on_parked = loops["rates"].wake_by
+    services.limits.on_rates = loops["rates"].wake
+    parts.deliveries.on_unsent = services.rates.unsent
+    parts.settlement.on_freed = services.gates.freed
+    parts.graphs.on_gated = services.gates.queued
+    parts.signals.on("gated", lambda _: services.gates.heard())
     parts.deliveries.on_deadline = loops["deadlines"].wake_by
     parts.services.callbacks.on_detached_end = lambda: loops["slots"].wake_by(parts.services.clock.now() + _RECOUNT)
     capacity.on_free = claim.wake
     parts.membership.on_capacity = claim.wake
     parts.settlement.on_requeued = requeued
+    parts.settlement.on_waits = services.durable.on_waits = loops["waits"].wake
+    parts.waits.on_ready = services.durable.on_ready = backlogged
+    parts.waits.on_graphs = parts.graphs.hint
+    parts.waits.cancel = services.cancellation.cancel
+    parts.graphs.on_armed = lambda _: loops["waits"].wake()
+    services.intake.on_awaited = lambda _: loops["waits"].wake()
     parts.settlement.on_task_over = parts.graphs.hint
     parts.services.intake.on_graphs = parts.graphs.hint
     parts.services.cancellation.on_graphs = parts.graphs.hint
@@ -382,7 +445,7 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
 
 @dataclass(slots=True)
 class _Maintenance:
-    """Partitions made and dropped, expired keys forgotten."""
+    """Partitions made and dropped, expired keys forgotten, places in gates counted again."""
 
     services: Services
 
@@ -394,5 +457,11 @@ class _Maintenance:
         while await schedules.prune(database, now - timedelta(days=settings.retention_days), _BATCH) >= _BATCH:
             pass
         while await intake_store.prune_keys(database, now, _BATCH) >= _BATCH:
+            pass
+        await self.services.search.prune(now, now - timedelta(days=settings.retention_days))
+        while await streams_store.prune(database, now - timedelta(days=settings.retention_days), _BATCH) >= _BATCH:
+            pass
+        await self.services.gates.audit(now, _GATES_KEPT, _BATCH)
+        while await rate_limits.prune(database, now, _BATCH) >= _BATCH:
             pass
         return None

@@ -9,9 +9,9 @@ import msgspec
 from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
-from dispatcher.api.decoding import moment
+from dispatcher.api.decoding import span
 from dispatcher.api.edge import Answer, Call, Route, json_answer
-from dispatcher.api.listing import PageQuery, page, position
+from dispatcher.api.listing import PageQuery, SearchText, page, position, search_query
 from dispatcher.api.metadata import REPLAY_OF, metadata_pairs, with_system_key
 from dispatcher.api.triggering import (
     EVENT,
@@ -45,6 +45,7 @@ class EventsQuery(PageQuery, forbid_unknown_fields=True, frozen=True):
     scope: str | None = None
     metadata: tuple[str, ...] = ()
     matched: bool | None = None
+    q: SearchText | None = None
 
 
 class EventPage(msgspec.Struct, frozen=True):
@@ -103,8 +104,11 @@ async def list_events(call: Call) -> Answer:
     query: EventsQuery = call.query
     before = position("events", query, str)
     metadata = has_metadata(metadata_pairs(query.metadata))
-    since, until = moment(query.since, "since"), moment(query.until, "until")
+    since, until = span(query.since, query.until)
     wanted = EventFilter(query.type, since, until, query.scope, metadata, query.matched)
+    if query.q is not None:
+        hits = await call.services.search.events(call.tenant_id, wanted, search_query(query.q), before, query.limit)
+        return page("events", query, hits.rows, show_event, lambda row: row.id, more=hits.last is not None, last=hits.last)
     found = await events.page(call.services.database, call.tenant_id, wanted, before, query.limit + 1)
     return page("events", query, found, show_event, lambda row: row.id)
 

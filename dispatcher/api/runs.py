@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from dispatcher.api.decoding import duration, one_of, span
 from dispatcher.api.edge import Answer, Call, Route, json_answer
-from dispatcher.api.listing import PageQuery, page, position
+from dispatcher.api.listing import PageQuery, SearchText, page, position, search_query
 from dispatcher.api.metadata import metadata_pairs
 from dispatcher.api.run_documents import RunView, show_run
 from dispatcher.api.triggering import RUN, RUNS, Moment, RunBody, RunsBody, check_count, decode_item, in_bulk, one_of_schemas, run_request
@@ -37,6 +37,7 @@ class RunsQuery(PageQuery, forbid_unknown_fields=True, frozen=True):
     event_id: str | None = None
     parent_run_id: str | None = None
     endpoint: str | None = None
+    q: SearchText | None = None
 
 
 class RunPage(msgspec.Struct, frozen=True):
@@ -130,6 +131,9 @@ async def list_runs(call: Call) -> Answer:
         parent_run_id=query.parent_run_id,
         endpoint=query.endpoint,
     )
+    if query.q is not None:
+        hits = await call.services.search.runs(call.tenant_id, wanted, search_query(query.q), before, query.limit)
+        return page("runs", query, hits.rows, show_summary, lambda row: row.id, more=hits.last is not None, last=hits.last)
     found = await runs.page(call.services.database, call.tenant_id, wanted, before, query.limit + 1)
     return page("runs", query, found, show_summary, lambda row: row.id)
 

@@ -11,13 +11,18 @@ from dispatcher.runtime.cancellation import Cancellation
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.crons import Crons
 from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.durable import Durable
 from dispatcher.runtime.filters import Filters
+from dispatcher.runtime.gates import Gates
 from dispatcher.runtime.intake import Intake
+from dispatcher.runtime.limits import Limits
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.pausing import Pausing
+from dispatcher.runtime.rates import Rates
 from dispatcher.runtime.registration import Registration
 from dispatcher.runtime.replays import Replays
 from dispatcher.runtime.schedules import Schedules
+from dispatcher.runtime.search import Search
 from dispatcher.runtime.settlement import Settlement
 from dispatcher.runtime.streams import Streams
 from dispatcher.runtime.timetable import Timetable
@@ -44,11 +49,16 @@ class Services:
     settlement: Settlement
     capacity: Capacity
     webhooks: Webhooks
+    durable: Durable
     filters: Filters
     replays: Replays
     bulk: Bulk
     streams: Streams
+    search: Search
     pausing: Pausing
     crons: Crons
     schedules: Schedules
     timetable: Timetable
+    gates: Gates
+    rates: Rates
+    limits: Limits

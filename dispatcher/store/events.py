@@ -38,6 +38,8 @@ class EventFilter:
     scope: str | None = None
     metadata: str | None = None
     matched: bool | None = None
+    floor: str | None = None
+    """The lowest id; others are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +151,13 @@ async def get(db: Database, tenant_id: int, event_id: str) -> EventRow | None:
 async def page(db: Database, tenant_id: int, wanted: EventFilter, before: str | None, limit: int) -> list[EventRow]:
     """Events that match, newest first, at most `limit`, all older than `before` where that is given."""
     upper = [text for text in (before, first_id("evt", wanted.until) if wanted.until else None) if text is not None]
-    lower = first_id("evt", wanted.since) if wanted.since else None
+    lower = [text for text in (wanted.floor, first_id("evt", wanted.since) if wanted.since else None) if text is not None]
     created = wanted.since - CLOCK_SKEW if wanted.since else None
     async with db.transaction() as conn:
         await conn.execute(PLAN_FOR_VALUES)
-        given = (tenant_id, wanted.type, min(upper, default=None), lower, created, limit, wanted.scope, wanted.metadata, wanted.matched)
-        return EVENTS.read(await conn.fetch(EVENTS.sql, *given))
+        place = (min(upper, default=None), max(lower, default=None), created, limit)
+        choice = (wanted.scope, wanted.metadata, wanted.matched)
+        return EVENTS.read(await conn.fetch(EVENTS.sql, tenant_id, wanted.type, *place, *choice))
 
 
 async def attempts(db: Database, tenant_id: int, event_id: str, after: tuple[str, int], limit: int, most_bytes: int) -> list[AttemptRun]:

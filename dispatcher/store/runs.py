@@ -112,6 +112,8 @@ class RunFilter:
     event_id: str | None = None
     parent_run_id: str | None = None
     endpoint: str | None = None
+    floor: str | None = None
+    """The lowest id; others are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +311,7 @@ async def page(db: Database, tenant_id: int, wanted: RunFilter, before: str | No
     statuses = None if wanted.statuses is None else list(wanted.statuses)
     asked = LIVE_STATUSES | FINAL_STATUSES if statuses is None else frozenset(statuses)
     upper = [text for text in (before, first_id("run", wanted.until) if wanted.until else None) if text is not None]
+    lower = [text for text in (wanted.floor, first_id("run", wanted.since) if wanted.since else None) if text is not None]
     async with db.transaction() as conn:
         await conn.execute(PLAN_FOR_VALUES)
         workflows = endpoint = None
@@ -321,7 +324,7 @@ async def page(db: Database, tenant_id: int, wanted: RunFilter, before: str | No
                 RUNS.sql,
                 tenant_id,
                 min(upper, default=None),
-                first_id("run", wanted.since) if wanted.since else None,
+                max(lower, default=None),
                 workflows,
                 wanted.event_id,
                 wanted.parent_run_id,

@@ -28,8 +28,8 @@ create index logs_written on logs (tenant_id, seq);
 create index logs_alarming on logs (tenant_id, seq) where level in ('warning', 'error', 'critical');
 
 -- What search knows without reading bodies: which words occur in a segment of a few hundred consecutive rows. Kept for the tenants that
--- search (`wanted_at`), made behind the writes. `words` are hashes of word and tenant. Runs that were not over when their segment was
--- made are `pending`: they are looked at one by one.
+-- search (`wanted_at`), made behind the writes. `words` are hashes of word and tenant; a `dense` segment has too many to keep them. Where
+-- a run that was not over when its segment was made (`pending`) has ended since, the segment is read as if nothing were known of it.
 create table search_indexes (
     tenant_id  int not null,
     kind       text not null check (kind in ('run', 'event')),
@@ -46,10 +46,14 @@ create table search_segments (
     upper_id  text collate "C" not null,
     words     int[] not null,
     pending   text[] not null default '{}',
+    dense     boolean not null default false,
     primary key (tenant_id, kind, lower_id)
 );
 create index search_segments_words on search_segments using gin (words);
 create index search_segments_pending on search_segments (tenant_id, kind, lower_id) where pending <> '{}';
+create index search_segments_dense on search_segments (tenant_id, kind, lower_id) where dense;
+
+create index events_metadata on events using gin (metadata jsonb_path_ops) where metadata is not null;
 
 -- Days a tenant's history is kept, where that is less than the server keeps. What is older is hidden at once and deleted behind.
 alter table tenants add column retention_days int check (retention_days > 0);
