@@ -29,6 +29,7 @@ from dispatcher.runtime.crons import Crons
 from dispatcher.runtime.deliveries import Deliveries
 from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.durable import Durable
+from dispatcher.runtime.explaining import Explaining
 from dispatcher.runtime.filters import Filters
 from dispatcher.runtime.gates import Gates
 from dispatcher.runtime.graphs import Graphs
@@ -244,6 +245,7 @@ def _join(
         gates=gates,
         rates=rates,
         limits=Limits(database, clock),
+        explaining=Explaining(database, directory, capacity),
     )  # fmt: skip
     return _Parts(services, membership, deliveries, capacity, claims, circuits, settlement, signals, graphs, waits)
 

@@ -53,6 +53,7 @@ CODES: Final[Mapping[str, Code]] = MappingProxyType({
     "endpoint_in_use": Code(409, "Endpoint still in use", "Wait until its runs are over, or repeat with force=true."),
     "rotation_in_progress": Code(409, "A rotation is in progress", "Wait until the old secret has ended, or cancel the rotation."),
     "no_rotation": Code(409, "No rotation is in progress", "There is nothing to cancel."),
+    "limit_failed": Code(422, "A limit cannot be told for this run", "Correct the input, or the expression the workflow declares."),
     "run_finished": Code(409, "The run is finished", "Nothing is left to change; GET the run for its result."),
     "filter_exists": Code(409, "Filter exists", "GET /v1/filters?workflow=… lists those there are."),
     "filter_declared": Code(409, "The workflow declares this filter", "Change default_filters of the workflow, and register it again."),
@@ -90,6 +91,17 @@ CODES: Final[Mapping[str, Code]] = MappingProxyType({
     # ---- an endpoint's side
     "stale_attempt": Code(409, "Another attempt owns this task", "Stop: what this attempt does is no longer recorded."),
     "task_ended": Code(410, "The task is over", "Stop: it finished, failed or was cancelled elsewhere."),
+    # ---- durable tasks
+    "log_conflict": Code(412, "The log has grown", "Compare with the entries of this answer: what is yours has been recorded before."),
+    "invalid_op": Code(422, "Not an operation that can be recorded", "Correct what the detail names; nothing of this append was stored."),
+    "too_many_ops": Code(422, "Too many operations at once", "Record them in several appends; DISPATCHER_TURN_OPS is the limit."),
+    "scope_closed": Code(422, "The scope is closed", "What a closed scope came to stands in its own entry; open another."),
+    "journal_too_long": Code(422, "The log would be too long", "Begin a new log with `continue`; DISPATCHER_JOURNAL_ENTRIES is the limit."),
+    "journal_too_large": Code(422, "The log would be too large", "Keep large values elsewhere; DISPATCHER_JOURNAL_BYTES is the limit."),
+    "not_durable": Code(409, "Not a durable task", "Only runs of durable tasks have a journal, an inbox and checkpoints."),
+    "not_blocked": Code(409, "Nothing is blocked", "GET the run: only a task that is blocked can be resumed."),
+    "inbox_closed": Code(409, "The inbox is closed", "The task takes no more messages: it closed its inbox, is ending, or is over."),
+    "unknown_node": Code(404, "No such node in the journal", "GET the journal: its entries have the ids that may be named."),
     # ---- discovery: why the signed GET gave no manifest; the detail says more than these titles
     "discovery_unreachable": _discovery("Endpoint not reachable", "Check that the URL answers from where the dispatcher runs."),
     "discovery_timeout": _discovery("Endpoint did not answer in time", "Check that the URL answers a GET within seconds."),

@@ -6,6 +6,7 @@ what an endpoint is registered with.
 
 from dispatcher.delivery.discovery import DiscoveryError, EndpointLimits, Manifest
 from dispatcher.delivery.egress import EgressPolicy, EgressRefused, check_url
+from dispatcher.delivery.envelope import rfc3339
 from dispatcher.delivery.exchange import CourierBounds
 from dispatcher.delivery.headers import HeaderRefused, check_headers
 from dispatcher.delivery.message import BatchLimits, Push, Receipt, Target
@@ -26,4 +27,5 @@ __all__ = [
     "Target",
     "check_headers",
     "check_url",
+    "rfc3339",
 ]

@@ -12,14 +12,14 @@ from datetime import timedelta
 from msgspec import Raw
 
 from dispatcher.delivery import failures
-from dispatcher.delivery.classify import Reading, Reply, classify, classify_result, media_type, too_large
+from dispatcher.delivery.classify import Reading, Reply, classify, classify_result, media_type, too_large, turned
 from dispatcher.delivery.deadline import Deadline
 from dispatcher.delivery.envelope import batch_body, parse_result, parse_results
 from dispatcher.delivery.exchange import Exchange, Sender
 from dispatcher.delivery.headers import joint_message_id
 from dispatcher.delivery.lines import LineTooLong
 from dispatcher.delivery.message import Push, Receipt, Target
-from dispatcher.engine.answers import Answer, Failed, Lost
+from dispatcher.engine.answers import Answer, Failed, Lost, Succeeded
 
 Settle = Callable[[int, Receipt], None]
 
@@ -46,9 +46,13 @@ class Ledger:
         index = self._places.get(result if isinstance(result, str) else result.id, -1)
         if index not in self._owed:
             return
-        answer: Answer = Failed("bad_response", "the result for this task is malformed")
-        if not isinstance(result, str):
+        answer: Answer | None = None
+        if self._pushes[index].turn is not None:
+            answer = turned(line, reading)
+        if answer is None and not isinstance(result, str):
             answer = classify_result(result, reading)
+        if answer is None or (self._pushes[index].turn is not None and isinstance(answer, Succeeded)):
+            answer = Failed("bad_response", "the result for this task is malformed")
         self._close(index, exchange.receipt(answer, bytes(line)))
 
     def rest(self, receipt: Receipt) -> None:

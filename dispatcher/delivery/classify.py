@@ -1,10 +1,12 @@
 """What an endpoint's answer means: pure, total, and the whole of the response table of handlers_sdk/PROTOCOL.md.
 
-`classify` takes a complete answer to one task, `classify_result` one result of a batch, `classify_event` the last line of a stream.
+`classify` takes a complete answer to one task, `classify_turn` one to a turn of a durable task, `classify_result` one result of a batch,
+`classify_event` the last line of a stream.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,21 +15,29 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import msgspec
+from msgspec import Raw
 
 from dispatcher.delivery.envelope import EventLine, ResultLine
 from dispatcher.engine.answers import (
     JSON,
     Accepted,
+    Again,
     Answer,
     Busy,
+    Continued,
     EndpointBroken,
     EndpointGone,
     Failed,
+    Mismatched,
     PlatformKilled,
     Pushback,
     Succeeded,
+    Suspended,
     TimedOut,
+    Turned,
 )
+from dispatcher.engine.journal import OpRefused, parse_reply, parse_wake
+from dispatcher.engine.journal import Reply as TurnReply
 from dispatcher.engine.strict_json import JsonRefused, check
 from handlers_sdk import wire
 
@@ -46,6 +56,8 @@ BROKEN: Final[Mapping[int, str]] = {
 PLATFORM_MARKERS: Final = ("x-vercel-error", "x-amz-cf-id", "x-amzn-errortype", "x-amz-apigw-id")
 """Headers of a hosting platform that answers in the place of the program it ended."""
 PLATFORM_WORDS: Final = (b"FUNCTION_INVOCATION_TIMEOUT", b"TIME_LIMIT", b"Task timed out after", b"Endpoint request timed out")
+HEADER_LOG: Final = "task-log"
+"""Whether the endpoint still had the part of the log it was not sent: `hit` or `miss`."""
 RETRY_LEAST: Final = timedelta(seconds=1)
 RETRY_MOST: Final = timedelta(hours=24)
 LEASE_MOST: Final = timedelta(days=30)
@@ -97,6 +109,66 @@ def classify(reply: Reply, reading: Reading) -> Answer:
     if 200 <= reply.status < 300:
         return _accepted(reply) if reply.status == 202 else _success(reply, reading)
     return _overridden(reply, reading) or _by_status(reply, reading)
+
+
+def classify_turn(reply: Reply, reading: Reading) -> Answer:
+    """The meaning of one answer to one turn of a durable task. Nothing is taken for one that does not carry the protocol's header."""
+    if not 200 <= reply.status < 300 or reply.status == 202:
+        return classify(reply, reading)
+    if not reply.whole:
+        return too_large(reading.limit)
+    answer = classify(reply, reading)
+    if isinstance(answer, EndpointBroken):
+        return answer
+    if wire.HEADER_PROTOCOL not in reply.headers:
+        return Failed("bad_turn", "the answer to a turn lacks the header task-protocol: something else than a handler has answered")
+    missed = reply.headers.get(HEADER_LOG, "").strip().lower() == "miss"
+    return turned(reply.body, reading, missed=missed) or Failed("bad_turn", "the answer to a turn is none: it needs a `status`")
+
+
+def turned(body: bytes | Raw, reading: Reading, *, missed: bool = False) -> Answer | None:
+    """A turn's answer read; None where it is no such thing."""
+    reply = parse_reply(body)
+    if reply is None:
+        return None
+    return Turned(reply.base, reply.ops, _then(reply, reading, missed))
+
+
+def _then(reply: TurnReply, reading: Reading, missed: bool) -> Answer:
+    """What a turn's answer means once its operations are recorded."""
+    match reply.status:
+        case "done":
+            return _json_output(reply.output, reading.limit)
+        case "failed":
+            error = _object(reply.error)
+            return _failure(error, reply.error, reply.retry, _clamped_ms(reply.retry_after_ms))
+        case "again":
+            return Again(grew=False, whole=missed, memory=_memory(reply, reading))
+        case "continue":
+            given = _json_output(reply.input or b"null", reading.limit)
+            return Continued(given.output) if isinstance(given, Succeeded) else given
+        case "mismatch":
+            detail = _storable(reply.at) if reply.at else None
+            return Mismatched(_mismatch(_object(reply.at)), detail)
+    try:
+        parse_wake(reply.wake)
+    except OpRefused as refused:
+        return Failed(refused.code, str(refused))
+    return Suspended(reply.wake, _memory(reply, reading))
+
+
+def _memory(reply: TurnReply, reading: Reading) -> bytes | None:
+    """What a task in state mode wants back. What cannot be kept is nothing: the turn's checks have refused it before as an output."""
+    if reply.state is None:
+        return None
+    kept = _json_output(reply.state, reading.limit)
+    return reply.state if isinstance(kept, Succeeded) else None
+
+
+def _mismatch(at: dict[str, Any]) -> str:
+    """Which node, what was recorded and what is asked, in words."""
+    node, expected, got = (json.dumps(at.get(name), ensure_ascii=False)[:500] for name in ("id", "expected", "got"))
+    return f"the code asks for something else than the log has: at {node} {expected} was recorded, {got} is asked for"
 
 
 def classify_result(line: ResultLine, reading: Reading) -> Answer:

@@ -48,7 +48,7 @@ class RunItem(msgspec.Struct):
 
 class _Head(msgspec.Struct):
     protocol: int
-    type: str
+    type: str | UnsetType
     audience: str
     api: str
 
@@ -114,7 +114,12 @@ _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def run_item(push: Push, version: str) -> bytes:
-    """One attempt as an item of a batch."""
+    """One attempt as an item of a batch. A turn says itself that it is one."""
+    item = _item(push, version)
+    return item if push.turn is None else b"%b,%b}" % (item[:-1], push.turn)
+
+
+def _item(push: Push, version: str) -> bytes:
     return _encode(
         RunItem(
             push.name,
@@ -143,7 +148,7 @@ def run_item(push: Push, version: str) -> bytes:
 
 def run_body(target: Target, push: Push) -> bytes:
     """One attempt on its own: the item, opened up and addressed."""
-    head = _encode(_Head(wire.PROTOCOL_VERSION, wire.PUSH_RUN, target.endpoint_id, target.api))
+    head = _encode(_Head(wire.PROTOCOL_VERSION, wire.PUSH_RUN if push.turn is None else UNSET, target.endpoint_id, target.api))
     return b"%b,%b" % (head[:-1], run_item(push, target.version)[1:])
 
 

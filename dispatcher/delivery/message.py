@@ -25,7 +25,8 @@ class Push:
 
     `name` is the handler's, `tenant` a slug, `deadline` in UTC. `raw` makes the body the input itself, with the rest in headers.
     `input`, `metadata`, `event`, `parents`, `errors` and `filter_payload` are JSON texts. The handler is told `timeout`; `patience` is
-    how long delivery waits, where whoever hands the push over ends it at a deadline that may still be moved.
+    how long delivery waits, where whoever hands the push over ends it at a deadline that may still be moved. `turn` makes it the turn of a
+    durable task: the members its envelope has beside a run's, `"type":"turn"` first among them.
     """
 
     task_id: str
@@ -49,6 +50,7 @@ class Push:
     errors: bytes | None = None
     filter_payload: bytes | None = None
     patience: timedelta | None = None
+    turn: bytes | None = None
     progress: Progress = field(default_factory=Progress)
 
     @property

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from dispatcher.clock import monotonic as process_time
 from dispatcher.delivery.batch import BatchDelivery, Settle
-from dispatcher.delivery.classify import Reply, classify, classify_event, too_large
+from dispatcher.delivery.classify import Reply, classify, classify_event, classify_turn, too_large
 from dispatcher.delivery.deadline import Deadline
 from dispatcher.delivery.discovery import Manifest, discover
 from dispatcher.delivery.dns import NameResolver
@@ -130,12 +130,13 @@ async def _deliver(exchange: Exchange, target: Target, push: Push, events: Event
     failure = await exchange.send(run_message_id(target, push.task_id), body, push)
     if failure is not None:
         return exchange.receipt(failure)
-    if exchange.streamed:
+    if exchange.streamed and push.turn is None:
         return await _read_stream(exchange, target, events)
     reply = await exchange.reply(target.response_limit)
     if not isinstance(reply, Reply):
         return exchange.receipt(reply)
-    return exchange.receipt(classify(reply, exchange.reading()), reply.body)
+    judge = classify if push.turn is None else classify_turn
+    return exchange.receipt(judge(reply, exchange.reading()), reply.body)
 
 
 async def _read_stream(exchange: Exchange, target: Target, events: Events) -> Receipt:

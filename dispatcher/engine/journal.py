@@ -559,3 +559,16 @@ def parse_reply(body: bytes | Raw) -> Reply | None:
         bytes(answer.input),
         bytes(answer.at),
     )
+
+
+def name_of(entry: bytes) -> str:
+    """An entry's id; empty for what is no entry."""
+    try:
+        return _named.decode(entry).id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+
+
+def is_asked(entry: bytes) -> bool:
+    """Whether an entry is an operation somebody asked for, and not what became of it."""
+    return _named.decode(entry).status == "pending"

@@ -6,9 +6,10 @@ becomes an answer like any other and is settled with a guard, so ten copies of o
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
@@ -17,16 +18,20 @@ import msgspec
 from dispatcher.clock import Clock
 from dispatcher.engine.answers import Answer, Failed, Succeeded
 from dispatcher.engine.attempts import Refused, extended, renewed, step
+from dispatcher.engine.journal import OpRefused
 from dispatcher.engine.strict_json import JsonRefused, check
-from dispatcher.errors import problem
-from dispatcher.ids import task_id
+from dispatcher.errors import Problem, problem
+from dispatcher.ids import created_at, task_id
 from dispatcher.runtime.deliveries import Deliveries
 from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.group_commit import QueueFull
+from dispatcher.runtime.journals import Journals, refusal
 from dispatcher.runtime.recorder import CallbackEvent, EventRefused, Recorder
 from dispatcher.runtime.settlement import Settled, Settlement
 from dispatcher.runtime.signals import Signals
-from dispatcher.runtime.tokens import TokenMaker
+from dispatcher.runtime.tokens import AttemptToken, TokenMaker
+from dispatcher.runtime.turns import Turns, after, as_turn
+from dispatcher.runtime.work import Turn
 from dispatcher.settings import Settings
 from dispatcher.store import runs, tasks
 from dispatcher.store.database import Database
@@ -42,14 +47,27 @@ _RETRY_MS = (1_000, 86_400_000)  # what a handler may ask for as the wait before
 
 
 class _Many(msgspec.Struct, frozen=True):
-    events: list[CallbackEvent]
+    events: list[msgspec.Raw]
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    type: str = ""
+
+
+class _Item(msgspec.Struct, frozen=True):
+    token: str
+    events: list[msgspec.Raw]
+
+
+class _Group(msgspec.Struct, frozen=True):
+    items: list[msgspec.Raw]
 
 
 def parse_events(body: bytes, content_type: str) -> list[CallbackEvent]:
     """One event, `{"events": […]}`, NDJSON, or curl's shorthand `{"done": …}`. Raises Problem invalid_json or invalid_event."""
     try:
         if content_type.partition(";")[0].strip().lower() == NDJSON:
-            events = [msgspec.json.decode(line, type=CallbackEvent) for line in body.split(b"\n") if line.strip()]
+            events = [_event(line) for line in body.split(b"\n") if line.strip()]
         else:
             events = _parse_object(body)
     except (msgspec.ValidationError, EventRefused) as error:
@@ -64,13 +82,20 @@ def parse_events(body: bytes, content_type: str) -> list[CallbackEvent]:
 def _parse_object(body: bytes) -> list[CallbackEvent]:
     members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     if "type" in members:
-        return [msgspec.json.decode(body, type=CallbackEvent)]
+        return [_event(body)]
     if "events" in members:
-        return msgspec.json.decode(body, type=_Many).events
+        return [_event(event) for event in msgspec.json.decode(body, type=_Many).events]
     word = next((w for w in _SHORTHANDS if w in members), None)
     if word is None:
         raise EventRefused('send {"type": "heartbeat"}, {"events": […]}, or a shorthand such as {"done": {…}}')
     return [_shorthand(word, members[word])]
+
+
+def _event(text: bytes | msgspec.Raw) -> CallbackEvent:
+    """One event. A turn's answer is kept as it came: its members mean other things than those of the same name elsewhere."""
+    if msgspec.json.decode(text, type=_Kind).type == "turn":
+        return CallbackEvent(type="turn", turn=msgspec.Raw(bytes(text)))
+    return msgspec.json.decode(text, type=CallbackEvent)
 
 
 def _shorthand(word: str, value: msgspec.Raw) -> CallbackEvent:
@@ -130,6 +155,8 @@ class Callbacks:
         tokens: TokenMaker,
         clock: Clock,
         settings: Settings,
+        journals: Journals,
+        turns: Turns,
     ) -> None:
         self._database = database
         self._directory = directory
@@ -140,15 +167,48 @@ class Callbacks:
         self._tokens = tokens
         self._clock = clock
         self._settings = settings
+        self._journals = journals
+        self._turns = turns
         self.on_detached_end: Callable[[], None] = lambda: None
 
     async def handle(self, token: str, body: bytes, content_type: str) -> tuple[int, dict[str, Any]]:
         """Take the events of one callback in order; answers (status, document). Raises Problem for all that is refused."""
+        speaker = self._speaker(token)
+        return await self._say(speaker, parse_events(body, content_type))
+
+    async def handle_group(self, body: bytes) -> list[tuple[int, dict[str, Any]]]:
+        """Take what several attempts have to say, each by its own token and as if it had called alone; appends are committed together."""
+        try:
+            items = msgspec.json.decode(body, type=_Group).items
+        except msgspec.ValidationError as error:
+            raise problem("invalid_event", str(error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise problem("invalid_json", f"the callbacks are not JSON: {error}") from None
+        if len(items) > _MOST_EVENTS:
+            raise problem("bulk_too_large", f"{len(items)} callbacks in one; at most {_MOST_EVENTS}")
+        return await asyncio.gather(*[self._handle_item(item) for item in items])
+
+    async def _handle_item(self, text: msgspec.Raw) -> tuple[int, dict[str, Any]]:
+        try:
+            try:
+                item = msgspec.json.decode(text, type=_Item)
+                speaker, events = self._speaker(item.token), [_event(event) for event in item.events]
+            except (msgspec.MsgspecError, EventRefused) as error:
+                raise problem("invalid_event", str(error)) from None
+            return await self._say(speaker, events)
+        except Problem as refused:
+            return refused.status, refused.document()
+
+    def _speaker(self, token: str) -> AttemptToken:
         speaker = self._tokens.read(token, int(self._clock.now().timestamp()))
         if speaker is None:
             raise problem("unauthorized", "the attempt token is forged, damaged or expired")
-        events = parse_events(body, content_type)
+        return speaker
+
+    async def _say(self, speaker: AttemptToken, events: Sequence[CallbackEvent]) -> tuple[int, dict[str, Any]]:
         key = (speaker.tenant_id, speaker.run_id, speaker.node)
+        if len(events) == 1 and events[0].type == "append":  # compared in the statement that writes it: nothing need be read before
+            return 200, await self._append(key, speaker.epoch, events[0])
         task = await tasks.load_one(self._database, key)
         for is_recorded, group in groupby(events, key=lambda event: event.type in _RECORDED):
             for some in [list(group)] if is_recorded else [[event] for event in group]:
@@ -202,10 +262,51 @@ class Callbacks:
             return await self._renew(task, by=self._extension(event))
         if event.type == "release_slot":
             return await self._renew(task, released=True)
+        if event.type == "append":
+            await self._append(task.guard().key, task.epoch, event)
+            return task
+        if event.type == "turn":
+            await self._turn(task, event)
+            return await tasks.load_one(self._database, task.guard().key)
         if event.type in ("done", "fail"):
             await self._finish(task, event)
             return await tasks.load_one(self._database, task.guard().key)
         raise problem("invalid_event", f"unknown event type {event.type!r}")
+
+    async def _append(self, key: TaskKey, epoch: int, event: CallbackEvent) -> dict[str, Any]:
+        """Operations of a durable task's turn."""
+        if event.base is None or event.base < 0:
+            raise problem("invalid_event", "append: `base` is how many entries of the log are known")
+        flight = self._deliveries.open.get(key)
+        leased_at = flight.assignment.started_at if flight is not None else created_at(key[1]) or self._clock.now()
+        try:
+            entries = self._journals.check(key, [bytes(op) for op in event.ops], leased_at)
+        except OpRefused as refused:
+            raise refusal(refused) from None
+        answer = await self._journals.append(key, epoch, event.base, entries)
+        reply: dict[str, Any] = {"ok": True, "len": answer.length, "lease_until": None, "cancel": None}
+        if answer.children:
+            reply["children"] = answer.children
+        if answer.task is None:
+            return {**reply, "duplicate": True}
+        task = answer.task
+        return {**reply, "lease_until": task.lease_until or task.deadline, "cancel": self._cancel(task.cancel_at, task.cancel_reason)}
+
+    async def _turn(self, task: LiveTask, event: CallbackEvent) -> None:
+        """The answer of a turn whose request was accepted with 202, or is still open."""
+        turned = as_turn(bytes(event.turn), int(self._clock.now().timestamp()), self._settings.max_response_bytes)
+        if turned is None:
+            raise problem("invalid_event", "turn: not an answer of a durable task's turn")
+        key = task.guard().key
+        flight = self._deliveries.open.get(key)
+        known = flight.assignment.turn if flight is not None else None
+        turn = known or Turn(b"", turned.base or 0, task.begun, task.cleanup)
+        length = await self._turns.record(key, task.epoch, task.started_at or self._clock.now(), turned, turn)
+        answer = length if not isinstance(length, int) else after(turned, turn, length)
+        current = await tasks.load_one(self._database, key)
+        if current is None or current.epoch != task.epoch or current.state != "running":
+            raise problem("stale_attempt", f"attempt {task.epoch} no longer owns the task")
+        await self._settle(current, answer, event)
 
     def _extension(self, event: CallbackEvent) -> timedelta:
         if event.ms is None or not 0 < event.ms <= self._settings.max_execution_timeout * 1000:
@@ -246,8 +347,10 @@ class Callbacks:
         self._signals.send("lease", f"{after.tenant_id}:{after.run_id}:{after.node}:{after.epoch}:{moment}:{int(after.slot_released)}")
 
     async def _finish(self, task: LiveTask, event: CallbackEvent) -> None:
+        await self._settle(task, as_answer(event, self._settings.max_response_bytes), event)
+
+    async def _settle(self, task: LiveTask, answer: Answer, event: CallbackEvent) -> None:
         workflow = await self._directory.workflow_version(task.tenant_id, task.workflow_id, task.workflow_version)
-        answer = as_answer(event, self._settings.max_response_bytes)
         change = step(task.rules(), workflow.policies[task.node], answer, self._clock.now())
         if isinstance(change, Refused):
             raise problem("stale_attempt", change.reason)
@@ -258,16 +361,16 @@ class Callbacks:
             return
         current = await tasks.load_one(self._database, task.guard().key)
         if current is not None and current.cancel_at is not None and task.cancel_at is None and current.epoch == task.epoch:
-            await self._finish(current, event)
+            await self._settle(current, answer, event)
         else:
             await self._too_late(task.guard().key, task.epoch, event, current)
 
     def _reply(self, task: LiveTask | None) -> dict[str, Any]:
         if task is None or task.state != "running":
             return {"ok": True, "lease_until": None, "cancel": None}
-        until = task.lease_until or task.deadline
-        cancel = None
-        if task.cancel_at is not None:
-            left = max(int((task.cancel_at - self._clock.now()).total_seconds() * 1000), 0)
-            cancel = {"reason": task.cancel_reason or "", "grace_ms": left}
-        return {"ok": True, "lease_until": until, "cancel": cancel}
+        return {"ok": True, "lease_until": task.lease_until or task.deadline, "cancel": self._cancel(task.cancel_at, task.cancel_reason)}
+
+    def _cancel(self, cancel_at: datetime | None, reason: str | None) -> dict[str, Any] | None:
+        if cancel_at is None:
+            return None
+        return {"reason": reason or "", "grace_ms": max(int((cancel_at - self._clock.now()).total_seconds() * 1000), 0)}

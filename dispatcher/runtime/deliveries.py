@@ -17,8 +17,21 @@ from typing import Any
 from dispatcher.clock import Clock
 from dispatcher.delivery import Courier, Push, Receipt
 from dispatcher.engine import health
-from dispatcher.engine.answers import Failed, Lost, Succeeded, TimedOut, Unreachable
-from dispatcher.engine.attempts import CancelEnforced, Event, Hold, Refused, TaskState, step
+from dispatcher.engine.answers import (
+    Accepted,
+    Again,
+    Continued,
+    Failed,
+    LocalFault,
+    Lost,
+    Mismatched,
+    Succeeded,
+    Suspended,
+    TimedOut,
+    Turned,
+    Unreachable,
+)
+from dispatcher.engine.attempts import CancelEnforced, Event, Hold, Refused, Requeue, TaskState, step
 from dispatcher.engine.definitions import format_duration
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.circuits import Circuits
@@ -29,16 +42,19 @@ from dispatcher.runtime.recorder import Recorder
 from dispatcher.runtime.settlement import Settled, Settlement
 from dispatcher.runtime.stream import Stream
 from dispatcher.runtime.tokens import TokenMaker
+from dispatcher.runtime.turns import Turns, after, pinned_answer
 from dispatcher.runtime.work import Assignment
 from dispatcher.settings import Settings
 from dispatcher.store import tasks
-from dispatcher.store.database import Database
+from dispatcher.store.database import Database, DatabaseUnavailable, is_transient
 from dispatcher.store.outcomes import AttemptFacts, Guard, Outcome, TaskKey
 
 _log = logging.getLogger(__name__)
 
 _ENVELOPE_BYTES = 1_000  # what the envelope adds to an input
 _LOOK_AGAIN = timedelta(seconds=1)
+_PROGRESS = (Succeeded, Suspended, Again, Continued, Mismatched, Accepted)  # answers that do not depend on how often a turn has failed
+_UNSENT = frozenset({"not_sent", "unreachable", "busy"})  # nothing of the handler has run
 TOKEN_GRACE = timedelta(days=1)  # a token outlives its deadline: handlers that were granted more time still hold it
 
 
@@ -64,6 +80,10 @@ class Flight:
     closed: bool = False
 
 
+async def _nothing(_assignment: Assignment) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class Deliveries:
     """All attempts this process has open, by task."""
@@ -79,19 +99,58 @@ class Deliveries:
     metrics: Metrics
     circuits: Circuits
     recorder: Recorder
+    turns: Turns
     on_deadline: Callable[[datetime], None] = lambda _moment: None
+    on_unsent: Callable[[Assignment], Coroutine[Any, Any, None]] = _nothing
     open: dict[TaskKey, Flight] = field(default_factory=dict)
     _deadlines: Deadlines[Flight] = field(default_factory=Deadlines)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def start(self, assignments: Sequence[Assignment]) -> None:
         """Send leased attempts: one request each, or in batches where the endpoint takes them. Their slots are already taken."""
-        batches: dict[tuple[int, str], list[Assignment]] = {}
+        plain = [assignment for assignment in assignments if not assignment.task.durable]
+        if len(plain) < len(assignments):
+            later = [a for a in assignments if a.task.durable and a.epoch > 1]
+            for assignment in assignments:
+                if assignment.task.durable and assignment.epoch == 1:
+                    self.turns.first(assignment)
+                    plain.append(assignment)
+            if later:
+                _ = self._spawn(self._open(later))
+        self._send(plain)
+
+    async def _open(self, assignments: list[Assignment]) -> None:
+        """Send turns of durable tasks once their logs are read. What cannot be sent is let go; the audit finds its lease."""
+        opened: list[Assignment] = []
+        places = {assignment.key: assignment.endpoint.place for assignment in assignments}
+        try:
+            opened = await self.turns.open(assignments)
+        except Exception as error:
+            if not (isinstance(error, DatabaseUnavailable) or is_transient(error)):
+                _log.exception("turns could not be opened")
+        finally:
+            for assignment in opened:
+                del places[assignment.key]
+            for place in places.values():
+                self.capacity.give_back(place)
+        self._send([a for a in opened if a.turn is None or a.turn.blocked is None])
+        for assignment in opened:
+            if assignment.turn is not None and assignment.turn.blocked is not None:
+                self._refuse(assignment, assignment.turn.blocked)
+
+    def _refuse(self, assignment: Assignment, reason: Mismatched) -> None:
+        """An attempt that is not sent."""
+        flight = Flight(assignment, self._push(assignment), Carrier(1, 1), 0)
+        self.open[assignment.key] = flight
+        self._end(flight, reason, AttemptFacts())
+
+    def _send(self, assignments: Sequence[Assignment]) -> None:
+        batches: dict[tuple[int, str, str], list[Assignment]] = {}
         for assignment in assignments:
             if assignment.endpoint.target.batch is None or assignment.task.raw:
                 self._carry([assignment])
             else:
-                batches.setdefault(assignment.endpoint.place, []).append(assignment)
+                batches.setdefault((*assignment.endpoint.place, assignment.endpoint.target.url), []).append(assignment)
         for batch in batches.values():
             for request in _requests(batch):
                 self._carry(request)
@@ -139,6 +198,7 @@ class Deliveries:
             parents=a.parents,
             errors=a.errors,
             filter_payload=a.filter_payload,
+            turn=a.turn.members if a.turn is not None else None,
         )
 
     async def _deliver(self, flights: list[Flight]) -> None:
@@ -166,8 +226,34 @@ class Deliveries:
         """What the courier brought back. Whatever was decided here before it came stands."""
         if flight.answered:
             return
+        turn, answer = flight.assignment.turn, receipt.answer
+        facts = AttemptFacts(receipt.http_status, receipt.latency_ms, receipt.response_excerpt)
+        if turn is not None and turn.elsewhere:
+            self._end(flight, pinned_answer(answer), facts)
+            return
         self._observe(flight, receipt)
-        self._end(flight, receipt.answer, AttemptFacts(receipt.http_status, receipt.latency_ms, receipt.response_excerpt))
+        if turn is not None and isinstance(answer, Turned):
+            self._turned(flight, answer, facts)
+        else:
+            self._end(flight, answer, facts)
+
+    def _turned(self, flight: Flight, answer: Turned, facts: AttemptFacts) -> None:
+        """A turn's answer counts once its operations are in the log."""
+        turn = flight.assignment.turn
+        assert turn is not None
+        if not answer.ops:
+            self._end(flight, after(answer, turn, turn.base if answer.base is None else answer.base), facts)
+            return
+        self._leave(flight)
+
+        async def recorded() -> None:
+            event: Event = LocalFault("unrecorded", "the turn's operations could not be recorded")
+            try:
+                event = await self.turns.take(flight.assignment, answer)
+            finally:
+                self._decide(flight, event, facts)
+
+        _ = self._spawn(recorded())
 
     def _give_up(self, flight: Flight, event: Event) -> None:
         """End an attempt from our side. The connection is closed once nobody else is waiting on it."""
@@ -178,11 +264,20 @@ class Deliveries:
         if flight.carrier.pending == 0 and flight.carrier.task is not None:
             flight.carrier.task.cancel()
 
-    def _end(self, flight: Flight, event: Event, facts: AttemptFacts) -> None:
+    def _leave(self, flight: Flight) -> None:
         flight.answered = True
         flight.carrier.pending -= 1
         self._deadlines.discard(flight, flight.bucket)
-        self._settle(flight, flight.assignment.rules(), flight.assignment.guard(), event, facts)
+
+    def _end(self, flight: Flight, event: Event, facts: AttemptFacts) -> None:
+        self._leave(flight)
+        self._decide(flight, event, facts)
+
+    def _decide(self, flight: Flight, event: Event, facts: AttemptFacts) -> None:
+        if flight.assignment.turn is not None and not isinstance(event, _PROGRESS):
+            self._revisit(flight, event, facts)  # how often it may fail depends on how far its log has come
+        else:
+            self._settle(flight, flight.assignment.rules(), flight.assignment.guard(), event, facts)
 
     def _settle(self, flight: Flight, state: TaskState, guard: Guard, event: Event, facts: AttemptFacts, *, again: bool = True) -> None:
         change = step(state, flight.assignment.workflow.policies[flight.assignment.node], event, self.clock.now())
@@ -192,19 +287,24 @@ class Deliveries:
         held = isinstance(change, Hold)
 
         def done(landed: bool) -> None:
+            if landed and flight.assignment.units_at is not None and isinstance(change, Requeue) and change.attempt in _UNSENT:
+                _ = self._spawn(self.on_unsent(flight.assignment))
             if landed or not again:
                 self._close(flight, detached=held and landed)
             else:
-                self._revisit(flight, event, facts)
+                self._revisit(flight, event, facts, tried=True)
 
         outcome = Outcome(guard, change, facts)
         _ = self.settlement.submit(Settled(outcome, flight.assignment.workflow, done, len(flight.assignment.input)))
 
-    def _revisit(self, flight: Flight, event: Event, facts: AttemptFacts) -> None:
-        _ = self._spawn(self._settle_again(flight, event, facts))
+    def _revisit(self, flight: Flight, event: Event, facts: AttemptFacts, *, tried: bool = False) -> None:
+        _ = self._spawn(self._settle_again(flight, event, facts, tried=tried))
 
-    async def _settle_again(self, flight: Flight, event: Event, facts: AttemptFacts) -> None:
-        """Once more, with the row as it is now: only if it is still this attempt's."""
+    async def _settle_again(self, flight: Flight, event: Event, facts: AttemptFacts, *, tried: bool) -> None:
+        """Once more, with the row as it is now: only if it is still this attempt's.
+
+        A wait that has been `tried` and does not land though nothing has happened to its task names what nobody can wait for.
+        """
         row = None
         try:
             row = await tasks.load_one(self.database, flight.assignment.key)
@@ -212,7 +312,9 @@ class Deliveries:
             if row is None or row.epoch != flight.assignment.epoch or row.state != "running":
                 self._close(flight, detached=False)
             else:
-                self._settle(flight, row.rules(), row.guard(), event, facts, again=False)
+                suspended = isinstance(event, Suspended) and row.cancel_at is None and tried
+                decided = Failed("unknown_wake", "the turn waits for operations that are not pending in this task") if suspended else event
+                self._settle(flight, row.rules(), row.guard(), decided, facts, again=not tried)
 
     def _close(self, flight: Flight, *, detached: bool) -> None:
         """Give back what an attempt held, once."""
@@ -236,9 +338,10 @@ class Deliveries:
         endpoint, answer = flight.assignment.endpoint, receipt.answer
         breaker = self.capacity.breakers.get(endpoint.place)
         as_known = receipt.version_seen in (None, endpoint.answers_as)
-        if breaker is None and isinstance(answer, Succeeded) and as_known and not endpoint.probes:
+        if breaker is None and isinstance(answer, Succeeded | Turned) and as_known and not endpoint.probes:
             return  # the rule for this, by far the most common case, is to change nothing
-        if flight.carrier.observed if receipt.shared else not isinstance(answer, Succeeded | Failed) and flight.carrier.size > 1:
+        told = isinstance(answer, Succeeded | Failed | Turned)
+        if flight.carrier.observed if receipt.shared else not told and flight.carrier.size > 1:
             return  # said once already, or by one task about itself alone
         flight.carrier.observed |= receipt.shared
         sighting = health.Sighting(answer, self.capacity.in_use.get(endpoint.place, 0), flight.assignment.started_at, self.clock.now())

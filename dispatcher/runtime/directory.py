@@ -19,6 +19,7 @@ from dispatcher.engine.admission import Place, Queue, place_of, queue_of
 from dispatcher.engine.attempts import Policy
 from dispatcher.engine.definitions import STORED, Definition, DefinitionError, Limits, TaskDefinition, parse_definition
 from dispatcher.engine.filters import Filter, FilterIndex, index
+from dispatcher.engine.flow import Plan
 from dispatcher.engine.graphs import Graph
 from dispatcher.engine.triggers import EventIndex
 from dispatcher.runtime.keyring import Keyring, Signers
@@ -48,6 +49,7 @@ class Workflow:
     schedule_ms: tuple[int, ...]
     execution_ms: tuple[int, ...]
     graph: Graph
+    plan: Plan | None = None
 
     @property
     def new_graph(self) -> str | None:
@@ -192,6 +194,7 @@ class Directory:
                 tuple(_millis(task.schedule_timeout) for task in parsed.tasks),
                 tuple(_millis(task.execution_timeout) for task in parsed.tasks),
                 Graph.of(parsed),
+                Plan.of(workflow_id, parsed),
             )
         return self._versions[key]
 
@@ -257,6 +260,11 @@ class Directory:
         """A tenant by its slug."""
         tenant_id = self.slugs.get(slug)
         return self.pictures[tenant_id].tenant if tenant_id in self.pictures else None
+
+    async def version_url(self, endpoint: Endpoint, version: str) -> str | None:
+        """Where a version of an endpoint is, the latest or not; None when it is no longer registered."""
+        rows = await registry.endpoint_versions(self.database, endpoint.tenant_id, endpoint.id)
+        return next((row.url for row in rows if row.version == version and row.retired_at is None), None)
 
     def endpoint(self, place: Place) -> Endpoint | None:
         """The endpoint at a place."""

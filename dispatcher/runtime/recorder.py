@@ -45,6 +45,9 @@ class CallbackEvent(msgspec.Struct, frozen=True):
     retry: bool | None = None
     retry_after_ms: int | None = None
     error: msgspec.Raw = msgspec.Raw(b"")
+    base: int | None = None
+    ops: list[msgspec.Raw] = []
+    turn: msgspec.Raw = msgspec.Raw(b"")
 
 
 class EventRefused(ValueError):  # noqa: N818 - reads as what happened

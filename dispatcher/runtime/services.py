@@ -12,6 +12,7 @@ from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.crons import Crons
 from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.durable import Durable
+from dispatcher.runtime.explaining import Explaining
 from dispatcher.runtime.filters import Filters
 from dispatcher.runtime.gates import Gates
 from dispatcher.runtime.intake import Intake
@@ -62,3 +63,4 @@ class Services:
     gates: Gates
     rates: Rates
     limits: Limits
+    explaining: Explaining

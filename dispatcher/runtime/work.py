@@ -6,8 +6,10 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 
+from dispatcher.engine.answers import Mismatched
 from dispatcher.engine.attempts import Sparer, TaskState
 from dispatcher.engine.definitions import TaskDefinition
+from dispatcher.engine.rate_limits import Demand
 from dispatcher.runtime.directory import Endpoint, Workflow
 from dispatcher.store.outcomes import Guard, TaskKey
 
@@ -27,10 +29,28 @@ class EventFacts:
 
 
 @dataclass(slots=True)
+class Turn:
+    """What an attempt of a durable task is sent with: `members` go into its envelope, `base` is how long the log was as it was opened.
+
+    `pending` are operations an earlier try of this turn has asked for (state mode). `blocked` is why it cannot be sent at all; `elsewhere`
+    means it goes to another address than the endpoint's current one, whose health it says nothing about.
+    """
+
+    members: bytes
+    base: int
+    begun: bool
+    cleanup: bool
+    pending: frozenset[str] = frozenset()
+    blocked: Mismatched | None = None
+    elsewhere: bool = False
+
+
+@dataclass(slots=True)
 class Assignment:
     """A leased attempt. `deadline` moves when the handler asks for more time; the rest stands.
 
-    `parents` and `errors` are what the tasks before it in its graph gave, as JSON texts.
+    `parents` and `errors` are what the tasks before it in its graph gave, as JSON texts. `demands` are the units of rate limits it takes
+    before it is sent (at `units_at`); without them it goes back to wait, as long as it would have (`waits_until`).
     """
 
     tenant_id: int
@@ -56,8 +76,12 @@ class Assignment:
     parents: bytes | None = None
     errors: bytes | None = None
     retry_base: int = 0
+    demands: tuple[Demand, ...] = ()
+    waits_until: datetime | None = None
+    units_at: datetime | None = None
     cancelling: bool = False
     slot_released: bool = False
+    turn: Turn | None = None
 
     @property
     def key(self) -> TaskKey:
@@ -83,6 +107,8 @@ class Assignment:
             None,
             None,
             self.cancelling,
+            self.turn is not None and self.turn.begun,
+            self.turn is not None and self.turn.cleanup,
         )
 
     def guard(self) -> Guard:

@@ -410,3 +410,14 @@ def _keys(keys: Sequence[TaskKey]) -> tuple[list[int], list[str], list[int]]:
 
 def _names(names: Sequence[Any]) -> str | None:
     return json.dumps(list(names)) if names else None
+
+
+IS_DURABLE = """
+    select exists (select from tasks where tenant_id = $1 and run_id = $2 and durable)
+        or exists (select from task_history where tenant_id = $1 and run_id = $2 and durable and finished_at >= $3)
+"""
+
+
+async def is_durable(db: Database, tenant_id: int, run_id: str, since: datetime) -> bool:
+    """Whether a run has a durable task."""
+    return bool(await db.fetchval(IS_DURABLE, tenant_id, run_id, since))

@@ -42,6 +42,8 @@ class LiveTask:
     cancel_at: datetime | None
     cancel_reason: str | None
     status: Final | None
+    begun: bool
+    cleanup: bool
 
     def rules(self) -> TaskState:
         """The part the rules look at."""
@@ -57,6 +59,8 @@ class LiveTask:
             self.lease_until,
             self.lease,
             self.cancel_at is not None,
+            self.begun,
+            self.cleanup,
         )
 
     def guard(self) -> Guard:
@@ -80,7 +84,8 @@ LOAD = Statement(
     """
     select t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.state, t.epoch, t.priority, t.app_retries,
            t.infra_retries, t.spared_since, t.spared_by, t.due_at, t.schedule_deadline, t.dispatcher_id, t.endpoint_id, t.endpoint_version,
-           t.started_at, t.deadline, t.lease_until, t.lease, t.slot_released, t.cancel_at, t.cancel_reason, t.status
+           t.started_at, t.deadline, t.lease_until, t.lease, t.slot_released, t.cancel_at, t.cancel_reason, t.status,
+           coalesce(t.turn, 1) > 1 or coalesce(t.log_len, 0) > 0 as begun, coalesce(t.cleanup, false) as cleanup
     from tasks t
     join unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node) using (tenant_id, run_id, node)
     """,

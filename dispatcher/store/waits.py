@@ -88,7 +88,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """A durable task that waits, something having been settled for it: its waits, and what became of those that are over."""
+    """A durable task that waits, something having been settled for it: its waits that are over, and whether it waits for messages."""
 
     tenant_id: int
     run_id: str
@@ -97,6 +97,7 @@ class Marked:
     wake: bytes
     ids: list[str]
     outcomes: list[str]
+    receives: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +157,9 @@ PAIRS = Statement(
     from unnest($1::int[], $2::text[], $3::timestamptz[]) as g (tenant_id, id, created_at)
     join events e on e.tenant_id = g.tenant_id and e.id = g.id and e.created_at = g.created_at and e.wakes
     join waits w on w.tenant_id = e.tenant_id and w.event_key = e.type and w.settled_at is null and w.kind = 'event'
-         and (w.scope is null or w.scope = e.scope) and e.created_at >= w.since - $4::interval
-    limit $5
+         and (w.scope is null or w.scope = e.scope) and e.created_at >= w.since - $4::interval and w.created_at <= $6
+         and ($7::text is null or (w.run_id, w.node, w.id) > ($7, $8::smallint, $9::text))
+    order by w.run_id, w.node, w.id, e.created_at desc, e.id desc limit $5
     """,
     Pair,
 )
@@ -265,7 +267,9 @@ RECEIVE = Statement(
 
 MARKED = Statement(
     """
-    select t.tenant_id, t.run_id, t.node, t.marks, t.wake, w.ids, w.outcomes
+    select t.tenant_id, t.run_id, t.node, t.marks, t.wake, w.ids, w.outcomes,
+           exists (select from waits o where o.tenant_id = t.tenant_id and o.run_id = t.run_id and o.node = t.node
+                   and o.kind = 'message' and o.settled_at is null) as receives
     from tasks t
     cross join lateral (
         select coalesce(array_agg(w.id), '{}') as ids, coalesce(array_agg(w.outcome), '{}') as outcomes
@@ -330,10 +334,16 @@ async def awaited(db: Database, limit: int) -> list[Awaited]:
     return AWAITED.read(await db.fetch(AWAITED.sql, limit))
 
 
-async def pairs(db: Database, events: Sequence[Awaited], skew: timedelta, limit: int) -> list[Pair]:
-    """Which waits these events may settle, at most `limit`. An event may seem `skew` older than a wait it has met: clocks differ."""
-    records = await db.fetch(PAIRS.sql, [e.tenant_id for e in events], [e.id for e in events], [e.created_at for e in events], skew, limit)
-    return PAIRS.read(records)
+async def pairs(
+    db: Database, events: Sequence[Awaited], skew: timedelta, limit: int, registered: datetime, after: Pair | None = None
+) -> list[Pair]:
+    """Which waits `registered` by then these events may settle: at most `limit`, behind the wait of `after`.
+
+    An event may seem `skew` older than a wait it has met: clocks differ.
+    """
+    place = (after.run_id, after.node, after.id) if after is not None else (None, None, None)
+    tenants, names, moments = [e.tenant_id for e in events], [e.id for e in events], [e.created_at for e in events]
+    return PAIRS.read(await db.fetch(PAIRS.sql, tenants, names, moments, skew, limit, registered, *place))
 
 
 async def arrive(db: Database, arrivals: Sequence[Arrival], brought: Sequence[Awaited], now: datetime) -> list[Waiter]:

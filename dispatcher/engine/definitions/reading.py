@@ -10,7 +10,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 EVENT_KEY = re.compile(r"[^\x00-\x1f\x7f]{1,500}")
 
 # Features whose rooms are not built yet: a definition that asks for one is refused by its name.
-UNSUPPORTED: frozenset[str] = frozenset({"durable"})
+UNSUPPORTED: frozenset[str] = frozenset()
 
 
 class DefinitionError(ValueError):

@@ -1,0 +1,254 @@
+"""Appending to logs of durable tasks, in shared commits, together with the runs the operations ask for.
+
+An append is compared on the attempt, its state and the length of the log in the statement that makes it. What is refused is looked at once
+more to say why: somebody else's turn, a repetition, a limit. Nothing of a refused append is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from dispatcher import ids
+from dispatcher.clock import Clock
+from dispatcher.engine.journal import Bounds, Child, Entries, Moments, OpRefused, parse_ops, repeated, split
+from dispatcher.errors import Problem, problem
+from dispatcher.runtime.group_commit import GroupCommit, QueueFull
+from dispatcher.runtime.intake import Intake, RunRequest, Submission
+from dispatcher.runtime.work import Assignment
+from dispatcher.settings import Settings
+from dispatcher.store import journal
+from dispatcher.store.database import Database, DatabaseUnavailable, is_transient
+from dispatcher.store.journal import Appended, ChildRun, NewEntries
+from dispatcher.store.outcomes import TaskKey
+
+_SET = 500
+_BOUND = 100_000
+_WEIGHT_BYTES = 16_384
+_STALE_TRIES = 10
+
+
+@dataclass(slots=True)
+class Answer:
+    """What became of an append: how long the log is, which runs its children are. `task` is None where it was there already."""
+
+    length: int
+    children: dict[str, str]
+    task: Appended | None
+
+
+@dataclass(slots=True)
+class _Item:
+    """An append on its way."""
+
+    key: TaskKey
+    epoch: int
+    base: int
+    entries: Entries
+    known: dict[str, ChildRun] = field(default_factory=dict)
+    children: dict[str, str] = field(default_factory=dict)
+
+
+class Journals:
+    """The way into logs."""
+
+    def __init__(self, database: Database, intake: Callable[[], Intake], clock: Clock, settings: Settings) -> None:
+        self._database = database
+        self._intake_of = intake
+        self._clock = clock
+        self._settings = settings
+        self._bounds = Bounds(settings.turn_ops, settings.journal_entries, settings.journal_bytes)
+        self._commits: GroupCommit[_Item, Appended | None] = GroupCommit(self._write, most=_SET, bound=_BOUND, weigh=_weight)
+
+    @property
+    def _intake(self) -> Intake:
+        """Made after this, because what it takes in is delivered, and what is delivered is recorded here."""
+        return self._intake_of()
+
+    async def drain(self) -> None:
+        """Wait for what has been submitted."""
+        await self._commits.drain()
+
+    def check(self, key: TaskKey, ops: Sequence[bytes], leased_at: datetime) -> Entries:
+        """Operations that may be appended. Raises OpRefused."""
+        now = self._clock.now()
+        return parse_ops(ops, self._bounds, Moments(ids.created_at(key[1]) or leased_at, min(leased_at, now), now))
+
+    async def append(self, key: TaskKey, epoch: int, base: int, entries: Entries) -> Answer:
+        """Append; answers once it is durable. Raises Problem for all that is refused."""
+        item = _Item(key, epoch, base, entries)
+        named = [child.key for child in entries.children if child.key is not None and child.key != child.id]
+        if named:
+            item.known = await journal.children(self._database, key, named, ids.created_at(key[1]) or self._clock.now())
+        try:
+            landed = await asyncio.shield(self._commits.submit(item))
+        except QueueFull:
+            raise problem("overloaded", "more is being recorded than can be written; repeat this a little later") from None
+        except DatabaseUnavailable as error:
+            detail = "the database did not confirm the append; repeat it: what landed is recognised"
+            raise problem("database_unavailable", detail) from error
+        if landed is not None:
+            return Answer(landed.log_len, item.children, landed)
+        return await self._refused(item)
+
+    async def _write(self, items: Sequence[_Item]) -> list[Appended | None]:
+        """In waves, because one statement appends once to a log."""
+        found: list[Appended | None] = [None] * len(items)
+        waves: list[dict[TaskKey, int]] = []
+        for i, item in enumerate(items):
+            wave = next((w for w in waves if item.key not in w), None)
+            if wave is None:
+                waves.append(wave := {})
+            wave[item.key] = i
+        for wave in waves:
+            chosen = [items[i] for i in wave.values()]
+            landed = await (self._with_children(chosen) if any(item.entries.children for item in chosen) else self._alone(chosen))
+            for key, i in wave.items():
+                found[i] = landed.get(key)
+        return found
+
+    async def _alone(self, items: Sequence[_Item]) -> dict[TaskKey, Appended]:
+        rows = [NewEntries(item.key, item.epoch, item.base, item.entries, {}, {}) for item in items]
+        return await journal.append(self._database, rows, self._clock.now(), self._bounds.entries, self._bounds.log_bytes)
+
+    async def _with_children(self, items: Sequence[_Item]) -> dict[TaskKey, Appended]:
+        """Appends and the runs they ask for in one transaction: what is in the log has been started, and nothing else has."""
+        for _ in range(_STALE_TRIES):
+            prepared = [self._prepare(item) for item in items]
+            assignments: list[Assignment] | None = []
+            now = self._clock.now()
+            try:
+                async with self._database.transaction(lane="settle") as conn:
+                    rows = [row for row, _ in prepared]
+                    landed = await journal.append(conn, rows, now, self._bounds.entries, self._bounds.log_bytes)
+                    runs = [s for row, submissions in prepared if row.key in landed for s in submissions]
+                    assignments = await self._intake.write_with(conn, runs, now) if runs else []
+                    if assignments is None:
+                        raise _Stale
+            except _Stale:
+                await self._intake.refresh()
+                continue
+            except BaseException:
+                self._intake.forget(assignments or [])
+                raise
+            self._intake.begin(runs, assignments, now)
+            for item, (row, _) in zip(items, prepared, strict=True):
+                item.children = row.children
+            return landed
+        raise problem("overloaded", "the registry is changing faster than children can be matched to it; repeat this")
+
+    def _prepare(self, item: _Item) -> tuple[NewEntries, list[Submission]]:
+        """The row of an append, and the runs to write with it. A child that cannot be started fails at once, in its parent's log."""
+        row = NewEntries(item.key, item.epoch, item.base, item.entries, {}, {})
+        submissions = []
+        for child in item.entries.children:
+            known = item.known.get(child.key or "")
+            if known is not None:
+                row.children[child.id] = known.id
+                if known.status is not None:
+                    row.given[child.id] = _result(known)
+                continue
+            made = self._intake.prepare(_request(item.key, child))
+            if isinstance(made, Problem):
+                row.given[child.id] = ("error", json.dumps({"code": made.code, "message": made.detail}).encode())
+            else:
+                row.children[child.id] = made.runs[0].id
+                if child.key is not None:  # the same key again in this append is the same child
+                    item.known.setdefault(child.key, ChildRun(made.runs[0].id, child.key, None, None, None, None))
+                submissions.append(made)
+        item.known = {name: run for name, run in item.known.items() if run.id not in {s.runs[0].id for s in submissions}}
+        return row, submissions
+
+    async def _refused(self, item: _Item) -> Answer:
+        """Why an append did not land. One that is there already has landed before."""
+        key, length = item.key, item.base + len(item.entries)
+        head = (await journal.heads(self._database, [key])).get(key)
+        name = ids.task_id(key[1], key[2])
+        if head is None or (head.state == "settled" and head.epoch == item.epoch):
+            raise problem("task_ended", f"{name} is over")
+        if head.epoch != item.epoch or head.state != "running":
+            raise problem("stale_attempt", f"attempt {item.epoch} of {name} no longer owns the task")
+        if head.log_len != item.base:
+            found = await journal.segments(self._database, [(head, 0)])
+            known = split(segment.entries for segment in found.get(key, []))[item.base :]
+            if repeated(known, item.entries.raw):
+                return Answer(head.log_len, await self._children_of(item), None)
+            entries = [json.loads(entry) for entry in known]
+            raise problem("log_conflict", f"the log of {name} has {head.log_len} entries", len=head.log_len, entries=entries)
+        if length > self._bounds.entries:
+            raise problem("journal_too_long", f"the log of {name} would have {length:,} entries; at most {self._bounds.entries:,}")
+        if head.log_bytes + len(item.entries.text) > self._bounds.log_bytes:
+            raise problem("journal_too_large", f"the log of {name} would be larger than {self._bounds.log_bytes:,} bytes")
+        if head.cleanup and not item.entries.only_steps:
+            raise problem("invalid_op", "a task that is being cancelled may only record steps")
+        closed = await self._closed(item)
+        if closed:
+            raise problem("scope_closed", f"the scope {closed!r} is closed")
+        raise problem("invalid_op", "one of these operations is pending already: each occurrence has an id of its own")
+
+    async def _closed(self, item: _Item) -> str | None:
+        if not item.entries.parents:
+            return None
+        head = (await journal.heads(self._database, [item.key])).get(item.key)
+        found = (await journal.segments(self._database, [(head, 0)])).get(item.key, []) if head is not None else []
+        closed = {scope for segment in found for scope in segment.scopes or ()}
+        return next((scope for scope in item.entries.parents if scope in closed), None)
+
+    async def _children_of(self, item: _Item) -> dict[str, str]:
+        names = {child.key or child.id: child.id for child in item.entries.children}
+        if not names:
+            return {}
+        found = await journal.children(self._database, item.key, list(names), ids.created_at(item.key[1]) or self._clock.now())
+        return {names[name]: run.id for name, run in found.items()}
+
+
+class _Stale(Exception):  # noqa: N818 - it says what happened
+    """The registry has moved on: nothing of the transaction counts."""
+
+
+def refusal(error: OpRefused) -> Problem:
+    """Operations that cannot be recorded, as a caller is told."""
+    return problem(error.code, str(error))
+
+
+def is_passing(error: Problem) -> bool:
+    """Whether an append may be repeated as it is."""
+    return error.code in ("overloaded", "database_unavailable")
+
+
+def _weight(item: _Item) -> int:
+    entries = item.entries
+    return 1 + len(entries.waits) + sum(map(len, entries.raw)) // _WEIGHT_BYTES
+
+
+def _request(parent: TaskKey, child: Child) -> RunRequest:
+    return RunRequest(
+        tenant_id=parent[0],
+        workflow=child.workflow,
+        input=child.input,
+        metadata=child.metadata.decode() if child.metadata is not None else None,
+        priority=child.priority,
+        parent_run_id=parent[1],
+        trigger="child",
+        parent_node=parent[2],
+        parent_wait=child.key or child.id,
+        on_its_own=child.abandon,
+    )
+
+
+def _result(run: ChildRun) -> tuple[str, bytes | None]:
+    """What a child that is over came to, as a wait keeps it."""
+    if run.status == "succeeded":
+        if run.output is None or run.output_type in (None, "application/json"):
+            return "ok", run.output or b"null"
+        return "ok", json.dumps(run.output.decode("utf-8", "replace")).encode()
+    error = (run.error or json.dumps({"code": f"child_{run.status}", "message": f"The child {run.status}."})).encode()
+    return ("error", error) if run.status == "failed" else ("cancelled", None)
+
+
+def transient(error: BaseException) -> bool:
+    """Whether the database may take it another time."""
+    return isinstance(error, DatabaseUnavailable) or is_transient(error)

@@ -1,0 +1,253 @@
+"""Turns of durable tasks: what an attempt is sent with, and what its answer does before the rules are asked.
+
+Opening a turn appends what has come true since the last one to the log and puts the log, or the part of it the endpoint has not seen, into
+the request. Answering one appends the operations in the answer, compare on what the endpoint knew; only then does its status count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import msgspec
+
+from dispatcher.clock import Clock
+from dispatcher.delivery import rfc3339
+from dispatcher.delivery.classify import Reading
+from dispatcher.delivery.classify import turned as turned_answer
+from dispatcher.engine import journal as rules
+from dispatcher.engine.admission import place_of
+from dispatcher.engine.answers import Again, Answer, EndpointBroken, EndpointGone, Failed, LocalFault, Mismatched, Turned
+from dispatcher.engine.journal import OpRefused, cancel_entry, completion, rolled, split, visible
+from dispatcher.errors import Problem
+from dispatcher.ids import task_id
+from dispatcher.runtime.directory import Directory, Endpoint
+from dispatcher.runtime.journals import Journals, is_passing
+from dispatcher.runtime.work import Assignment, Turn
+from dispatcher.settings import Settings
+from dispatcher.store import journal
+from dispatcher.store.database import Database
+from dispatcher.store.journal import Head, Merge, Over, Segment
+from dispatcher.store.outcomes import TaskKey
+
+_MILLISECOND = timedelta(milliseconds=1)
+_GONE = frozenset({"http_404", "http_405", "dns"})
+
+
+@dataclass(slots=True)
+class _Opening:
+    """A turn about to be sent, with what was read for it."""
+
+    assignment: Assignment
+    head: Head
+    over: list[Over]
+    segments: list[Segment]
+    merged: list[bytes]
+    prefix: bytes | None = None
+
+
+class Turns:
+    """Opens turns and takes their answers."""
+
+    def __init__(self, database: Database, directory: Directory, journals: Journals, clock: Clock, settings: Settings) -> None:
+        self._database = database
+        self._directory = directory
+        self._journals = journals
+        self._clock = clock
+        self._settings = settings
+
+    def first(self, assignment: Assignment) -> None:
+        """The very first turn of a task: there is nothing to read."""
+        log = b'"log":{"len":0,"from":0,"prefix":"","head":"","entries":[]}'
+        kind = b'"mode":"state","state":null,"results":[]' if assignment.task.mode == "state" else b'"mode":"replay",' + log
+        assignment.turn = Turn(self._members(assignment, 1, assignment.started_at, kind), 0, False, False)
+
+    async def open(self, assignments: Sequence[Assignment]) -> list[Assignment]:
+        """Give each attempt its turn. Those whose task has moved on are left out; one with `blocked` in its turn is not to be sent."""
+        keys = [a.key for a in assignments]
+        heads = await journal.heads(self._database, keys)
+        current = [a for a in assignments if (head := heads.get(a.key)) is not None and head.epoch == a.epoch]
+        over = await journal.over(self._database, [a.key for a in current]) if current else {}
+        wanted = [(heads[a.key], self._from(a, heads[a.key])) for a in current if heads[a.key].log_len]
+        segments = await journal.segments(self._database, wanted) if wanted else {}
+        openings = [self._opening(a, heads[a.key], over.get(a.key, []), segments.get(a.key, [])) for a in current]
+        merges = [merge for opening in openings if (merge := _merge(opening)) is not None]
+        landed = await journal.merge(self._database, merges, self._clock.now()) if merges else set()
+        stale = {merge.key for merge in merges} - landed
+        opened = [opening for opening in openings if opening.assignment.key not in stale]
+        for opening in opened:
+            await self._pin(opening)
+        return [opening.assignment for opening in opened]
+
+    def _whole(self, assignment: Assignment, head: Head) -> bool:
+        """Whether all of the log travels: it is small, or the endpoint knows nothing of it."""
+        return head.known_len == 0 or head.log_bytes <= self._settings.log_inline_bytes
+
+    def _from(self, assignment: Assignment, head: Head) -> int:
+        if assignment.task.mode == "state":
+            return head.known_len
+        return 0 if self._whole(assignment, head) else head.hashed_len
+
+    def _opening(self, assignment: Assignment, head: Head, over: list[Over], segments: list[Segment]) -> _Opening:
+        now = self._clock.now()
+        merged = [entry for wait in over if (entry := completion(wait.rules())) is not None]
+        if head.cleanup:
+            merged.append(cancel_entry(head.cancel_reason or "cancelled", now))
+        opening = _Opening(assignment, head, over, segments, merged)
+        if assignment.task.mode == "state":
+            kind, pending = _state(opening)
+        else:
+            kind, pending = (_full(opening) if self._whole(assignment, head) else _tail(opening)), frozenset[str]()
+        if head.cleanup:
+            kind += b',"cancel":' + msgspec.json.encode({"reason": head.cancel_reason or "cancelled"})
+        members = self._members(assignment, head.turn, head.log_since or assignment.started_at, kind)
+        begun = head.turn > 1 or head.log_len > 0
+        assignment.turn = Turn(members, head.log_len + len(merged), begun, head.cleanup, pending)
+        assignment.input = head.input if head.input is not None else assignment.input
+        return opening
+
+    def _members(self, assignment: Assignment, number: int, since: datetime, kind: bytes) -> bytes:
+        """What a turn's envelope has beside a run's, as members of a JSON object."""
+        seed = hashlib.sha256(f"{assignment.tenant_id}/{task_id(assignment.run_id, assignment.node)}".encode()).hexdigest()[:32]
+        budget = (assignment.deadline - assignment.started_at) * 9 // 10 // _MILLISECOND
+        return b'"type":"turn","turn":%d,"now":"%b","started_at":"%b","seed":"%b","budget_ms":%d,%b' % (
+            number, rfc3339(assignment.started_at).encode(), rfc3339(since).encode(), seed.encode(), budget, kind,
+        )  # fmt: skip
+
+    # ---- where to
+
+    async def _pin(self, opening: _Opening) -> None:
+        """A task that is pinned goes to the version its first turn went to, as long as there is one."""
+        head, assignment = opening.head, opening.assignment
+        if head.pin_endpoint is None or head.pin_version is None or assignment.turn is None:
+            return
+        here = assignment.endpoint
+        if here.id == head.pin_endpoint and here.target.version == head.pin_version:
+            return
+        there = self._directory.endpoint(place_of(head.tenant_id, head.pin_endpoint, durable=True))
+        target = await self._pinned(there, head.pin_version) if there is not None else None
+        if target is None:
+            message = f"version {head.pin_version} of the endpoint it began on is gone; resume it on the latest, or register that one again"
+            assignment.turn.blocked = Mismatched(message, code="version_gone")
+        else:
+            assignment.endpoint = replace(target, place=here.place)  # the slot is taken where it was claimed
+            assignment.turn.elsewhere = target.target.url != here.target.url or target.id != here.id
+
+    async def _pinned(self, endpoint: Endpoint, version: str) -> Endpoint | None:
+        if endpoint.target.version == version:
+            return endpoint
+        url = await self._directory.version_url(endpoint, version)
+        if url is None:
+            return None
+        if url == endpoint.target.url:  # one address for all versions: whatever runs there now is asked, and says if it does not fit
+            return endpoint
+        return replace(endpoint, target=replace(endpoint.target, url=url, version=version))
+
+    # ---- what comes back
+
+    async def take(self, assignment: Assignment, turned: Turned) -> Answer:
+        """Append an answer's operations, and say what the answer is after that."""
+        turn = assignment.turn
+        assert turn is not None, "only turns are answered with Turned"
+        length = await self.record(assignment.key, assignment.epoch, assignment.started_at, turned, turn)
+        return length if not isinstance(length, int) else after(turned, turn, length)
+
+    async def record(self, key: TaskKey, epoch: int, leased_at: datetime, turned: Turned, turn: Turn) -> int | Answer:
+        """The length of the log once an answer's operations are in it, or what is answered instead."""
+        ops = [op for op in turned.ops if not turn.pending or rules.name_of(op) not in turn.pending]
+        base = turned.base if turned.base is not None else turn.base
+        if not ops:
+            return base
+        try:
+            entries = self._journals.check(key, ops, leased_at)
+            return (await self._journals.append(key, epoch, base, entries)).length
+        except OpRefused as refused:
+            return Failed(refused.code, str(refused))
+        except Problem as error:
+            if error.code == "log_conflict":
+                return await self._rest(key, epoch, leased_at, base, ops)
+            if is_passing(error):
+                return LocalFault(error.code, error.detail)
+            return Failed(error.code, error.detail)
+
+    async def _rest(self, key: TaskKey, epoch: int, leased_at: datetime, base: int, ops: list[bytes]) -> int | Answer:
+        """An answer whose first operations are in the log already, from an append whose reply was lost: the others follow."""
+        head = (await journal.heads(self._database, [key])).get(key)
+        found = (await journal.segments(self._database, [(head, 0)])).get(key, []) if head is not None else []
+        known = split(segment.entries for segment in found)
+        conflict = Failed("log_conflict", f"the turn's answer builds on {base} entries, and the log has {len(known)} others")
+        if not base <= len(known) <= base + len(ops) or not rules.repeated(ops, known[base:]):
+            return conflict
+        try:
+            entries = self._journals.check(key, ops[len(known) - base :], leased_at)
+            return (await self._journals.append(key, epoch, len(known), entries)).length
+        except OpRefused as refused:
+            return Failed(refused.code, str(refused))
+        except Problem as error:
+            return conflict if error.code == "log_conflict" else Failed(error.code, error.detail)
+
+
+def after(turned: Turned, turn: Turn, length: int) -> Answer:
+    """What an answer is, now that its log has this length."""
+    then = turned.then
+    if isinstance(then, Again):
+        return replace(then, grew=length > turn.base)
+    return then
+
+
+def as_turn(body: bytes, now: int, limit: int) -> Turned | None:
+    """A turn's answer that comes by callback; None for what is none."""
+    answer = turned_answer(body, Reading(now, limit))
+    return answer if isinstance(answer, Turned) else None
+
+
+def pinned_answer(answer: Answer) -> Answer:
+    """What an old version's address says that is not there any more: the version is gone, and the endpoint as it is now is not to blame."""
+    if isinstance(answer, EndpointGone) or (isinstance(answer, EndpointBroken) and answer.code in _GONE):
+        return Mismatched(f"the version it is pinned to does not answer any more: {answer.message}", code="version_gone")
+    return answer
+
+
+def _merge(opening: _Opening) -> Merge | None:
+    head = opening.head
+    if not opening.merged and not opening.over and opening.prefix is None:
+        return None
+    hashed_len = head.known_len if opening.prefix is not None else None
+    waits = [wait.id for wait in opening.over]
+    return Merge(head.key, head.epoch, head.log_len, opening.merged, waits, hashed_len, opening.prefix)
+
+
+def _log(length: int, start: int, prefix: bytes, head: bytes, entries: Sequence[bytes], hidden: int) -> bytes:
+    more = b',"hidden":%d' % hidden if hidden else b""
+    return b'"mode":"replay","log":{"len":%d,"from":%d,"prefix":"%b","head":"%b"%b,"entries":[%b]}' % (
+        length, start, prefix.hex().encode(), head.hex().encode(), more, b",".join(entries),
+    )  # fmt: skip
+
+
+def _full(opening: _Opening) -> bytes:
+    entries = split(segment.entries for segment in opening.segments) + opening.merged
+    closed = frozenset(scope for segment in opening.segments for scope in segment.scopes or ())
+    shown = visible(entries, closed)
+    return _log(len(entries), 0, b"", rolled(b"", entries), shown, len(entries) - len(shown))
+
+
+def _tail(opening: _Opening) -> bytes:
+    """What the endpoint has not seen, and the hash of what it has."""
+    head = opening.head
+    known = [segment for segment in opening.segments if segment.base < head.known_len]
+    prefix = rolled(head.hashed or b"", split(segment.entries for segment in known))
+    if known:
+        opening.prefix = prefix
+    tail = split(segment.entries for segment in opening.segments if segment.base >= head.known_len) + opening.merged
+    return _log(head.log_len + len(opening.merged), head.known_len, prefix, rolled(prefix, tail), tail, 0)
+
+
+def _state(opening: _Opening) -> tuple[bytes, frozenset[str]]:
+    """What was last returned, and what has settled since; with what an earlier try of this turn has asked for already."""
+    since = split(segment.entries for segment in opening.segments if segment.base >= opening.head.known_len)
+    asked = frozenset(rules.name_of(entry) for entry in since if rules.is_asked(entry))
+    results = [entry for entry in since if not rules.is_asked(entry)] + opening.merged
+    state = opening.head.memory if opening.head.memory is not None else b"null"
+    return b'"mode":"state","state":%b,"results":[%b]' % (state, b",".join(results)), asked

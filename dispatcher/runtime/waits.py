@@ -1,0 +1,194 @@
+"""What runs wait for: sleeps that come due, events that arrive or were there before, messages, children. Of graphs and of durable tasks.
+
+Whoever settles a wait leaves a mark with the one who waits, in the same statement; `tick` goes by the marks, so nothing hangs on a process
+that has ended. No event is lost: one that was written while somebody waited for it is flagged by the statement that writes it, and a wait
+looks back at once and twice again, beyond the time any statement may take that began before the wait could be seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from dispatcher.clock import Clock, monotonic
+from dispatcher.engine import journal as rules
+from dispatcher.engine.definitions import compile_condition
+from dispatcher.engine.expressions import Expression, ExpressionError
+from dispatcher.runtime.capacity import Capacity
+from dispatcher.settings import Settings
+from dispatcher.store import waits
+from dispatcher.store.database import Database
+from dispatcher.store.waits import Arrival, Awaited, Looking, Marked, Pair, Past, Waiter
+
+_log = logging.getLogger(__name__)
+
+RunKey = tuple[int, str]
+_EVENTS = 200
+_PAIRS = 5_000
+_SET = 1_000
+_SKEW = timedelta(seconds=5)  # what clocks of dispatchers may be apart for an event to be no older than a wait it has met
+_LOOKS = (timedelta(seconds=1), timedelta(minutes=1))  # after registering; longer than any statement takes
+_EVALUATIONS = 200  # in a row, before others get their turn
+_EXPRESSIONS_KEPT = 10_000
+
+
+@lru_cache(maxsize=_EXPRESSIONS_KEPT)
+def _expression(source: str) -> Expression[bool]:
+    return compile_condition(source, parent=False, clock=monotonic)
+
+
+@dataclass(slots=True)
+class _Body:
+    """An event's data, parsed when the first expression asks for it."""
+
+    event: Awaited | Past
+    _parsed: Any = None
+    _done: bool = False
+
+    def satisfies(self, expression: str | None) -> bool:
+        """Whether an expression is true of it; an error is no."""
+        if expression is None:
+            return True
+        try:
+            if not self._done:
+                self._parsed, self._done = msgspec.json.decode(self.event.data), True
+            return _expression(expression)(input=self._parsed)
+        except (ExpressionError, msgspec.DecodeError, RecursionError) as error:
+            _log.info("the condition %r cannot be asked of event %s: %s", expression, self.event.id, error)
+            return False
+
+    def document(self) -> bytes:
+        """The event as a log has it."""
+        event = self.event
+        metadata = Raw(event.metadata.encode()) if event.metadata is not None else None
+        return msgspec.json.encode(
+            {"id": event.id, "type": event.type, "data": Raw(event.data), "metadata": metadata, "at": event.created_at}
+        )
+
+
+@dataclass(slots=True)
+class Waits:
+    """Settles waits and lets go on who waited."""
+
+    database: Database
+    capacity: Capacity
+    clock: Clock
+    settings: Settings
+    on_ready: Callable[[], None] = lambda: None
+    on_graphs: Callable[[list[RunKey]], None] = lambda _runs: None
+    cancel: Callable[[int, Sequence[str], str], Awaitable[Any]] = field(default=lambda *_: asyncio.sleep(0))
+
+    async def tick(self, now: datetime) -> bool:
+        """Everything that can be done now; True when there may be more."""
+        due = await waits.due(self.database, now, _SET)
+        looking = await waits.looking(self.database, now, _SET)
+        settled = due + (await self._look_back(looking, now) if looking else [])
+        events = await waits.awaited(self.database, _EVENTS)
+        settled += await self._bring(events, now) if events else []
+        self._hint_graphs(settled)
+        resumed = await self._evaluate(now)
+        doomed = await self._doom(now)
+        return resumed or doomed or len(due) >= _SET or len(looking) >= _SET or len(events) >= _EVENTS
+
+    async def next_moment(self) -> datetime | None:
+        """When there will be something to do, as far as that is known."""
+        return await waits.next_moment(self.database)
+
+    def _hint_graphs(self, settled: Iterable[Waiter]) -> None:
+        graphs = {(waiter.tenant_id, waiter.run_id): None for waiter in settled if waiter.graph}
+        if graphs:
+            self.on_graphs(list(graphs))
+
+    # ---- events
+
+    async def _bring(self, events: Sequence[Awaited], now: datetime) -> list[Waiter]:
+        """Bring events to all that wait for them. Where there are very many, one event at a time, page by page."""
+        found = await waits.pairs(self.database, events, _SKEW, _PAIRS, now)
+        if len(found) < _PAIRS:
+            return await waits.arrive(self.database, await _arrivals(events, found), events, now)
+        settled: list[Waiter] = []
+        for event in events:
+            page, last = [event], None
+            while len(pairs := await waits.pairs(self.database, page, _SKEW, _PAIRS, now, last)) == _PAIRS:
+                settled += await waits.arrive(self.database, await _arrivals(page, pairs), (), now)
+                last = pairs[-1]
+            settled += await waits.arrive(self.database, await _arrivals(page, pairs), page, now)
+        return settled
+
+    async def _look_back(self, looking: Sequence[Looking], now: datetime) -> list[Waiter]:
+        """Settle waits with what was there before them: the newest event that fits."""
+        past = await waits.past(self.database, looking, self.settings.wait_scan)
+        arrivals = []
+        for place, wait in enumerate(looking):
+            found = next((body for row in past.get(place, ()) if (body := _Body(row)).satisfies(wait.expression)), None)
+            if found is not None:
+                arrivals.append(Arrival((wait.tenant_id, wait.run_id, wait.node), wait.id, found.document()))
+        settled = await waits.arrive(self.database, arrivals, (), now) if arrivals else []
+        await waits.looked(self.database, looking, [_look_again(wait.created_at, now) for wait in looking])
+        return settled
+
+    # ---- who waited
+
+    async def _evaluate(self, now: datetime) -> bool:
+        """Let tasks go on whose wait is over; True when there may be more."""
+        marked = await waits.marked(self.database, _SET)
+        if any(task.receives for task in marked) and await waits.receive(self.database, now, _SET):
+            marked = await waits.marked(self.database, _SET)
+        if not marked:
+            return False
+        seen = [(task, _awake(task)) for task in marked]
+        resumed = await waits.resume(self.database, seen, now)
+        if resumed:
+            self.capacity.backlog.update((row.tenant_id, row.workflow_id) for row in resumed)
+            self.on_ready()
+        return len(marked) >= _SET
+
+    async def _doom(self, now: datetime) -> bool:
+        """Cancel the children of what was cancelled."""
+        doomed = await waits.doomed(self.database, now, _SET)
+        by_tenant: dict[int, list[str]] = {}
+        for run in doomed:
+            by_tenant.setdefault(run.tenant_id, []).append(run.id)
+        for tenant_id, run_ids in by_tenant.items():
+            await self.cancel(tenant_id, run_ids, "the run that started it was cancelled")
+            await waits.spared(self.database, tenant_id, run_ids)
+        return len(doomed) >= _SET
+
+
+def _awake(task: Marked) -> bool:
+    try:
+        wake = rules.parse_wake(task.wake)
+    except rules.OpRefused:
+        return True  # nobody else will ever wake it: let its code see
+    return rules.awake(wake, {name: outcome == "ok" for name, outcome in zip(task.ids, task.outcomes, strict=True)})
+
+
+async def _arrivals(events: Sequence[Awaited], pairs: Sequence[Pair]) -> list[Arrival]:
+    """The waits whose expressions hold, each once."""
+    bodies = {event.id: _Body(event) for event in events}
+    documents: dict[str, bytes] = {}
+    arrivals: dict[tuple[str, int, str], Arrival] = {}
+    asked = 0
+    for pair in pairs:
+        asked += pair.expression is not None
+        if asked >= _EVALUATIONS:
+            asked = 0
+            await asyncio.sleep(0)
+        wait = (pair.run_id, pair.node, pair.id)
+        if wait not in arrivals and bodies[pair.event_id].satisfies(pair.expression):
+            if pair.event_id not in documents:
+                documents[pair.event_id] = bodies[pair.event_id].document()
+            arrivals[wait] = Arrival((pair.tenant_id, pair.run_id, pair.node), pair.id, documents[pair.event_id])
+    return list(arrivals.values())
+
+
+def _look_again(registered: datetime, now: datetime) -> datetime | None:
+    return next((registered + after for after in _LOOKS if registered + after > now), None)
