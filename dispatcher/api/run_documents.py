@@ -43,7 +43,7 @@ class TaskView(msgspec.Struct, frozen=True):
 
     Tasks of a graph name their `parents`; `reason` says why one was settled without running. One that does not run yet says in
     `waiting_for` what must still happen, all of it: `{"parent": name}`, `{"sleep_until": moment}`, `{"event": key, …}`, or any of
-    `{"or": […]}`; and in `skipped_by` and `cancelled_by` what would skip or cancel it first.
+    `{"or": […]}`; `{"kind": "concurrency" | "rate_limit" | "endpoint", "message": …}` once it is ready; and in `skipped_by` and `cancelled_by` what would skip or cancel it first.
     """
 
     id: str
@@ -93,6 +93,16 @@ class RunView(msgspec.Struct, frozen=True):
     idempotency_key: str | UnsetType = UNSET
     output_type: str | UnsetType = UNSET
     duplicate: bool | UnsetType = UNSET
+    waiting_for: list[dict[str, Any]] | UnsetType = UNSET
+
+
+def explained(run: RunView, reasons: Mapping[int | None, list[dict[str, Any]]]) -> RunView:
+    """The document with what stands between its tasks and their start, by node; None is the run of a graph itself."""
+    tasks = [
+        msgspec.structs.replace(task, waiting_for=reasons[node]) if node in reasons and task.waiting_for is UNSET else task
+        for node, task in enumerate(run.tasks)
+    ]
+    return msgspec.structs.replace(run, tasks=tasks, waiting_for=reasons.get(None, UNSET))
 
 
 def show_run(rows: Sequence[RunRow], *, duplicate: bool = False) -> RunView:

@@ -11,7 +11,7 @@ from dispatcher.api.decoding import duration, one_of, span
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import PageQuery, SearchText, page, position, search_query
 from dispatcher.api.metadata import metadata_pairs
-from dispatcher.api.run_documents import RunView, show_run
+from dispatcher.api.run_documents import RunView, explained, show_run
 from dispatcher.api.triggering import RUN, RUNS, Moment, RunBody, RunsBody, check_count, decode_item, in_bulk, one_of_schemas, run_request
 from dispatcher.api.views import Fate, RunCreated, RunSummaryView, show_summary
 from dispatcher.errors import Problem, problem
@@ -112,7 +112,7 @@ async def get_run(call: Call) -> Answer:
     run_id, wait = call.path["run_id"], _seconds(call)
     rows = await _rows(call, run_id)
     if wait is None or rows[0].status is not None:
-        return json_answer(200, show_run(rows))
+        return json_answer(200, await _shown(call, rows))
     return await _waited(call, run_id, wait)
 
 
@@ -169,7 +169,15 @@ async def replay_run(call: Call) -> Answer:
 async def _waited(call: Call, run_id: str, seconds: float, *, duplicate: bool = False) -> Answer:
     await call.services.waiters.wait(call.tenant_id, run_id, seconds)
     rows = await _rows(call, run_id)
-    return json_answer(202 if rows[0].status is None else 200, show_run(rows, duplicate=duplicate))
+    return json_answer(202 if rows[0].status is None else 200, await _shown(call, rows, duplicate=duplicate))
+
+
+async def _shown(call: Call, rows: list[RunRow], *, duplicate: bool = False) -> RunView:
+    """The document of a run, with what its tasks wait for where they might run."""
+    run = show_run(rows, duplicate=duplicate)
+    if rows[0].status is not None or not any(task.status in ("queued", "pending") for task in run.tasks):
+        return run
+    return explained(run, await call.services.explaining.waiting_for(call.tenant_id, run.id))
 
 
 async def _rows(call: Call, run_id: str) -> list[RunRow]:
@@ -204,7 +212,7 @@ _BUSY: Final = ("overloaded", "database_unavailable")
 ROUTES: Final = (
     Route(
         "POST", "/v1/runs", create_run, "runs:write", {201: RunCreated, 200: RunView, 202: RunView}, WaitQuery, RunBody,
-        (*_BAD_BODY, "body_too_large", "unsupported_media_type", "unknown_workflow", *_BUSY),
+        (*_BAD_BODY, "body_too_large", "unsupported_media_type", "unknown_workflow", "limit_failed", *_BUSY),
     ),
     Route(
         "POST", "/v1/runs/bulk", create_runs, "runs:write", {200: Rows}, body=RunsBody,

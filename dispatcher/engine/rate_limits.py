@@ -20,7 +20,7 @@ _EARLY = timedelta(milliseconds=10)  # clocks and timers are not exacter than th
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A limit at a moment: `value` units are left of `most`, full again a window after `refilled_at`. `fixed`: set by somebody, not by use."""
+    """A limit at a moment: `value` units are left of `most`, full again a window after `refilled_at`. `fixed` says that somebody has set it."""
 
     id: UUID
     key: str

@@ -9,14 +9,14 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from dispatcher.clock import Clock
-from dispatcher.engine.attempts import CancelEnforced, CancelRequested, Event, MarkCancelling, Refused, step
+from dispatcher.engine.attempts import CancelEnforced, CancelRequested, Change, Event, MarkCancelling, Refused, step
 from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.settlement import Settled, Settlement
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
 from dispatcher.store import graphs, runs, tasks
 from dispatcher.store.database import Database
-from dispatcher.store.outcomes import AttemptFacts, Outcome
+from dispatcher.store.outcomes import AttemptFacts, Outcome, TaskKey
 from dispatcher.store.tasks import LiveTask
 
 _log = logging.getLogger(__name__)
@@ -88,6 +88,21 @@ class Cancellation:
         if change is None:
             return "cancelling" if task.cancel_at is not None else None
         return "cancelling" if isinstance(change.change, MarkCancelling) else "cancelled"
+
+    async def dismiss(self, keys: Sequence[TaskKey], reason: str) -> None:
+        """Ask for tasks to end, together: of a graph these alone. What moves on meanwhile is left to the next look."""
+        submitted: list[tuple[Change, asyncio.Future[bool]]] = []
+        for task in await tasks.load(self._database, keys):
+            workflow = await self._directory.workflow_version(task.tenant_id, task.workflow_id, task.workflow_version)
+            change = step(task.rules(), workflow.policies[task.node], CancelRequested(reason, self._grace_of(task)), self._clock.now())
+            if not isinstance(change, Refused):
+                submitted.append((change, self._settlement.submit(Settled(Outcome(task.guard(), change, AttemptFacts()), workflow))))
+        marked = False
+        for change, landed in submitted:
+            marked |= await landed and isinstance(change, MarkCancelling)
+        if marked:
+            self._signals.send("cancel")
+            self.on_marked()
 
     def _grace_of(self, task: LiveTask) -> timedelta:
         """A handler that cannot be told gets no grace: closing its connection is how it learns of it."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
+import msgspec
+
 from dispatcher.engine.admission import Place, Queue, allot, place_of
+from dispatcher.engine.flow import demands_of
 from dispatcher.runtime import ancestry
 from dispatcher.runtime.capacity import Capacity
-from dispatcher.runtime.deliveries import Deliveries
 from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.work import Assignment, EventFacts
@@ -28,7 +30,7 @@ class Claims:
         database: Database,
         directory: Directory,
         capacity: Capacity,
-        deliveries: Deliveries,
+        start: Callable[[list[Assignment]], None],
         metrics: Metrics,
         dispatcher_id: Callable[[], int],
         most: int,
@@ -36,7 +38,7 @@ class Claims:
         self._database = database
         self._directory = directory
         self._capacity = capacity
-        self._deliveries = deliveries
+        self._start = start
         self._metrics = metrics
         self._dispatcher_id = dispatcher_id
         self._most = most
@@ -108,7 +110,7 @@ class Claims:
             mean = sum(len(row.input) for row in claimed) // len(claimed)
             self._bite = max(min(self._most, _BITE_BYTES // (mean + 1)), 1)
         self._metrics.claimed += len(claimed)
-        self._deliveries.start(assignments)
+        self._start(assignments)
         return bool(claimed)
 
     async def _assignments(self, claimed: list[Claimed]) -> list[Assignment]:
@@ -147,6 +149,8 @@ class Claims:
                     row.filter_payload,
                     *given.get((row.tenant_id, row.run_id, row.node), (None, None)),
                     row.retry_base,
+                    demands_of(msgspec.json.decode(row.units)) if row.units is not None else (),
+                    row.schedule_deadline,
                 )
             )
         return assignments

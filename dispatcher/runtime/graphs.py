@@ -82,6 +82,7 @@ class Graphs:
         self._clock = clock
         self._commits: GroupCommit[RunKey, None] = GroupCommit(self._advance, most=_SET, bound=_BOUND)
         self.on_ready: Callable[[], None] = lambda: None
+        self.on_gated: Callable[[], None] = lambda: None
         self.on_armed: Callable[[Sequence[NewWait]], None] = lambda _waits: None
         self.on_stop: Callable[[RunKey, str], None] = lambda _run, _reason: None
 
@@ -136,9 +137,12 @@ class Graphs:
         over, ready, armed = list[RunFinished](), False, list[NewWait]()
         for decision in decisions:
             run = decision.run
-            if decision.finish is not None:
+            if decision.finish is not None or decision.tasks:
                 workflow = await self._directory.workflow_version(run.tenant_id, run.workflow_id, run.workflow_version)
-                over.append(RunFinished(run.tenant_id, run.id, workflow.definition.name, decision.finish, 0))
+                if workflow.plan is not None:
+                    self.on_gated()
+                if decision.finish is not None:
+                    over.append(RunFinished(run.tenant_id, run.id, workflow.definition.name, decision.finish, 0))
             for task in decision.tasks:
                 self._capacity.backlog.add(queue_of(run.tenant_id, run.workflow_id, task.durable))
                 ready = True

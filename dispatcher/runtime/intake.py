@@ -15,12 +15,14 @@ from typing import TypeVar
 from dispatcher.clock import Clock
 from dispatcher.engine.admission import queue_of
 from dispatcher.engine.filters import Match
+from dispatcher.engine.flow import FlowError
 from dispatcher.errors import Problem, problem
 from dispatcher.ids import IdMaker
-from dispatcher.runtime import firing
+from dispatcher.runtime import firing, passages
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Directory, Endpoint, Picture, Workflow
 from dispatcher.runtime.firing import Firing, FiringAccepted, FiringRequest, Plan
+from dispatcher.runtime.gates import Gates
 from dispatcher.runtime.group_commit import GroupCommit, QueueFull
 from dispatcher.runtime.judging import Judgement, Judging
 from dispatcher.runtime.metrics import Metrics
@@ -32,7 +34,7 @@ from dispatcher.store import intake as store
 from dispatcher.store.crons import NewCron
 from dispatcher.store.database import Connection, Database, DatabaseUnavailable, is_transient
 from dispatcher.store.filters import NewFailure
-from dispatcher.store.intake import NewEvent, NewKey, NewRun
+from dispatcher.store.intake import NewEvent, NewKey, NewRun, NoRoom
 from dispatcher.store.schedules import NewSchedule, ScheduleStep
 from dispatcher.store.webhook_deliveries import NewDelivery
 
@@ -173,6 +175,7 @@ class Intake:
         clock: Clock,
         metrics: Metrics,
         deliver: Callable[[list[Assignment]], None],
+        gates: Gates,
         dispatcher_id: Callable[[], int],
     ) -> None:
         self._database = database
@@ -182,6 +185,7 @@ class Intake:
         self._clock = clock
         self._metrics = metrics
         self._deliver = deliver
+        self._gates = gates
         self._dispatcher_id = dispatcher_id
         self._ids = IdMaker()
         self._judging = Judging(directory, settings)
@@ -221,6 +225,9 @@ class Intake:
 
     async def fire(self, requests: Sequence[FiringRequest]) -> list[FiringAccepted | Problem]:
         """Start what is due, each in one commit with its row; answers in order. Raises Problem when nothing could be taken."""
+        pictures = self._directory.pictures
+        if any((picture := pictures.get(r.tenant_id)) is None or r.workflow_id not in picture.by_id for r in requests):
+            await self._directory.catch_up(self._clock.now())
         return [_firing_answer(fate) for fate in await self._submit(requests, self._firing_submission)]
 
     def prepare(self, request: RunRequest) -> Submission | Problem:
@@ -303,7 +310,10 @@ class Intake:
         workflow = picture.workflows.get(request.workflow)
         if workflow is None:
             return _unknown_workflow(request.workflow, picture)
-        run = self._new_run(picture, workflow, request.input, request.metadata, request.priority, None, request.trigger, now)
+        try:
+            run = self._new_run(picture, workflow, request.input, request.metadata, request.priority, None, request.trigger, now)
+        except FlowError as error:
+            return passages.refusal(workflow, error)
         run.parent_run_id = request.parent_run_id
         run.parent_node, run.parent_wait, run.on_its_own = request.parent_node, request.parent_wait, request.on_its_own
         run.run_at = request.run_at
@@ -318,7 +328,10 @@ class Intake:
             return problem("unknown_workflow", f"the workflow of {request.step.id} is gone")
         runs, ticks = [], {}
         for tick in request.ticks:
-            run = self._new_run(picture, workflow, request.input, request.metadata, request.priority, None, request.trigger, now)
+            try:
+                run = self._new_run(picture, workflow, request.input, request.metadata, request.priority, None, request.trigger, now)
+            except FlowError as error:
+                return passages.refusal(workflow, error)
             run.idempotency_key = firing.key_of(request.step, tick)
             runs.append(run)
             ticks[run.id] = tick
@@ -356,9 +369,16 @@ class Intake:
         stream_id = f"str_{event_id[4:]}"
         workflows = [picture.workflows[start.workflow] for start in starts]
         body = request.data if request.input is None else request.input
-        runs = [self._new_run(picture, w, body, request.metadata, request.priority, (event_id, stream_id), "event", now) for w in workflows]
-        for run, start in zip(runs, starts, strict=True):
+        runs, started, failed = list[NewRun](), list[Workflow](), list[tuple[Workflow, FlowError]]()
+        for workflow, start in zip(workflows, starts, strict=True):
+            try:
+                run = self._new_run(picture, workflow, body, request.metadata, request.priority, (event_id, stream_id), "event", now)
+            except FlowError as error:
+                failed.append((workflow, error))
+                continue
             run.filter_payload = start.payload.encode() if start.payload is not None else None
+            runs.append(run)
+            started.append(workflow)
         event = NewEvent(
             request.tenant_id,
             picture.tenant.registry_version,
@@ -373,7 +393,7 @@ class Intake:
             len(runs),
         )
         keys = self._keys(picture, "", request.idempotency_key, request.idempotency_ttl, event_id)
-        made = Submission(event, runs, workflows, keys, now, failures=_failure_rows(event, judgement))
+        made = Submission(event, runs, started, keys, now, failures=_failure_rows(event, judgement, failed))
         if request.plan is not None and request.workflow is not None:
             workflow = picture.workflows[request.workflow]
             made.plan = planned(request.plan, event, workflow.id, body, self._ids, self._settings, now)
@@ -390,7 +410,8 @@ class Intake:
         trigger: str,
         now: datetime,
     ) -> NewRun:
-        return NewRun(
+        flow = passages.ask(workflow, body, metadata)
+        run = NewRun(
             picture.tenant.id,
             picture.tenant.registry_version,
             self._ids.make("run", now),
@@ -410,6 +431,9 @@ class Intake:
             graph=workflow.new_graph,
             durable=workflow.definition.tasks[0].durable,
         )
+        if flow is not None:
+            passages.give(run, flow)
+        return run
 
     def _keys(self, picture: Picture, scope: str, key: str | None, ttl: timedelta | None, first_id: str) -> tuple[NewKey, ...]:
         if key is None:
@@ -435,10 +459,7 @@ class Intake:
         """Write one set. Express slots are taken first, given back for whatever was not written."""
         submissions = [s for parcel in parcels for s in parcel]
         now = self._clock.now()
-        if not all(s.plain for s in submissions):
-            assignments = await self._write_keyed(submissions, now)
-        else:
-            assignments = await self._write_fresh(self._database, submissions, now)
+        assignments = await self._write_limited(submissions, now)
         if assignments:
             self._deliver(assignments)
         if self._capacity.backlog:
@@ -446,12 +467,27 @@ class Intake:
         self._hint(submissions, now)
         return [None] * len(parcels)
 
+    async def _write_limited(self, submissions: list[Submission], now: datetime) -> list[Assignment]:
+        """Write them; those that would take places in gates without room are written to stand in line there instead."""
+        crowded: set[str] = set()
+        while True:
+            self._gates.assign((run for s in submissions for run in s.runs), crowded, now)
+            try:
+                if all(s.plain for s in submissions):
+                    return await self._write_fresh(self._database, submissions, now)
+                return await self._write_keyed(submissions, now)
+            except NoRoom as found:
+                crowded |= found.gates
+                self._gates.crowd(found.gates)
+
     def _hint(self, submissions: list[Submission], now: datetime) -> None:
         """Tell those who go on with what has been written: graphs have their first tasks to start, events wake who waits for them."""
         written = [s for s in submissions if s.written]
         graphs = [(r.tenant_id, r.id) for s in written for r in s.runs if r.graph is not None and (r.run_at is None or r.run_at <= now)]
         if graphs:
             self.on_graphs(graphs)
+        if any(run.gates is not None and not run.gates_held for s in written for run in s.runs):
+            self._gates.queued()
         awaited = [(s.event.tenant_id, s.event.id) for s in written if s.awaited and s.event is not None]
         if awaited:
             self.on_awaited(awaited)
@@ -538,7 +574,7 @@ class Intake:
             for run, workflow in zip(s.runs, s.workflows, strict=True):
                 taken = endpoints.get(run.id)
                 if taken is None:
-                    if s.written and run.run_at is None and run.graph is None:
+                    if s.written and run.run_at is None and run.graph is None and (run.gates is None or run.gates_held):
                         self._capacity.backlog.add(queue_of(run.tenant_id, run.workflow_id, run.durable))
                 elif run.id in ids:
                     assignments.append(_assignment(run, s.event, workflow, taken, now))
@@ -556,7 +592,7 @@ class Intake:
         for s in submissions:
             for run in s.runs:
                 run.endpoint_id = run.endpoint_version = None
-                if run.graph is not None or (run.run_at is not None and run.run_at > now):
+                if run.graph is not None or (run.run_at is not None and run.run_at > now) or (run.gates is not None and not run.gates_held):
                     continue
                 endpoint = self._capacity.express(queue_of(run.tenant_id, run.workflow_id, run.durable), now)
                 if endpoint is not None:
@@ -570,11 +606,17 @@ def _all_that_listen(request: EventRequest, picture: Picture) -> list[Match]:
     return [Match(name) for name in names]
 
 
-def _failure_rows(event: NewEvent, judgement: Judgement) -> Sequence[NewFailure]:
-    return [
+def _failure_rows(event: NewEvent, judgement: Judgement, unlimited: Sequence[tuple[Workflow, FlowError]]) -> Sequence[NewFailure]:
+    """What an event did not start because an expression failed: a filter's, or that of a limit."""
+    rows = [
         NewFailure(event.tenant_id, event.id, number, f.workflow, f.filter_id, f.scope, f.expression, f.code, f.message)
         for number, f in enumerate(judgement.failures)
     ]
+    for workflow, error in unlimited:
+        name = workflow.definition.name
+        scope, number = event.scope or "", len(rows)
+        rows.append(NewFailure(event.tenant_id, event.id, number, name, "", scope, error.expression, "limit_failed", str(error)))
+    return rows
 
 
 def _weight(parcel: list[Submission]) -> int:
@@ -607,6 +649,8 @@ def _assignment(run: NewRun, event: NewEvent | None, workflow: Workflow, endpoin
         event_id=run.event_id,
         parent_run_id=run.parent_run_id,
         filter_payload=run.filter_payload,
+        demands=run.demands,
+        waits_until=now + timedelta(milliseconds=run.schedule_timeout_ms) if run.demands else None,
     )
 
 

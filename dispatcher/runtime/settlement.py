@@ -71,6 +71,7 @@ class Settlement:
         self.on_task_over: Callable[[list[tuple[int, str]]], None] = lambda _runs: None
         self.on_requeued: Callable[[Queue, datetime], None] = lambda _queue, _due_at: None
         self.on_waits: Callable[[], None] = lambda: None
+        self.on_freed: Callable[[bool], None] = lambda _again: None
         self.on_finished: list[Callable[[RunFinished], None]] = []
 
     def submit(self, settled: Settled) -> asyncio.Future[bool]:
@@ -130,6 +131,7 @@ class Settlement:
     def _announce(self, items: Sequence[Settled], landed: list[bool]) -> list[bool]:
         over: list[RunFinished] = []
         of_graphs: dict[tuple[int, str], None] = {}
+        freed: set[bool] = set()
         for item, applied in zip(items, landed, strict=True):
             change, guard = item.outcome.change, item.outcome.guard
             if not applied:
@@ -144,8 +146,12 @@ class Settlement:
                     over.append(RunFinished(guard.tenant_id, guard.run_id, name, change.status, guard.epoch))
             else:
                 self._going_on(item, change)
+            if applied and item.workflow.plan is not None:
+                freed.add(not isinstance(change, Finish))
             if item.done is not None:
                 item.done(applied)
+        if freed:
+            self.on_freed(True in freed)
         if over:
             self.announce(over)
         if of_graphs:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from dispatcher.engine.rate_limits import Demand
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.statement import Statement
 
@@ -58,6 +59,7 @@ class NewRun:
     gates_held: int = 0
     preempts: bool = False
     flow: str | None = None
+    demands: tuple[Demand, ...] = ()
 
 
 class NoRoom(Exception):  # noqa: N818 - what was found

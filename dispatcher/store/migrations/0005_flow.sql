@@ -119,6 +119,22 @@ begin
 end
 $$;
 
+-- The same for a gate that may not be there yet; `flow` of the row that comes to it says what it is.
+create function gate_enter(tenant int, gate uuid, holding int, coming int, declared int, flow jsonb) returns text language plpgsql as $$
+declare
+    verdict text := gate_add(tenant, gate, holding, coming, declared);
+begin
+    if verdict = 'gone' and flow is not null then
+        insert into gates (tenant_id, id, rule, name, key, strategy, most)
+        select tenant, gate, v->>1, v->>2, v->>3, v->>4, (v->>5)::int
+        from jsonb_array_elements(flow->'gates') as c (v) where v->>0 = gate::text
+        on conflict (tenant_id, id) do nothing;
+        verdict := gate_add(tenant, gate, holding, coming, declared);
+    end if;
+    return verdict;
+end
+$$;
+
 create function gates_inserted() returns trigger language plpgsql as $$
 declare
     d record;
@@ -137,14 +153,7 @@ begin
         group by n.tenant_id, i.id
         order by n.tenant_id, i.id
     loop
-        verdict := gate_add(d.tenant_id, d.id, d.holding, d.coming, d.declared);
-        if verdict = 'gone' then
-            insert into gates (tenant_id, id, rule, name, key, strategy, most)
-            select d.tenant_id, d.id, v->>1, v->>2, v->>3, v->>4, (v->>5)::int
-            from jsonb_array_elements(d.flow->'gates') as c (v) where v->>0 = d.id::text
-            on conflict (tenant_id, id) do nothing;
-            verdict := gate_add(d.tenant_id, d.id, d.holding, d.coming, d.declared);
-        end if;
+        verdict := gate_enter(d.tenant_id, d.id, d.holding, d.coming, d.declared, d.flow);
         if verdict = 'full' then
             crowded := array_append(crowded, d.id::text);
         end if;
@@ -162,14 +171,15 @@ begin
     if not exists (select from new_rows where gates is not null) then
         return null;
     end if;
-    perform gate_add(tenant_id, id, holding, coming, null)
+    perform gate_enter(tenant_id, id, holding, coming, null, flow)
     from (
-        select tenant_id, id, sum(holding)::int as holding, sum(coming)::int as coming
+        select tenant_id, id, sum(holding)::int as holding, sum(coming)::int as coming,
+               (array_agg(flow) filter (where flow is not null))[1] as flow
         from (
-            select tenant_id, unnest(gates[1:gates_held]) as id, 1 as holding, 0 as coming from new_rows where gates_held > 0
-            union all select tenant_id, gate_wait, 0, 1 from new_rows where gate_wait is not null
-            union all select tenant_id, unnest(gates[1:gates_held]), -1, 0 from old_rows where gates_held > 0
-            union all select tenant_id, gate_wait, 0, -1 from old_rows where gate_wait is not null
+            select tenant_id, unnest(gates[1:gates_held]) as id, 1 as holding, 0 as coming, flow from new_rows where gates_held > 0
+            union all select tenant_id, gate_wait, 0, 1, flow from new_rows where gate_wait is not null
+            union all select tenant_id, unnest(gates[1:gates_held]), -1, 0, null from old_rows where gates_held > 0
+            union all select tenant_id, gate_wait, 0, -1, null from old_rows where gate_wait is not null
         ) changed
         group by tenant_id, id having sum(holding) <> 0 or sum(coming) <> 0
         order by tenant_id, id offset 0

@@ -1,0 +1,174 @@
+"""Letting tasks through their gates, and sending away those a gate does not keep.
+
+A task whose gates all have room takes its places in the statement that writes it. Where one has none, it is written to stand in line,
+and this process remembers the gate as crowded: whoever comes next stands in line at once. Rows say when a gate has something to look at,
+so any process can do it, and one that dies leaves nothing undone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+
+from dispatcher.engine.admission import Queue
+from dispatcher.engine.concurrency import Member, dismissed
+from dispatcher.runtime.cancellation import Cancellation
+from dispatcher.runtime.capacity import Capacity
+from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.signals import Signals
+from dispatcher.store import gates
+from dispatcher.store.database import Database
+from dispatcher.store.gates import Passed, Standing, Waking
+from dispatcher.store.intake import NewRun
+
+_log = logging.getLogger(__name__)
+
+_SET = 200
+_PASS_AT_ONCE = 1_000
+_CROWDED_KEPT = 100_000
+_LATE = "No place in its concurrency group became free within its schedule timeout."
+RunKey = tuple[int, str]
+
+
+class Gates:
+    """One dispatcher's way of letting tasks through."""
+
+    def __init__(self, database: Database, directory: Directory, capacity: Capacity, cancellation: Cancellation, signals: Signals) -> None:
+        self._database = database
+        self._directory = directory
+        self._capacity = capacity
+        self._cancellation = cancellation
+        self._signals = signals
+        self._crowded: set[str] = set()
+        self._queueing = True
+        self.wake: Callable[[], None] = lambda: None
+        self.on_ready: Callable[[], None] = lambda: None
+        self.on_graphs: Callable[[list[RunKey]], None] = lambda _runs: None
+
+    # ---- on the way in
+
+    def assign(self, runs: Iterable[NewRun], crowded: set[str], now: datetime) -> None:
+        """Say of new runs which take places in their gates at once: those with no crowded gate before them. They arrive in this order."""
+        behind = set(crowded)
+        for run in runs:
+            if run.gates is None:
+                continue
+            chain = run.gates.split(",")
+            if run.run_at is not None and run.run_at > now:
+                run.gates_held = 0
+            elif any(gate in self._crowded or gate in behind for gate in chain):
+                run.gates_held = 0
+                behind.update(chain)
+            else:
+                run.gates_held = len(chain)
+
+    def crowd(self, found: Iterable[str]) -> None:
+        """These gates have been found to have no room."""
+        if len(self._crowded) >= _CROWDED_KEPT:
+            self._crowded.clear()
+        self._crowded.update(found)
+
+    def queued(self) -> None:
+        """Somebody has come to stand in line: all dispatchers have to watch for places that become free."""
+        if not self._queueing:
+            self._signals.send("gated")
+        self._queueing = True
+        self.wake()
+
+    def freed(self, again: bool) -> None:
+        """A task that held gates has let go of them, which matters where anybody waits. `again`: it comes back for them."""
+        if again:
+            self.queued()
+        elif self._queueing:
+            self.wake()
+
+    def promoted(self, queues: Iterable[Queue]) -> None:
+        """Tasks have come due: those that have gates to pass stand in line now."""
+        for tenant_id, number in set(queues):
+            picture = self._directory.pictures.get(tenant_id)
+            workflow = picture.by_id.get(abs(number)) if picture is not None else None
+            if workflow is None or workflow.plan is not None:
+                self.queued()
+                return
+
+    def heard(self) -> None:
+        """Another dispatcher has somebody waiting."""
+        self._queueing = True
+        self.wake()
+
+    # ---- the loop
+
+    async def tick(self, now: datetime, limit: int) -> bool:
+        """Look at gates where something has happened; True when there may be more."""
+        await gates.enter(self._database, now, limit)
+        await gates.expire_limits(self._database, now)
+        for run in await gates.late(self._database, now, limit):
+            await self._cancellation.cancel(run.tenant_id, [run.id], _LATE)
+        waking = await gates.waking(self._database, _SET)
+        if not waking:
+            self._queueing = await gates.anybody_waits(self._database)
+            if not self._queueing:
+                self._crowded.clear()
+            return False
+        await self._dismiss([gate for gate in waking if gate.strategy != "GROUP_ROUND_ROBIN"])
+        self._announce(await gates.admit(self._database, waking, now, _PASS_AT_ONCE))
+        return True
+
+    async def _dismiss(self, preempting: Sequence[Waking]) -> None:
+        if not preempting:
+            return
+        standing: dict[tuple[int, str], list[Standing]] = {}
+        for row in await gates.standing(self._database, preempting):
+            standing.setdefault((row.tenant_id, row.gate), []).append(row)
+        for gate in preempting:
+            members = [_member(row) for row in standing.get((gate.tenant_id, gate.id), ())]
+            going = dismissed(gate.strategy, gate.most, members)
+            reason = _reason(gate)
+            for member in going:
+                if member.node is None:
+                    await self._cancellation.cancel(gate.tenant_id, [member.run_id], reason)
+            await self._cancellation.dismiss([(gate.tenant_id, m.run_id, m.node) for m in going if m.node is not None], reason)
+
+    def _announce(self, passed: Sequence[Passed]) -> None:
+        ready, graphs = False, list[RunKey]()
+        for row in passed:
+            if row.gate is not None:
+                if row.left > 0:
+                    self._crowded.add(row.gate)
+                else:
+                    self._crowded.discard(row.gate)
+            elif row.run_id is not None:
+                graphs.append((row.tenant_id, row.run_id))
+            elif row.workflow_id is not None:
+                self._capacity.backlog.add((row.tenant_id, row.workflow_id))
+                ready = True
+        if ready:
+            self.on_ready()
+        if graphs:
+            self.on_graphs(graphs)
+
+    # ---- from time to time
+
+    async def audit(self, now: datetime, keep: timedelta, limit: int) -> None:
+        """Count again from the rows, and forget gates nobody has used for a while."""
+        for drift in await gates.audit(self._database):
+            _log.error(
+                "gate %s of tenant %d counted %d held and %d waiting; its rows say %d and %d",
+                drift.id, drift.tenant_id, drift.was_held, drift.was_waiting, drift.held, drift.waiting,
+            )  # fmt: skip
+        while await gates.prune(self._database, now, now - keep, limit) >= limit:
+            pass
+        self.heard()
+
+
+def _member(row: Standing) -> Member:
+    return Member(row.run_id, row.node, row.arrived_at, row.holds, row.leaving)
+
+
+def _reason(gate: Waking) -> str:
+    group = gate.name or gate.key
+    which = f" {group!r}" if group else ""
+    if gate.strategy == "CANCEL_NEWEST":
+        return f"The concurrency group{which} was full (at most {gate.most}), and CANCEL_NEWEST keeps those that came first."
+    return f"Newer runs took its place in the concurrency group{which} (at most {gate.most}): CANCEL_IN_PROGRESS keeps the last."

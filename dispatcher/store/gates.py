@@ -1,0 +1,407 @@
+"""Gates: which have something to look at, who stands at them, and letting tasks pass. What a gate counts is kept by triggers.
+
+A gate's row is locked while somebody is let through it. Whoever waits for it stands in the index of those that wait, in the order of
+arrival; rows that somebody else holds at the moment are passed over, since they are about to go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher.engine.definitions.flow import Strategy
+from dispatcher.store.database import Database
+from dispatcher.store.statement import Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Waking:
+    """A gate where something has happened: room has become free, or somebody has come to one that may send others away."""
+
+    tenant_id: int
+    id: str
+    strategy: Strategy
+    most: int
+    arrivals: int
+    name: str | None
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A task at a gate, or a run of a graph (then `node` is None)."""
+
+    gate: str
+    tenant_id: int
+    run_id: str
+    node: int | None
+    arrived_at: datetime
+    holds: bool
+    leaving: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What was let through its last gate: a task of queue `workflow_id`, or a run of a graph. Or how many are `left` at `gate`."""
+
+    tenant_id: int
+    workflow_id: int | None
+    run_id: str | None
+    gate: str | None
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class LateRun:
+    """A run of a graph that has waited for its gates for too long."""
+
+    tenant_id: int
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class GateRow:
+    """A gate as it is shown."""
+
+    id: str
+    rule: str
+    name: str | None
+    key: str
+    strategy: Strategy
+    most: int
+    held: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A task of a run that is ready to run and does not, or a run of a graph at its gates (then `node` is None)."""
+
+    node: int | None
+    state: str
+    workflow_id: int
+    durable: bool
+    gate: str | None
+    arrived_at: datetime | None
+    parked_on: str | None
+    parked_for: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRow:
+    """A shared limit that is other than declared, until somebody or the clock takes it away."""
+
+    name: str
+    max_runs: int
+    until: datetime | None
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A gate whose counts were not those of its rows."""
+
+    tenant_id: int
+    id: str
+    held: int
+    was_held: int
+    waiting: int
+    was_waiting: int
+
+
+WAKING = Statement(
+    """
+    select g.tenant_id, g.id::text, g.strategy, gate_limit(g) as most, g.arrivals, g.name, g.key
+    from gates g where g.wake order by g.tenant_id, g.id limit $1
+    """,
+    Waking,
+)
+
+STANDING = Statement(
+    """
+    with g as materialized (
+        select tenant_id, id from unnest($1::int[], $2::uuid[]) as g (tenant_id, id)
+    )
+    select g.id::text as gate, t.tenant_id, t.run_id, t.node, t.arrived_at,
+           t.gate_wait is distinct from g.id as holds, t.cancel_at is not null as leaving
+    from g cross join lateral (
+        select * from tasks t
+        where t.preempts and t.gates @> array[g.id] and t.tenant_id = g.tenant_id and t.arrived_at is not null
+          and (t.gate_wait = g.id or array_position(t.gates, g.id) <= t.gates_held)
+    ) t
+    union all
+    select g.id::text, r.tenant_id, r.id, null, r.arrived_at, r.gate_wait is distinct from g.id, r.cancel_reason is not null
+    from g cross join lateral (
+        select * from runs r
+        where r.preempts and r.gates @> array[g.id] and r.tenant_id = g.tenant_id and r.arrived_at is not null
+          and (r.gate_wait = g.id or array_position(r.gates, g.id) <= r.gates_held)
+    ) r
+    """,
+    Standing,
+)
+
+# A gate stays awake where somebody has come since it was looked at ($3), because only who looks can tell whether that sends others away.
+ADMIT = Statement(
+    """
+    with g as materialized (
+        select g.tenant_id, g.id, g.strategy, g.arrivals, s.arrivals as seen, g.waiting, greatest(gate_limit(g) - g.held, 0) as room
+        from gates g join unnest($1::int[], $2::uuid[], $3::bigint[]) as s (tenant_id, id, arrivals) using (tenant_id, id)
+        order by g.tenant_id, g.id for update of g skip locked
+    ), first_tasks as materialized (
+        select g.tenant_id, g.id as gate, t.run_id, t.node, t.arrived_at
+        from g cross join lateral (
+            select t.run_id, t.node, t.arrived_at from tasks t
+            where t.tenant_id = g.tenant_id and t.gate_wait = g.id
+            order by t.arrived_at, t.run_id, t.node limit least(g.room, $5) for update skip locked
+        ) t
+    ), first_runs as materialized (
+        select g.tenant_id, g.id as gate, r.id as run_id, null::smallint as node, r.arrived_at
+        from g cross join lateral (
+            select r.id, r.arrived_at from runs r
+            where r.tenant_id = g.tenant_id and r.gate_wait = g.id and r.cancel_reason is null
+            order by r.arrived_at, r.id limit least(g.room, $5) for update skip locked
+        ) r
+    ), ranked as (
+        select *, row_number() over (partition by tenant_id, gate order by arrived_at, run_id, node) as place
+        from (select * from first_tasks union all select * from first_runs) waiting
+    ), passing as materialized (
+        select r.* from ranked r join g on g.tenant_id = r.tenant_id and g.id = r.gate and r.place <= g.room
+    ), tasks_on as (
+        update tasks t
+        set gates_held = t.gates_held + 1, gate_wait = t.gates[t.gates_held + 2],
+            state = case when t.gates_held + 1 = cardinality(t.gates) then 'queued' else 'gated' end,
+            due_at = case when t.gates_held + 1 = cardinality(t.gates) then $4 else t.due_at end
+        from passing p
+        where p.node is not null and t.tenant_id = p.tenant_id and t.run_id = p.run_id and t.node = p.node
+        returning t.tenant_id, case when t.durable then -t.workflow_id else t.workflow_id end as workflow_id, t.state
+    ), runs_on as (
+        update runs r
+        set gates_held = r.gates_held + 1, gate_wait = r.gates[r.gates_held + 2],
+            advance_at = case when r.gates_held + 1 = cardinality(r.gates) then $4 end
+        from passing p
+        where p.node is null and r.tenant_id = p.tenant_id and r.id = p.run_id
+        returning r.tenant_id, r.id, r.advance_at
+    ), seen as (
+        update gates set wake = g.strategy <> 'GROUP_ROUND_ROBIN' and g.arrivals <> g.seen
+        from g where gates.tenant_id = g.tenant_id and gates.id = g.id
+    )
+    select tenant_id, workflow_id, null::text as run_id, null::text as gate, 0 as left from tasks_on where state = 'queued'
+    union all select tenant_id, null, id, null, 0 from runs_on where advance_at is not null
+    union all select g.tenant_id, null, null, g.id::text,
+                     (g.waiting - (select count(*) from passing p where p.tenant_id = g.tenant_id and p.gate = g.id))::int
+    from g
+    """,
+    Passed,
+)
+
+ANYBODY = "select exists (select from tasks where gate_wait is not null) or exists (select from runs where gate_wait is not null)"
+
+# A run of a graph that was to begin later takes its place in line when its time has come.
+ENTER = """
+    update runs set gate_wait = gates[1], advance_at = null, arrived_at = advance_at
+    where (tenant_id, id) in (
+        select tenant_id, id from runs
+        where advance_at <= $1 and gates is not null and gates_held = 0 and gate_wait is null and cancel_reason is null
+        order by advance_at limit $2 for update skip locked
+    )
+"""
+
+LATE = Statement(
+    """
+    select tenant_id, id from runs
+    where gate_wait is not null and schedule_deadline <= $1 and cancel_reason is null order by schedule_deadline limit $2
+    """,
+    LateRun,
+)
+
+# One snapshot sees rows and counts as they were together, so what differs in it is wrong. Only what still is as it was seen is put right.
+AUDIT = Statement(
+    """
+    with held as (
+        select tenant_id, unnest(gates[1:gates_held]) as id, 1 as holding, 0 as coming from tasks where gates is not null
+        union all select tenant_id, gate_wait, 0, 1 from tasks where gate_wait is not null
+        union all select tenant_id, unnest(gates[1:gates_held]), 1, 0 from runs where gates is not null
+        union all select tenant_id, gate_wait, 0, 1 from runs where gate_wait is not null
+    ), counted as (
+        select tenant_id, id, sum(holding)::int as holding, sum(coming)::int as coming from held group by tenant_id, id
+    ), wrong as (
+        select g.tenant_id, g.id, g.held as was_held, g.waiting as was_waiting,
+               coalesce(c.holding, 0) as holding, coalesce(c.coming, 0) as coming
+        from gates g left join counted c on c.tenant_id = g.tenant_id and c.id = g.id
+        where g.held <> coalesce(c.holding, 0) or g.waiting <> coalesce(c.coming, 0)
+    )
+    update gates g set held = w.holding, waiting = w.coming, wake = w.coming > 0
+    from wrong w where g.tenant_id = w.tenant_id and g.id = w.id and g.held = w.was_held and g.waiting = w.was_waiting
+    returning g.tenant_id, g.id::text, w.holding as held, w.was_held, w.coming as waiting, w.was_waiting
+    """,
+    Drift,
+)
+
+# Whether somebody waits where there is room: what would be a lost wake-up, if there were any.
+WAKE_AGAIN = """
+    update gates g set wake = true where g.waiting > 0 and not g.wake and g.held < gate_limit(g)
+"""
+
+MARK_IDLE = "update gates set idle_since = $1 where held = 0 and waiting = 0 and idle_since is null"
+PRUNE = """
+    delete from gates where (tenant_id, id) in (
+        select tenant_id, id from gates where idle_since <= $1 and held = 0 and waiting = 0 limit $2 for update skip locked
+    )
+"""
+
+SHOW = Statement(
+    """
+    select g.id::text, g.rule, g.name, g.key, g.strategy, gate_limit(g) as most, g.held, g.waiting
+    from gates g where g.tenant_id = $1 and g.id = any($2::uuid[])
+    """,
+    GateRow,
+)
+
+PAGE = Statement(
+    """
+    select g.id::text, g.rule, g.name, g.key, g.strategy, gate_limit(g) as most, g.held, g.waiting
+    from gates g where g.tenant_id = $1 and g.id > $2::uuid and (g.held > 0 or g.waiting > 0) order by g.id limit $3
+    """,
+    GateRow,
+)
+
+AHEAD = """
+    select (select count(*) from tasks t where t.tenant_id = $1 and t.gate_wait = $2::uuid and (t.arrived_at, t.run_id) < ($3, $4))
+         + (select count(*) from runs r where r.tenant_id = $1 and r.gate_wait = $2::uuid and (r.arrived_at, r.id) < ($3, $4))
+"""
+
+WAITING = Statement(
+    """
+    select t.node, t.state, t.workflow_id, t.durable, t.gate_wait::text as gate, t.arrived_at, t.parked_on::text, t.parked_for
+    from tasks t where t.tenant_id = $1 and t.run_id = $2 and t.state in ('queued', 'gated')
+    union all
+    select null, 'gated', r.workflow_id, false, r.gate_wait::text, r.arrived_at, null, null
+    from runs r where r.tenant_id = $1 and r.id = $2 and r.gate_wait is not null
+    """,
+    Waiting,
+)
+
+LIMITS = Statement(
+    """
+    select name, max_runs, until, updated_at from concurrency_limits where tenant_id = $1 and name > $2 order by name limit $3
+    """,
+    LimitRow,
+)
+SET_LIMIT = Statement(
+    """
+    insert into concurrency_limits (tenant_id, name, max_runs, until, updated_at) values ($1, $2, $3, $4, $5)
+    on conflict (tenant_id, name) do update set max_runs = excluded.max_runs, until = excluded.until, updated_at = excluded.updated_at
+    returning name, max_runs, until, updated_at
+    """,
+    LimitRow,
+)
+DROP_LIMIT = "delete from concurrency_limits where tenant_id = $1 and name = $2 returning name"
+EXPIRE_LIMITS = "delete from concurrency_limits where until <= $1 returning tenant_id, name"
+NEXT_LIMIT = "select min(until) from concurrency_limits where until is not null"
+WAKE_NAMED = "update gates set wake = true where tenant_id = $1 and name = $2 and waiting > 0"
+
+
+async def waking(db: Database, limit: int) -> list[Waking]:
+    """Gates that have something to look at."""
+    return WAKING.read(await db.fetch(WAKING.sql, limit))
+
+
+async def standing(db: Database, gates: Sequence[Waking]) -> list[Standing]:
+    """Who holds these gates and who waits at them, in no particular order."""
+    return STANDING.read(await db.fetch(STANDING.sql, [g.tenant_id for g in gates], [g.id for g in gates]))
+
+
+async def admit(db: Database, gates: Sequence[Waking], now: datetime, most: int) -> list[Passed]:
+    """Let those through for whom there is room, in the order in which they arrived, at most `most` at each gate."""
+    return ADMIT.read(
+        await db.fetch(ADMIT.sql, [g.tenant_id for g in gates], [g.id for g in gates], [g.arrivals for g in gates], now, most)
+    )
+
+
+async def anybody_waits(db: Database) -> bool:
+    """Whether anybody stands in line anywhere."""
+    return bool(await db.fetchval(ANYBODY))
+
+
+async def enter(db: Database, now: datetime, limit: int) -> int:
+    """Let runs of graphs whose time has come stand in line; answers how many."""
+    return int((await db.execute(ENTER, now, limit)).split()[-1])
+
+
+async def late(db: Database, now: datetime, limit: int) -> list[LateRun]:
+    """Runs of graphs past their schedule timeout."""
+    return LATE.read(await db.fetch(LATE.sql, now, limit))
+
+
+async def audit(db: Database) -> list[Drift]:
+    """Count again from the rows, and put right what differs: nothing should. Wakes gates with room that somebody waits at."""
+    async with db.transaction(lane="settle") as conn:
+        await conn.execute("select set_config('enable_seqscan', 'on', true), set_config('enable_hashjoin', 'on', true)")
+        drifts = AUDIT.read(await conn.fetch(AUDIT.sql))
+    await db.execute(WAKE_AGAIN, lane="settle")
+    return drifts
+
+
+async def prune(db: Database, now: datetime, idle_before: datetime, limit: int) -> int:
+    """Forget gates nobody has held or waited at since `idle_before`, at most `limit`; answers how many."""
+    await db.execute(MARK_IDLE, now)
+    return int((await db.execute(PRUNE, idle_before, limit)).split()[-1])
+
+
+async def show(db: Database, tenant_id: int, ids: Sequence[str]) -> dict[str, GateRow]:
+    """Gates by id."""
+    if not ids:
+        return {}
+    return {row.id: row for row in SHOW.read(await db.fetch(SHOW.sql, tenant_id, list(ids)))}
+
+
+async def page(db: Database, tenant_id: int, after: str, limit: int) -> list[GateRow]:
+    """Gates that somebody holds or waits at, behind the id `after`."""
+    return PAGE.read(await db.fetch(PAGE.sql, tenant_id, after, limit))
+
+
+async def ahead(db: Database, tenant_id: int, gate: str, arrived_at: datetime, run_id: str) -> int:
+    """How many stand before somebody in a line."""
+    return int(await db.fetchval(AHEAD, tenant_id, gate, arrived_at, run_id))
+
+
+async def waiting(db: Database, tenant_id: int, run_id: str) -> list[Waiting]:
+    """What of a run is ready and does not run."""
+    return WAITING.read(await db.fetch(WAITING.sql, tenant_id, run_id))
+
+
+async def limits(db: Database, tenant_id: int, after: str, limit: int) -> list[LimitRow]:
+    """Shared limits that are other than declared, behind the name `after`."""
+    return LIMITS.read(await db.fetch(LIMITS.sql, tenant_id, after, limit))
+
+
+async def set_limit(db: Database, tenant_id: int, name: str, max_runs: int, until: datetime | None, now: datetime) -> LimitRow:
+    """Let a shared limit be other than declared, for good or until a moment."""
+    async with db.transaction() as conn:
+        row = SET_LIMIT.read(await conn.fetch(SET_LIMIT.sql, tenant_id, name, max_runs, until, now))[0]
+        await conn.execute(WAKE_NAMED, tenant_id, name)
+    return row
+
+
+async def drop_limit(db: Database, tenant_id: int, name: str) -> bool:
+    """Let a shared limit be as declared again; False when it was."""
+    async with db.transaction() as conn:
+        found = await conn.fetchval(DROP_LIMIT, tenant_id, name) is not None
+        await conn.execute(WAKE_NAMED, tenant_id, name)
+    return found
+
+
+async def expire_limits(db: Database, now: datetime) -> int:
+    """Let shared limits whose time is over be as declared again; answers how many."""
+    async with db.transaction() as conn:
+        ended = await conn.fetch(EXPIRE_LIMITS, now)
+        for record in ended:
+            await conn.execute(WAKE_NAMED, record[0], record[1])
+    return len(ended)
+
+
+async def next_limit(db: Database) -> datetime | None:
+    """When the next shared limit ends."""
+    moment: datetime | None = await db.fetchval(NEXT_LIMIT)
+    return moment
