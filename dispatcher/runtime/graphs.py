@@ -149,10 +149,18 @@ class Graphs:
             armed += decision.waits
         if over:
             self._settlement.announce(over)
+            self._settlement.on_waits()  # a parent may wait for it, children may end with it
         if ready:
             self.on_ready()
         if armed:
             self.on_armed(armed)
+
+
+def _names(workflow: Workflow) -> str:
+    """The tasks by node, and whether each is one that comes last: what a durable parent is told is made with them."""
+    definition = workflow.definition
+    last = {definition.on_failure, definition.on_success}
+    return msgspec.json.encode([(task.name, node in last) for node, task in enumerate(definition.tasks)]).decode()
 
 
 def _heard(future: Any) -> None:
@@ -199,6 +207,7 @@ def _decision(row: GraphRow, workflow: Workflow, state: GraphState, change: Adva
         [wait for node in change.arm for wait in _waits(node, tasks[node], now)],
         [node for node in waited if statuses[node] != "waiting"],
         change.finish,
+        _names(workflow) if change.finish is not None and row.parent_run_id is not None else None,
     )
 
 

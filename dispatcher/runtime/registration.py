@@ -20,7 +20,7 @@ from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.keyring import Keyring, secret_context
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import crons, filters, registry
+from dispatcher.store import crons, filters, registry, waits
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.filters import NewFilter
 from dispatcher.store.registry import EndpointPut, EndpointRow
@@ -212,6 +212,8 @@ class Registration:
             await declare(conn, put.tenant_id, workflow_id, definition.on_crons, self._ids, now)
             workflow_ids.append(workflow_id)
         await registry.set_routes(conn, put.tenant_id, put.id, workflow_ids)
+        if any(task.durable for definition in offer.definitions for task in definition.tasks):
+            await waits.unblock(conn, put.tenant_id, workflow_ids, None, now)  # what its code did not fit may fit this one's
         await crons.delete_unserved(conn, put.tenant_id)
 
     async def changed(self) -> None:

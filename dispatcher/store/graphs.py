@@ -92,6 +92,7 @@ class Decision:
     waits: Sequence[NewWait] = ()
     left: Sequence[int] = ()
     finish: str | None = None
+    names: str | None = None
 
 
 DUE = Statement(
@@ -184,17 +185,57 @@ ADVANCE = Statement(
 END = Statement(
     """
     with given as (
-        select * from unnest($1::int[], $2::text[], $3::int[], $4::text[], $5::text[], $6::text[])
-            as g (tenant_id, id, revision, graph, reasons, status)
+        select * from unnest($1::int[], $2::text[], $3::int[], $4::text[], $5::text[], $6::text[], $8::text[])
+            as g (tenant_id, id, revision, graph, reasons, status, names)
     ), closed as (
         delete from runs r using given g
         where r.tenant_id = g.tenant_id and r.id = g.id and r.revision = g.revision
-        returning r.*, g.graph as last_graph, g.reasons as last_reasons, g.status
+        returning r.*, g.graph as last_graph, g.reasons as last_reasons, g.status, g.names
     ), ended as (
         delete from tasks t using closed c where t.tenant_id = c.tenant_id and t.run_id = c.id
         returning t.*
     ), waits_gone as (
         delete from waits w using closed c where w.tenant_id = c.tenant_id and w.run_id = c.id and w.graph
+    ), told as (
+        update waits w
+        set settled_at = $7, position = nextval('wait_positions'),
+            outcome = case c.status when 'succeeded' then 'ok' when 'failed' then 'error' else 'cancelled' end,
+            value = case when c.status = 'failed' then convert_to(coalesce(
+                        (select e.error::text from ended e where e.tenant_id = c.tenant_id and e.run_id = c.id and e.status = 'failed'
+                         order by e.finished_at, e.node limit 1),
+                        '{"code": "task_failed", "message": "A task of the run failed."}'), 'UTF8')
+                    when c.status = 'succeeded' then convert_to('{' || coalesce((
+                        select string_agg(to_json(n.item ->> 0)::text || ':' || case when e.node is null then '{"skipped":true}'
+                            when e.output_type <> 'application/json' then to_json(convert_from(e.output, 'UTF8'))::text
+                            else coalesce(convert_from(e.output, 'UTF8'), 'null') end, ',' order by n.place)
+                        from jsonb_array_elements(c.names::jsonb) with ordinality as n (item, place)
+                        left join ended e on e.tenant_id = c.tenant_id and e.run_id = c.id and e.node = n.place - 1
+                             and e.status = 'succeeded'
+                        where e.node is not null or (substr(c.last_graph, n.place::int, 1) = 'k' and not (n.item ->> 1)::boolean)
+                        ), '') || '}', 'UTF8') end
+        from closed c
+        where c.parent_wait is not null and w.tenant_id = c.tenant_id and w.event_key = c.id and w.kind = 'child' and w.settled_at is null
+        returning w.tenant_id, w.run_id, w.node
+    ), woken as (
+        update tasks t set wake_at = $7, marks = coalesce(t.marks, 0) + 1
+        from (select distinct tenant_id, run_id, node from told) w
+        where t.tenant_id = w.tenant_id and t.run_id = w.run_id and t.node = w.node
+          and not exists (select from ended e where e.tenant_id = t.tenant_id and e.run_id = t.run_id and e.node = t.node)
+    ), doomed as (
+        update runs r set doomed_at = $7
+        from (select tenant_id, id from closed where status = 'cancelled') c
+        where r.tenant_id = c.tenant_id and r.parent_run_id = c.id and r.on_its_own is null
+          and not exists (select from closed o where o.tenant_id = r.tenant_id and o.id = r.id)
+    ), log_rows as (
+        delete from journal j using ended e
+        where e.durable and j.tenant_id = e.tenant_id and j.run_id = e.run_id and j.node = e.node
+        returning j.*
+    ), logs as (
+        insert into journal_history (tenant_id, run_id, node, generation, count, entries, checkpoint, checkpoint_at, finished_at)
+        select tenant_id, run_id, node, generation, sum(count), string_agg(entries, ','::bytea order by base),
+               (array_agg(checkpoint order by base desc) filter (where checkpoint is not null))[1],
+               max(at) filter (where checkpoint is not null), $7
+        from log_rows group by tenant_id, run_id, node, generation
     ), task_rows as (
         insert into task_history (tenant_id, run_id, node, status, output, output_type, error, epoch, app_retries, infra_retries,
                                   endpoint_id, endpoint_version, started_at, finished_at, progress, durable, ended_at,
@@ -300,6 +341,7 @@ async def _end(db: Database, decisions: Sequence[Decision], now: datetime) -> li
         [d.reasons or "{}" for d in decisions],
         [d.finish for d in decisions],
         now,
+        [d.names for d in decisions],
         lane="settle",
     )
     return END.read(records)

@@ -21,13 +21,14 @@ TaskKey = tuple[int, str, int]  # (tenant id, run id, node)
 
 @dataclass(slots=True)
 class Guard:
-    """The task a change is for, and what it must still be for the change to apply."""
+    """The task a change is for, and what it must still be for the change to apply. `demand` says in which queue it would wait again."""
 
     tenant_id: int
     run_id: str
     node: int
     epoch: int
     state: State
+    demand: str = ""
 
     @property
     def key(self) -> TaskKey:

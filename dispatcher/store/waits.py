@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from dispatcher.store.database import Database
+from dispatcher.store.database import Connection, Database
 from dispatcher.store.outcomes import TaskKey
 from dispatcher.store.statement import Statement
 
@@ -446,7 +446,9 @@ async def next_moment(db: Database) -> datetime | None:
     return moment
 
 
-async def unblock(db: Database, tenant_id: int, workflows: Sequence[int] | None, run_id: str | None, now: datetime) -> list[Resumed]:
+async def unblock(
+    db: Database | Connection, tenant_id: int, workflows: Sequence[int] | None, run_id: str | None, now: datetime
+) -> list[Resumed]:
     """Let blocked tasks try again, on whatever version is the latest: of these workflows, or of one run."""
     records = await db.fetch(UNBLOCK.sql, tenant_id, list(workflows) if workflows is not None else None, run_id, now)
     return UNBLOCK.read(records)
