@@ -99,6 +99,7 @@ CODES: Final[Mapping[str, Code]] = MappingProxyType({
     "journal_too_long": Code(422, "The log would be too long", "Begin a new log with `continue`; DISPATCHER_JOURNAL_ENTRIES is the limit."),
     "journal_too_large": Code(422, "The log would be too large", "Keep large values elsewhere; DISPATCHER_JOURNAL_BYTES is the limit."),
     "not_durable": Code(409, "Not a durable task", "Only runs of durable tasks have a journal, an inbox and checkpoints."),
+    "turn_running": Code(409, "A turn is under way", "Try again when it is over, or cancel the run first."),
     "not_blocked": Code(409, "Nothing is blocked", "GET the run: only a task that is blocked can be resumed."),
     "inbox_closed": Code(409, "The inbox is closed", "The task takes no more messages: it closed its inbox, is ending, or is over."),
     "unknown_node": Code(404, "No such node in the journal", "GET the journal: its entries have the ids that may be named."),

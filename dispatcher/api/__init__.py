@@ -16,6 +16,7 @@ from dispatcher.api import (
     bulk,
     callbacks,
     crons,
+    durable,
     endpoints,
     events,
     expressions,
@@ -65,6 +66,7 @@ _RESOURCES: Final = (
     *tokens.ROUTES,
     *audit.ROUTES,
     *callbacks.ROUTES,
+    *durable.ROUTES,
     *problems.ROUTES,
 )
 ROUTES: Final = (*_RESOURCES, openapi.route(_RESOURCES))

@@ -67,10 +67,14 @@ class Cancelled(msgspec.Struct, frozen=True):
 
 
 class ReplayBody(msgspec.Struct, forbid_unknown_fields=True):
-    """What to run again: the whole run, with another `input` where one is given, or `task` and all that comes after it."""
+    """What to run again: the whole run, with another `input` where one is given, or `task` and all that comes after it.
+
+    A durable task goes on from its log, or from `journal_node` in it; with another input it begins anew.
+    """
 
     input: Raw | UnsetType = UNSET
     task: str | None = None
+    journal_node: str | None = None
 
 
 _REPLAY: Final = msgspec.json.Decoder(ReplayBody)
@@ -160,7 +164,12 @@ async def replay_run(call: Call) -> Answer:
     given = bytes(body.input) if body.input is not UNSET else None
     if given is not None and body.task is not None:
         raise problem("invalid_value", "input: a run that goes on from one of its tasks keeps its input", field="input")
-    await call.services.replays.replay(call.tenant_id, run_id, body.task, given)
+    if given is not None and body.journal_node is not None:
+        raise problem("invalid_value", "input: a run that goes on from its log keeps its input", field="input")
+    if body.journal_node is not None or (given is None and await call.services.durable.replays_from_log(call.tenant_id, run_id)):
+        await call.services.durable.reset(call.tenant_id, run_id, body.journal_node, body.task)
+    else:
+        await call.services.replays.replay(call.tenant_id, run_id, body.task, given)
     if wait is not None:
         return await _waited(call, run_id, wait)
     return json_answer(200, show_run(await _rows(call, run_id)))

@@ -572,3 +572,31 @@ def name_of(entry: bytes) -> str:
 def is_asked(entry: bytes) -> bool:
     """Whether an entry is an operation somebody asked for, and not what became of it."""
     return _named.decode(entry).status == "pending"
+
+
+class _Stamped(msgspec.Struct):
+    at: datetime | None = None
+
+
+class _Saved(msgspec.Struct):
+    op: str
+    value: Raw = Raw(b"null")
+
+
+def moment_of(entry: bytes) -> datetime | None:
+    """When an entry says it was written."""
+    return msgspec.json.decode(entry, type=_Stamped).at
+
+
+def closed_by(entries: Sequence[bytes]) -> list[str]:
+    """The scopes that entries close."""
+    named = (_named.decode(entry) for entry in entries if b'"scope"' in entry)
+    return [one.id for one in named if one.op == "scope" and one.status in ("ok", "error")]
+
+
+def saved_by(entries: Sequence[bytes]) -> bytes | None:
+    """The last checkpoint in entries."""
+    for entry in reversed(entries):
+        if b'"checkpoint"' in entry and (saved := msgspec.json.decode(entry, type=_Saved)).op == "checkpoint":
+            return bytes(saved.value)
+    return None

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from dispatcher import ids
 from dispatcher.clock import Clock
 from dispatcher.engine import journal as rules
 from dispatcher.engine.strict_json import JsonRefused, check
-from dispatcher.errors import Problem, problem
+from dispatcher.errors import problem
 from dispatcher.runtime.capacity import Capacity
-from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.directory import Directory, Workflow
 from dispatcher.runtime.journals import Journals
 from dispatcher.runtime.replays import Replays
 from dispatcher.runtime.settlement import Settlement
@@ -25,7 +25,8 @@ from dispatcher.runtime.turns import Turns
 from dispatcher.settings import Settings
 from dispatcher.store import journal, runs, waits
 from dispatcher.store.database import Database
-from dispatcher.store.journal import Checkpoint, Kept
+from dispatcher.store.journal import Checkpoint, Kept, Seed
+from dispatcher.store.outcomes import TaskKey
 
 _SKEW = timedelta(hours=1)
 
@@ -65,7 +66,7 @@ class Durable:
             raise problem("not_found", f"run {run_id} has saved nothing")
         return found
 
-    def _since(self, run_id: str) -> Any:
+    def _since(self, run_id: str) -> datetime:
         created = ids.created_at(run_id)
         return created - _SKEW if created is not None else self.clock.now()
 
@@ -102,9 +103,107 @@ class Durable:
         """A version that may fit has been registered: what is blocked in these workflows tries again."""
         self._ready(await waits.unblock(self.database, tenant_id, workflows, None, self.clock.now()))
 
+    # ---- going back
+
+    async def reset(self, tenant_id: int, run_id: str, node_id: str | None, task: str | None) -> None:
+        """Let a task go on from a node of its log, as a branch that shares what came before; without a node from the log's end.
+
+        A run that is over is live again under its own id. Raises Problem not_found, not_durable, unknown_node, turn_running.
+        """
+        created = ids.created_at(run_id)
+        run = await journal.of_run(self.database, tenant_id, run_id, self._since(run_id)) if created is not None else None
+        if run is None or created is None:
+            raise problem("not_found", f"there is no run {run_id[:100]!r}")
+        workflow = await self.directory.workflow_version(tenant_id, run.workflow_id, run.workflow_version)
+        node = self.node(workflow, task)
+        if workflow.definition.tasks[node].mode == "state":
+            raise problem("invalid_value", "a task in state mode goes on from its state; replay the run", field="journal_node")
+        if not run.live and workflow.definition.is_graph:
+            raise problem("invalid_value", "a graph that is over is replayed by task: POST …/replay", field="task")
+        kept = [log for log in await self.logs(tenant_id, run_id) if log.node == node]
+        entries = entries_of(kept[-1]) if kept else []
+        branch = rules.branch(entries, node_id)
+        if branch is None:
+            raise problem("unknown_node", f"the journal of {run_id} has no node {node_id!r}")
+        key = (tenant_id, run_id, node)
+        generation = max((log.generation for log in kept), default=0) + 1
+        seed = await self._seed(key, generation, branch, kept[-1].since if kept else None, created)
+        await self._begin_anew(seed, live=run.live)
+
+    async def replays_from_log(self, tenant_id: int, run_id: str) -> bool:
+        """Whether replaying a run is going on from its log: it is over, and its only task is a durable one that has one."""
+        run = await journal.of_run(self.database, tenant_id, run_id, self._since(run_id)) if run_id.startswith("run_") else None
+        if run is None or run.live:
+            return False
+        definition = (await self.directory.workflow_version(tenant_id, run.workflow_id, run.workflow_version)).definition
+        return not definition.is_graph and definition.tasks[0].durable and definition.tasks[0].mode == "replay"
+
+    async def _seed(self, key: TaskKey, generation: int, branch: rules.Branch, since: datetime | None, created: datetime) -> Seed:
+        """What stays, with what it still waits for. Children that ended with their parent are not waited for: they are asked for again."""
+        waits_left: list[rules.Wait] = []
+        children: dict[str, str] = {}
+        dropped: set[str] = set()
+        asked = [rules.name_of(op) for op in branch.pending]
+        known = await journal.children(self.database, key, asked, created) if asked else {}
+        for op in branch.pending:
+            at = rules.moment_of(op) or self.clock.now()
+            wait = rules.parse_ops([op], self.journals.bounds, rules.Moments(created, created, at)).waits[0]
+            child = known.get(wait.id)
+            if wait.kind == "child" and (child is None or child.status is not None):
+                dropped.add(wait.id)
+                continue
+            if child is not None:
+                children[wait.id] = child.id
+            waits_left.append(wait)
+        entries = [entry for entry in branch.entries if rules.name_of(entry) not in dropped]
+        return Seed(key, 0, generation, entries, rules.closed_by(entries), rules.saved_by(entries), since, waits_left, children)
+
+    async def _begin_anew(self, seed: Seed, *, live: bool) -> None:
+        now = self.clock.now()
+        tenant_id, run_id, node = seed.key
+        async with self.database.transaction() as conn:
+            revived = [] if live else await self.replays.revive(conn, tenant_id, [run_id], now)
+            head = (await journal.heads(conn, [seed.key])).get(seed.key)
+            seed.epoch = head.epoch if head is not None else 0
+            seeded = await journal.seed(conn, seed, now)
+            if not seeded:
+                name = ids.task_id(run_id, node)
+                raise problem("turn_running", f"{name} is at work, or has just been begun again")
+        if revived:
+            self.replays.announce(tenant_id, revived)
+        self.capacity.backlog.update((row.tenant_id, row.workflow_id, row.requirement) for row in seeded)
+        self.on_ready()
+        self.on_waits()
+
+    def node(self, workflow: Workflow, task: str | None) -> int:
+        """The durable task of a workflow with this name, or its only one. Raises Problem not_durable or invalid_value."""
+        durable = {t.name or workflow.definition.name: n for n, t in enumerate(workflow.definition.tasks) if t.durable}
+        if not durable:
+            raise problem("not_durable", f"workflow {workflow.definition.name!r} has no durable task")
+        if task is None and len(durable) == 1:
+            return next(iter(durable.values()))
+        if task not in durable:
+            raise problem("invalid_value", f"task: name one of {', '.join(durable)}", field="task")
+        return durable[task]
+
+    async def node_of(self, tenant_id: int, run_id: str, task: str | None) -> int:
+        """The same of a run."""
+        run = await journal.of_run(self.database, tenant_id, run_id, self._since(run_id)) if run_id.startswith("run_") else None
+        if run is None:
+            raise problem("not_found", f"there is no run {run_id[:100]!r}")
+        return self.node(await self.directory.workflow_version(tenant_id, run.workflow_id, run.workflow_version), task)
+
+    async def task_names(self, tenant_id: int, run_id: str) -> list[str]:
+        """The names of a run's tasks by node."""
+        run = await journal.of_run(self.database, tenant_id, run_id, self._since(run_id))
+        if run is None:
+            return []
+        workflow = await self.directory.workflow_version(tenant_id, run.workflow_id, run.workflow_version)
+        return [task.name or workflow.definition.name for task in workflow.definition.tasks]
+
     def _ready(self, resumed: list[waits.Resumed]) -> None:
         if resumed:
-            self.capacity.backlog.update((row.tenant_id, row.workflow_id) for row in resumed)
+            self.capacity.backlog.update((row.tenant_id, row.workflow_id, row.requirement) for row in resumed)
             self.on_ready()
 
     # ---- an attempt's side
@@ -135,8 +234,3 @@ class Durable:
 def entries_of(kept: Kept) -> list[bytes]:
     """A log's entries, one by one."""
     return rules.split([kept.entries]) if kept.entries else []
-
-
-def as_problem(error: rules.OpRefused) -> Problem:
-    """Operations that cannot be recorded, as a caller is told."""
-    return problem(error.code, str(error))

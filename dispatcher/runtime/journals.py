@@ -60,7 +60,7 @@ class Journals:
         self._intake_of = intake
         self._clock = clock
         self._settings = settings
-        self._bounds = Bounds(settings.turn_ops, settings.journal_entries, settings.journal_bytes)
+        self.bounds = Bounds(settings.turn_ops, settings.journal_entries, settings.journal_bytes)
         self._commits: GroupCommit[_Item, Appended | None] = GroupCommit(self._write, most=_SET, bound=_BOUND, weigh=_weight)
 
     @property
@@ -75,7 +75,7 @@ class Journals:
     def check(self, key: TaskKey, ops: Sequence[bytes], leased_at: datetime) -> Entries:
         """Operations that may be appended. Raises OpRefused."""
         now = self._clock.now()
-        return parse_ops(ops, self._bounds, Moments(ids.created_at(key[1]) or leased_at, min(leased_at, now), now))
+        return parse_ops(ops, self.bounds, Moments(ids.created_at(key[1]) or leased_at, min(leased_at, now), now))
 
     async def append(self, key: TaskKey, epoch: int, base: int, entries: Entries) -> Answer:
         """Append; answers once it is durable. Raises Problem for all that is refused."""
@@ -112,7 +112,7 @@ class Journals:
 
     async def _alone(self, items: Sequence[_Item]) -> dict[TaskKey, Appended]:
         rows = [NewEntries(item.key, item.epoch, item.base, item.entries, {}, {}) for item in items]
-        return await journal.append(self._database, rows, self._clock.now(), self._bounds.entries, self._bounds.log_bytes)
+        return await journal.append(self._database, rows, self._clock.now(), self.bounds.entries, self.bounds.log_bytes)
 
     async def _with_children(self, items: Sequence[_Item]) -> dict[TaskKey, Appended]:
         """Appends and the runs they ask for in one transaction: what is in the log has been started, and nothing else has."""
@@ -123,7 +123,7 @@ class Journals:
             try:
                 async with self._database.transaction(lane="settle") as conn:
                     rows = [row for row, _ in prepared]
-                    landed = await journal.append(conn, rows, now, self._bounds.entries, self._bounds.log_bytes)
+                    landed = await journal.append(conn, rows, now, self.bounds.entries, self.bounds.log_bytes)
                     runs = [s for row, submissions in prepared if row.key in landed for s in submissions]
                     assignments = await self._intake.write_with(conn, runs, now) if runs else []
                     if assignments is None:
@@ -178,10 +178,10 @@ class Journals:
                 return Answer(head.log_len, await self._children_of(item), None)
             entries = [json.loads(entry) for entry in known]
             raise problem("log_conflict", f"the log of {name} has {head.log_len} entries", len=head.log_len, entries=entries)
-        if length > self._bounds.entries:
-            raise problem("journal_too_long", f"the log of {name} would have {length:,} entries; at most {self._bounds.entries:,}")
-        if head.log_bytes + len(item.entries.text) > self._bounds.log_bytes:
-            raise problem("journal_too_large", f"the log of {name} would be larger than {self._bounds.log_bytes:,} bytes")
+        if length > self.bounds.entries:
+            raise problem("journal_too_long", f"the log of {name} would have {length:,} entries; at most {self.bounds.entries:,}")
+        if head.log_bytes + len(item.entries.text) > self.bounds.log_bytes:
+            raise problem("journal_too_large", f"the log of {name} would be larger than {self.bounds.log_bytes:,} bytes")
         if head.cleanup and not item.entries.only_steps:
             raise problem("invalid_op", "a task that is being cancelled may only record steps")
         closed = await self._closed(item)

@@ -147,7 +147,7 @@ class Waits:
         seen = [(task, _awake(task)) for task in marked]
         resumed = await waits.resume(self.database, seen, now)
         if resumed:
-            self.capacity.backlog.update((row.tenant_id, row.workflow_id) for row in resumed)
+            self.capacity.backlog.update((row.tenant_id, row.workflow_id, row.requirement) for row in resumed)
             self.on_ready()
         return len(marked) >= _SET
 

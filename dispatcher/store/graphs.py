@@ -39,6 +39,8 @@ class GraphRow:
     priority: int
     cancel_reason: str | None
     parent_run_id: str | None
+    labels: str | None
+    sticky_endpoint: str | None
     settled: list[int]
     statuses: list[str]
     met_nodes: list[int]
@@ -66,6 +68,8 @@ class NewTask:
     schedule_ms: int
     execution_ms: int
     durable: bool
+    requirement: str = ""
+    slots: int = 1
 
 
 @dataclass(slots=True)
@@ -107,7 +111,7 @@ DUE = Statement(
 LOAD = Statement(
     """
     select r.tenant_id, r.id, r.workflow_id, r.workflow_version, r.graph, r.revision, r.priority, r.cancel_reason, r.parent_run_id,
-           t.settled, t.statuses, w.met_nodes, w.met
+           r.labels, r.sticky_endpoint, t.settled, t.statuses, w.met_nodes, w.met
     from unnest($1::int[], $2::text[]) as g (tenant_id, id)
     join runs r using (tenant_id, id)
     cross join lateral (
@@ -147,19 +151,20 @@ ADVANCE = Statement(
         returning r.tenant_id, r.id, r.workflow_id, r.workflow_version, r.priority, r.flow->'nodes' as flow
     ), started as (
         insert into tasks as t (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
-                                execution_ms, durable, gates, preempts, flow)
+                                execution_ms, durable, gates, preempts, flow, requirement, slots)
         select m.tenant_id, m.id, n.node, m.workflow_id, m.workflow_version, 'queued', m.priority, $12,
                $12::timestamptz + n.schedule_ms * interval '1 millisecond', n.execution_ms, n.durable,
                (select array_agg(v::uuid order by place)
                 from jsonb_array_elements_text(m.flow->n.node::text->'ids') with ordinality as e (v, place)),
-               coalesce((m.flow->n.node::text->'preempts')::boolean, false), m.flow->n.node::text
-        from unnest($6::int[], $7::text[], $8::smallint[], $9::int[], $10::int[], $11::boolean[])
-             as n (tenant_id, id, node, schedule_ms, execution_ms, durable)
+               coalesce((m.flow->n.node::text->'preempts')::boolean, false), m.flow->n.node::text,
+               n.requirement, n.slots
+        from unnest($6::int[], $7::text[], $8::smallint[], $9::int[], $10::int[], $11::boolean[], $25::text[], $26::int[])
+             as n (tenant_id, id, node, schedule_ms, execution_ms, durable, requirement, slots)
         join moved m using (tenant_id, id)
         on conflict (tenant_id, run_id, node) do update
         set state = 'queued', priority = excluded.priority, due_at = excluded.due_at, schedule_deadline = excluded.schedule_deadline,
             execution_ms = excluded.execution_ms, app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null,
-            endpoint_id = null, endpoint_version = null, gates = excluded.gates, preempts = excluded.preempts, flow = excluded.flow,
+            endpoint_id = null, endpoint_version = null, gates = excluded.gates, preempts = excluded.preempts, flow = excluded.flow, requirement = excluded.requirement, slots = excluded.slots,
             started_at = null, deadline = null, cancel_reason = null, progress = null, units_taken = false,
             status = null, output = null, output_type = null, error = null, finished_at = null
         where t.state = 'settled'
@@ -231,11 +236,12 @@ END = Statement(
         where e.durable and j.tenant_id = e.tenant_id and j.run_id = e.run_id and j.node = e.node
         returning j.*
     ), logs as (
-        insert into journal_history (tenant_id, run_id, node, generation, count, entries, checkpoint, checkpoint_at, finished_at)
-        select tenant_id, run_id, node, generation, sum(count), string_agg(entries, ','::bytea order by base),
-               (array_agg(checkpoint order by base desc) filter (where checkpoint is not null))[1],
-               max(at) filter (where checkpoint is not null), $7
-        from log_rows group by tenant_id, run_id, node, generation
+        insert into journal_history (tenant_id, run_id, node, generation, count, entries, checkpoint, checkpoint_at, since, finished_at)
+        select l.tenant_id, l.run_id, l.node, l.generation, sum(l.count), string_agg(l.entries, ','::bytea order by l.base),
+               (array_agg(l.checkpoint order by l.base desc) filter (where l.checkpoint is not null))[1],
+               max(l.at) filter (where l.checkpoint is not null), e.log_since, $7
+        from log_rows l join ended e using (tenant_id, run_id, node)
+        group by l.tenant_id, l.run_id, l.node, l.generation, e.log_since
     ), task_rows as (
         insert into task_history (tenant_id, run_id, node, status, output, output_type, error, epoch, app_retries, infra_retries,
                                   endpoint_id, endpoint_version, started_at, finished_at, progress, durable, ended_at,
@@ -326,6 +332,8 @@ async def _advance(db: Database, decisions: Sequence[Decision], now: datetime) -
         [run.id for run, _ in left],
         [node for _, node in left],
         [wait.due_at for _, wait in waits],
+        [task.requirement for _, task in tasks],
+        [task.slots for _, task in tasks],
         lane="settle",
     )
     return ADVANCE.read(records)

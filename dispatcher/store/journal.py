@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from dispatcher.engine.journal import Entries, Settled
+from dispatcher.engine.journal import Entries, Settled, Wait
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.outcomes import Applied, TaskKey
 from dispatcher.store.statement import Statement
@@ -128,6 +128,8 @@ class Kept:
     generation: int
     entries: bytes | None
     live: bool
+    since: datetime | None
+    finished_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,24 @@ class Checkpoint:
 
     value: bytes
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Seeded:
+    """The queue of a task whose log has begun anew."""
+
+    tenant_id: int
+    workflow_id: int
+    requirement: str
+
+
+@dataclass(frozen=True, slots=True)
+class OfRun:
+    """What a run is of, and whether it is live."""
+
+    workflow_id: int
+    workflow_version: int
+    live: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,12 +290,13 @@ MERGE = Statement(
 
 LOGS = Statement(
     """
-    select j.node, j.generation, string_agg(j.entries, ','::bytea order by j.base) as entries, true as live
+    select j.node, j.generation, string_agg(j.entries, ','::bytea order by j.base) as entries, true as live, null::timestamptz as since,
+           null::timestamptz as finished_at
     from journal j where j.tenant_id = $1 and j.run_id = $2 group by j.node, j.generation
     union all
-    select h.node, h.generation, h.entries, false
+    select h.node, h.generation, h.entries, false, h.since, h.finished_at
     from journal_history h where h.tenant_id = $1 and h.run_id = $2 and h.finished_at >= $3
-    order by node, generation
+    order by node, live, finished_at, generation
     """,
     Kept,
 )
@@ -345,7 +366,7 @@ async def append(
     return {(row.tenant_id, row.run_id, row.node): row for row in APPEND.read(records)}
 
 
-async def heads(db: Database, keys: Sequence[TaskKey]) -> dict[TaskKey, Head]:
+async def heads(db: Database | Connection, keys: Sequence[TaskKey]) -> dict[TaskKey, Head]:
     """Durable tasks that are live."""
     return {row.key: row for row in HEADS.read(await db.fetch(HEADS.sql, *_keys(keys)))}
 
@@ -410,6 +431,93 @@ def _keys(keys: Sequence[TaskKey]) -> tuple[list[int], list[str], list[int]]:
 
 def _names(names: Sequence[Any]) -> str | None:
     return json.dumps(list(names)) if names else None
+
+
+# A log begins anew with what is kept of another: the task has another generation of it, and nothing it waited for before counts.
+SEED = Statement(
+    """
+    with seeded as (
+        update tasks t
+        set generation = $4, log_len = $5, log_bytes = length($6::bytea), log_since = coalesce(t.log_since, $9), known_len = null,
+            hashed_len = null, hashed = null, memory = null, wake = null, wake_at = null, marks = coalesce(t.marks, 0) + 1,
+            state = 'queued', due_at = $10, schedule_deadline = null, error = null, cleanup = null, inbox_closed = null,
+            app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null, pin_endpoint = null, pin_version = null
+        where t.tenant_id = $1 and t.run_id = $2 and t.node = $3 and t.durable and t.epoch = $11
+          and t.state in ('waiting', 'blocked', 'queued', 'scheduled')
+        returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.requirement
+    ), segment as (
+        insert into journal (tenant_id, run_id, node, generation, base, count, entries, scopes, checkpoint, at)
+        select tenant_id, run_id, node, $4, 0, $5, $6, $7::text[], $8::bytea, $10 from seeded where $5 > 0
+    ), gone as (
+        delete from waits w using seeded s
+        where w.tenant_id = s.tenant_id and w.run_id = s.run_id and w.node = s.node and not w.graph
+          and w.id <> all(array(select jsonb_array_elements_text($12::jsonb)))
+    ), registered as (
+        insert into waits as w (tenant_id, run_id, node, id, graph, kind, event_key, scope, expression, since, due_at, look_at, created_at)
+        select s.tenant_id, s.run_id, s.node, n.id, false, n.kind, n.event_key, n.scope, n.expression, n.since, n.due_at,
+               case when n.kind = 'event' then $10::timestamptz end, $10
+        from seeded s, unnest($13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::timestamptz[], $19::timestamptz[])
+             as n (id, kind, event_key, scope, expression, since, due_at)
+        on conflict (tenant_id, run_id, node, id) do nothing
+    )
+    select tenant_id, -workflow_id as workflow_id, requirement from seeded
+    """,
+    Seeded,
+)
+OF_RUN = Statement(
+    """
+    select workflow_id, workflow_version, true as live from runs where tenant_id = $1 and id = $2
+    union all
+    select workflow_id, workflow_version, false from run_history where tenant_id = $1 and id = $2 and finished_at >= $3
+    """,
+    OfRun,
+)
+
+
+@dataclass(slots=True)
+class Seed:
+    """What a log begins with. `waits` are what its operations still wait for, `scopes` those it has closed."""
+
+    key: TaskKey
+    epoch: int
+    generation: int
+    entries: Sequence[bytes]
+    scopes: Sequence[str]
+    checkpoint: bytes | None
+    since: datetime | None
+    waits: Sequence[Wait]
+    children: dict[str, str]
+
+
+async def seed(db: Database | Connection, wanted: Seed, now: datetime) -> list[Seeded]:
+    """Begin a log anew; nothing is answered when the task is not what it was, or is at work."""
+    waits = wanted.waits
+    records = await db.fetch(
+        SEED.sql,
+        *wanted.key,
+        wanted.generation,
+        len(wanted.entries),
+        b",".join(wanted.entries),
+        list(wanted.scopes) or None,
+        wanted.checkpoint,
+        wanted.since,
+        now,
+        wanted.epoch,
+        json.dumps([wait.id for wait in waits]),
+        [wait.id for wait in waits],
+        [wait.kind for wait in waits],
+        [wanted.children.get(wait.id) if wait.kind == "child" else wait.event_key for wait in waits],
+        [wait.scope for wait in waits],
+        [wait.expression for wait in waits],
+        [wait.since for wait in waits],
+        [wait.due_at for wait in waits],
+    )
+    return SEED.read(records)
+
+
+async def of_run(db: Database, tenant_id: int, run_id: str, since: datetime) -> OfRun | None:
+    """Which version of which workflow a run is of."""
+    return OF_RUN.first(await db.fetch(OF_RUN.sql, tenant_id, run_id, since))
 
 
 IS_DURABLE = """

@@ -102,10 +102,11 @@ class Marked:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A queue a task has gone back to."""
+    """The queue a task has gone back to."""
 
     tenant_id: int
     workflow_id: int
+    requirement: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,9 +292,9 @@ RESUME = Statement(
             due_at = case when g.awake then $6 else t.due_at end
         from given g
         where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.state = 'waiting' and t.marks = g.marks
-        returning t.tenant_id, t.workflow_id, g.awake
+        returning t.tenant_id, t.workflow_id, t.requirement, g.awake
     )
-    select tenant_id, -workflow_id as workflow_id from seen where awake
+    select tenant_id, -workflow_id as workflow_id, requirement from seen where awake
     """,
     Resumed,
 )
@@ -318,7 +319,7 @@ UNBLOCK = Statement(
     """
     update tasks set state = 'queued', due_at = $4, error = null, pin_endpoint = null, pin_version = null, marks = coalesce(marks, 0) + 1
     where tenant_id = $1 and state = 'blocked' and ($2::int[] is null or workflow_id = any($2)) and ($3::text is null or run_id = $3)
-    returning tenant_id, -workflow_id as workflow_id
+    returning tenant_id, -workflow_id as workflow_id, requirement
     """,
     Resumed,
 )

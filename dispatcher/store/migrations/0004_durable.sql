@@ -60,6 +60,7 @@ create table journal_history (
     entries       bytea not null,
     checkpoint    bytea,
     checkpoint_at timestamptz,
+    since         timestamptz,
     finished_at   timestamptz not null,
     primary key (tenant_id, run_id, node, generation, finished_at)
 ) partition by range (finished_at);
