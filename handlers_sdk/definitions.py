@@ -14,6 +14,7 @@ from handlers_sdk import wire
 from handlers_sdk.crons import CronTrigger, cron_entries
 from handlers_sdk.durations import Duration, format_duration, parse_duration
 from handlers_sdk.errors import ConfigError
+from handlers_sdk.flow import UNLIMITED, ConcurrencyExpression, Limits
 from handlers_sdk.filters import DefaultFilter
 from handlers_sdk.function import HandlerFunction
 from handlers_sdk.graph import Edges
@@ -54,6 +55,7 @@ class TaskSettings:
     backoff_factor: float | None
     backoff_max_seconds: float | None
     retry: Retry | None = None
+    limits: Limits = UNLIMITED
 
     @classmethod
     def of(
@@ -65,12 +67,12 @@ class TaskSettings:
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
         retry: RetryForm | None = None,
+        limits: Limits = UNLIMITED,
     ) -> TaskSettings:
         """Settings as given, the defaults where None was. `retry` says all there is to say of retries."""
         if retry is not None:
-            return cls._retried(
-                defaults, schedule_timeout, execution_timeout, Retry.of(retry), (retries, backoff_factor, backoff_max_seconds)
-            )
+            own = (retries, backoff_factor, backoff_max_seconds)
+            return replace(cls._retried(defaults, schedule_timeout, execution_timeout, Retry.of(retry), own), limits=limits)
         try:
             return cls(
                 schedule_timeout=parse_duration(defaults.schedule_timeout if schedule_timeout is None else schedule_timeout),
@@ -78,6 +80,7 @@ class TaskSettings:
                 retries=defaults.retries if retries is None else retries,
                 backoff_factor=defaults.backoff_factor if backoff_factor is None else backoff_factor,
                 backoff_max_seconds=defaults.backoff_max_seconds if backoff_max_seconds is None else backoff_max_seconds,
+                limits=limits,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
@@ -113,6 +116,7 @@ class WorkflowSettings:
     default_priority: int = Priority.LOW
     default_filters: Sequence[DefaultFilter] = ()
     on_crons: Sequence[str | CronTrigger] = ()
+    concurrency: Sequence[ConcurrencyExpression] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -126,6 +130,20 @@ class WorkflowSettings:
 
 
 Role = Literal["task", "on_failure", "on_success"]
+
+
+@dataclass(frozen=True, slots=True)
+class Durability:
+    """How a durable task is run: `mode` "replay" or "state", `pin` "task" or "latest", `checkpoint` "step" or "turn"."""
+
+    mode: Literal["replay", "state"] = "replay"
+    pin: Literal["task", "latest"] = "task"
+    checkpoint: Literal["step", "turn"] = "step"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("mode", ("replay", "state")), ("pin", ("task", "latest")), ("checkpoint", ("step", "turn"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not {' or '.join(map(repr, allowed))}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +161,11 @@ class TaskDefinition:
     role: Role = "task"
     edges: Edges = field(default_factory=Edges)
     rules: Mapping[str, list[wire.RuleEntry]] = field(default_factory=dict)
+    durability: Durability | None = None
+
+    def __post_init__(self) -> None:
+        if self.durability is not None and not self.function.is_async:
+            raise ConfigError(f"durable task {self.task_name} must be an async function: it is put aside wherever it awaits")
 
     @property
     def delivered_as(self) -> str:
@@ -169,7 +192,9 @@ class TaskDefinition:
             task["output_schema"] = gives
         if self.edges.parents:
             task["parents"] = list(self.edges.parents)
-        return cast("wire.TaskEntry", {**task, **self.rules})
+        if self.durability is not None:
+            task |= {"kind": "durable", "mode": self.durability.mode, "pin": self.durability.pin}
+        return cast("wire.TaskEntry", {**task, **settings.limits.entry(), **self.rules})
 
 
 def manifest_entries(definitions: Iterable[TaskDefinition]) -> list[wire.HandlerEntry]:
@@ -188,10 +213,12 @@ def _workflow_entry(workflow: WorkflowSettings, tasks: Sequence[TaskDefinition])
         entry["description"] = workflow.description
     if workflow.on_crons:
         entry["on_crons"] = cron_entries(workflow.on_crons)
+    if workflow.concurrency:
+        entry["concurrency"] = [one.entry() for one in workflow.concurrency]
     if workflow.default_filters:
         entry["default_filters"] = [one.entry() for one in workflow.default_filters]
     if tasks[0].standalone:
-        return {**tasks[0].entry(), **entry, "kind": "task"}
+        return {**tasks[0].entry(), **entry, "kind": "task" if tasks[0].durability is None else "durable"}
     last = {one.role: one.entry() for one in tasks if one.role != "task"}
     own = [one.entry() for one in tasks if one.role == "task"]
     return cast("wire.HandlerEntry", {**entry, "kind": "workflow", "tasks": own, **last})

@@ -16,6 +16,7 @@ from handlers_sdk.clock import unix_seconds
 from handlers_sdk.config import ClientConfig
 from handlers_sdk.context import WorkerInfo
 from handlers_sdk.crons import CronClient, CronTrigger
+from handlers_sdk.declaring import DurableDeclarations
 from handlers_sdk.decorators import DeclareStandalone, DeclareStandaloneOf
 from handlers_sdk.definitions import (
     EXECUTION_TIMEOUT,
@@ -30,6 +31,7 @@ from handlers_sdk.durations import Duration
 from handlers_sdk.errors import ConfigError
 from handlers_sdk.events import EventClient
 from handlers_sdk.execution import Host
+from handlers_sdk.flow import ConcurrencyForm, Limits, RateLimit, RateLimitsClient, concurrency_of
 from handlers_sdk.filters import DefaultFilter, FiltersClient
 from handlers_sdk.function import HandlerFunction, WorkerThreads
 from handlers_sdk.handlers import Handlers
@@ -53,7 +55,7 @@ I = TypeVar("I")  # noqa: E741 - the input
 SLOTS = 100
 
 
-class Dispatcher:
+class Dispatcher(DurableDeclarations):
     """The dispatcher as a program sees it. Configuration comes from DISPATCHER_* variables unless a ClientConfig is given."""
 
     def __init__(self, config: ClientConfig | None = None) -> None:
@@ -68,6 +70,7 @@ class Dispatcher:
         self.scheduled = ScheduledClient(self._api)
         self.callbacks = CallbacksClient(self._api)
         self.webhooks = WebhooksClient(self._api)
+        self.rate_limits = RateLimitsClient(self._api)
         self.stubs = Stubs(self._api)
         if self.config.logger is not None and not any(isinstance(one, TaskLogHandler) for one in self.config.logger.handlers):
             self.config.logger.addHandler(TaskLogHandler())
@@ -95,6 +98,8 @@ class Dispatcher:
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
         retry: RetryForm | None = None,
+        concurrency: ConcurrencyForm = None,
+        rate_limits: Sequence[RateLimit] | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> DeclareStandalone: ...
@@ -114,6 +119,8 @@ class Dispatcher:
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
         retry: RetryForm | None = None,
+        concurrency: ConcurrencyForm = None,
+        rate_limits: Sequence[RateLimit] | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> DeclareStandaloneOf[I]: ...
@@ -132,6 +139,8 @@ class Dispatcher:
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
         retry: RetryForm | None = None,
+        concurrency: ConcurrencyForm = None,
+        rate_limits: Sequence[RateLimit] | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> Any:
@@ -141,7 +150,14 @@ class Dispatcher:
         The rest is described in `Dispatcher.workflow` and `Workflow.task`.
         """
         settings = TaskSettings.of(
-            TaskDefaults(), schedule_timeout, execution_timeout, retries or None, backoff_factor, backoff_max_seconds, retry
+            TaskDefaults(),
+            schedule_timeout,
+            execution_timeout,
+            retries or None,
+            backoff_factor,
+            backoff_max_seconds,
+            retry,
+            Limits.of(concurrency, rate_limits),
         )
         namespace = calling_namespace(sys._getframe(1))  # noqa: SLF001 - annotations may name what is local to the caller
 
@@ -162,6 +178,7 @@ class Dispatcher:
         version: str | None = None,
         default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
+        concurrency: ConcurrencyForm = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> Workflow[EmptyModel]: ...
@@ -176,6 +193,7 @@ class Dispatcher:
         version: str | None = None,
         default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
+        concurrency: ConcurrencyForm = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> Workflow[I]: ...
@@ -188,6 +206,7 @@ class Dispatcher:
         version: str | None = None,
         default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
+        concurrency: ConcurrencyForm = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> Workflow[Any]:

@@ -20,6 +20,7 @@ from handlers_sdk.api import Api
 from handlers_sdk.channel import Channel
 from handlers_sdk.context import CURRENT, Accepted, Context, WorkerInfo
 from handlers_sdk.function import HandlerFunction, WorkerThreads
+from handlers_sdk.logcache import LogCache
 from handlers_sdk.outcomes import Done, Fail, Outcome, Refuse, cancelled, failure, timed_out
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.postbox import Postbox
@@ -41,6 +42,9 @@ class Host:
     running: dict[tuple[str, int], Execution] = field(default_factory=dict)
     home: threading.Thread | None = None
     postbox: Postbox = field(init=False)
+    logs: LogCache = field(default_factory=LogCache)
+    time: Callable[[], float] | None = None  # seconds of a clock that stands still in tests; None: the event loop's
+    on_step: Callable[[str, str], None] = lambda _task, _step: None  # told of each call of a durable step, before it is made
 
     def __post_init__(self) -> None:
         self.postbox = Postbox(Api(self.api.config))  # connections of its own: those of `api` belong to another event loop
@@ -204,7 +208,7 @@ class Execution:
     def _extend(self, seconds: float) -> None:
         self._due += seconds
 
-    def _interrupt(self, outcome: Fail) -> None:
+    def _interrupt(self, outcome: Outcome) -> None:
         self._finish(outcome)
         self._task.add_done_callback(lambda _: self._release_when_idle())  # also when the handler never got to run
         self._task.cancel()

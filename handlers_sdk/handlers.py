@@ -21,6 +21,8 @@ from handlers_sdk.lifespan import Lifespan
 from handlers_sdk.outcomes import Outcome, Refuse, Response, paced, problem, timed_out, to_response
 from handlers_sdk.schemas import dump_json, parse_json
 from handlers_sdk.signing import SignatureError
+from handlers_sdk.state import StateExecution
+from handlers_sdk.turns import TurnExecution, malformed_turn
 from handlers_sdk.verification import Verifier
 
 REQUEST_BYTES_MAX: Final = 4_000_000
@@ -92,8 +94,8 @@ class Handlers:
         except ValueError as error:
             return problem(400, "malformed", f"the body is not JSON: {error}")
         kind = push.get("type") if isinstance(push, dict) else None
-        if kind not in (wire.PUSH_RUN, wire.PUSH_BATCH, wire.PUSH_CANCEL) or push.get("protocol") != wire.PROTOCOL_VERSION:
-            return problem(415, "unsupported", f"protocol {wire.PROTOCOL_VERSION} with type run, batch or cancel is spoken here")
+        if kind not in (wire.PUSH_RUN, wire.PUSH_TURN, wire.PUSH_BATCH, wire.PUSH_CANCEL) or push.get("protocol") != wire.PROTOCOL_VERSION:
+            return problem(415, "unsupported", f"protocol {wire.PROTOCOL_VERSION} with type run, turn, batch or cancel is spoken here")
         if kind == wire.PUSH_CANCEL:
             return self._cancel(push)
         if not self.lifespan.started:
@@ -120,7 +122,14 @@ class Handlers:
             return timed_out(item["timeout_ms"])  # its time went by while the batch's other items had the slots
         if definition.settings.retry is not None:
             settle = paced(settle, definition.settings, item)
-        execution = Execution(self.host, definition.function, definition.task_name, item, base, settle)
+        if (durability := definition.durability) is None:
+            execution = Execution(self.host, definition.function, definition.task_name, item, base, settle)
+        elif (wrong := malformed_turn(item, durability.mode)) is not None:
+            return Refuse(400, "malformed", wrong)
+        elif durability.mode == "state":
+            execution = StateExecution(self.host, definition.function, definition.task_name, item, base, settle)
+        else:
+            execution = TurnExecution(self.host, definition.function, definition.task_name, item, base, settle, durability.checkpoint)
         execution.start(received)
         return execution
 
@@ -166,7 +175,7 @@ class Handlers:
             "sdk": SDK,
             "version": self.version,
             "challenge": challenge,
-            "features": [wire.FEATURE_ASYNC, wire.FEATURE_BATCH, wire.FEATURE_NDJSON, wire.FEATURE_CANCEL_PUSH],
+            "features": [wire.FEATURE_ASYNC, wire.FEATURE_BATCH, wire.FEATURE_NDJSON, wire.FEATURE_CANCEL_PUSH, wire.FEATURE_DURABLE],
             "limits": {"request_bytes": REQUEST_BYTES_MAX, "concurrency": slots},
             "batch": {"max_items": BATCH_ITEMS_MAX, "max_bytes": BATCH_BYTES_MAX, "concurrency": slots},
             "handlers": self._entries,

@@ -95,6 +95,7 @@ class Replay:
         self.carrying = carrying
         self.carried: list[bytes] = []
         self.cancelled = False
+        self._cancel_reason = ""
         self._log = log
         self._position = 0
         self._now = now
@@ -169,10 +170,31 @@ class Replay:
         """Whether the handler waits to know the run of a child, which only the next turn will tell."""
         return any(op.started is not None and not op.started.done() and op.started._callbacks for op in self._waiting.values())  # noqa: SLF001
 
-    def take_outgoing(self) -> list[bytes]:
-        """The text of entries to record, in order; `recorded` or `carry` follows."""
-        taken, self._outgoing = self._outgoing, []
+    @property
+    def has_steps(self) -> bool:
+        """Whether `asked_steps` has any."""
+        return bool(self._steps)
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether the handler cannot go on before something is recorded. What only asks the dispatcher can go with the turn's answer."""
+        return any(one.settles or (one.op.started is not None and not one.op.started.done() and one.op.started._callbacks) for one in self._outgoing)  # noqa: SLF001
+
+    def take_outgoing(self, most: int, most_bytes: int) -> list[bytes]:
+        """The text of the next entries to record, in order; `recorded` or `carry` follows."""
+        size = count = 0
+        for one in self._outgoing:
+            size += len(one.text)
+            if count == most or (count and size > most_bytes):
+                break
+            count += 1
+        taken, self._outgoing = self._outgoing[:count], self._outgoing[count:]
         self._sent.extend(taken)
+        return [one.text for one in taken]
+
+    def take_unsent(self) -> list[bytes]:
+        """The text of entries that were never taken, for the turn's answer."""
+        taken, self._outgoing = self._outgoing, []
         return [one.text for one in taken]
 
     def recorded(self, count: int, children: Mapping[str, str] = _NOT_ASKED) -> None:

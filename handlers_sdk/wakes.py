@@ -49,6 +49,10 @@ class Combination(asyncio.Future[Any]):
             self.set_exception(error)
         elif all(any(one.done() and not one.cancelled() for one in group) for group in self.groups):
             self.set_result(self._finish())
+        else:
+            return
+        for one in (one for group in self.groups for one in group):  # whoever lost wakes nobody
+            one.remove_done_callback(self._check)
 
 
 def wake_of(tasks: Iterable[asyncio.Task[Any]], ops: Sequence[Op[Any]]) -> dict[str, Any] | None:

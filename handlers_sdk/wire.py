@@ -215,10 +215,11 @@ _LogFrom = TypedDict("_LogFrom", {"from": int})
 class LogPart(_LogFrom):
     """The log of a durable task, or its tail: `entries` are those from `from` on, of `len`.
 
-    `prefix` is the rolling hash of what is left out, `head` of everything: h_0 is empty, h_(i+1) = sha256(h_i || entry i as it was sent), in hex.
+    `hidden` counts entries left out because their scope is closed. `prefix` is the rolling hash of what is left out, `head` of everything: h_0 is empty, h_(i+1) = sha256(h_i || entry i as it was sent), in hex.
     """
 
     len: int
+    hidden: NotRequired[int]
     prefix: NotRequired[str]
     head: NotRequired[str]
     entries: list[Entry]
@@ -540,6 +541,8 @@ class TaskEntry(TypedDict):
     kind: NotRequired[Literal["task", "workflow", "durable"]]
     mode: NotRequired[Literal["replay", "state"]]
     pin: NotRequired[Literal["task", "latest"]]
+    concurrency: NotRequired[list[dict[str, Any]]]
+    rate_limits: NotRequired[list[dict[str, Any]]]
 
 
 class FilterEntry(TypedDict):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast
 
 from handlers_sdk import wire
 from handlers_sdk.annotations import calling_namespace
 from handlers_sdk.api import Api
 from handlers_sdk.conditions import Condition, OrGroup, ParentCondition, Rule, alternatives, rule_entries
-from handlers_sdk.definitions import Role, TaskDefaults, TaskDefinition, TaskSettings, WorkflowSettings, check_name
+from handlers_sdk.definitions import Durability, Role, TaskDefaults, TaskDefinition, TaskSettings, WorkflowSettings, check_name
 from handlers_sdk.durations import Duration
 from handlers_sdk.errors import ConfigError
+from handlers_sdk.flow import ConcurrencyForm, Limits, RateLimit
 from handlers_sdk.function import HandlerFunction
 from handlers_sdk.graph import Edges, check_graph
 from handlers_sdk.mocks import mock_context
@@ -21,7 +22,7 @@ from handlers_sdk.runnables import Runnable
 from handlers_sdk.schemas import EmptyModel, codec_for
 
 if TYPE_CHECKING:
-    from handlers_sdk.decorators import DeclareTask
+    from handlers_sdk.decorators import DeclareDurableTask, DeclareTask
 
 I = TypeVar("I")  # noqa: E741 - the input
 R = TypeVar("R")
@@ -169,6 +170,8 @@ class Workflow(Runnable[I, dict[str, Any]]):
         skip_if: Sequence[Condition | OrGroup] | None = None,
         cancel_if: Sequence[Condition | OrGroup] | None = None,
         retry: RetryForm | None = None,
+        concurrency: ConcurrencyForm = None,
+        rate_limits: Sequence[RateLimit] | None = None,
     ) -> DeclareTask[I]:
         """Declare a task of the workflow: `fn(input, ctx, **dependencies)`, sync or async. None takes the workflow's `task_defaults`.
 
@@ -180,11 +183,55 @@ class Workflow(Runnable[I, dict[str, Any]]):
         the same as a number, or as {"attempts": 3, "delay": 5000} in milliseconds, also with "backoff": "exponential" and "jitter": True.
         """
         settings = TaskSettings.of(
-            self._task_defaults, schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds, retry
+            self._task_defaults,
+            schedule_timeout,
+            execution_timeout,
+            retries,
+            backoff_factor,
+            backoff_max_seconds,
+            retry,
+            Limits.of(concurrency, rate_limits),
         )
         rules = {"wait_for": wait_for, "skip_if": skip_if, "cancel_if": cancel_if}
         edges = Edges(self._names(parents or ()), **{name: self._own(rule or ()) for name, rule in rules.items()})
         return self._declare("task", name, settings, edges, calling_namespace(sys._getframe(1)))  # noqa: SLF001 - annotations may name locals
+
+    def durable_task(
+        self,
+        name: str | None = None,
+        schedule_timeout: Duration | None = None,
+        execution_timeout: Duration | None = None,
+        parents: Sequence[Task[Any, Any] | str] | None = None,
+        retries: int | None = None,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+        wait_for: Sequence[Condition | OrGroup] | None = None,
+        skip_if: Sequence[Condition | OrGroup] | None = None,
+        cancel_if: Sequence[Condition | OrGroup] | None = None,
+        retry: RetryForm | None = None,
+        concurrency: ConcurrencyForm = None,
+        rate_limits: Sequence[RateLimit] | None = None,
+        pin: Literal["task", "latest"] = "task",
+        checkpoint: Literal["step", "turn"] = "step",
+    ) -> DeclareDurableTask[I]:
+        """Declare a durable task of the workflow: `async def fn(input, ctx: DurableContext, **dependencies)`.
+
+        Settings are those of `task`; `execution_timeout`, `pin` and `checkpoint` are described in `Dispatcher.durable_task`.
+        """
+        settings = TaskSettings.of(
+            self._task_defaults,
+            schedule_timeout,
+            execution_timeout,
+            retries,
+            backoff_factor,
+            backoff_max_seconds,
+            retry,
+            Limits.of(concurrency, rate_limits),
+        )
+        rules = {"wait_for": wait_for, "skip_if": skip_if, "cancel_if": cancel_if}
+        edges = Edges(self._names(parents or ()), **{name: self._own(rule or ()) for name, rule in rules.items()})
+        durability = Durability("replay", pin, checkpoint)
+        return self._declare("task", name, settings, edges, calling_namespace(sys._getframe(1)), durability)  # noqa: SLF001 - as in `task`
 
     def on_failure_task(
         self,
@@ -195,13 +242,22 @@ class Workflow(Runnable[I, dict[str, Any]]):
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
         retry: RetryForm | None = None,
+        concurrency: ConcurrencyForm = None,
+        rate_limits: Sequence[RateLimit] | None = None,
     ) -> DeclareTask[I]:
         """Declare the task that runs once when a task has failed for good: at the first such failure, never on cancellation.
 
         `ctx.task_run_errors` has what went wrong so far. Settings are those of `task`.
         """
         settings = TaskSettings.of(
-            self._task_defaults, schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds, retry
+            self._task_defaults,
+            schedule_timeout,
+            execution_timeout,
+            retries,
+            backoff_factor,
+            backoff_max_seconds,
+            retry,
+            Limits.of(concurrency, rate_limits),
         )
         return self._declare("on_failure", name, settings, Edges(), calling_namespace(sys._getframe(1)))  # noqa: SLF001 - as in `task`
 
@@ -214,23 +270,47 @@ class Workflow(Runnable[I, dict[str, Any]]):
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
         retry: RetryForm | None = None,
+        concurrency: ConcurrencyForm = None,
+        rate_limits: Sequence[RateLimit] | None = None,
     ) -> DeclareTask[I]:
         """Declare the task that runs once all tasks have succeeded or were skipped. Settings are those of `task`."""
         settings = TaskSettings.of(
-            self._task_defaults, schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds, retry
+            self._task_defaults,
+            schedule_timeout,
+            execution_timeout,
+            retries,
+            backoff_factor,
+            backoff_max_seconds,
+            retry,
+            Limits.of(concurrency, rate_limits),
         )
         return self._declare("on_success", name, settings, Edges(), calling_namespace(sys._getframe(1)))  # noqa: SLF001 - as in `task`
 
-    def _declare(self, role: Role, name: str | None, settings: TaskSettings, edges: Edges, namespace: Mapping[str, Any]) -> DeclareTask[I]:
+    def _declare(
+        self,
+        role: Role,
+        name: str | None,
+        settings: TaskSettings,
+        edges: Edges,
+        namespace: Mapping[str, Any],
+        durability: Durability | None = None,
+    ) -> Any:
         def declare(fn: Callable[..., Any]) -> Task[Any, Any]:
-            task: Task[Any, Any] = Task(self._definition(fn, name or fn.__name__, settings, namespace, role, edges))
+            task: Task[Any, Any] = Task(self._definition(fn, name or fn.__name__, settings, namespace, role, edges, durability))
             self._tasks[task.name] = task
             return task
 
         return declare
 
     def _definition(
-        self, fn: Callable[..., Any], name: str, settings: TaskSettings, namespace: Mapping[str, Any], role: Role, edges: Edges
+        self,
+        fn: Callable[..., Any],
+        name: str,
+        settings: TaskSettings,
+        namespace: Mapping[str, Any],
+        role: Role,
+        edges: Edges,
+        durability: Durability | None,
     ) -> TaskDefinition:
         check_name(name)
         if name in self._tasks:
@@ -239,7 +319,7 @@ class Workflow(Runnable[I, dict[str, Any]]):
             raise ConfigError(f"workflow {self.name} has its {role}_task already; there is at most one")
         function = HandlerFunction(fn, self.input_type, namespace)
         rules = {of: rule_entries(rule, self._api.config.namespaced) for of, rule in edges.rules.items()}
-        return TaskDefinition(self.settings, name, settings, function, standalone=False, role=role, edges=edges, rules=rules)
+        return TaskDefinition(self.settings, name, settings, function, False, role, edges, rules, durability)
 
     def _names(self, parents: Sequence[Task[Any, Any] | str]) -> tuple[str, ...]:
         return tuple(parent if isinstance(parent, str) else self._mine(parent).name for parent in parents)

@@ -1,0 +1,686 @@
+"""A dispatcher in memory, on a clock that jumps: it speaks the wire of durable tasks to an endpoint in the same process, exactly.
+
+For tests of durable tasks (`testing.py`). What the endpoint must not do is an AssertionError here. Not for anything else: nothing is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import httpx
+
+from handlers_sdk import wire
+from handlers_sdk.errors import ConfigError
+from handlers_sdk.handlers import Handlers
+from handlers_sdk.ops import ms_of, text_of
+
+START_MS: Final = 1_767_225_600_000
+API: Final = "http://dispatcher.test"
+TURNS_MAX: Final = 100_000
+_ENDED: Final = ("succeeded", "failed", "cancelled")
+_JSON: Final = json.JSONDecoder()
+
+
+class Crash(Exception):  # noqa: N818 - what happens to the endpoint, not an error of anybody's
+    """The endpoint's process is gone."""
+
+
+@dataclass(slots=True)
+class Pushed:
+    """An event."""
+
+    id: str
+    key: str
+    data: Any
+    scope: str | None
+    at: int
+
+
+@dataclass(slots=True)
+class DoubleRun:
+    """A run of one task. `log` is text as it was sent, `entries` the same parsed."""
+
+    id: str
+    task_id: str
+    workflow: str
+    input: Any
+    seed: str
+    metadata: dict[str, Any] | None = None
+    status: str = "queued"
+    output: Any = None
+    error: dict[str, Any] | None = None
+    log: list[bytes] = field(default_factory=list)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=lambda: [b""])
+    settled: dict[str, str] = field(default_factory=dict)  # op id → status, of what is over
+    open: dict[str, dict[str, Any]] = field(default_factory=dict)  # op id → what was asked
+    due: dict[str, int] = field(default_factory=dict)  # op id → ms
+    arrived: list[dict[str, Any]] = field(default_factory=list)  # completions for the next turn
+    shipped: int = 0  # how much of the log the endpoint has seen
+    wake: Any = None
+    state: Any = None
+    attempt: int = 0
+    turn: int = 0
+    started_at: int = 0
+    failures: int = 0
+    grown: int = 0
+    not_before: int = 0
+    parent: tuple[str, str] | None = None
+    on_cancel: str = "propagate"
+    children: dict[str, str] = field(default_factory=dict)
+    inbox: deque[Any] = field(default_factory=deque)
+    inbox_closed: bool = False
+    checkpoint: Any = None
+    has_checkpoint: bool = False
+    cancelling: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the status is final."""
+        return self.status in _ENDED
+
+
+class Double(httpx.AsyncBaseTransport):
+    """`handlers` is made anew by `boot` whenever the endpoint's process is. `crash_at` names the point at which it dies, counted from 0."""
+
+    def __init__(
+        self,
+        boot: Callable[[Double], Handlers],
+        *,
+        crash_at: int | None = None,
+        children: Mapping[str, Callable[[Any], Any]] | None = None,
+        expressions: Callable[[str, Any], bool] | None = None,
+        delta: bool = True,
+        unreachable: bool = False,
+        shuffle: Callable[[list[str]], list[str]] | None = None,
+    ) -> None:
+        self.now = START_MS
+        self.runs: dict[str, DoubleRun] = {}
+        self.events: list[Pushed] = []
+        self.planned: list[tuple[int, int, Callable[[], None]]] = []
+        self.crash_at = crash_at
+        self.points = 0
+        self.lost: Counter[tuple[str, str]] = Counter()  # step results that a crash took along
+        self.steps: Counter[tuple[str, str]] = Counter()  # calls of steps
+        self.turns = 0
+        self.appends = 0
+        self.pulls = 0
+        self.bytes_sent = 0
+        self.answers: list[dict[str, Any]] = []
+        self.mismatch: dict[str, Any] | None = None
+        self.violations: list[str] = []
+        self._boot = boot
+        self._children = dict(children or {})
+        self._expressions = expressions
+        self._delta = delta
+        self._unreachable = unreachable
+        self._shuffle = shuffle or (lambda ids: ids)
+        self._lock = threading.RLock()
+        self._crashed: asyncio.Future[None] | None = None
+        self._buried = asyncio.Event()
+        self._ids = 0
+        self.handlers = boot(self)
+
+    # ---- what a test does
+
+    def start(self, workflow: str, input: Any = None, metadata: dict[str, Any] | None = None, parent: tuple[str, str] | None = None) -> DoubleRun:
+        """A run, not yet begun."""
+        number = f"{len(self.runs) + 1:026d}"
+        run = DoubleRun(f"run_{number}", f"tsk_{number}", workflow, {} if input is None else input, hashlib.sha256(number.encode()).hexdigest()[:16], metadata)
+        run.parent = parent
+        self.runs[run.id] = run
+        return run
+
+    def push(self, key: str, data: Any = None, scope: str | None = None) -> str:
+        """An event, now."""
+        self._ids += 1
+        event = Pushed(f"evt_{self._ids:026d}", key, {} if data is None else data, scope, self.now)
+        self.events.append(event)
+        for run in self.runs.values():
+            for id, asked in list(run.open.items()):
+                if asked["op"] == "event" and self._fits(asked, event, None):
+                    self._event(run, id, event)
+        return event.id
+
+    def plan(self, at: int, do: Callable[[], None]) -> None:
+        """Something that happens at a moment of the virtual clock, ms from the start."""
+        self._ids += 1
+        self.planned.append((START_MS + at, self._ids, do))
+        self.planned.sort(key=lambda one: one[:2])
+
+    def message(self, run_id: str, data: Any) -> bool:
+        """A message for a run's inbox."""
+        run = self.runs[run_id]
+        if run.ended or run.inbox_closed:
+            return False
+        run.inbox.append(data)
+        self._deliver_messages(run)
+        return True
+
+    def close_inbox(self, run_id: str) -> None:
+        """No more messages."""
+        run = self.runs[run_id]
+        run.inbox_closed = True
+        self._deliver_messages(run)
+
+    def cancel(self, run_id: str, reason: str = "no longer wanted") -> bool:
+        """Ask for a run to end; False when it has."""
+        run = self.runs[run_id]
+        if run.ended or run.cancelling is not None:
+            return False
+        if run.attempt == 0 and not run.log:
+            self._end(run, "cancelled", None, {"code": "cancelled", "message": reason})
+            return True
+        run.cancelling = reason
+        waiting = [id for id, asked in run.open.items() if asked["op"] == "message"]
+        if waiting and run.status == "waiting":
+            self._settle(run, waiting[0], {"op": "message", "status": "cancel", "value": {"$cancel": True}})
+        else:
+            run.arrived.append({"id": "cancel#0", "op": "cancel", "status": "ok", "value": {"reason": reason}})
+            run.wake = None
+            run.status = "queued" if run.status == "waiting" else run.status
+        return True
+
+    async def finish(self, run: DoubleRun) -> DoubleRun:
+        """Work until a run has ended or nothing more can happen."""
+        while not run.ended and run.status != "blocked":
+            ready = self._shuffle([one.id for one in self.runs.values() if one.status == "queued" and one.not_before <= self.now])
+            if ready:
+                await self._work(self.runs[ready[0]])
+            elif not self._jump():
+                break
+        return run
+
+    # ---- time
+
+    def _jump(self) -> bool:
+        """To the next thing that happens; False when there is none."""
+        due = [moment for one in self.runs.values() if not one.ended for id, moment in one.due.items() if id not in one.settled]
+        due += [one.not_before for one in self.runs.values() if one.status == "queued" and one.not_before > self.now]
+        due += [at for at, _, _ in self.planned]
+        if not due:
+            return False
+        self.now = max(self.now, min(due))
+        while self.planned and self.planned[0][0] <= self.now:
+            self.planned.pop(0)[2]()
+        for run in list(self.runs.values()):
+            for id, moment in sorted(run.due.items(), key=lambda one: one[1]):
+                if moment <= self.now and not run.ended:
+                    self._due(run, id)
+        return True
+
+    def _due(self, run: DoubleRun, id: str) -> None:
+        asked = run.open.get(id)
+        if asked is None or id in run.settled:
+            run.due.pop(id, None)
+            return
+        if asked["op"] == "step":
+            self._wake(run)  # stays due until the step is recorded again
+            return
+        del run.due[id]
+        self._settle(run, id, {"op": asked["op"], "status": "ok" if asked["op"] == "sleep" else "timeout"})
+
+    # ---- a turn
+
+    async def _work(self, run: DoubleRun) -> None:
+        self.turns += 1
+        assert self.turns < TURNS_MAX, f"{run.workflow}: {TURNS_MAX} turns and no end"
+        run.status = "running"
+        run.attempt += 1
+        definition = self.handlers._definitions.get(run.workflow)  # noqa: SLF001 - the double is the endpoint's other half
+        if definition is None:
+            self._outside(run)
+            return
+        durable = definition.durability is not None
+        body = self._turn(run, definition.durability.mode) if definition.durability is not None else self._run(run)
+        text = json.dumps(body).encode()
+        if durable and definition.durability is not None and definition.durability.mode == "replay":
+            text = self._with_log(text, run)
+        self.bytes_sent += len(text)
+        try:
+            status, headers, answer = await self._send(text)
+        except Crash:
+            self._died(run)
+            return
+        if not durable:
+            self._ran(run, status, answer, definition.settings.retries)
+        elif status != 200 or headers.get(wire.HEADER_PROTOCOL) != "1":
+            self._failed(run, json.loads(answer).get("error") or {"message": answer.decode()}, None, definition.settings.retries)
+        else:
+            self._answered(run, answer, definition.settings.retries)
+
+    def _died(self, run: DoubleRun) -> None:
+        """A new process takes over."""
+        run.status = "queued"
+        self.handlers = self._boot(self)
+
+    def _outside(self, run: DoubleRun) -> None:
+        """A child whose code is not in the endpoint: a function of the test stands in."""
+        if run.workflow not in self._children:
+            raise ConfigError(f"there is no workflow {run.workflow!r} here; give it as a workflow, or as a function in `children`")
+        try:
+            self._end(run, "succeeded", self._children[run.workflow](run.input), None)
+        except Exception as error:
+            self._end(run, "failed", None, {"code": "handler_failed", "message": str(error)})
+
+    def _turn(self, run: DoubleRun, mode: str) -> dict[str, Any]:
+        run.turn += 1
+        run.started_at = run.started_at or self.now
+        arrived, run.arrived = run.arrived, []
+        results = []
+        for entry in arrived:
+            entry = {**entry, "at": text_of(self.now)}
+            results.append(entry)
+            if mode == "replay":
+                self._extend(run, [json.dumps(entry, ensure_ascii=False).encode()])
+        item = {
+            **self._item(run),
+            "type": "turn",
+            "turn": run.turn,
+            "now": text_of(self.now),
+            "started_at": text_of(run.started_at),
+            "seed": run.seed,
+            "budget_ms": 54_000,
+            "mode": mode,
+        }
+        if mode == "state":
+            item |= {"state": run.state, "results": results}
+        return item
+
+    def _with_log(self, text: bytes, run: DoubleRun) -> bytes:
+        """The log as it was written, not as this side would write it."""
+        start = run.shipped if self._delta else 0
+        shown = [one for one, entry in zip(run.log[start:], run.entries[start:], strict=True) if not self._hidden(run, entry["id"])]
+        hidden = len(run.log) - start - len(shown)
+        part = b'{"len":%d,"from":%d,"hidden":%d,"prefix":"%b","head":"%b","entries":[%b]}' % (
+            len(run.log),
+            start,
+            hidden,
+            run.hashes[start].hex().encode(),
+            run.hashes[-1].hex().encode(),
+            b",".join(shown),
+        )
+        run.shipped = len(run.log)
+        return text[:-1] + b',"log":' + part + b"}"
+
+    def _hidden(self, run: DoubleRun, id: str) -> bool:
+        """Whether it was done inside a scope that is closed."""
+        parts = id.split("/")
+        return any("/".join(parts[:end]) in run.settled for end in range(1, len(parts)))
+
+    def _run(self, run: DoubleRun) -> dict[str, Any]:
+        return {**self._item(run), "type": "run"}
+
+    def _item(self, run: DoubleRun) -> dict[str, Any]:
+        item: dict[str, Any] = {
+            "protocol": 1,
+            "audience": "ep_00000000000000000000000001",
+            "api": API,
+            "name": run.workflow,
+            "workflow": run.workflow,
+            "id": run.task_id,
+            "run_id": run.id,
+            "attempt": run.attempt,
+            "retry_count": run.failures,
+            "max_attempts": 1,
+            "version": "test",
+            "input": run.input,
+            "deadline": text_of(self.now + 60_000),
+            "timeout_ms": 60_000,
+            "token": f"atk1.{run.id}.{run.attempt}",
+            "tenant": "default",
+            "metadata": run.metadata,
+            "priority": 1,
+        }
+        if run.parent is not None:
+            item["parent_run_id"] = run.parent[0]
+        return item
+
+    async def _send(self, text: bytes) -> tuple[int, dict[str, str], bytes]:
+        self._crashed = asyncio.get_running_loop().create_future()
+        self._buried.clear()
+        work = asyncio.ensure_future(self.handlers.handle("POST", {}, text))
+        await asyncio.wait([work, self._crashed], return_when=asyncio.FIRST_COMPLETED)
+        if self._crashed.done():
+            work.cancel()
+            await asyncio.wait([work])
+            self._buried.set()
+            raise Crash
+        response = work.result()
+        body = response.body if isinstance(response.body, bytes) else b"".join([chunk async for chunk in response.body])
+        return response.status, dict(response.headers), body
+
+    def stepped(self, task_id: str, id: str) -> None:
+        """A step is about to be called."""
+        self.steps[task_id, id] += 1
+        run = next(one for one in self.runs.values() if one.task_id == task_id)
+        if id in run.settled:
+            self.violations.append(f"step {id} of {run.workflow} is called, and its result is in the log")
+        if run.ended:
+            self.violations.append(f"step {id} of {run.workflow} is called, and the run is over")
+
+    def _point(self) -> bool:
+        """Whether the endpoint dies here."""
+        self.points += 1
+        return self.points - 1 == self.crash_at
+
+    # ---- what an endpoint answers
+
+    def _answered(self, run: DoubleRun, answer: bytes, retries: int) -> None:
+        said = json.loads(answer)
+        self.answers.append(said)
+        ops = raw_items(answer, "ops")
+        if self._point():
+            self._lose(run, ops)
+            return self._died(run)
+        status = said["status"]
+        assert status in wire.TURN_STATUSES, said
+        if "base" in said:
+            assert said["base"] == len(run.log), (said, len(run.log))
+        self._extend(run, ops)
+        if status == "wait":
+            self._waits(run, said)
+        elif status == "done":
+            self._end(run, "cancelled" if run.cancelling is not None and not self._told(run) else "succeeded", said.get("output"), None)
+        elif status == "failed":
+            self._failed(run, said["error"], said.get("retry"), retries, said.get("retry_after_ms"))
+        elif status == "again":
+            run.state = said.get("state")
+            run.status = "queued"
+        elif status == "continue":
+            self._continue(run, said["input"])
+        else:
+            run.status, run.error = "blocked", {"code": "code_mismatch", "at": said["at"]}
+            self.mismatch = said["at"]
+        if self._point():
+            self._died_after(run)
+        return None
+
+    def _died_after(self, run: DoubleRun) -> None:
+        """The answer arrived; what the process knew is lost."""
+        self.handlers = self._boot(self)
+
+    def _told(self, run: DoubleRun) -> bool:
+        return any(entry["op"] == "message" and entry["status"] == "cancel" for entry in run.entries)
+
+    def _waits(self, run: DoubleRun, said: dict[str, Any]) -> None:
+        run.state = said.get("state")
+        self._check_wake(run, said["wake"])
+        run.status, run.wake = "waiting", said["wake"]
+        self._wake(run)
+
+    def _check_wake(self, run: DoubleRun, wake: Any) -> None:
+        if isinstance(wake, str):
+            assert wake in run.open or wake in run.settled, f"the wake names {wake}, which nobody asked for"
+            return
+        parts = wake.get("any") or wake.get("all")
+        assert parts and set(wake) <= {"any", "all", "fail_fast"}, wake
+        for part in parts:
+            self._check_wake(run, part)
+
+    def _failed(self, run: DoubleRun, error: dict[str, Any], retry: bool | None, retries: int, after_ms: int | None = None) -> None:
+        run.failures = 0 if len(run.log) > run.grown else run.failures
+        run.grown = len(run.log)
+        if run.cancelling is not None:
+            self._end(run, "cancelled", None, {"code": "cancelled", "message": run.cancelling})
+        elif retry is False or run.failures >= retries:
+            self._end(run, "failed", None, {"code": error.get("code") or "handler_failed", "message": error.get("message", "")})
+        else:
+            run.failures += 1
+            run.status = "queued"
+            run.not_before = self.now + (after_ms or 0)
+
+    def _continue(self, run: DoubleRun, input: Any) -> None:
+        run.input = input
+        run.log, run.entries, run.hashes, run.shipped = [], [], [b""], 0
+        run.settled, run.open, run.due, run.arrived, run.children = {}, {}, {}, [], {}
+        run.started_at, run.grown, run.failures = 0, 0, 0
+        run.status = "queued"
+
+    def _ran(self, run: DoubleRun, status: int, answer: bytes, retries: int) -> None:
+        body = json.loads(answer) if answer else None
+        if status < 300:
+            self._end(run, "succeeded", body, None)
+        elif run.failures < retries and body.get("retry") is not False:
+            run.failures += 1
+            run.status = "queued"
+        else:
+            error = body.get("error") or {}
+            self._end(run, "failed", None, {"code": error.get("code") or "handler_failed", "message": error.get("message", "")})
+
+    def _end(self, run: DoubleRun, status: str, output: Any, error: dict[str, Any] | None) -> None:
+        run.status, run.output, run.error = status, output, error
+        run.open.clear()
+        if status != "succeeded":
+            for child in self.runs.values():
+                if child.parent is not None and child.parent[0] == run.id and child.on_cancel == "propagate" and not child.ended and status == "cancelled":
+                    self.cancel(child.id, "the parent was cancelled")
+        if run.parent is not None:
+            parent, id = self.runs[run.parent[0]], run.parent[1]
+            entry: dict[str, Any] = {"op": "child", "run_id": run.id}
+            entry |= {"status": "ok", "value": output} if status == "succeeded" else {"status": "error" if status == "failed" else "cancelled"}
+            self._settle(parent, id, entry | ({"error": error} if status == "failed" else {}))
+
+    # ---- the log
+
+    def _extend(self, run: DoubleRun, texts: list[bytes]) -> dict[str, str]:
+        """New entries; what they ask for begins. The runs of children are answered."""
+        started: dict[str, str] = {}
+        for text in texts:
+            entry = json.loads(text)
+            id, status = entry["id"], entry["status"]
+            assert entry.get("at"), entry
+            if status == "pending":
+                assert id not in run.open and id not in run.settled, f"{id} is asked for twice"
+                run.open[id] = entry
+                if entry["op"] == "child":
+                    started[id] = run.children[id] = self._child(run, entry).id
+                    text = text[:-1] + b',"run_id":"%b"}' % started[id].encode()
+                    entry["run_id"] = started[id]
+                self._begin(run, id, entry)
+            elif status == "retry":
+                run.open[id] = entry
+                run.due[id] = self.now + entry["after_ms"]
+            else:
+                assert run.settled.get(id) is None or entry["op"] not in ("step", "scope", "checkpoint"), f"{id} is recorded twice"
+                run.settled[id] = status
+                run.open.pop(id, None)
+                run.due.pop(id, None)
+                if entry["op"] == "checkpoint":
+                    run.checkpoint, run.has_checkpoint = entry["value"], True
+            run.log.append(text)
+            run.entries.append(entry)
+            run.hashes.append(hashlib.sha256(run.hashes[-1] + text).digest())
+        return started
+
+    def _begin(self, run: DoubleRun, id: str, asked: dict[str, Any]) -> None:
+        op = asked["op"]
+        if op == "sleep":
+            run.due[id] = ms_of(asked["until"]) if "until" in asked else self.now + asked["ms"]
+            assert "ms" not in asked or asked["ms"] >= 0, asked
+            if run.due[id] <= self.now:
+                self._due(run, id)
+        elif op == "event":
+            if "timeout_ms" in asked:
+                run.due[id] = self.now + asked["timeout_ms"]
+            if "since" in asked:
+                since = run.started_at if asked["since"] == "start" else ms_of(asked["since"])
+                found = next((event for event in reversed(self.events) if event.at >= since and self._fits(asked, event, since)), None)
+                if found is not None:
+                    self._event(run, id, found)
+        elif op == "message":
+            if "timeout_ms" in asked:
+                run.due[id] = self.now + asked["timeout_ms"]
+            self._deliver_messages(run)
+
+    def _child(self, run: DoubleRun, asked: dict[str, Any]) -> DoubleRun:
+        key = asked.get("key")
+        if key is not None:
+            twin = next((entry for entry in run.entries if entry["op"] == "child" and entry.get("key") == key and entry["status"] == "pending"), None)
+            if twin is not None:
+                first = self.runs[twin["run_id"]]
+                if first.ended:
+                    raise ConfigError("the double settles a repeated child key only while the first is open")
+                return first
+        child = self.start(asked["workflow"], asked["input"], asked.get("metadata"), (run.id, asked["id"]))
+        child.on_cancel = asked.get("on_cancel", "propagate")
+        return child
+
+    def _settle(self, run: DoubleRun, id: str, entry: dict[str, Any]) -> None:
+        """Something that was waited for has happened: an entry for the next turn."""
+        if run.ended or id not in run.open:
+            return
+        del run.open[id]
+        run.due.pop(id, None)
+        run.settled[id] = entry["status"]
+        run.arrived.append({"id": id, **entry})
+        self._wake(run)
+
+    def _wake(self, run: DoubleRun) -> None:
+        if run.status == "waiting" and self._satisfied(run, run.wake):
+            run.status = "queued"
+
+    def _satisfied(self, run: DoubleRun, wake: Any) -> bool:
+        if isinstance(wake, str):
+            return wake in run.settled or (wake in run.open and run.open[wake]["op"] == "step" and run.due[wake] <= self.now)
+        if "any" in wake:
+            return any(self._satisfied(run, part) for part in wake["any"])
+        if wake.get("fail_fast") and any(isinstance(part, str) and run.settled.get(part, "ok") != "ok" for part in wake["all"]):
+            return True
+        return all(self._satisfied(run, part) for part in wake["all"])
+
+    def _fits(self, asked: dict[str, Any], event: Pushed, since: int | None) -> bool:
+        if asked["key"] != event.key or (asked.get("scope") is not None and asked["scope"] != event.scope):
+            return False
+        expression = asked.get("expression")
+        if expression in (None, "true"):
+            return True
+        if self._expressions is None:
+            raise ConfigError(f"the wait for {event.key!r} has the expression {expression!r}; give the test an `expressions(text, data)` that evaluates it")
+        return self._expressions(expression, event.data)
+
+    def _event(self, run: DoubleRun, id: str, event: Pushed) -> None:
+        value = {"id": event.id, "type": event.key, "data": event.data, "metadata": None, "at": text_of(event.at)}
+        self._settle(run, id, {"op": "event", "status": "ok", "value": value})
+
+    def _deliver_messages(self, run: DoubleRun) -> None:
+        for id, asked in list(run.open.items()):
+            if asked["op"] == "message":
+                if run.inbox:
+                    self._settle(run, id, {"op": "message", "status": "ok", "value": run.inbox.popleft()})
+                elif run.inbox_closed:
+                    self._settle(run, id, {"op": "message", "status": "closed"})
+
+    def _lose(self, run: DoubleRun, texts: list[bytes]) -> None:
+        for text in texts:
+            entry = json.loads(text)
+            if entry["op"] == "step":
+                self.lost[run.task_id, entry["id"]] += 1
+
+    # ---- what an endpoint calls
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """One call of the endpoint."""
+        content = await request.aread()
+        path = request.url.path
+        if self._unreachable and path in (wire.CALLBACK_PATH, wire.CALLBACKS_PATH):
+            raise httpx.ConnectError("refused")
+        if path == wire.CALLBACKS_PATH:
+            tokens = [item["token"] for item in json.loads(content)["items"]]
+            results = []
+            for token, events in zip(tokens, [raw_items(one, "events") for one in raw_items(content, "items")], strict=True):
+                results.append(b'{"status":%d,"body":%b}' % await self._callback(token, events))
+            return _response(200, b'{"results":[%b]}' % b",".join(results))
+        with self._lock:
+            return _response(*self._call(request.method, path, dict(request.url.params), content, request.headers.get("authorization", "")))
+
+    async def _callback(self, token: str, events: list[bytes]) -> tuple[int, bytes]:
+        _, run_id, attempt = token.split(".")
+        run = self.runs[run_id]
+        if run.ended:
+            return 410, b'{"code":"task_ended"}'
+        if int(attempt) != run.attempt or run.status != "running":
+            return 409, b'{"code":"stale_attempt"}'
+        document: dict[str, Any] = {"ok": True, "cancel": None}
+        for event in events:
+            if json.loads(event)["type"] == "append":
+                self.appends += 1
+                status, document = await self._append(run, json.loads(event)["base"], raw_items(event, "ops"))
+                if status != 200:
+                    return status, json.dumps(document).encode()
+        return 200, json.dumps(document).encode()
+
+    async def _append(self, run: DoubleRun, base: int, texts: list[bytes]) -> tuple[int, dict[str, Any]]:
+        if self._point():
+            self._lose(run, texts)
+            await self._die()
+        if base != len(run.log):
+            return 412, {"code": "log_conflict", "len": len(run.log), "entries": run.entries[base:]}
+        started = self._extend(run, texts)
+        if self._point():
+            await self._die()
+        return 200, {"ok": True, "len": len(run.log), "children": started, "cancel": None, "head": run.hashes[-1].hex()}
+
+    async def _die(self) -> None:
+        if self._crashed is not None and not self._crashed.done():
+            self._crashed.set_result(None)
+        await self._buried.wait()
+        raise httpx.ConnectError("the process is gone")
+
+    def _call(self, method: str, path: str, query: dict[str, str], content: bytes, authorization: str) -> tuple[int, bytes]:
+        if path == wire.LOG_PATH:
+            self.pulls += 1
+            run = self.runs[authorization.split(".")[1]]
+            part = slice(int(query["from"]), int(query["to"]))
+            return 200, b'{"entries":[%b]}' % b",".join(run.log[part])
+        parts = path.split("/")
+        run = self.runs.get(parts[3], None) if len(parts) > 4 else None  # type: ignore[assignment]
+        if run is None:
+            return 404, b'{"code":"run_not_found"}'
+        if parts[4] == "checkpoint":
+            return (200, json.dumps({"value": run.checkpoint}).encode()) if run.has_checkpoint else (404, b'{"code":"not_found"}')
+        if parts[4] == "messages" and method == "POST":
+            delivered = self.message(run.id, json.loads(content)["data"])
+            return (202, b'{"delivered":true}') if delivered else (409, b'{"code":"inbox_closed"}')
+        return 404, b'{"code":"not_found"}'
+
+
+def raw_items(text: bytes, member: str) -> list[bytes]:
+    """The items of an array member of a JSON object, as they stand in the text."""
+    whole = text.decode()
+    at = _skip(whole, 1)
+    while whole[at] != "}":
+        key, at = _JSON.raw_decode(whole, at)
+        start = _skip(whole, at)
+        _, at = _JSON.raw_decode(whole, start)
+        if key == member:
+            return _items(whole, start)
+        at = _skip(whole, at)
+    return []
+
+
+def _items(whole: str, at: int) -> list[bytes]:
+    items: list[bytes] = []
+    at = _skip(whole, at + 1)
+    while whole[at] != "]":
+        _, end = _JSON.raw_decode(whole, at)
+        items.append(whole[at:end].encode())
+        at = _skip(whole, end)
+    return items
+
+
+def _skip(whole: str, at: int) -> int:
+    while whole[at] in " \t\r\n,:":
+        at += 1
+    return at
+
+
+def _response(status: int, body: bytes) -> httpx.Response:
+    return httpx.Response(status, content=body, headers={"content-type": "application/json"})

@@ -1,0 +1,455 @@
+"""What a durable task can do beside what any task can: wait without holding anything, and do each thing once.
+
+Every method that starts something starts it when it is called, under an id counted at the call, and gives an awaitable for the result.
+The handler around these calls runs again from its beginning after every wait; what they gave is read from the log then, and what stands
+between them has to come out the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar, overload
+from uuid import UUID
+
+from handlers_sdk import wire
+from handlers_sdk.conditions import Condition, OrGroup, SleepCondition, UserEventCondition, alternatives
+from handlers_sdk.context import Context, Control
+from handlers_sdk.durations import Duration, format_duration, milliseconds, parse_duration
+from handlers_sdk.errors import ConfigError, ContinuedAsNew, IllegalTaskOutputError, NotDeterministicError
+from handlers_sdk.ops import PLAIN, Op, text_of
+from handlers_sdk.replay import Replay
+from handlers_sdk.schemas import Codec, codec_for, dump_json
+from handlers_sdk.wakes import Combination
+
+if TYPE_CHECKING:
+    from handlers_sdk.runnables import Runnable
+    from handlers_sdk.triggers import WorkflowRunTriggerConfig
+
+T = TypeVar("T")
+M = TypeVar("M")
+
+STEP: Final[ContextVar[str]] = ContextVar("handlers_sdk_step", default="")
+"""The id of the step running here, empty outside of steps."""
+
+CANCEL: Final = "$cancel"
+
+
+@dataclass(frozen=True, slots=True)
+class SleepResult:
+    """What a sleep gives: how long it was asked to be."""
+
+    duration: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call into the outside world and how its failures are dealt with."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    is_async: bool
+    codec: Codec
+    retries: int
+    backoff_factor: float | None
+    backoff_max_seconds: int | None
+    timeout: float | None
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """As entries say it."""
+        named = {"retries": self.retries, "backoff_factor": self.backoff_factor, "backoff_max_seconds": self.backoff_max_seconds}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+class DurableControl(Control):
+    """What a durable context asks of whoever runs the turn."""
+
+    def namespaced(self, key: str) -> str:
+        """A workflow name or event key as the dispatcher knows it."""
+        raise NotImplementedError
+
+    async def saved(self, run_id: str) -> Any:
+        """The state a run has saved, None when it has none."""
+        raise NotImplementedError
+
+    async def deliver(self, run_id: str, text: bytes, key: str) -> bool:
+        """Put a message into a run's inbox; False when it is closed."""
+        raise NotImplementedError
+
+
+class DurableContext(Context):
+    """The second argument of a durable task."""
+
+    __slots__ = ("_durable", "_memos", "_randoms", "_replay")
+
+    _replay: Replay
+
+    def __init__(self, item: wire.RunItem, control: DurableControl, task_name: str = "") -> None:
+        super().__init__(item, control, task_name)
+        self._durable = control
+        self._memos: dict[str, Op[Any]] = {}
+        self._randoms: dict[str, random.Random] = {}
+
+    # ---- steps
+
+    @overload
+    def run(
+        self,
+        name: str,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        *args: Any,
+        retries: int = 0,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+        timeout: Duration | None = None,
+    ) -> Op[T]: ...
+    @overload
+    def run(
+        self,
+        name: str,
+        fn: Callable[..., T],
+        *args: Any,
+        retries: int = 0,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+        timeout: Duration | None = None,
+    ) -> Op[T]: ...
+    def run(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        *args: Any,
+        retries: int = 0,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+        timeout: Duration | None = None,
+    ) -> Op[Any]:
+        """A step: `fn(*args)`, async or blocking, whose result is in the log before the handler goes on, and which is not run again then.
+
+        The result is what JSON makes of it, validated as the function's return annotation says. A step that fails is tried again
+        `retries` times, after `backoff_factor`^n seconds, at most `backoff_max_seconds`; without a factor at once. Its last failure
+        is a StepFailedError. `timeout` bounds one try. A crash between the end of `fn` and the log runs it again: pass
+        `ctx.task_run_id` and `name` on as an idempotency key where that matters.
+        """
+        if retries < 0:
+            raise ConfigError(f"step {name}: retries={retries} must not be negative")
+        if backoff_factor is not None and backoff_factor < 1:
+            raise ConfigError(f"step {name}: backoff_factor={backoff_factor} must be at least 1, or waits would shrink")
+        codec, is_async = _known(fn)
+        seconds = None if timeout is None else parse_duration(timeout) / timedelta(seconds=1)
+        return self._replay.step(name, Step(fn, args, is_async, codec, retries, backoff_factor, backoff_max_seconds, seconds), codec)
+
+    @overload
+    def memo(self, fn: Callable[..., Coroutine[Any, Any, T]], *args: Any, key: str | None = None) -> Op[T]: ...
+    @overload
+    def memo(self, fn: Callable[..., T], *args: Any, key: str | None = None) -> Op[T]: ...
+    def memo(self, fn: Callable[..., Any], *args: Any, key: str | None = None) -> Op[Any]:
+        """A step known by its function and arguments: called again with the same, it gives the first result.
+
+        `key` stands in for both, and is needed where arguments are not JSON.
+        """
+        if key is None:
+            try:
+                arguments = dump_json(list(args), "input")
+            except Exception as error:
+                raise ConfigError(f"memo of {_name(fn)}: its arguments are not JSON ({error}); give it a key") from None
+            key = f"{_name(fn)}:{hashlib.sha256(arguments).hexdigest()[:16]}"
+        if key not in self._memos:
+            self._memos[key] = self.run(f"memo:{key}", fn, *args)
+        return self._memos[key]
+
+    def scope(self, name: str, fn: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> Op[T]:
+        """A part of the handler that becomes one entry: once `fn(*args)` has returned, what it did inside is no longer sent or replayed.
+
+        `fn` uses this context as the handler does. Long loops run their iterations in scopes.
+        """
+        return self._replay.scope(name, lambda: fn(*args), _known(fn)[0])
+
+    # ---- waiting
+
+    def aio_sleep_for(self, duration: Duration) -> Op[SleepResult]:
+        """Wait for so long, from the first time this was asked. Holds nothing while it waits."""
+        length = parse_duration(duration)
+        return self._replay.ask("sleep", "sleep", {"ms": milliseconds(length)}, lambda _: SleepResult(length))
+
+    def aio_sleep_until(self, moment: datetime) -> Op[SleepResult]:
+        """Wait until then; a moment with a time zone. Not at all when it has passed."""
+        if moment.tzinfo is None:
+            raise ValueError(f"{moment.isoformat()} has no time zone; use datetime(…, tzinfo=UTC), or ctx.now() + timedelta(…)")
+        length = max(timedelta(0), moment - self.now())
+        until = text_of(round(moment.timestamp() * 1000))
+        return self._replay.ask("sleep", "sleep", {"until": until}, lambda _: SleepResult(length))
+
+    @overload
+    def aio_wait_for_event(
+        self,
+        key: str,
+        expression: str | None = None,
+        scope: str | None = None,
+        consider_events_since: datetime | Literal["start"] | None = None,
+        payload_validator: None = None,
+        timeout: Duration | None = None,
+    ) -> Op[dict[str, Any]]: ...
+    @overload
+    def aio_wait_for_event(
+        self,
+        key: str,
+        expression: str | None = None,
+        scope: str | None = None,
+        consider_events_since: datetime | Literal["start"] | None = None,
+        *,
+        payload_validator: type[M],
+        timeout: Duration | None = None,
+    ) -> Op[M]: ...
+    def aio_wait_for_event(
+        self,
+        key: str,
+        expression: str | None = None,
+        scope: str | None = None,
+        consider_events_since: datetime | Literal["start"] | None = None,
+        payload_validator: Any = None,
+        timeout: Duration | None = None,
+    ) -> Op[Any]:
+        """Wait for an event of this key, and give its data, validated as `payload_validator`.
+
+        `expression` is CEL over the event's data as `input`. With `scope` and `consider_events_since` (a moment, or "start" for that of
+        the task's log), which belong together, an event of that scope pushed since then counts too, the newest first. `timeout` bounds
+        the wait with a TimeoutError.
+        """
+        if (scope is None) != (consider_events_since is None):
+            raise ValueError("scope and consider_events_since belong together: an event that came before the wait is found by its scope")
+        since = consider_events_since
+        asked = {
+            "key": self._durable.namespaced(key),
+            "expression": expression,
+            "scope": scope,
+            "since": since if since is None or isinstance(since, str) else text_of(round(since.timestamp() * 1000)),
+            "timeout_ms": None if timeout is None else milliseconds(timeout),
+        }
+        codec = PLAIN if payload_validator is None else codec_for(payload_validator)
+        given = {name: value for name, value in asked.items() if value is not None}
+        return self._replay.ask("event", "event", given, lambda event: codec.parse((event or {}).get("data"), "input"))
+
+    async def aio_wait_for(self, signal_key: str, *conditions: SleepCondition | UserEventCondition | OrGroup) -> dict[str, Any]:
+        """Wait for all of these; of an `or_` group, for any. The result has what was met: `{"CREATE": {key: [data]}}`.
+
+        The key is that of the event, or `sleep:5s`. `signal_key` says in the log what is waited for; it need not be the same in replays.
+        """
+        if not conditions:
+            raise ConfigError("aio_wait_for() of no conditions; give it at least one")
+        groups = [[(one, self._condition(signal_key, one)) for one in alternatives(group)] for group in conditions]
+
+        def met() -> dict[str, Any]:
+            found: dict[str, list[Any]] = {}
+            for one, op in [pair for group in groups for pair in group]:
+                if op.done() and not op.cancelled() and op.exception() is None:
+                    found.setdefault(_readable(one), []).append(op.result())
+            return {"CREATE": found}
+
+        result: dict[str, Any] = await Combination([[op for _, op in group] for group in groups], met, self._replay.loop)
+        return result
+
+    def _condition(self, label: str, condition: Condition) -> Op[Any]:
+        if isinstance(condition, SleepCondition):
+            ms = milliseconds(condition.duration)
+            return self._replay.ask("sleep", "sleep", {"ms": ms, "label": label}, lambda _: {"duration_ms": ms})
+        if isinstance(condition, UserEventCondition):
+            asked = {
+                "key": self._durable.namespaced(condition.event_key),
+                "expression": condition.expression,
+                "scope": condition.scope,
+                "label": label,
+            }
+            given = {name: value for name, value in asked.items() if value is not None}
+            return self._replay.ask("event", "event", given, lambda event: (event or {}).get("data"))
+        raise ConfigError(f"{condition!r}: a durable task waits for SleepCondition, UserEventCondition and or_() of them")
+
+    # ---- time and chance
+
+    def now(self) -> datetime:
+        """The time, the same in every replay: that of the last thing that was recorded."""
+        return self._replay.now()
+
+    @property
+    def random(self) -> random.Random:
+        """Random numbers, the same in every replay."""
+        if "random" not in self._randoms:
+            self._randoms["random"] = self._replay.random("random")
+        return self._randoms["random"]
+
+    def uuid(self) -> UUID:
+        """A random UUID (version 4), the same in every replay."""
+        if "uuid" not in self._randoms:
+            self._randoms["uuid"] = self._replay.random("uuid")
+        return UUID(int=self._randoms["uuid"].getrandbits(128), version=4)
+
+    # ---- children
+
+    @overload
+    def run_child(
+        self,
+        workflow: Runnable[Any, T],
+        input: Any = None,
+        *,
+        key: str | None = None,
+        additional_metadata: Mapping[str, Any] | None = None,
+        priority: int | None = None,
+        on_cancel: Literal["propagate", "abandon"] = "propagate",
+    ) -> Op[T]: ...
+    @overload
+    def run_child(
+        self,
+        workflow: str,
+        input: Any = None,
+        *,
+        key: str | None = None,
+        additional_metadata: Mapping[str, Any] | None = None,
+        priority: int | None = None,
+        on_cancel: Literal["propagate", "abandon"] = "propagate",
+    ) -> Op[Any]: ...
+    def run_child(
+        self,
+        workflow: Runnable[Any, Any] | str,
+        input: Any = None,
+        *,
+        key: str | None = None,
+        additional_metadata: Mapping[str, Any] | None = None,
+        priority: int | None = None,
+        on_cancel: Literal["propagate", "abandon"] = "propagate",
+    ) -> Op[Any]:
+        """Start a run of another workflow and wait for its result. It is started once, whatever becomes of this task's turns.
+
+        `key` names it among the children of this task: a second one with the same key is the first. FailedTaskRunExceptionGroup when it
+        fails, CancelledRunError when it is cancelled. When this task is cancelled it is too, unless `on_cancel="abandon"`.
+        """
+        if isinstance(workflow, str):
+            text = dump_json({} if input is None else input, "input")
+            return self._child(self._durable.namespaced(workflow), text, _as_it_is, key, additional_metadata, priority, on_cancel)
+        item = workflow.create_bulk_run_item(input, key, additional_metadata=additional_metadata, priority=priority)
+        return self._child_of(item, workflow.read_result, on_cancel)
+
+    def _child_of(
+        self, item: WorkflowRunTriggerConfig, read: Callable[[Any], Any], on_cancel: Literal["propagate", "abandon"] = "propagate"
+    ) -> Op[Any]:
+        options = item.options
+        key = options.child_key if item.key is None else item.key
+        return self._child(item.workflow_name, item.input, read, key, options.additional_metadata, options.priority, on_cancel)
+
+    def _child(
+        self,
+        workflow: str,
+        text: bytes,
+        read: Callable[[Any], Any],
+        key: str | None,
+        metadata: Mapping[str, Any] | None,
+        priority: int | None,
+        on_cancel: str,
+    ) -> Op[Any]:
+        asked = {"workflow": workflow, "input": text, "key": key, "metadata": metadata, "priority": priority}
+        given = {name: value for name, value in asked.items() if value is not None}
+        if on_cancel != "propagate":
+            given["on_cancel"] = on_cancel
+        return self._replay.child(workflow, given, read)
+
+    # ---- a long-running task's inbox and state
+
+    def receive(self, timeout: Duration | None = None) -> Op[Any]:
+        """The next message sent to this run, in the order they were sent; None when the inbox is closed or `timeout` has passed.
+
+        A cancellation arrives as `{"$cancel": true}`: return soon, or be interrupted.
+        """
+        return self._replay.ask("message", "message", {} if timeout is None else {"timeout_ms": milliseconds(timeout)})
+
+    def send(self, run_id: str, data: Any) -> Op[bool]:
+        """Send a message to another run; False when its inbox is closed."""
+        text = dump_json({"data": data}, "input")
+        name = "send"
+        return self.run(name, self._durable.deliver, run_id, text, f"{self.task_run_id}/{name}")
+
+    def checkpoint(self, value: Any) -> Op[bool]:
+        """Save a state under this task, in place of the one before. True once it is saved."""
+        return self._replay.checkpoint(dump_json(value))
+
+    def restore(self, run_id: str | None = None) -> Op[Any]:
+        """The state that this run, or another, had saved when this was called first; None when there was none."""
+        return self.run("restore", self._durable.saved, run_id or self.workflow_run_id)
+
+    # ---- changing
+
+    def patch(self, name: str) -> bool:
+        """Whether a change of the code applies to this run: `if ctx.patch("new-tax"): …new… else: …old…`.
+
+        True where this place had not been reached before the change was deployed. One answer per name for the whole run.
+        """
+        return self._replay.patch(name)
+
+    def continue_as_new(self, input: Any = None) -> NoReturn:
+        """Begin again with this input and an empty log, as the same run: for tasks that never end."""
+        raise ContinuedAsNew({} if input is None else input)
+
+
+def durable_here() -> DurableContext | None:
+    """The durable context of the handler running here; None elsewhere, and in its steps."""
+    from handlers_sdk.context import CURRENT  # noqa: PLC0415 - read at the call
+
+    context = CURRENT.get()
+    if not isinstance(context, DurableContext):
+        return None
+    return context if asyncio._get_running_loop() is context._replay.loop else None  # noqa: SLF001 - None is an answer too
+
+
+def refuse_blocking(what: str) -> None:
+    """A durable handler cannot block: NotDeterministicError says what to use."""
+    if durable_here() is not None:
+        raise NotDeterministicError(f"{what} would block a durable task; use `await ….aio_{what}(…)`")
+
+
+_KNOWN: dict[Any, tuple[Codec, bool]] = {}
+
+
+def _known(fn: Callable[..., Any]) -> tuple[Codec, bool]:
+    """How a function's result travels, and whether it is async; worked out once for all closures of one definition."""
+    key = getattr(fn, "__code__", None) or getattr(fn, "__func__", fn)
+    found = _KNOWN.get(key)
+    if found is None:
+        found = (_codec(fn), asyncio.iscoroutinefunction(fn) or asyncio.iscoroutinefunction(getattr(fn, "func", None)))
+        if hasattr(fn, "__code__"):
+            _KNOWN[key] = found
+    return found
+
+
+def _codec(fn: Callable[..., Any]) -> Codec:
+    from handlers_sdk.annotations import returned_by  # noqa: PLC0415 - needed once per function
+
+    if "return" not in getattr(fn, "__annotations__", {}):
+        return PLAIN
+    try:
+        codec = codec_for(returned_by(fn))
+    except (ConfigError, TypeError, ValueError):  # an annotation that means nothing at run time: its value is JSON, or refused
+        return PLAIN
+    return PLAIN if type(codec) is type(PLAIN) else codec
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    return str(getattr(fn, "__qualname__", type(fn).__name__)).replace("<locals>.", "")
+
+
+def _readable(condition: Condition) -> str:
+    if isinstance(condition, SleepCondition):
+        return f"sleep:{format_duration(parse_duration(condition.duration))}"
+    assert isinstance(condition, UserEventCondition)
+    return condition.event_key
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+__all__ = ["CANCEL", "STEP", "UTC", "DurableContext", "DurableControl", "IllegalTaskOutputError", "SleepResult", "Step", "durable_here", "refuse_blocking"]
+_: Sequence[str] = __all__

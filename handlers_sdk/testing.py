@@ -1,0 +1,160 @@
+"""Testing durable tasks: in this process, on a clock that jumps, with crashes at every place where one can happen.
+
+    tester = DurableTester([order, shipping])
+    tester.push("order/9/paid", {"amount": 5}, after="2h")
+    run = await tester.run(order, {"id": 9})
+    assert run.output == {"shipped": True}
+
+    await crash_everywhere(lambda: DurableTester([order, shipping]), order, {"id": 9})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from handlers_sdk.api import Api
+from handlers_sdk.config import ClientConfig
+from handlers_sdk.context import WorkerInfo
+from handlers_sdk.double import Double, DoubleRun
+from handlers_sdk.durations import Duration, milliseconds
+from handlers_sdk.errors import Suspended
+from handlers_sdk.execution import Host
+from handlers_sdk.function import WorkerThreads
+from handlers_sdk.handlers import Handlers
+from handlers_sdk.ops import ms_of
+from handlers_sdk.replay import Mismatched, Raised, Returned
+from handlers_sdk.runnables import Runnable
+from handlers_sdk.workflow import Served
+
+SLOTS: Final = 16
+
+
+class DurableTester:
+    """A dispatcher in memory with an endpoint that serves `workflows`.
+
+    `children` are functions `input -> output` that stand in for workflows whose code is elsewhere. `expressions(text, data)` evaluates the
+    expressions of event waits other than "true". `lifespan` is what `ctx.lifespan` gives. `crash_at` kills the endpoint at that point.
+    With `unreachable` it cannot call the dispatcher, and its results travel in its answers.
+    """
+
+    def __init__(
+        self,
+        workflows: Sequence[Served],
+        *,
+        children: Mapping[str, Callable[[Any], Any]] | None = None,
+        expressions: Callable[[str, Any], bool] | None = None,
+        lifespan: Any = None,
+        crash_at: int | None = None,
+        unreachable: bool = False,
+        delta: bool = True,
+        shuffle: Callable[[list[str]], list[str]] | None = None,
+    ) -> None:
+        self._workflows = workflows
+        self._lifespan = lifespan
+        self.double = Double(
+            self._boot,
+            crash_at=crash_at,
+            children=children,
+            expressions=expressions,
+            delta=delta,
+            unreachable=unreachable,
+            shuffle=shuffle,
+        )
+
+    def push(self, key: str, data: Any = None, scope: str | None = None, after: Duration = "0s") -> None:
+        """An event, pushed that long after the start."""
+        self.double.plan(milliseconds(after), lambda: self.double.push(key, data, scope) and None)
+
+    def send(self, data: Any, after: Duration = "0s") -> None:
+        """A message to the run under test, that long after the start."""
+        self.double.plan(milliseconds(after), lambda: self.double.message(next(iter(self.double.runs)), data) and None)
+
+    def close_inbox(self, after: Duration = "0s") -> None:
+        """No more messages for the run under test."""
+        self.double.plan(milliseconds(after), lambda: self.double.close_inbox(next(iter(self.double.runs))))
+
+    def cancel(self, after: Duration = "0s", reason: str = "no longer wanted") -> None:
+        """Cancel the run under test, that long after the start."""
+        self.double.plan(milliseconds(after), lambda: self.double.cancel(next(iter(self.double.runs)), reason) and None)
+
+    async def run(self, workflow: Runnable[Any, Any] | str, input: Any = None, metadata: dict[str, Any] | None = None) -> DoubleRun:
+        """A run of a workflow, worked on until it has ended, is blocked, or waits for what never comes: `status`, `output`, `error`."""
+        name = workflow if isinstance(workflow, str) else workflow.name
+        run = self.double.start(name, input, metadata)
+        try:
+            await self.double.finish(run)
+        finally:
+            await self.double.handlers.host.postbox.aclose()
+        assert not self.double.violations, self.double.violations
+        return run
+
+    def _boot(self, double: Double) -> Handlers:
+        """The endpoint's process, started anew."""
+        definitions = [definition for workflow in self._workflows for definition in workflow.definitions]
+        config = replace(_config(self._workflows), transport=double, retry_attempts=1, verify_signatures=False, api_url="http://dispatcher.test")
+        host = Host(Api(config), WorkerInfo("wrk_test", "test", SLOTS), WorkerThreads(SLOTS), lifespan=self._lifespan)
+        host.time = lambda: double.now / 1000
+        host.on_step = double.stepped
+        return Handlers(definitions, host, None, version="test")
+
+
+async def crash_everywhere(make: Callable[[int | None], DurableTester], workflow: Runnable[Any, Any] | str, input: Any = None) -> int:
+    """Run once undisturbed, then once for every point at which the endpoint can die; each must come to the same. How many there were.
+
+    `make(crash_at)` makes a fresh tester. Points are before and after each write to the log and each answer of a turn. AssertionError
+    when a result differs, or a step whose result was recorded is run again.
+    """
+    first = make(None)
+    expected = await first.run(workflow, input)
+    for point in range(first.double.points):
+        tester = make(point)
+        run = await tester.run(workflow, input)
+        came, should = (run.status, run.output, run.error), (expected.status, expected.output, expected.error)
+        assert came == should, f"killed at point {point} it came to {came}, undisturbed to {should}"
+        often = {step: count for step, count in (tester.double.steps - first.double.steps).items() if count > 1}
+        assert not often, f"killed once, at point {point}, steps were called more than once again: {often}"
+    return first.double.points
+
+
+def replay_journal(workflow: Served, entries: Sequence[Mapping[str, Any]], input: Any, task: Mapping[str, Any] | None = None) -> Returned | Raised | Mismatched | None:
+    """Run a handler against a recorded log, here, without any effect: what it comes to, None when it waits at the end of the log.
+
+    `task` may have `id`, `run_id`, `seed`, `started_at` and `metadata` of the task, as the turn had them. Steps beyond the log are not run.
+    """
+    from handlers_sdk.context import CURRENT  # noqa: PLC0415 - set for the handler only
+    from handlers_sdk.replay import Replay  # noqa: PLC0415
+    from handlers_sdk.turns import TurnExecution  # noqa: PLC0415
+
+    (definition, *_) = [one for one in workflow.definitions if one.durability is not None]
+    said = dict(task or {})
+    started = str(said.get("started_at") or (entries[0].get("at") if entries else "2026-01-01T00:00:00.000Z"))
+    replay = Replay(entries, started_at=started, seed=str(said.get("seed", "")), now=lambda: ms_of(started))
+    item: Any = {
+        "name": definition.delivered_as,
+        "id": said.get("id", "tsk_replay"),
+        "run_id": said.get("run_id", "run_replay"),
+        "attempt": 1,
+        "input": input,
+        "metadata": said.get("metadata"),
+        "token": "",
+        "timeout_ms": 0,
+    }
+    host = Host(Api(ClientConfig()), WorkerInfo("wrk_replay"), WorkerThreads(1))
+    execution = TurnExecution(host, definition.function, definition.task_name, item, "", lambda *_: None, "step")
+    execution.context._replay = replay  # noqa: SLF001 - as a turn does
+    token = CURRENT.set(execution.context)
+    try:
+        replay.start(definition.function.fn(definition.function.input.parse(input), execution.context))
+        replay.advance()
+        outcome = replay.outcome
+        replay.close(Suspended)
+    finally:
+        CURRENT.reset(token)
+    return outcome
+
+
+def _config(workflows: Sequence[Served]) -> ClientConfig:
+    return workflows[0]._api.config if workflows else ClientConfig()  # noqa: SLF001 - the app's own
+
