@@ -59,7 +59,9 @@ _CLEANUP_WAITS = timedelta(minutes=1)  # for a slot, at least
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The numbers a task is retried and bounded by: its workflow's, completed by the server's."""
+    """The numbers a task is retried and bounded by: its workflow's, completed by the server's. `cleanup` is how long the turn may take in
+    which a durable one cleans up after it was cancelled.
+    """
 
     retries: int
     backoff_factor: float | None
@@ -70,6 +72,7 @@ class Policy:
     misconfig_ttl: timedelta
     pushback_ttl: timedelta
     max_execution_timeout: timedelta
+    cleanup: timedelta = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +109,10 @@ class ScheduleExpired:
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
-    """Somebody asked for the task to end. `grace` is how long a running attempt that can hear of it may take, `cleanup` how long the turn
-    of a durable one that is between turns.
-    """
+    """Somebody asked for the task to end. `grace` is how long a running attempt that can hear of it may take."""
 
     reason: str
     grace: timedelta
-    cleanup: timedelta = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +236,7 @@ def spared_backoff(since: datetime, now: datetime) -> timedelta:
 def step(task: TaskState, policy: Policy, event: Event, now: datetime) -> Change | Refused:
     """What `event` does to `task`. Total: every pair gives a Change or Refused."""
     if isinstance(event, CancelRequested):
-        return _cancel(task, event, now)
+        return _cancel(task, policy, event, now)
     if isinstance(event, ScheduleExpired):
         return _expire(task)
     if task.cleanup and task.state == "running" and not isinstance(event, Accepted):
@@ -247,19 +247,25 @@ def step(task: TaskState, policy: Policy, event: Event, now: datetime) -> Change
         return Finish("cancelled", "cancelled", error=Error("cancelled", event.reason))
     if isinstance(event, LeaseEnded):
         return _lease_ended(task, policy, now)
+    if task.cancelling and isinstance(event, Suspended | Again):
+        return _clean_up(policy, "cancelled", now)
     if task.cancelling and not isinstance(event, Accepted | Lost):
         return _late(event)
     return _answered(task, policy, event, now)
 
 
-def _cancel(task: TaskState, event: CancelRequested, now: datetime) -> Change | Refused:
+def _cancel(task: TaskState, policy: Policy, event: CancelRequested, now: datetime) -> Change | Refused:
     if task.state == "settled" or task.cleanup or (task.cancelling and task.state == "running"):
         return Refused("already being cancelled, or over")
     if task.begun and task.state in ("waiting", "queued", "scheduled", "gated"):
-        return CleanUp(event.reason, event.cleanup, now + max(event.cleanup, _CLEANUP_WAITS))
+        return _clean_up(policy, event.reason, now)
     if task.state != "running":
         return Finish("cancelled", None, error=Error("cancelled", event.reason))
     return MarkCancelling(now + event.grace, event.reason)
+
+
+def _clean_up(policy: Policy, reason: str, now: datetime) -> CleanUp:
+    return CleanUp(reason, policy.cleanup, now + max(policy.cleanup, _CLEANUP_WAITS))
 
 
 def _expire(task: TaskState) -> Change | Refused:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import msgspec
 
 from dispatcher.delivery import BatchLimits, Target
-from dispatcher.engine.admission import Place, Queue, place_of, queue_of
+from dispatcher.engine.admission import NOWHERE, Place, Queue, Route, endpoint_at, place_of, queue_of
 from dispatcher.engine.attempts import Policy
 from dispatcher.engine.definitions import STORED, Definition, DefinitionError, Limits, TaskDefinition, parse_definition
+from dispatcher.engine.definitions.placement import Label
 from dispatcher.engine.filters import Filter, FilterIndex, index
 from dispatcher.engine.flow import Plan
 from dispatcher.engine.graphs import Graph
+from dispatcher.engine.placement import Requirement, tiers
 from dispatcher.engine.triggers import EventIndex
 from dispatcher.runtime.keyring import Keyring, Signers
 from dispatcher.runtime.manifests import StoredManifest
@@ -72,6 +75,7 @@ class Endpoint:
     verified: str | None
     probes: int
     place: Place
+    labels: Mapping[str, Label]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,9 @@ class Picture:
     good_until: datetime | None
     filters: FilterIndex = field(default_factory=dict)
     paused: dict[int, WorkflowRow] = field(default_factory=dict)
+    asking: frozenset[int] = frozenset()
+    """Workflows whose tasks may ask something of the endpoint they run at."""
+    found: dict[Queue, Route] = field(default_factory=dict)
 
     def outlived(self, now: datetime) -> bool:
         """Whether time alone has made it old."""
@@ -164,14 +171,16 @@ class Directory:
                 routes[queue] = (*routes.get(queue, ()), place)
                 if durable and place[1] not in endpoints and (plain := endpoints.get(route.endpoint_id)) is not None:
                     endpoints[place[1]] = replace(plain, place=place)
-        served_ids = {abs(number) for _, number in routes}
+        served_ids = {abs(number) for _, number, _ in routes}
         served = [(w.definition.name, w.definition.on_events) for w in by_id.values() if w.id in served_ids]
         ends = [s.not_after for s in loaded.secrets if s.not_after is not None and s.not_after > now]
         by_name = {w.definition.name: w for w in by_id.values()}
         paused = {row.id: row for row in loaded.workflows if row.paused_at is not None}
         routes = {queue: route for queue, route in routes.items() if abs(queue[1]) not in paused}
         filters = await self._compiled(tenant.id, loaded.filters)
-        return Picture(tenant, by_name, by_id, EventIndex.build(served), endpoints, routes, min(ends, default=None), filters, paused)
+        asking = frozenset(row.id for row in loaded.workflows if row.asks)
+        index_of_events, good_until = EventIndex.build(served), min(ends, default=None)
+        return Picture(tenant, by_name, by_id, index_of_events, endpoints, routes, good_until, filters, paused, asking)
 
     async def _compiled(self, tenant_id: int, rows: list[FilterRow]) -> FilterIndex:
         """The filters ready to be asked. Making thousands takes seconds, so each is made once, and not on the loop."""
@@ -210,6 +219,7 @@ class Directory:
             timedelta(seconds=s.misconfig_ttl),
             timedelta(seconds=s.pushback_ttl),
             timedelta(seconds=s.max_execution_timeout),
+            timedelta(seconds=s.cancel_grace),
         )
 
     async def workflow_version(self, tenant_id: int, workflow_id: int, number: int) -> Workflow:
@@ -254,7 +264,14 @@ class Directory:
             verified=manifest.verified,
             probes=row.probes,
             place=(tenant_id, row.id),
+            labels=json.loads(row.labels),
         )
+
+    def drops(self, tenant_id: int, workflow_id: int) -> bool:
+        """Whether a workflow is paused and lets go what its crons and schedules would start."""
+        picture = self.pictures.get(tenant_id)
+        row = picture.paused.get(workflow_id) if picture is not None else None
+        return row is not None and row.on_schedule == "drop"
 
     def tenant(self, slug: str) -> Tenant | None:
         """A tenant by its slug."""
@@ -266,10 +283,26 @@ class Directory:
         rows = await registry.endpoint_versions(self.database, endpoint.tenant_id, endpoint.id)
         return next((row.url for row in rows if row.version == version and row.retired_at is None), None)
 
+    def route(self, queue: Queue) -> Route:
+        """Where the tasks of a queue may run, as the registry stands."""
+        picture = self.pictures.get(queue[0])
+        if picture is None:
+            return NOWHERE
+        if queue not in picture.found:
+            picture.found[queue] = _route(picture, queue)
+        return picture.found[queue]
+
     def endpoint(self, place: Place) -> Endpoint | None:
         """The endpoint at a place."""
         picture = self.pictures.get(place[0])
         return picture.endpoints.get(place[1]) if picture is not None else None
+
+
+def _route(picture: Picture, queue: Queue) -> Route:
+    requirement = Requirement.parse(queue[2])
+    places = {endpoint_at(place): place for place in picture.routes.get((queue[0], queue[1], ""), ())}
+    served = [(id, picture.endpoints[place[1]].labels) for id, place in places.items() if place[1] in picture.endpoints]
+    return Route(tuple(tuple(places[id] for id in tier) for tier in tiers(requirement, served)), requirement.slots)
 
 
 def _millis(duration: timedelta) -> int:

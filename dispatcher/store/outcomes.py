@@ -21,7 +21,7 @@ TaskKey = tuple[int, str, int]  # (tenant id, run id, node)
 
 @dataclass(slots=True)
 class Guard:
-    """The task a change is for, and what it must still be for the change to apply. `requirement` says in which queue it would wait again."""
+    """The task a change is for, and what it must still be for the change to apply. `requirement` says where it would wait again."""
 
     tenant_id: int
     run_id: str
@@ -283,15 +283,29 @@ YIELD = Statement(
 CLEAN_UP = Statement(
     """
     with given as (
-        select * from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::text[], $6::text[], $7::int[], $8::timestamptz[])
-            as g (tenant_id, run_id, node, epoch, state, reason, grace_ms, before)
+        select * from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::text[], $6::text[], $7::int[], $8::timestamptz[],
+                             $11::smallint[], $12::int[], $13::bytea[])
+            as g (tenant_id, run_id, node, epoch, state, reason, grace_ms, until, http_status, latency_ms, response)
+    ), before as (
+        select t.tenant_id, t.run_id, t.node, t.endpoint_id, t.endpoint_version, t.started_at
+        from tasks t join given g using (tenant_id, run_id, node) where t.epoch = g.epoch and t.state = g.state for update of t
     ), freed as (
         update tasks t
-        set state = 'queued', due_at = $9, priority = 4, schedule_deadline = g.before, execution_ms = g.grace_ms, cleanup = true,
-            cancel_reason = g.reason, wake_at = null, marks = coalesce(t.marks, 0) + 1
-        from given g
+        set state = 'queued', due_at = $9, priority = 4, schedule_deadline = g.until, execution_ms = g.grace_ms, cleanup = true,
+            cancel_at = null, cancel_reason = coalesce(t.cancel_reason, g.reason), wake_at = null, marks = coalesce(t.marks, 0) + 1,
+            turn = coalesce(t.turn, 1) + case when g.state = 'running' then 1 else 0 end,
+            dispatcher_id = null, endpoint_id = null, endpoint_version = null, started_at = null, deadline = null,
+            lease_until = null, lease = null, slot_released = false
+        from given g join before b using (tenant_id, run_id, node)
         where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
-        returning t.tenant_id, t.run_id, t.node
+        returning t.tenant_id, t.run_id, t.node, t.epoch, g.state, b.endpoint_id, b.endpoint_version, b.started_at,
+                  g.http_status, g.latency_ms, g.response
+    ), attempt_rows as (
+        insert into attempts (tenant_id, run_id, node, number, status, http_status, latency_ms, response,
+                              endpoint_id, endpoint_version, started_at, finished_at)
+        select tenant_id, run_id, node, epoch, 'suspended', http_status, latency_ms, response,
+               endpoint_id, endpoint_version, started_at, $9
+        from freed where state = 'running'
     ), inbox as (
         update waits w set settled_at = $9, position = nextval('wait_positions'), outcome = 'cancel', value = $10
         from freed f
@@ -468,6 +482,9 @@ async def _clean_up(db: Database, outcomes: Sequence[Outcome], now: datetime) ->
         [c.before for c in changes],
         now,
         CANCELLED_MESSAGE,
+        [o.facts.http_status for o in outcomes],
+        [o.facts.latency_ms for o in outcomes],
+        [o.facts.response for o in outcomes],
         lane="settle",
     )
 
