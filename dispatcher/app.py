@@ -430,6 +430,7 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
     parts.services.intake.on_backlog = backlogged
     parts.services.registration.on_change = registry_changed
     parts.circuits.on_change = registry_changed
+    parts.services.timetable.drops = parts.services.directory.drops
     parts.services.crons.on_due = loops["timetable"].wake_by
     parts.services.schedules.on_due = loops["timetable"].wake_by
     parts.services.cancellation.on_marked = loops["cancels"].wake

@@ -25,8 +25,7 @@ from dispatcher.engine.schedules import (
     still_runs,
     zone,
 )
-
-MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+from tests.triggers.oracle import DAY, HOUR, MINUTE, counted
 
 
 def ticks(expression: str, name: str, start: str, count: int) -> list[str]:
@@ -83,7 +82,8 @@ def test_days_with_holes_and_repetitions(expression: str, name: str, start: str,
 def test_every_minute_of_new_years_eve_is_there_once() -> None:
     """A leap second is the second before it once more: 2016-12-31 has 86,400 of them here, as everywhere in POSIX."""
     start = datetime(2016, 12, 31, 23, 58, 30, tzinfo=UTC)
-    table, found = Ticks(parse_cron("*/30 * * * * *"), zone("UTC")), []
+    table = Ticks(parse_cron("*/30 * * * * *"), zone("UTC"))
+    found: list[datetime] = []
     while not found or found[-1] < start + 3 * MINUTE:
         tick = table.after(found[-1] if found else start)
         assert tick is not None
@@ -108,40 +108,6 @@ def test_what_the_clocks_have_shown_is_not_due_again_by_other_rules() -> None:
 
 
 # ---- against a count of all minutes
-
-
-def _matches(field: str, value: int, low: int, high: int) -> bool:
-    for part in field.split(","):
-        span, _, step = part.partition("/")
-        first, _, last = span.partition("-")
-        begin, end = (low, high) if span == "*" else (int(first), int(last or (high if step else first)))
-        if begin <= value <= end and (value - begin) % int(step or 1) == 0:
-            return True
-    return False
-
-
-def _named(expression: str, wall: datetime) -> bool:
-    minute, hour, day, month, weekday = expression.split()
-    days = _matches(day, wall.day, 1, 31), _matches(weekday, wall.isoweekday() % 7, 0, 6)
-    on_day = any(days) if day != "*" and weekday != "*" else all(days)
-    return _matches(minute, wall.minute, 0, 59) and _matches(hour, wall.hour, 0, 23) and _matches(month, wall.month, 1, 12) and on_day
-
-
-def counted(expression: str, name: str, start: datetime, end: datetime) -> list[datetime]:
-    """The ticks of all minutes behind `start` until `end`, minute by minute, by what the clocks show."""
-    rules, found = ZoneInfo(name), []
-    minute, hour = expression.split()[:2]
-    again = minute.startswith("*") or hour.startswith("*")
-    at = start.replace(second=0, microsecond=0)
-    shown = at.astimezone(rules)
-    while at < end:
-        at += MINUTE
-        before, shown = shown, at.astimezone(rules)
-        wall, expected = shown.replace(tzinfo=None, fold=0), before.replace(tzinfo=None, fold=0) + MINUTE
-        skipped = [expected + MINUTE * n for n in range(max(0, (wall - expected) // MINUTE))] if hour != "*" else []
-        if (_named(expression, wall) and (shown.fold == 0 or again)) or any(_named(expression, one) for one in skipped):
-            found.append(at)
-    return [moment for moment in found if start < moment <= end]
 
 
 _NUMBERS = {"minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), "weekday": (0, 6)}
