@@ -17,7 +17,8 @@ from dispatcher.api.bodies import BodyLimits, check_item, decode_checked
 from dispatcher.api.decoding import duration, moment
 from dispatcher.api.edge import Answer, Call, json_answer
 from dispatcher.api.metadata import without_system_keys
-from dispatcher.engine.definitions import EVENT_KEY, LONGEST
+from dispatcher.engine.definitions import EVENT_KEY, LONGEST, DefinitionError
+from dispatcher.engine.definitions.placement import DesiredLabels, parse_desired_labels
 from dispatcher.engine.schedules import UTC_NAME, ScheduleError, parse_when, zone
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.firing import Plan
@@ -39,7 +40,11 @@ _ABSENT: Final = (b"", b"null")
 
 
 class RunBody(msgspec.Struct, forbid_unknown_fields=True):
-    """A run to start. `idempotency_ttl` is a duration such as "24h"; `run_at` is at most ten years ahead."""
+    """A run to start. `idempotency_ttl` is a duration such as "24h"; `run_at` is at most ten years ahead.
+
+    `labels` are asked of the endpoints of its tasks, as `desired_labels` of a task. A child that is `sticky` begins where its parent is,
+    if its workflow is sticky too.
+    """
 
     workflow: Name
     input: Raw | UnsetType = UNSET
@@ -49,6 +54,8 @@ class RunBody(msgspec.Struct, forbid_unknown_fields=True):
     idempotency_ttl: str | None = None
     run_at: Moment | None = None
     parent_run_id: str | None = None
+    labels: dict[str, Any] | None = None
+    sticky: bool = False
 
 
 class EventBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -114,6 +121,8 @@ def run_request(call: Call, body: RunBody, at: str = "") -> RunRequest:
         idempotency_ttl=duration(body.idempotency_ttl, f"{at}idempotency_ttl"),
         run_at=moment(body.run_at, f"{at}run_at", call.services.clock.now() + LONGEST),
         parent_run_id=_parent(body.parent_run_id, at),
+        labels=_labels(body.labels, f"{at}labels"),
+        sticky=body.sticky,
     )
 
 
@@ -198,6 +207,13 @@ def metadata_text(call: Call, value: Raw | UnsetType, at: str = "") -> str | Non
     if len(text) > most:
         raise problem("body_too_large", f"{at}metadata: {len(text):,} bytes; at most {most:,} are taken", field=f"{at}metadata")
     return without_system_keys(text).decode()
+
+
+def _labels(labels: dict[str, Any] | None, field: str) -> DesiredLabels:
+    try:
+        return parse_desired_labels(labels, field)
+    except DefinitionError as error:
+        raise problem("invalid_value", str(error), field=error.field) from None
 
 
 def _parent(run_id: str | None, at: str) -> str | None:

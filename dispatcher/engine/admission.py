@@ -11,16 +11,17 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Queue = tuple[int, int]
-"""(tenant id, workflow id): tasks of one workflow wait in one queue; its durable ones in another, whose number is negative."""
+Queue = tuple[int, int, str]
+"""(tenant id, workflow id, requirement): tasks of one workflow wait in one queue; its durable ones in another, whose number is negative;
+those that ask something of the endpoint they run at in one for each requirement."""
 Place = tuple[int, str]
 """(tenant id, endpoint id): where slots are counted; those of durable tasks apart, behind the endpoint's id with `DURABLE`."""
 DURABLE = "~durable"
 
 
-def queue_of(tenant_id: int, workflow_id: int, durable: bool) -> Queue:
+def queue_of(tenant_id: int, workflow_id: int, durable: bool, requirement: str = "") -> Queue:
     """Where a task waits."""
-    return (tenant_id, -workflow_id if durable else workflow_id)
+    return (tenant_id, -workflow_id if durable else workflow_id, requirement)
 
 
 def place_of(tenant_id: int, endpoint_id: str, durable: bool) -> Place:
@@ -57,18 +58,32 @@ def share(slots: int, detached: int, live: Sequence[int], others: Sequence[Grant
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """Where the tasks of a queue may run: places by tiers, the best first. Each task fills `slots`."""
+
+    tiers: tuple[tuple[Place, ...], ...] = ()
+    slots: int = 1
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """All of them."""
+        return tuple(place for tier in self.tiers for place in tier)
+
+
+@dataclass(frozen=True, slots=True)
 class Slot:
-    """One free slot, for the next task of `queue`, to be run at `place`. `ordinal` counts from 1 within the queue."""
+    """Room for the next task of `queue` at `place`: `slots` of its slots. `ordinal` counts from 1 within the queue."""
 
     queue: Queue
     ordinal: int
     place: Place
+    slots: int = 1
 
 
-def allot(ready: Mapping[Queue, int], routes: Mapping[Queue, Sequence[Place]], free: Mapping[Place, int], total: int) -> list[Slot]:
-    """Deal at most `total` slots: `ready` tasks per queue over `free` slots per place, along `routes`.
+def allot(ready: Mapping[Queue, int], routes: Mapping[Queue, Route], free: Mapping[Place, int], total: int) -> list[Slot]:
+    """Find room for at most `total` tasks: `ready` ones per queue over `free` slots per place, along `routes`.
 
-    Tenants take turns, one slot a turn; within a tenant its queues take turns; within a queue its places take turns.
+    Tenants take turns, one task a turn; within a tenant its queues take turns; within a queue the places of its best tier that has room.
     """
     left = dict(free)
     waiting = {queue: count for queue, count in ready.items() if count > 0}
@@ -90,7 +105,7 @@ def allot(ready: Mapping[Queue, int], routes: Mapping[Queue, Sequence[Place]], f
 def _next_slot(
     queues: deque[Queue],
     waiting: dict[Queue, int],
-    routes: Mapping[Queue, Sequence[Place]],
+    routes: Mapping[Queue, Route],
     left: dict[Place, int],
     counts: dict[Queue, int],
 ) -> Slot | None:
@@ -98,12 +113,20 @@ def _next_slot(
     while queues:
         queue = queues.popleft()
         count = counts.get(queue, 0)
-        places = routes.get(queue, ())
-        place = next((p for i in range(len(places)) if left.get(p := places[(count + i) % len(places)], 0) > 0), None)
+        route = routes.get(queue, NOWHERE)
+        place = next((p for tier in route.tiers if (p := _with_room(tier, count, left, route.slots)) is not None), None)
         if count >= waiting[queue] or place is None:
             continue
-        left[place] -= 1
+        left[place] -= route.slots
         counts[queue] = count + 1
         queues.append(queue)
-        return Slot(queue, count + 1, place)
+        return Slot(queue, count + 1, place, route.slots)
     return None
+
+
+def _with_room(tier: Sequence[Place], turn: int, left: Mapping[Place, int], slots: int) -> Place | None:
+    """The place whose turn it is among those that have room."""
+    return next((p for i in range(len(tier)) if left.get(p := tier[(turn + i) % len(tier)], 0) >= slots), None)
+
+
+NOWHERE = Route()

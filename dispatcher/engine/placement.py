@@ -1,8 +1,8 @@
 """Which endpoints may run a task, and which should.
 
-A task's `Demand` is what it asks: labels, an endpoint it should (`soft`) or must (`hard`) go back to, how many slots it fills. `tiers`
+A task's `Requirement` is what it asks: labels, an endpoint it should (`soft`) or must (`hard`) go back to, how many slots it fills. `tiers`
 sorts the endpoints that serve a workflow by it: those of the first tier are taken before any of the second, those of one take turns.
-Sticky goes before labels. A demand is written as text and stands with the task, so that tasks of one demand make one queue.
+Sticky goes before labels. A requirement is written as text and stands with the task, so that tasks of one requirement make one queue.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from dispatcher.engine.definitions import Definition
 from dispatcher.engine.definitions.placement import DesiredLabel, DesiredLabels, Label, Sticky, dump_desired_labels, parse_desired_labels
 
 MOST_TEXT: Final = 2_000
-"""How long the text of a demand may be, in bytes: it is part of an index."""
+"""How long the text of a requirement may be, in bytes: it is part of an index."""
 _STICKY_RANK: Final = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class Requirement:
     """What a task asks of the endpoint it runs at. `endpoint` is the id of the one its run began at."""
 
     labels: DesiredLabels = field(default_factory=dict)
@@ -29,7 +30,7 @@ class Demand:
     slots: int = 1
 
     def text(self) -> str:
-        """As it stands with a task; empty for a task that asks nothing. Equal demands have one text."""
+        """As it stands with a task; empty for a task that asks nothing. Equal requirements have one text."""
         said: dict[str, object] = {}
         if self.labels:
             said["labels"] = dump_desired_labels(self.labels)
@@ -40,7 +41,7 @@ class Demand:
         return json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False) if said else ""
 
     @classmethod
-    def parse(cls, text: str) -> Demand:
+    def parse(cls, text: str) -> Requirement:
         """What `text` has written."""
         if not text:
             return ASKS_NOTHING
@@ -49,17 +50,25 @@ class Demand:
         return cls(parse_desired_labels(said.get("labels"), "labels"), said.get("endpoint"), sticky, said.get("slots", 1))
 
 
-ASKS_NOTHING: Final = Demand()
+def requirement_of(definition: Definition, node: int, labels: DesiredLabels, endpoint: str | None) -> Requirement:
+    """What a task of a run asks: what its definition says, what was said at its trigger, and where its run began."""
+    task = definition.tasks[node]
+    if not (task.desired_labels or labels or task.slot_cost != 1 or (endpoint and definition.sticky)):
+        return ASKS_NOTHING
+    return Requirement({**task.desired_labels, **labels}, endpoint if definition.sticky else None, definition.sticky, task.slot_cost)
 
 
-def rank(demand: Demand, endpoint: str, labels: Mapping[str, Label]) -> int | None:
+ASKS_NOTHING: Final = Requirement()
+
+
+def rank(requirement: Requirement, endpoint: str, labels: Mapping[str, Label]) -> int | None:
     """How well an endpoint suits: the higher the better, None where it may not be taken at all."""
-    if demand.endpoint == endpoint:
+    if requirement.endpoint == endpoint:
         return _STICKY_RANK
-    if demand.endpoint is not None and demand.sticky == "hard":
+    if requirement.endpoint is not None and requirement.sticky == "hard":
         return None
     total = 0
-    for name, desired in demand.labels.items():
+    for name, desired in requirement.labels.items():
         if _satisfies(desired, labels.get(name)):
             total += desired.weight
         elif desired.required:
@@ -67,11 +76,11 @@ def rank(demand: Demand, endpoint: str, labels: Mapping[str, Label]) -> int | No
     return total if total >= 0 else None
 
 
-def tiers(demand: Demand, endpoints: Sequence[tuple[str, Mapping[str, Label]]]) -> tuple[tuple[str, ...], ...]:
+def tiers(requirement: Requirement, endpoints: Sequence[tuple[str, Mapping[str, Label]]]) -> tuple[tuple[str, ...], ...]:
     """The endpoints that may run a task, the best first, equals together in the order given."""
     by_rank: dict[int, list[str]] = {}
     for endpoint, labels in endpoints:
-        suits = rank(demand, endpoint, labels)
+        suits = rank(requirement, endpoint, labels)
         if suits is not None:
             by_rank.setdefault(suits, []).append(endpoint)
     return tuple(tuple(by_rank[value]) for value in sorted(by_rank, reverse=True))

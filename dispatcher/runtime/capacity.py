@@ -45,6 +45,14 @@ class Capacity:
         allowed = grant if limit is None else min(grant, limit)
         return max(allowed - self.in_use.get(place, 0), 0)
 
+    def calmest(self, queue: Queue) -> Endpoint | None:
+        """The endpoint a run that stays where it begins should begin at: of the best that are open, the one with the most room."""
+        for tier in self.directory.route(queue).tiers:
+            found = [endpoint for place in tier if (endpoint := self.directory.endpoint(place)) is not None and endpoint.open]
+            if found:
+                return max(found, key=self.free_at)
+        return None
+
     def alive(self, now: datetime) -> bool:
         """Whether this process may lease work at all: not once others may have taken it for dead."""
         return not self.draining and self.good_until is not None and now < self.good_until
@@ -57,38 +65,42 @@ class Capacity:
         """Take a slot for a new task of `queue` at once, if nothing waits ahead of it; None sends it to the queue."""
         if queue in self.backlog or self.total >= self.most or not self.alive(now):
             return None
-        picture = self.directory.pictures.get(queue[0])
-        places = picture.routes.get(queue, ()) if picture is not None else ()
+        route = self.directory.route(queue)
         turn = self._turn.get(queue, 0)
-        for i in range(len(places)):
-            endpoint = self.directory.endpoint(places[(turn + i) % len(places)])
-            if endpoint is not None and self.free_at(endpoint) > 0:
-                if len(places) > 1:
-                    self._turn[queue] = turn + i + 1
-                self.take(endpoint.place)
-                return endpoint
+        for tier in route.tiers:
+            for i in range(len(tier)):
+                endpoint = self.directory.endpoint(tier[(turn + i) % len(tier)])
+                if endpoint is not None and self.free_at(endpoint) >= route.slots:
+                    if len(tier) > 1:
+                        self._turn[queue] = turn + i + 1
+                    self.take(endpoint.place, route.slots)
+                    return endpoint
         self.backlog.add(queue)
         return None
 
-    def take(self, place: Place) -> None:
-        """Fill a slot."""
-        self.in_use[place] = self.in_use.get(place, 0) + 1
+    def take(self, place: Place, slots: int = 1) -> None:
+        """Fill slots of a place with one attempt."""
+        self.in_use[place] = self.in_use.get(place, 0) + slots
         self.total += 1
 
-    def give_back(self, place: Place) -> None:
-        """Empty a slot."""
-        left = self.in_use.get(place, 0) - 1
+    def give_back(self, place: Place, slots: int = 1) -> None:
+        """Empty the slots of one attempt."""
+        self.total -= 1
+        self._empty(place, slots)
+
+    def _empty(self, place: Place, slots: int) -> None:
+        left = self.in_use.get(place, 0) - slots
         if left > 0:
             self.in_use[place] = left
         else:
             self.in_use.pop(place, None)
-        self.total -= 1
         if self.backlog:
             self.on_free()
 
-    def detach(self, place: Place) -> None:
-        """The attempt goes on without us: its slot stays filled until the rebalance has counted it."""
-        self.detached[place] = self.detached.get(place, 0) + 1
+    def detach(self, place: Place, slots: int = 1) -> None:
+        """The attempt goes on without us: its slots stay filled until the rebalance has counted them."""
+        self.detached[place] = self.detached.get(place, 0) + slots
+        self.total -= 1
 
     def forget_detached(self, counted: dict[Place, int]) -> None:
         """Give back the slots of attempts that the rebalance has now counted as detached."""
@@ -98,8 +110,7 @@ class Capacity:
                 self.detached[place] = left
             else:
                 self.detached.pop(place, None)
-            for _ in range(number):
-                self.give_back(place)
+            self._empty(place, number)
 
     def free(self) -> dict[Place, int]:
         """All places with free slots."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 
@@ -18,6 +19,7 @@ from dispatcher.store import events, queue
 from dispatcher.store.database import Database
 from dispatcher.store.queue import Claimed
 
+_MOST_REQUIREMENTS = 1_000  # of one workflow, looked at in one sweep
 _FIRST_BITE = 100
 _BITE_BYTES = 16_777_216  # how much input one claim should bring along, judged by the one before
 
@@ -56,10 +58,12 @@ class Claims:
         queues = self._queues(places, sweeping)
         if sweeping:
             self._sweep_at = sweep_again
+            asking = await self._asking()
+            queues += [q for q in asking if any(p in places for p in self._directory.route(q).places)]
         room = min(self._capacity.room(now), self._bite)
         if not queues or room == 0:
             return False
-        most = {q: min(sum(places.get(p, 0) for p in self._routes(q)), room) for q in queues}
+        most = {q: min(sum(places.get(p, 0) for p in self._directory.route(q).places), room) for q in queues}
         # With a single queue to take from there is no turn to be dealt, so how much it holds need not be asked.
         waiting = await queue.ready(self._database, most) if sweeping or len(queues) > 1 else most
         for q in queues:
@@ -70,22 +74,23 @@ class Claims:
 
     def _queues(self, places: dict[Place, int], sweeping: bool) -> list[Queue]:
         if not sweeping:
-            return [q for q in self._capacity.backlog if any(p in places for p in self._routes(q))]
+            return [q for q in self._capacity.backlog if any(p in places for p in self._directory.route(q).places)]
         pictures = self._directory.pictures.values()
         return [q for picture in pictures for q, route in picture.routes.items() if any(p in places for p in route)]
 
-    def _routes(self, q: Queue) -> tuple[Place, ...]:
-        picture = self._directory.pictures.get(q[0])
-        return picture.routes.get(q, ()) if picture is not None else ()
+    async def _asking(self) -> list[Queue]:
+        """The queues of tasks that ask something of their endpoint."""
+        asking = [(tenant_id, id) for tenant_id, picture in self._directory.pictures.items() for id in picture.asking]
+        return await queue.requirements(self._database, asking, _MOST_REQUIREMENTS) if asking else []
 
     async def _claim(self, waiting: dict[Queue, int], room: int, now: datetime) -> bool:
         # Free slots are read again: express work may have taken some while the database was asked.
         places = self._capacity.free()
-        slots = allot(waiting, {q: self._routes(q) for q in waiting}, places, min(room, self._capacity.room(now)))
+        slots = allot(waiting, {q: self._directory.route(q) for q in waiting}, places, min(room, self._capacity.room(now)))
         if not slots:
             return False
         for slot in slots:
-            self._capacity.take(slot.place)
+            self._capacity.take(slot.place, slot.slots)
         versions = {place: endpoint.target.version for place in places if (endpoint := self._directory.endpoint(place)) is not None}
         claimed: list[Claimed] = []
         try:
@@ -93,17 +98,14 @@ class Claims:
             assignments = await self._assignments(claimed)
         except BaseException:
             for slot in slots:
-                self._capacity.give_back(slot.place)
+                self._capacity.give_back(slot.place, slot.slots)
             raise
-        filled: dict[Place, int] = {}
-        for assignment in assignments:
-            place = assignment.endpoint.place
-            filled[place] = filled.get(place, 0) + 1
+        filled = Counter((assignment.endpoint.place, assignment.slots) for assignment in assignments)
         for slot in slots:
-            if filled.get(slot.place, 0) > 0:
-                filled[slot.place] -= 1
+            if filled[(slot.place, slot.slots)] > 0:
+                filled[(slot.place, slot.slots)] -= 1
             else:
-                self._capacity.give_back(slot.place)
+                self._capacity.give_back(slot.place, slot.slots)
         if len(claimed) < len(slots) and len(waiting) == 1:
             self._capacity.backlog.difference_update(waiting)
         if claimed:
@@ -151,6 +153,8 @@ class Claims:
                     row.retry_base,
                     demands_of(msgspec.json.decode(row.units)) if row.units is not None else (),
                     row.schedule_deadline,
+                    requirement=row.requirement,
+                    slots=row.slots,
                 )
             )
         return assignments

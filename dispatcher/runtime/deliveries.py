@@ -327,9 +327,9 @@ class Deliveries:
         if assignment.slot_released:
             return
         if detached:
-            self.capacity.detach(assignment.endpoint.place)
+            self.capacity.detach(assignment.endpoint.place, assignment.slots)
         else:
-            self.capacity.give_back(assignment.endpoint.place)
+            self.capacity.give_back(assignment.endpoint.place, assignment.slots)
 
     def _observe(self, flight: Flight, receipt: Receipt) -> None:
         """Let the endpoint's health take note of an answer. What several tasks had in one request counts once."""
@@ -412,7 +412,7 @@ class Deliveries:
         assignment.deadline = max(deadline, assignment.deadline)
         if released and not assignment.slot_released and not flight.closed:
             assignment.slot_released = True
-            self.capacity.give_back(assignment.endpoint.place)
+            self.capacity.give_back(assignment.endpoint.place, assignment.slots)
 
     def cancelling(self, found: Iterable[tasks.Cancelling]) -> None:
         """Tell handlers that can hear it that their attempt shall end, and end those whose grace is over."""

@@ -85,7 +85,7 @@ class Gates:
 
     def promoted(self, queues: Iterable[Queue]) -> None:
         """Tasks have come due: those that have gates to pass stand in line now."""
-        for tenant_id, number in set(queues):
+        for tenant_id, number, _ in set(queues):
             picture = self._directory.pictures.get(tenant_id)
             workflow = picture.by_id.get(abs(number)) if picture is not None else None
             if workflow is None or workflow.plan is not None:
@@ -141,7 +141,7 @@ class Gates:
             elif row.run_id is not None:
                 graphs.append((row.tenant_id, row.run_id))
             elif row.workflow_id is not None:
-                self._capacity.backlog.add((row.tenant_id, row.workflow_id))
+                self._capacity.backlog.add((row.tenant_id, row.workflow_id, row.requirement))
                 ready = True
         if ready:
             self.on_ready()

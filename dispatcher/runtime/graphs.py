@@ -6,6 +6,7 @@ moved on is decided again.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,10 @@ import msgspec
 from dispatcher.clock import Clock, monotonic
 from dispatcher.engine.admission import queue_of
 from dispatcher.engine.definitions import Parent, Sleep, TaskDefinition, UserEvent, compile_condition
+from dispatcher.engine.definitions.placement import parse_desired_labels
 from dispatcher.engine.expressions import Expression, ExpressionError
 from dispatcher.engine.graphs import LETTERS, Advance, GraphState, Status, advance, conditions, ended
+from dispatcher.engine.placement import requirement_of
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Directory, Workflow
 from dispatcher.runtime.group_commit import GroupCommit, QueueFull
@@ -144,7 +147,7 @@ class Graphs:
                 if decision.finish is not None:
                     over.append(RunFinished(run.tenant_id, run.id, workflow.definition.name, decision.finish, 0))
             for task in decision.tasks:
-                self._capacity.backlog.add(queue_of(run.tenant_id, run.workflow_id, task.durable))
+                self._capacity.backlog.add(queue_of(run.tenant_id, run.workflow_id, task.durable, task.requirement))
                 ready = True
             armed += decision.waits
         if over:
@@ -203,12 +206,19 @@ def _decision(row: GraphRow, workflow: Workflow, state: GraphState, change: Adva
         row,
         "".join(_LETTER[status] for status in statuses),
         msgspec.json.encode({str(node): reason for node, reason in change.reasons.items()}).decode() if change.reasons else None,
-        [NewTask(n, workflow.schedule_ms[n], workflow.execution_ms[n], tasks[n].durable) for n in change.start],
+        [_new_task(row, workflow, node) for node in change.start],
         [wait for node in change.arm for wait in _waits(node, tasks[node], now)],
         [node for node in waited if statuses[node] != "waiting"],
         change.finish,
         _names(workflow) if change.finish is not None and row.parent_run_id is not None else None,
     )
+
+
+def _new_task(row: GraphRow, workflow: Workflow, node: int) -> NewTask:
+    labels = parse_desired_labels(json.loads(row.labels), "labels") if row.labels is not None else {}
+    asked = requirement_of(workflow.definition, node, labels, row.sticky_endpoint)
+    durable = workflow.definition.tasks[node].durable
+    return NewTask(node, workflow.schedule_ms[node], workflow.execution_ms[node], durable, asked.text(), asked.slots)
 
 
 def _waits(node: int, task: TaskDefinition, now: datetime) -> Iterable[NewWait]:

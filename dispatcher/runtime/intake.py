@@ -7,15 +7,18 @@ or none of it, and nothing is answered before its commit. A submission matched a
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
 from dispatcher.clock import Clock
 from dispatcher.engine.admission import queue_of
+from dispatcher.engine.definitions.placement import DesiredLabels, dump_desired_labels
 from dispatcher.engine.filters import Match
 from dispatcher.engine.flow import FlowError
+from dispatcher.engine.placement import requirement_of
 from dispatcher.errors import Problem, problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime import firing, passages
@@ -29,7 +32,7 @@ from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.plans import planned
 from dispatcher.runtime.work import Assignment, EventFacts
 from dispatcher.settings import Settings
-from dispatcher.store import events, filters, webhook_deliveries
+from dispatcher.store import events, placements, filters, webhook_deliveries
 from dispatcher.store import intake as store
 from dispatcher.store.crons import NewCron
 from dispatcher.store.database import Connection, Database, DatabaseUnavailable, is_transient
@@ -49,7 +52,8 @@ class RunRequest:
     """A run somebody asked for. `input` and `metadata` are JSON text, checked by the edge.
 
     One that a task asked for is cancelled with that task's run unless it is `on_its_own`; `parent_wait` is its name among the children of
-    a durable one, which its end is told to.
+    a durable one, which its end is told to. `labels` are asked of the endpoints of its tasks beside what their definitions ask; a `sticky`
+    child whose workflow is sticky too goes where its parent is (`sticky_to`).
     """
 
     tenant_id: int
@@ -65,6 +69,9 @@ class RunRequest:
     parent_node: int | None = None
     parent_wait: str | None = None
     on_its_own: bool = False
+    labels: DesiredLabels = field(default_factory=dict)
+    sticky: bool = False
+    sticky_to: str | None = None
 
 
 @dataclass(slots=True)
@@ -208,6 +215,7 @@ class Intake:
     async def trigger(self, requests: Sequence[RunRequest]) -> list[RunAccepted | Problem]:
         """Start runs; answers in order, after the commit. Raises Problem when nothing could be taken."""
         await self._catch_up((r.tenant_id, r.workflow) for r in requests)
+        await self._find_places(requests)
         return [_run_answer(fate) for fate in await self._submit(requests, self._run_submission)]
 
     async def push(self, requests: Sequence[EventRequest]) -> list[EventAccepted | Problem]:
@@ -256,7 +264,7 @@ class Intake:
     def forget(self, assignments: list[Assignment]) -> None:
         """Runs written by `write_with` were not committed after all."""
         for assignment in assignments:
-            self._capacity.give_back(assignment.endpoint.place)
+            self._capacity.give_back(assignment.endpoint.place, assignment.slots)
 
     async def refresh(self) -> None:
         """Read the registry again."""
@@ -270,6 +278,18 @@ class Intake:
             if picture is None or (workflow is not None and workflow not in picture.workflows):
                 await self._directory.catch_up(self._clock.now())
                 return
+
+    async def _find_places(self, requests: Sequence[RunRequest]) -> None:
+        """Find where the parents of sticky children are, and note which workflows will have queues of their own for what is asked."""
+        for request in requests:
+            if request.sticky and request.parent_run_id is not None:
+                request.sticky_to = await placements.endpoint_of(self._database, request.tenant_id, request.parent_run_id)
+        for request in requests:
+            picture = self._directory.pictures[request.tenant_id]
+            workflow = picture.workflows.get(request.workflow)
+            if request.labels and workflow is not None and workflow.id not in picture.asking:
+                await placements.mark_asking(self._database, request.tenant_id, workflow.id)
+                await self._directory.refresh(self._clock.now())
 
     async def _submit(
         self,
@@ -314,6 +334,8 @@ class Intake:
             run = self._new_run(picture, workflow, request.input, request.metadata, request.priority, None, request.trigger, now)
         except FlowError as error:
             return passages.refusal(workflow, error)
+        if request.labels or request.sticky_to is not None:
+            self._place(run, workflow, request.labels, request.sticky_to)
         run.parent_run_id = request.parent_run_id
         run.parent_node, run.parent_wait, run.on_its_own = request.parent_node, request.parent_wait, request.on_its_own
         run.run_at = request.run_at
@@ -433,7 +455,21 @@ class Intake:
         )
         if flow is not None:
             passages.give(run, flow)
+        if workflow.definition.asks:
+            self._place(run, workflow, {}, None)
         return run
+
+    def _place(self, run: NewRun, workflow: Workflow, labels: DesiredLabels, sticky_to: str | None) -> None:
+        """Write down what a run asks of the endpoints of its tasks. A sticky one is bound to where there is most room now."""
+        definition = workflow.definition
+        if definition.sticky is not None and sticky_to is None:
+            asked = requirement_of(definition, 0, labels, None).text()
+            calmest = self._capacity.calmest(queue_of(run.tenant_id, run.workflow_id, run.durable, asked))
+            sticky_to = calmest.id if calmest is not None else None
+        requirement = requirement_of(definition, 0, labels, sticky_to)
+        run.requirement, run.slots = requirement.text(), requirement.slots
+        run.labels = json.dumps(dump_desired_labels(labels)) if labels else None
+        run.sticky_endpoint = sticky_to if definition.sticky is not None else None
 
     def _keys(self, picture: Picture, scope: str, key: str | None, ttl: timedelta | None, first_id: str) -> tuple[NewKey, ...]:
         if key is None:
@@ -512,7 +548,7 @@ class Intake:
                     await webhook_deliveries.write(conn, deliveries)
         except BaseException:
             for assignment in assignments:
-                self._capacity.give_back(assignment.endpoint.place)
+                self._capacity.give_back(assignment.endpoint.place, assignment.slots)
             raise
         return assignments
 
@@ -561,8 +597,7 @@ class Intake:
             events = [s.event for s in submissions if s.event is not None]
             ids = await store.write(db, events, [r for s in submissions for r in s.runs], self._dispatcher_id(), now)
         except BaseException:
-            for endpoint in endpoints.values():
-                self._capacity.give_back(endpoint.place)
+            self._return(endpoints, submissions)
             raise
         assignments = []
         for s in submissions:
@@ -575,17 +610,22 @@ class Intake:
                 taken = endpoints.get(run.id)
                 if taken is None:
                     if s.written and run.run_at is None and run.graph is None and (run.gates is None or run.gates_held):
-                        self._capacity.backlog.add(queue_of(run.tenant_id, run.workflow_id, run.durable))
+                        self._capacity.backlog.add(queue_of(run.tenant_id, run.workflow_id, run.durable, run.requirement))
                 elif run.id in ids:
                     assignments.append(_assignment(run, s.event, workflow, taken, now))
                 else:
-                    self._capacity.give_back(taken.place)
+                    self._capacity.give_back(taken.place, run.slots)
         return assignments
 
     def _count(self, submission: Submission) -> None:
         self._metrics.events_received += submission.event is not None
         for workflow in submission.workflows:
             self._metrics.runs_created[workflow.definition.name] += 1
+
+    def _return(self, taken: dict[str, Endpoint], submissions: list[Submission]) -> None:
+        """Give back the slots of runs that were not written."""
+        for run in (run for s in submissions for run in s.runs if run.id in taken):
+            self._capacity.give_back(taken[run.id].place, run.slots)
 
     def _take_express(self, submissions: list[Submission], now: datetime) -> dict[str, Endpoint]:
         taken: dict[str, Endpoint] = {}
@@ -594,7 +634,7 @@ class Intake:
                 run.endpoint_id = run.endpoint_version = None
                 if run.graph is not None or (run.run_at is not None and run.run_at > now) or (run.gates is not None and not run.gates_held):
                     continue
-                endpoint = self._capacity.express(queue_of(run.tenant_id, run.workflow_id, run.durable), now)
+                endpoint = self._capacity.express(queue_of(run.tenant_id, run.workflow_id, run.durable, run.requirement), now)
                 if endpoint is not None:
                     run.endpoint_id, run.endpoint_version = endpoint.id, endpoint.target.version
                     taken[run.id] = endpoint
@@ -649,6 +689,8 @@ def _assignment(run: NewRun, event: NewEvent | None, workflow: Workflow, endpoin
         event_id=run.event_id,
         parent_run_id=run.parent_run_id,
         filter_payload=run.filter_payload,
+        requirement=run.requirement,
+        slots=run.slots,
         demands=run.demands,
         waits_until=now + timedelta(milliseconds=run.schedule_timeout_ms) if run.demands else None,
     )

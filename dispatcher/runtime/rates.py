@@ -65,7 +65,7 @@ class Rates:
             error = None if future.cancelled() else future.exception()
             if error is None:
                 return
-            self.capacity.give_back(assignment.endpoint.place)
+            self.capacity.give_back(assignment.endpoint.place, assignment.slots)
             if not (isinstance(error, DatabaseUnavailable) or is_transient(error)):
                 _log.error("the rate limits of %s cannot be asked", assignment.run_id, exc_info=error)
 
@@ -81,7 +81,7 @@ class Rates:
         until = [parked.until for parked in verdicts if parked is not None]
         for assignment, parked in zip(asking, verdicts, strict=True):
             if parked is not None:
-                self.capacity.give_back(assignment.endpoint.place)
+                self.capacity.give_back(assignment.endpoint.place, assignment.slots)
         if until:
             self.limited += len(until)
             self.on_parked(min(until))

@@ -210,6 +210,8 @@ class Registration:
             declared = [NewFilter(self._ids.make("flt", now), workflow_id, f.scope, f.expression, f.payload) for f in given]
             await filters.declare(conn, put.tenant_id, workflow_id, declared, now)
             await declare(conn, put.tenant_id, workflow_id, definition.on_crons, self._ids, now)
+            if definition.asks:
+                await registry.mark_asking(conn, put.tenant_id, workflow_id)
             workflow_ids.append(workflow_id)
         await registry.set_routes(conn, put.tenant_id, put.id, workflow_ids)
         if any(task.durable for definition in offer.definitions for task in definition.tasks):

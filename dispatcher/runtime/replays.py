@@ -13,11 +13,12 @@ from typing import Final
 
 from dispatcher.clock import Clock
 from dispatcher.engine.admission import queue_of
-from dispatcher.engine.graphs import reset
+from dispatcher.engine.definitions.placement import parse_desired_labels
+from dispatcher.engine.graphs import LETTERS, reset
+from dispatcher.engine.placement import requirement_of
 from dispatcher.errors import problem
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import PENDING, Directory, Workflow
-from dispatcher.runtime.graphs import LETTERS
 from dispatcher.store import replays
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.replays import EndedRun, Revival, Revived
@@ -66,7 +67,10 @@ class Replays:
             self.on_graphs(graphs)
         if len(graphs) < len(revived):
             self._capacity.backlog.update(
-                queue_of(tenant_id, run.workflow_id, durable) for run in revived if run.graph is None for durable in (False, True)
+                queue_of(tenant_id, run.workflow_id, durable, run.requirement)
+                for run in revived
+                if run.graph is None
+                for durable in (False, True)
             )
             self.on_ready()
 
@@ -76,7 +80,10 @@ class Replays:
             if task is not None and task != before.definition.name:
                 raise problem("invalid_value", f"task: run {run.id} has no task {task[:200]!r}", field="task")
             workflow = self._newest(tenant_id, before)
-            return Revival(run.id, run.finished_at, workflow.number, workflow.schedule_ms[0], workflow.execution_ms[0], None, None, input)
+            labels = parse_desired_labels(json.loads(run.labels), "labels") if run.labels is not None else {}
+            asked = requirement_of(workflow.definition, 0, labels, run.sticky_endpoint)
+            times = (workflow.schedule_ms[0], workflow.execution_ms[0])
+            return Revival(run.id, run.finished_at, workflow.number, *times, None, None, input, asked.text(), asked.slots)
         graph, reasons = _reset(run, before, task)
         return Revival(run.id, run.finished_at, before.number, 0, 0, graph, reasons, input)
 

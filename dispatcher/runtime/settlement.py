@@ -166,7 +166,7 @@ class Settlement:
             guard = item.outcome.guard
             durable = item.workflow.definition.tasks[guard.node].durable
             due_at = change.due_at if isinstance(change, Requeue) else self._clock.now()
-            self.on_requeued(queue_of(guard.tenant_id, item.workflow.id, durable), due_at)
+            self.on_requeued(queue_of(guard.tenant_id, item.workflow.id, durable, guard.requirement), due_at)
         elif isinstance(change, Yield) and change.to == "waiting":
             self.on_waits()
 

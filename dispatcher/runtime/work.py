@@ -81,6 +81,8 @@ class Assignment:
     units_at: datetime | None = None
     cancelling: bool = False
     slot_released: bool = False
+    requirement: str = ""
+    slots: int = 1
     turn: Turn | None = None
 
     @property
@@ -113,4 +115,4 @@ class Assignment:
 
     def guard(self) -> Guard:
         """What a change decided here requires of the row."""
-        return Guard(self.tenant_id, self.run_id, self.node, self.epoch, "running")
+        return Guard(self.tenant_id, self.run_id, self.node, self.epoch, "running", self.requirement)

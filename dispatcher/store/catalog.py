@@ -21,6 +21,8 @@ class EndpointState:
     manifest: str
     slots: int
     in_use: int
+    durable_slots: int | None
+    durable_in_use: int
     labels: str
     static: bool
     paused: bool
@@ -81,13 +83,14 @@ class WorkflowState:
 ENDPOINTS = Statement(
     """
     with used as (
-        select endpoint_id, count(*)::int as slots from (
-            select endpoint_id from tasks where tenant_id = $1 and dispatcher_id is not null
+        select endpoint_id, (sum(slots) filter (where not durable))::int as slots, (sum(slots) filter (where durable))::int as turns from (
+            select endpoint_id, slots, durable from tasks where tenant_id = $1 and dispatcher_id is not null
             union all
-            select endpoint_id from tasks where tenant_id = $1 and lease_until is not null and not slot_released
+            select endpoint_id, slots, durable from tasks where tenant_id = $1 and lease_until is not null and not slot_released
         ) running group by endpoint_id
     )
-    select e.id, e.name, e.version, v.url, v.manifest, e.slots, coalesce(u.slots, 0) as in_use, e.labels, e.static, e.paused,
+    select e.id, e.name, e.version, v.url, v.manifest, e.slots, coalesce(u.slots, 0) as in_use,
+           e.durable_slots, coalesce(u.turns, 0) as durable_in_use, e.labels, e.static, e.paused,
            e.circuit, e.circuit_code, e.circuit_since, e.probe_at, e.created_at, e.updated_at
     from endpoints e
     join endpoint_versions v on v.tenant_id = e.tenant_id and v.endpoint_id = e.id and v.version = e.version

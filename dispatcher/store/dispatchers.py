@@ -80,7 +80,7 @@ SLOTS = Statement(
 )
 DETACHED = Statement(
     """
-    select tenant_id, endpoint_id, null::bigint as dispatcher_id, count(*)::int as slots, durable from tasks
+    select tenant_id, endpoint_id, null::bigint as dispatcher_id, sum(slots)::int as slots, durable from tasks
     where lease_until is not null and not slot_released group by tenant_id, endpoint_id, durable
     """,
     SlotRow,

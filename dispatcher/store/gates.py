@@ -47,6 +47,7 @@ class Passed:
 
     tenant_id: int
     workflow_id: int | None
+    requirement: str
     run_id: str | None
     gate: str | None
     left: int
@@ -174,7 +175,7 @@ ADMIT = Statement(
             due_at = case when t.gates_held + 1 = cardinality(t.gates) then $4 else t.due_at end
         from passing p
         where p.node is not null and t.tenant_id = p.tenant_id and t.run_id = p.run_id and t.node = p.node
-        returning t.tenant_id, case when t.durable then -t.workflow_id else t.workflow_id end as workflow_id, t.state
+        returning t.tenant_id, case when t.durable then -t.workflow_id else t.workflow_id end as workflow_id, t.requirement, t.state
     ), runs_on as (
         update runs r
         set gates_held = r.gates_held + 1, gate_wait = r.gates[r.gates_held + 2],
@@ -186,9 +187,9 @@ ADMIT = Statement(
         update gates set wake = g.strategy <> 'GROUP_ROUND_ROBIN' and g.arrivals <> g.seen
         from g where gates.tenant_id = g.tenant_id and gates.id = g.id
     )
-    select tenant_id, workflow_id, null::text as run_id, null::text as gate, 0 as left from tasks_on where state = 'queued'
-    union all select tenant_id, null, id, null, 0 from runs_on where advance_at is not null
-    union all select g.tenant_id, null, null, g.id::text,
+    select tenant_id, workflow_id, requirement, null::text as run_id, null::text as gate, 0 as left from tasks_on where state = 'queued'
+    union all select tenant_id, null, '', id, null, 0 from runs_on where advance_at is not null
+    union all select g.tenant_id, null, '', null, g.id::text,
                      (g.waiting - (select count(*) from passing p where p.tenant_id = g.tenant_id and p.gate = g.id))::int
     from g
     """,

@@ -164,7 +164,8 @@ ADVANCE = Statement(
         on conflict (tenant_id, run_id, node) do update
         set state = 'queued', priority = excluded.priority, due_at = excluded.due_at, schedule_deadline = excluded.schedule_deadline,
             execution_ms = excluded.execution_ms, app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null,
-            endpoint_id = null, endpoint_version = null, gates = excluded.gates, preempts = excluded.preempts, flow = excluded.flow, requirement = excluded.requirement, slots = excluded.slots,
+            endpoint_id = null, endpoint_version = null, gates = excluded.gates, preempts = excluded.preempts, flow = excluded.flow,
+            requirement = excluded.requirement, slots = excluded.slots,
             started_at = null, deadline = null, cancel_reason = null, progress = null, units_taken = false,
             status = null, output = null, output_type = null, error = null, finished_at = null
         where t.state = 'settled'

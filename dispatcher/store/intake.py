@@ -27,7 +27,8 @@ class NewRun:
     `endpoint_id` set means its one task is leased in the same statement: it starts as running attempt 1 of this dispatcher. `graph` set,
     a letter for each node, means its tasks come later, by the rules of its graph. `parent_wait` is what its end settles in its parent.
     `gates` are the ids of the gates it has to pass and `gate_limits` how many may hold each, both as lists with commas; `gates_held` of them
-    are taken in the same statement, which is refused where there is no room (NoRoom). `flow` says what they are.
+    are taken in the same statement, which is refused where there is no room (NoRoom). `flow` says what they are. `requirement` and `slots`
+    are its one task's; `labels` (JSON text) and `sticky_endpoint` hold for all tasks it will have.
     """
 
     tenant_id: int
@@ -59,6 +60,10 @@ class NewRun:
     gates_held: int = 0
     preempts: bool = False
     flow: str | None = None
+    requirement: str = ""
+    slots: int = 1
+    labels: str | None = None
+    sticky_endpoint: str | None = None
     demands: tuple[Demand, ...] = ()
 
 
@@ -125,11 +130,11 @@ WRITE = Statement(
             $1::int[], $2::bigint[], $3::text[], $4::int[], $5::int[], $6::bytea[], $7::text[], $8::smallint[], $9::text[],
             $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::int[], $16::int[], $17::text[], $18::text[],
             $32::text[], $33::boolean[], $34::bytea[], $35::smallint[], $36::text[], $37::text[], $38::text[], $39::smallint[],
-            $40::boolean[], $41::text[], $42::boolean[]
+            $40::boolean[], $41::text[], $42::boolean[], $43::text[], $44::int[], $45::text[], $46::text[]
         ) as g (tenant_id, registry_version, id, workflow_id, workflow_version, input, metadata, priority, trigger,
                 event_id, parent_run_id, stream_id, idempotency_key, run_at, schedule_ms, execution_ms, endpoint_id, endpoint_version,
                 graph, durable, filter_payload, parent_node, parent_wait, gates, gate_limits, gates_held, preempts, flow,
-                on_its_own)
+                on_its_own, requirement, slots, labels, sticky_endpoint)
         join tenants on tenants.id = g.tenant_id and tenants.registry_version = g.registry_version
     ), given_events as (
         select g.*, exists (
@@ -144,7 +149,7 @@ WRITE = Statement(
         insert into runs (tenant_id, id, workflow_id, workflow_version, input, metadata, priority, trigger, event_id,
                           parent_run_id, stream_id, idempotency_key, created_at, graph, advance_at, filter_payload,
                           parent_node, parent_wait, gates, gate_limits, gates_held, gate_wait, arrived_at, preempts, flow,
-                          schedule_deadline, on_its_own)
+                          schedule_deadline, on_its_own, labels, sticky_endpoint)
         select tenant_id, id, workflow_id, workflow_version, input, metadata::jsonb, priority, trigger, event_id,
                parent_run_id, stream_id, idempotency_key, $20, graph,
                case when graph is not null and (run_at > $20 or gates is null or gates_held > 0) then greatest(run_at, $20) end,
@@ -156,12 +161,12 @@ WRITE = Statement(
                case when graph is not null and gates is not null then greatest(run_at, $20) end,
                graph is not null and preempts, case when graph is not null then flow::jsonb end,
                case when graph is not null and gates is not null then greatest(run_at, $20) + schedule_ms * interval '1 millisecond' end,
-               case when on_its_own then true end
+               case when on_its_own then true end, labels::jsonb, sticky_endpoint
         from given
     ), new_tasks as (
         insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
                            execution_ms, epoch, dispatcher_id, endpoint_id, endpoint_version, started_at, deadline, durable,
-                           gates, gate_limits, gates_held, arrived_at, preempts, flow)
+                           gates, gate_limits, gates_held, arrived_at, preempts, flow, requirement, slots)
         select tenant_id, id, 0, workflow_id, workflow_version,
                case when endpoint_id is not null then 'running' when run_at > $20 then 'scheduled' else 'queued' end,
                priority, coalesce(run_at, $20),
@@ -171,7 +176,7 @@ WRITE = Statement(
                case when endpoint_id is not null then $20 end,
                case when endpoint_id is not null then $20 + execution_ms * interval '1 millisecond' end, durable,
                string_to_array(gates, ',')::uuid[], string_to_array(gate_limits, ',')::int[], gates_held,
-               case when gates is not null then coalesce(run_at, $20) end, preempts, flow::jsonb
+               case when gates is not null then coalesce(run_at, $20) end, preempts, flow::jsonb, requirement, slots
         from given where graph is null
     ), new_events as (
         insert into events (tenant_id, id, type, data, metadata, scope, priority, stream_id, idempotency_key, runs, created_at, wakes)
@@ -280,6 +285,10 @@ async def _write(
         [r.preempts for r in runs],
         [r.flow for r in runs],
         [r.on_its_own for r in runs],
+        [r.requirement for r in runs],
+        [r.slots for r in runs],
+        [r.labels for r in runs],
+        [r.sticky_endpoint for r in runs],
     )
 
 

@@ -19,6 +19,7 @@ class Ready:
 
     tenant_id: int
     workflow_id: int
+    requirement: str
     waiting: int
 
 
@@ -51,25 +52,28 @@ class Claimed:
     retry_base: int
     units: str | None
     schedule_deadline: datetime | None
+    requirement: str
+    slots: int
 
 
 @dataclass(frozen=True, slots=True)
-class Promoted:
-    """The queue a task has become claimable in."""
+class Line:
+    """A queue that has work."""
 
     tenant_id: int
     workflow_id: int
+    requirement: str
 
 
 READY = Statement(
     """
-    select g.tenant_id, g.workflow_id, waiting
-    from unnest($1::int[], $2::int[], $3::int[]) as g (tenant_id, workflow_id, most)
+    select g.tenant_id, g.workflow_id, g.requirement, waiting
+    from unnest($1::int[], $2::int[], $3::text[], $4::int[]) as g (tenant_id, workflow_id, requirement, most)
     cross join lateral (
         select count(*)::int as waiting from (
             select from tasks t
             where t.tenant_id = g.tenant_id and t.workflow_id = abs(g.workflow_id) and t.durable = (g.workflow_id < 0)
-              and t.state = 'queued'
+              and t.requirement = g.requirement and t.state = 'queued'
             limit g.most
         ) counted
     ) counts
@@ -85,13 +89,14 @@ CLAIM = Statement(
     with picked as materialized (
         select w.tenant_id, p.run_id, p.node,
                ($5::int[])[w.base + row_number() over (
-                   partition by w.tenant_id, w.workflow_id order by p.priority desc, p.due_at, p.run_id, p.node
+                   partition by w.place order by p.priority desc, p.due_at, p.run_id, p.node
                )] as place, p.schedule_deadline
-        from unnest($1::int[], $2::int[], $3::int[], $4::int[]) as w (tenant_id, workflow_id, n, base)
+        from unnest($1::int[], $2::int[], $3::int[], $4::int[], $10::text[]) with ordinality
+             as w (tenant_id, workflow_id, n, base, requirement, place)
         cross join lateral (
             select run_id, node, priority, due_at, schedule_deadline from tasks t
             where t.tenant_id = w.tenant_id and t.workflow_id = abs(w.workflow_id) and t.durable = (w.workflow_id < 0)
-              and t.state = 'queued'
+              and t.requirement = w.requirement and t.state = 'queued'
             order by priority desc, due_at, run_id, node limit w.n for update skip locked
         ) p
     )
@@ -106,7 +111,8 @@ CLAIM = Statement(
     returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.epoch, t.priority, t.app_retries, t.infra_retries,
               t.spared_since, t.spared_by, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
               r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id, r.graph,
-              r.filter_payload, t.retry_base, case when not t.units_taken then t.flow->'units' end as units, p.schedule_deadline
+              r.filter_payload, t.retry_base, case when not t.units_taken then t.flow->'units' end as units, p.schedule_deadline,
+              t.requirement, t.slots
     """,
     Claimed,
 )
@@ -118,16 +124,45 @@ PROMOTE = Statement(
         select tenant_id, run_id, node from tasks where state = 'scheduled' and due_at <= $1
         order by due_at limit $2 for update skip locked
     )
-    returning tenant_id, case when durable then -workflow_id else workflow_id end as workflow_id
+    returning tenant_id, case when durable then -workflow_id else workflow_id end as workflow_id, requirement
     """,
-    Promoted,
+    Line,
+)
+
+# Which requirements a workflow's waiting tasks have, found by stepping from one to the next through the index.
+REQUIREMENTS = Statement(
+    """
+    select g.tenant_id, case when k.durable then -g.workflow_id else g.workflow_id end as workflow_id, d.requirement
+    from unnest($1::int[], $2::int[]) as g (tenant_id, workflow_id)
+    cross join (values (false), (true)) as k (durable)
+    cross join lateral (
+        with recursive d as (
+            (select t.requirement from tasks t
+             where t.tenant_id = g.tenant_id and t.workflow_id = g.workflow_id and t.durable = k.durable and t.state = 'queued'
+               and t.requirement > '' order by t.requirement limit 1)
+            union all
+            select (select t.requirement from tasks t
+                    where t.tenant_id = g.tenant_id and t.workflow_id = g.workflow_id and t.durable = k.durable and t.state = 'queued'
+                      and t.requirement > d.requirement order by t.requirement limit 1)
+            from d where d.requirement is not null
+        )
+        select d.requirement from d where d.requirement is not null limit $3
+    ) d
+    """,
+    Line,
 )
 
 
 async def ready(db: Database, most: dict[Queue, int]) -> dict[Queue, int]:
     """Queues that have work, and how much of it up to the number given for each."""
-    records = await db.fetch(READY.sql, [q[0] for q in most], [q[1] for q in most], list(most.values()))
-    return {(row.tenant_id, row.workflow_id): row.waiting for row in READY.read(records)}
+    records = await db.fetch(READY.sql, [q[0] for q in most], [q[1] for q in most], [q[2] for q in most], list(most.values()))
+    return {(row.tenant_id, row.workflow_id, row.requirement): row.waiting for row in READY.read(records)}
+
+
+async def requirements(db: Database, workflows: Sequence[tuple[int, int]], most: int) -> list[Queue]:
+    """The queues of tasks that ask something, of (tenant id, workflow id) `workflows`; at most `most` of each."""
+    records = await db.fetch(REQUIREMENTS.sql, [w[0] for w in workflows], [w[1] for w in workflows], most)
+    return [(row.tenant_id, row.workflow_id, row.requirement) for row in REQUIREMENTS.read(records)]
 
 
 async def claim(db: Database, slots: Sequence[Slot], versions: dict[Place, str], dispatcher_id: int, now: datetime) -> list[Claimed]:
@@ -149,10 +184,11 @@ async def claim(db: Database, slots: Sequence[Slot], versions: dict[Place, str],
         [versions[place] for place in numbers],
         dispatcher_id,
         now,
+        [queue[2] for queue in by_queue],
     )
     return CLAIM.read(records)
 
 
 async def promote(db: Database, now: datetime, limit: int) -> list[Queue]:
     """Make at most `limit` scheduled tasks that have come due claimable; answers their queues, one entry a task."""
-    return [(row.tenant_id, row.workflow_id) for row in PROMOTE.read(await db.fetch(PROMOTE.sql, now, limit))]
+    return [(row.tenant_id, row.workflow_id, row.requirement) for row in PROMOTE.read(await db.fetch(PROMOTE.sql, now, limit))]

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from dispatcher.engine.admission import Queue
 from dispatcher.engine.definitions.flow import SECONDS, Duration
 from dispatcher.engine.rate_limits import Bucket, Demand, Parked
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.outcomes import Applied, TaskKey
-from dispatcher.store.queue import Promoted
+from dispatcher.store.queue import Line
 from dispatcher.store.statement import Statement
 
 BucketKey = tuple[int, UUID]
@@ -125,7 +126,7 @@ REFILL = Statement(
         from found f join due d on d.tenant_id = f.tenant_id and d.id = f.id
         where f.place <= least(case when d.gone then $3 else d.value end, $3)
           and t.tenant_id = f.tenant_id and t.run_id = f.run_id and t.node = f.node
-        returning t.tenant_id, case when t.durable then -t.workflow_id else t.workflow_id end as workflow_id
+        returning t.tenant_id, case when t.durable then -t.workflow_id else t.workflow_id end as workflow_id, t.requirement
     ), more as (
         select d.tenant_id, d.id, count(f.run_id) > least(case when d.gone then $3 else d.value end, $3) as waiting,
                d.gone or d.value > $3 as at_once
@@ -139,9 +140,9 @@ REFILL = Statement(
         from due d join more m on m.tenant_id = d.tenant_id and m.id = d.id
         where b.tenant_id = d.tenant_id and b.id = d.id
     )
-    select tenant_id, workflow_id from freed
+    select tenant_id, workflow_id, requirement from freed
     """,
-    Promoted,
+    Line,
 )
 
 GIVE_BACK = """
@@ -256,9 +257,9 @@ async def settle(
     return {(row.tenant_id, row.run_id, row.node) for row in SETTLE.read(records)}
 
 
-async def refill(db: Database, now: datetime, limit: int, most: int) -> list[tuple[int, int]]:
+async def refill(db: Database, now: datetime, limit: int, most: int) -> list[Queue]:
     """Fill buckets whose time has come, and let those parked on them go back to their queues; answers these, one entry a task."""
-    return [(row.tenant_id, row.workflow_id) for row in REFILL.read(await db.fetch(REFILL.sql, now, limit, most))]
+    return [(row.tenant_id, row.workflow_id, row.requirement) for row in REFILL.read(await db.fetch(REFILL.sql, now, limit, most))]
 
 
 async def give_back(db: Database, units: Sequence[tuple[BucketKey, int, datetime]], now: datetime) -> None:

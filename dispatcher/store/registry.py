@@ -72,6 +72,7 @@ class WorkflowRow:
     paused_at: datetime | None
     queue_ttl_ms: int | None
     on_schedule: str
+    asks: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ SECRETS = Statement(
 )
 WORKFLOWS = Statement(
     """
-    select w.id, w.name, w.version, v.definition, w.created_at, w.updated_at, w.paused_at, w.queue_ttl_ms, w.on_schedule
+    select w.id, w.name, w.version, v.definition, w.created_at, w.updated_at, w.paused_at, w.queue_ttl_ms, w.on_schedule, w.asks
     from workflows w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id and v.number = w.version
     where w.tenant_id = $1 and ($2::text is null or w.name = $2) order by w.name
     """,
@@ -212,6 +213,7 @@ PUT_WORKFLOW_VERSION = """
 SET_WORKFLOW_VERSION = """
     update workflows set version = $3, updated_at = $4 where tenant_id = $1 and id = $2 and version <> $3
 """
+MARK_ASKING = "update workflows set asks = true where tenant_id = $1 and id = $2 and not asks"
 ADD_ROUTE = "insert into routes (tenant_id, workflow_id, endpoint_id) values ($1, $2, $3) on conflict do nothing"
 DROP_ROUTES = "delete from routes where tenant_id = $1 and endpoint_id = $2 and workflow_id <> all($3::int[])"
 PATCH_ENDPOINT = """
@@ -280,6 +282,11 @@ async def load(db: Database, tenant: Tenant) -> Registered:
         ROUTES.read(await db.fetch(ROUTES.sql, tenant.id)),
         await filters.every(db, tenant.id),
     )
+
+
+async def mark_asking(conn: Connection, tenant_id: int, workflow_id: int) -> None:
+    """Note that tasks of a workflow may ask something of the endpoint they run at."""
+    await conn.execute(MARK_ASKING, tenant_id, workflow_id)
 
 
 async def bump(conn: Connection, tenant_id: int) -> int:

@@ -26,6 +26,8 @@ class EndedRun:
     graph: str | None
     reasons: str | None
     finished_at: datetime
+    labels: str | None
+    sticky_endpoint: str | None
 
 
 @dataclass(slots=True)
@@ -43,20 +45,23 @@ class Revival:
     graph: str | None
     reasons: str | None
     input: bytes | None
+    requirement: str = ""
+    slots: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Revived:
-    """A run that is live again."""
+    """A run that is live again. `requirement` is what its one task asks."""
 
     id: str
     workflow_id: int
     graph: str | None
+    requirement: str
 
 
 ENDED = Statement(
     """
-    select id, workflow_id, workflow_version, status, graph, reasons, finished_at
+    select id, workflow_id, workflow_version, status, graph, reasons, finished_at, labels, sticky_endpoint
     from run_history where tenant_id = $1 and id = any($2::text[]) and finished_at >= $3
     """,
     EndedRun,
@@ -67,13 +72,14 @@ LIVE = "select id from runs where tenant_id = $1 and id = any($2::text[])"
 REVIVE = Statement(
     """
     with given as (
-        select * from unnest($2::text[], $3::timestamptz[], $4::int[], $5::int[], $6::int[], $7::text[], $8::text[], $9::bytea[])
-            as g (id, finished_at, workflow_version, schedule_ms, execution_ms, graph, reasons, input)
+        select * from unnest($2::text[], $3::timestamptz[], $4::int[], $5::int[], $6::int[], $7::text[], $8::text[], $9::bytea[],
+                             $12::text[], $13::int[])
+            as g (id, finished_at, workflow_version, schedule_ms, execution_ms, graph, reasons, input, requirement, slots)
     ), back as (
         delete from run_history h using given g
         where h.tenant_id = $1 and h.id = g.id and h.finished_at = g.finished_at and h.finished_at >= $11
         returning h.*, g.workflow_version as next_version, g.schedule_ms, g.execution_ms, g.graph as next_graph,
-                  g.reasons as next_reasons, g.input as next_input
+                  g.reasons as next_reasons, g.input as next_input, g.requirement, g.slots
     ), over as (
         delete from task_history t using back b
         where t.tenant_id = $1 and t.run_id = b.id and t.finished_at = b.finished_at and t.finished_at >= $11
@@ -90,7 +96,7 @@ REVIVE = Statement(
     ), new_tasks as (
         insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
                            execution_ms, epoch, retry_base, durable, status, output, output_type, error, started_at, finished_at,
-                           app_retries, infra_retries, endpoint_id, endpoint_version)
+                           app_retries, infra_retries, endpoint_id, endpoint_version, requirement, slots)
         select $1, b.id, o.node, b.workflow_id, b.next_version, a.state, b.priority, $10,
                case when a.state = 'queued' then $10 + b.schedule_ms * interval '1 millisecond' end, b.execution_ms, o.epoch,
                case when a.again then o.retry_base + o.app_retries + o.infra_retries + 1 else o.retry_base end, o.durable,
@@ -99,14 +105,14 @@ REVIVE = Statement(
                case when not a.again then o.error end, case when not a.again then o.started_at end,
                case when a.state = 'settled' then coalesce(o.ended_at, o.finished_at) end,
                case when a.again then 0 else o.app_retries end, case when a.again then 0 else o.infra_retries end,
-               case when not a.again then o.endpoint_id end, case when not a.again then o.endpoint_version end
+               case when not a.again then o.endpoint_id end, case when not a.again then o.endpoint_version end, b.requirement, b.slots
         from back b join over o on o.run_id = b.id
         cross join lateral (
             select case when b.next_graph is null then 'queued' else 'settled' end as state,
                    b.next_graph is null or substr(b.next_graph, o.node + 1, 1) = '-' as again
         ) a
     )
-    select id, workflow_id, next_graph as graph from back
+    select id, workflow_id, next_graph as graph, requirement from back
     """,
     Revived,
 )
@@ -143,5 +149,7 @@ async def revive(db: Database | Connection, tenant_id: int, revivals: Sequence[R
             [r.input for r in revivals],
             now,
             min(r.finished_at for r in revivals),
+            [r.requirement for r in revivals],
+            [r.slots for r in revivals],
         )
     )

@@ -44,6 +44,7 @@ class LiveTask:
     status: Final | None
     begun: bool
     cleanup: bool
+    requirement: str
 
     def rules(self) -> TaskState:
         """The part the rules look at."""
@@ -65,7 +66,7 @@ class LiveTask:
 
     def guard(self) -> Guard:
         """What a change decided on this row requires of it."""
-        return Guard(self.tenant_id, self.run_id, self.node, self.epoch, self.state)
+        return Guard(self.tenant_id, self.run_id, self.node, self.epoch, self.state, self.requirement)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ LOAD = Statement(
     select t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.state, t.epoch, t.priority, t.app_retries,
            t.infra_retries, t.spared_since, t.spared_by, t.due_at, t.schedule_deadline, t.dispatcher_id, t.endpoint_id, t.endpoint_version,
            t.started_at, t.deadline, t.lease_until, t.lease, t.slot_released, t.cancel_at, t.cancel_reason, t.status,
-           coalesce(t.turn, 1) > 1 or coalesce(t.log_len, 0) > 0 as begun, coalesce(t.cleanup, false) as cleanup
+           coalesce(t.turn, 1) > 1 or coalesce(t.log_len, 0) > 0 as begun, coalesce(t.cleanup, false) as cleanup, t.requirement
     from tasks t
     join unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node) using (tenant_id, run_id, node)
     """,

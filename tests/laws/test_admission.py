@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.engine.admission import Grant, Place, Queue, Slot, allot, share
+from dispatcher.engine.admission import Grant, Place, Queue, Route, Slot, share
+from dispatcher.engine.admission import allot as _allot
 
 # ---- shares ------------------------------------------------------------------------------------------------------------------
 
@@ -98,9 +99,15 @@ def test_why_the_lock_shares_of_one_picture_can_be_too_much_together() -> None:
 
 # ---- dealing -----------------------------------------------------------------------------------------------------------------
 
+
+def allot(ready: Mapping[Queue, int], routes: Mapping[Queue, Sequence[Place]], free: Mapping[Place, int], total: int) -> list[Slot]:
+    """Where no place is better than another."""
+    return _allot(ready, {queue: Route((tuple(places),)) for queue, places in routes.items()}, free, total)
+
+
 HERE: Place = (1, "ep_a")
 THERE: Place = (1, "ep_b")
-A, B, C = (1, 1), (1, 2), (2, 1)
+A, B, C = (1, 1, ""), (1, 2, ""), (2, 1, "")
 
 
 def _count(dealt: Sequence[Slot]) -> Counter[Queue]:
@@ -117,12 +124,12 @@ def test_a_backlog_of_one_tenant_does_not_delay_another() -> None:
 
 def test_nor_is_one_tenant_paid_by_the_queue() -> None:
     """Ten queues of one tenant share that tenant's turns."""
-    ready: dict[Queue, int] = {(1, n): 1_000 for n in range(10)} | {C: 1_000}
+    ready: dict[Queue, int] = {(1, n, ""): 1_000 for n in range(10)} | {C: 1_000}
     place_c = (2, "ep_c")
     routes = {queue: [HERE] if queue[0] == 1 else [place_c] for queue in ready}
     counts = _count(allot(ready, routes, {HERE: 1_000, place_c: 1_000}, 100))
     assert counts[C] == 50
-    assert {counts[(1, n)] for n in range(10)} == {5}
+    assert {counts[(1, n, "")] for n in range(10)} == {5}
 
 
 def test_what_one_cannot_use_the_others_get() -> None:
@@ -148,7 +155,7 @@ def test_nothing_to_do_nothing_dealt() -> None:
 @st.composite
 def markets(draw: st.DrawFn) -> tuple[dict[Queue, int], dict[Queue, list[Place]], dict[Place, int], int]:
     """Tenants own places; every queue is routed over some of its tenant's."""
-    queues = draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), unique=True, max_size=10))
+    queues = draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.sampled_from(["", "{}"])), unique=True, max_size=10))
     free = {(tenant, f"ep_{n}"): draw(st.integers(-1, 12)) for tenant in range(1, 5) for n in range(3)}
     routes: dict[Queue, list[Place]] = {}
     for queue in queues:
@@ -202,3 +209,15 @@ def test_the_inputs_are_left_as_they_were(market: tuple[dict[Queue, int], dict[Q
     before = dict(ready), {q: list(p) for q, p in routes.items()}, dict(free)
     allot(ready, routes, free, total)
     assert before == (ready, routes, free)
+
+
+def test_the_best_places_are_taken_first_and_the_others_when_those_are_full() -> None:
+    best, good, bad = (1, "ep_a"), (1, "ep_b"), (1, "ep_c")
+    route = Route(((best,), (good, bad)))
+    dealt = _allot({A: 10}, {A: route}, {best: 2, good: 1, bad: 3}, 100)
+    assert [slot.place for slot in dealt] == [best, best, good, bad, bad, bad]
+
+
+def test_a_task_that_fills_several_slots_waits_for_as_many() -> None:
+    dealt = _allot({A: 10, B: 10}, {A: Route(((HERE,),), 3), B: Route(((HERE,),))}, {HERE: 5}, 100)
+    assert [(slot.queue, slot.slots) for slot in dealt] == [(A, 3), (B, 1), (B, 1)]

@@ -12,6 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.engine.definitions import (
+    Concurrency,
+    DesiredLabel,
+    RateLimit,
     STORED,
     DefaultFilter,
     Definition,
@@ -124,11 +127,13 @@ REFUSED: list[tuple[object, str]] = [
     ({"name": "a/b"}, "handlers[0].name"),
     ({"name": "a\n"}, "handlers[0].name"),
     ({"name": "a" * 201}, "handlers[0].name"),
-    ({**TASK, "kind": "durable"}, "handlers[0].kind"),
+    ({**TASK, "sticky": "glue"}, "handlers[0].sticky"),
+    ({**TASK, "slot_cost": 0}, "handlers[0].slot_cost"),
+    ({**TASK, "desired_labels": {"gpu": {"value": "x", "comparator": "LESS_THAN"}}}, "handlers[0].desired_labels.gpu.value"),
     ({**TASK, "kind": None}, "handlers[0].kind"),
     ({**TASK, "retrys": 3}, "handlers[0].retrys"),
     ({**TASK, "tasks": []}, "handlers[0].tasks"),
-    ({**TASK, "concurrency": []}, "handlers[0].concurrency"),
+    ({**TASK, "concurrency": "x"}, "handlers[0].concurrency"),
     ({**TASK, "body": "v2"}, "handlers[0].body"),
     ({**TASK, "body": None}, "handlers[0].body"),
     ({**TASK, "description": 5}, "handlers[0].description"),
@@ -285,6 +290,8 @@ def test_the_checksum_sees_every_field() -> None:
         "name": "x", "durable": True, "raw": True, "description": "x", "input_schema": {"a": 1}, "output_schema": {"a": 1}, "retries": 1,
         "backoff_factor": 2.0, "backoff_max_seconds": 2.0, "execution_timeout": second, "schedule_timeout": second,
         "idempotent": True, "allow_html": True, "parents": (2,), "wait_for": rule, "skip_if": rule, "cancel_if": rule,
+        "concurrency": (Concurrency("input.a", 1),), "rate_limits": (RateLimit("a", None, 1),), "slot_cost": 2,
+        "desired_labels": {"gpu": DesiredLabel(1)},
     }  # fmt: skip
     durable: dict[str, Any] = {"mode": "state", "pin": "latest"}
     assert of_task.keys() | durable.keys() == set(TaskDefinition.__slots__)
@@ -293,7 +300,8 @@ def test_the_checksum_sees_every_field() -> None:
     changed = [replace(base, tasks=(base.tasks[0], task, *base.tasks[2:])) for task in tasks]
     of_workflow: dict[str, Any] = {
         "name": "x", "description": "x", "input_schema": {"a": 1}, "on_events": ("x",), "default_priority": 2, "on_failure": 3,
-        "on_success": 3, "default_filters": (DefaultFilter("true", "x"),),
+        "on_success": 3, "default_filters": (DefaultFilter("true", "x"),), "concurrency": (Concurrency("input.a", 1),), "sticky": "soft",
+        "on_crons": parse_definition({**TASK, "on_crons": ["0 9 * * 1"]}, LIMITS, static=False).on_crons,
     }  # fmt: skip
     assert of_workflow.keys() | {"tasks", "kind"} == set(Definition.__slots__)
     changed += [replace(base, **{field: value}) for field, value in of_workflow.items()]

@@ -1,4 +1,4 @@
-"""Which endpoints may run a task: labels by each comparator, weights, sticky runs, and the text a demand is written as."""
+"""Which endpoints may run a task: labels by each comparator, weights, sticky runs, and the text a requirement is written as."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dispatcher.engine.definitions import DefinitionError
 from dispatcher.engine.definitions.placement import COMPARATORS, DesiredLabel, Label, parse_desired_labels
-from dispatcher.engine.placement import ASKS_NOTHING, Demand, rank, tiers
+from dispatcher.engine.placement import ASKS_NOTHING, Requirement, rank, tiers
 
 TABLE: list[tuple[Any, str, Any, bool]] = [
     ("a", "EQUAL", "a", True), ("a", "EQUAL", "b", False), ("a", "EQUAL", None, False), (1, "EQUAL", 1, True), (1, "EQUAL", 1.0, True),
@@ -27,8 +27,8 @@ TABLE: list[tuple[Any, str, Any, bool]] = [
 @pytest.mark.parametrize(("wanted", "comparator", "label", "holds"), TABLE)
 def test_comparators(wanted: Label, comparator: Any, label: Label | None, holds: bool) -> None:
     """A label that is missing or of another type satisfies nothing but NOT_EQUAL."""
-    demand = Demand({"it": DesiredLabel(wanted, comparator, required=True)})
-    assert (rank(demand, "ep", {} if label is None else {"it": label}) is not None) is holds
+    requirement = Requirement({"it": DesiredLabel(wanted, comparator, required=True)})
+    assert (rank(requirement, "ep", {} if label is None else {"it": label}) is not None) is holds
 
 
 def test_every_comparator_is_in_the_table() -> None:
@@ -36,26 +36,26 @@ def test_every_comparator_is_in_the_table() -> None:
 
 
 def test_weights_add_up_and_choose_the_best_first() -> None:
-    demand = Demand({"model": DesiredLabel("big", weight=10), "memory": DesiredLabel(256, "GREATER_THAN", weight=1)})
+    requirement = Requirement({"model": DesiredLabel("big", weight=10), "memory": DesiredLabel(256, "GREATER_THAN", weight=1)})
     endpoints: list[tuple[str, dict[str, Label]]] = [
         ("none", {}), ("both", {"model": "big", "memory": 512}), ("memory", {"memory": 512}), ("model", {"model": "big"}), ("also", {}),
     ]  # fmt: skip
-    assert tiers(demand, endpoints) == (("both",), ("model",), ("memory",), ("none", "also"))
+    assert tiers(requirement, endpoints) == (("both",), ("model",), ("memory",), ("none", "also"))
 
 
 def test_what_is_required_leaves_out_and_a_negative_rank_does_too() -> None:
     gpu, spot = DesiredLabel(1, "GREATER_THAN_OR_EQUAL", required=True), DesiredLabel(True, weight=-500)
     endpoints: list[tuple[str, dict[str, Label]]] = [("a", {"gpu": 2}), ("b", {}), ("c", {"gpu": 1, "spot": True})]
-    assert tiers(Demand({"gpu": gpu, "spot": spot}), endpoints) == (("a",),)
+    assert tiers(Requirement({"gpu": gpu, "spot": spot}), endpoints) == (("a",),)
 
 
 def test_a_sticky_run_goes_back_before_labels_are_looked_at() -> None:
     labels = {"zone": DesiredLabel("x", required=True)}
     endpoints: list[tuple[str, dict[str, Label]]] = [("a", {"zone": "x"}), ("b", {"zone": "y"})]
-    assert tiers(Demand(labels, "b", "soft"), endpoints) == (("b",), ("a",))
-    assert tiers(Demand(labels, "b", "hard"), endpoints) == (("b",),)
-    assert tiers(Demand({}, "gone", "hard"), endpoints) == ()
-    assert tiers(Demand({}, "gone", "soft"), endpoints) == (("a", "b"),)
+    assert tiers(Requirement(labels, "b", "soft"), endpoints) == (("b",), ("a",))
+    assert tiers(Requirement(labels, "b", "hard"), endpoints) == (("b",),)
+    assert tiers(Requirement({}, "gone", "hard"), endpoints) == ()
+    assert tiers(Requirement({}, "gone", "soft"), endpoints) == (("a", "b"),)
 
 
 def test_who_asks_nothing_may_run_anywhere() -> None:
@@ -68,8 +68,8 @@ numbers = st.integers(-1000, 1000) | st.floats(-1e6, 1e6)
 labels = st.builds(DesiredLabel, values, st.sampled_from(COMPARATORS[:2]), st.booleans(), st.integers(-1000, 1000)) | st.builds(
     DesiredLabel, numbers, st.sampled_from(COMPARATORS[2:]), st.booleans(), st.integers(-1000, 1000)
 )
-demands = st.builds(
-    Demand,
+requirements = st.builds(
+    Requirement,
     st.dictionaries(st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=10), labels, max_size=5),
     st.none() | st.just("ep_1"),
     st.sampled_from(["soft", "hard"]),
@@ -77,11 +77,11 @@ demands = st.builds(
 )
 
 
-@given(demands)
-def test_a_demand_is_read_back_as_it_was_written(demand: Demand) -> None:
-    again = Demand.parse(demand.text())
-    assert again.text() == demand.text()
-    assert dict(again.labels) == dict(demand.labels)
+@given(requirements)
+def test_a_demand_is_read_back_as_it_was_written(requirement: Requirement) -> None:
+    again = Requirement.parse(requirement.text())
+    assert again.text() == requirement.text()
+    assert dict(again.labels) == dict(requirement.labels)
 
 
 REFUSED: list[tuple[object, str]] = [

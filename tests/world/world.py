@@ -209,6 +209,15 @@ class World:
 
         return await until(found)
 
+    async def run_over(self, run_id: str) -> dict[str, Any]:
+        """The row of a run, once it is over."""
+
+        async def found() -> dict[str, Any] | None:
+            row = await self.database.fetchrow("select * from run_history where id = $1", run_id)
+            return dict(row) if row is not None else None
+
+        return await until(found)
+
     async def circuit(self, name: str = "plain") -> str:
         """An endpoint's circuit."""
         return str(await self.database.fetchval("select circuit from endpoints where name = $1", name))

@@ -9,6 +9,7 @@ from dispatcher.engine.definitions.crons import CRON_NAME, CronTrigger
 from dispatcher.engine.definitions.durations import LONGEST, format_duration, parse_duration
 from dispatcher.engine.definitions.filters import DefaultFilter
 from dispatcher.engine.definitions.flow import Concurrency, RateLimit
+from dispatcher.engine.definitions.placement import DesiredLabel, DesiredLabels, dump_desired_labels, parse_desired_labels
 from dispatcher.engine.definitions.reading import EVENT_KEY, NAME, DefinitionError
 from dispatcher.engine.definitions.tasks import STORED, Limits, TaskDefinition
 from dispatcher.engine.definitions.workflows import Definition, checksum, content_checksum, dump, parse_definition, parse_definitions
@@ -25,6 +26,8 @@ __all__ = [
     "DefaultFilter",
     "Definition",
     "DefinitionError",
+    "DesiredLabel",
+    "DesiredLabels",
     "Group",
     "Limits",
     "Parent",
@@ -37,8 +40,10 @@ __all__ = [
     "compile_condition",
     "content_checksum",
     "dump",
+    "dump_desired_labels",
     "format_duration",
     "parse_definition",
     "parse_definitions",
+    "parse_desired_labels",
     "parse_duration",
 ]  # fmt: skip

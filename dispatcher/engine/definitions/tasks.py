@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from dispatcher.engine.definitions.flow import (
     read_concurrency,
     read_rate_limits,
 )
+from dispatcher.engine.definitions.placement import MOST_SLOT_COST, DesiredLabels, dump_desired_labels, parse_desired_labels
 from dispatcher.engine.definitions.reading import UNSUPPORTED, DefinitionError, Reader
 
 Mode = Literal["replay", "state"]
@@ -40,6 +41,7 @@ STORED = Limits(2**31 - 1, LONGEST, LONGEST, LONGEST, 2**15 - 1)
 OF_TASK = {
     "name", "kind", "mode", "pin", "body", "description", "input_schema", "output_schema", "retries", "backoff_factor",
     "backoff_max_seconds", "execution_timeout", "schedule_timeout", "idempotent", "allow_html", "concurrency", "rate_limits",
+    "desired_labels", "slot_cost",
 }  # fmt: skip
 OF_NODE = OF_TASK | {"parents", "wait_for", "skip_if", "cancel_if"}
 
@@ -73,6 +75,8 @@ class TaskDefinition:
     cancel_if: Rule = ()
     concurrency: tuple[Concurrency, ...] = ()
     rate_limits: tuple[RateLimit, ...] = ()
+    desired_labels: DesiredLabels = field(default_factory=dict)
+    slot_cost: int = 1
 
 
 def read_task(reader: Reader, limits: Limits, *, name: str, static: bool) -> TaskDefinition:
@@ -80,9 +84,9 @@ def read_task(reader: Reader, limits: Limits, *, name: str, static: bool) -> Tas
     durable = reader.choice("kind", "task", "task", "durable") == "durable"
     if durable and "durable" in UNSUPPORTED:
         raise reader.refuse("kind", "durable tasks are not supported by this server")
-    for field in ("mode", "pin"):
-        if reader.get(field) is not None and not durable:
-            raise reader.refuse(field, "for durable tasks only")
+    for name_of in ("mode", "pin"):
+        if reader.get(name_of) is not None and not durable:
+            raise reader.refuse(name_of, "for durable tasks only")
     raw = reader.choice("body", "raw" if static and not durable else "v1", "raw", "v1") == "raw"
     if raw and durable:
         raise reader.refuse("body", 'a durable task takes "v1": its log travels in the envelope')
@@ -104,6 +108,8 @@ def read_task(reader: Reader, limits: Limits, *, name: str, static: bool) -> Tas
         allow_html=reader.flag("allow_html"),
         concurrency=read_concurrency(reader),
         rate_limits=read_rate_limits(reader),
+        desired_labels=parse_desired_labels(reader.get("desired_labels"), f"{reader.at}.desired_labels"),
+        slot_cost=reader.whole("slot_cost", 1, 1, MOST_SLOT_COST),
     )
 
 
@@ -144,6 +150,10 @@ def dump_task(task: TaskDefinition, names: Mapping[int, str]) -> dict[str, Any]:
         "idempotent": task.idempotent,
         "allow_html": task.allow_html,
     }
+    if task.desired_labels:
+        said["desired_labels"] = dump_desired_labels(task.desired_labels)
+    if task.slot_cost != 1:
+        said["slot_cost"] = task.slot_cost
     if task.durable:
         said |= {"kind": "durable", "mode": task.mode, "pin": task.pin}
     if task.concurrency:
@@ -152,7 +162,7 @@ def dump_task(task: TaskDefinition, names: Mapping[int, str]) -> dict[str, Any]:
         said["rate_limits"] = dump_rate_limits(task.rate_limits)
     if task.parents:
         said["parents"] = [names[node] for node in task.parents]
-    for field, rule in (("wait_for", task.wait_for), ("skip_if", task.skip_if), ("cancel_if", task.cancel_if)):
+    for action, rule in (("wait_for", task.wait_for), ("skip_if", task.skip_if), ("cancel_if", task.cancel_if)):
         if rule:
-            said[field] = dump_rule(rule, names)
+            said[action] = dump_rule(rule, names)
     return said

@@ -13,12 +13,13 @@ from dispatcher.engine.definitions.crons import CronTrigger, dump_crons, read_cr
 from dispatcher.engine.definitions.edges import ancestors, refuse_cycles
 from dispatcher.engine.definitions.filters import DefaultFilter, dump_filters, read_filters
 from dispatcher.engine.definitions.flow import Concurrency, dump_concurrency, read_concurrency
+from dispatcher.engine.definitions.placement import Sticky, read_sticky
 from dispatcher.engine.definitions.reading import DefinitionError, Reader
 from dispatcher.engine.definitions.tasks import OF_NODE, OF_TASK, Limits, TaskDefinition, dump_task, read_parents, read_task
 
 Kind = Literal["task", "durable", "workflow"]
 
-_OF_WORKFLOW = {"name", "kind", "description", "input_schema", "on_events", "on_crons", "default_filters", "default_priority"}
+_OF_WORKFLOW = {"name", "kind", "description", "input_schema", "on_events", "on_crons", "default_filters", "default_priority", "sticky"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,12 @@ class Definition:
     default_filters: tuple[DefaultFilter, ...] = ()
     on_crons: tuple[CronTrigger, ...] = ()
     concurrency: tuple[Concurrency, ...] = ()
+    sticky: Sticky | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether its tasks ask something of the endpoint they run at."""
+        return self.sticky is not None or any(task.desired_labels or task.slot_cost != 1 for task in self.tasks)
 
     @property
     def is_graph(self) -> bool:
@@ -86,6 +93,7 @@ def _definition(reader: Reader, kind: Kind, tasks: tuple[TaskDefinition, ...], f
         default_filters=read_filters(reader),
         on_crons=read_crons(reader),
         concurrency=_of_runs(reader, tasks) if kind == "workflow" else (),
+        sticky=read_sticky(reader),
     )
 
 
@@ -173,6 +181,8 @@ def dump(definition: Definition) -> dict[str, Any]:
         workflow["default_filters"] = dump_filters(definition.default_filters)
     if definition.on_crons:
         workflow["on_crons"] = dump_crons(definition.on_crons)
+    if definition.sticky is not None:
+        workflow["sticky"] = definition.sticky
     names = {node: task.name for node, task in enumerate(definition.tasks)}
     if definition.kind != "workflow":
         return {**workflow, **dump_task(definition.tasks[0], names)}

@@ -1,0 +1,159 @@
+"""Where tasks run: labels, sticky runs, what fills several slots, endpoints that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+from tests.world.endpoint import Endpoint
+from tests.world.world import Node, World
+
+GPU = {"name": "train", "desired_labels": {"gpu": {"value": 1, "comparator": "GREATER_THAN_OR_EQUAL", "required": True}}}
+ANY = {"name": "any"}
+
+
+async def _label(node: Node, name: str, **labels: Any) -> None:
+    await node.call("PATCH", f"/v1/endpoints/{name}", {"labels": labels})
+
+
+async def _two(world: World, node: Node, handlers: list[dict[str, Any]], **options: Any) -> tuple[Endpoint, Endpoint]:
+    return await world.endpoint(node, handlers, name="a", **options), await world.endpoint(node, handlers, name="b", **options)
+
+
+async def test_a_required_label_chooses_the_endpoint(world: World, one: Node) -> None:
+    a, b = await _two(world, one, [GPU])
+    await _label(one, "b", gpu=2)
+    for _ in range(4):
+        await one.trigger("train")
+        (await b.next()).answer(200, {})
+    assert a.seen == []
+
+
+async def test_what_no_endpoint_satisfies_waits_for_one_that_does(world: World, one: Node) -> None:
+    a, _ = await _two(world, one, [GPU, ANY])
+    run_id = await one.trigger("train")
+    await one.turn()
+    await world.task(run_id, state="queued")
+    await _label(one, "a", gpu=1)
+    (await a.next()).answer(200, {})
+    assert (await world.over(run_id))["status"] == "succeeded"
+
+
+async def test_what_waits_for_a_label_stands_in_nobodys_way(world: World, one: Node) -> None:
+    a, b = await _two(world, one, [GPU, {"name": "other"}])
+    for _ in range(3):
+        await one.trigger("train")
+    run_id = await one.trigger("train", labels={"gpu": {"value": 0, "required": False}})
+    arrival = await _first(a, b)
+    assert arrival.json["id"] == f"tsk_{run_id[4:]}"
+    arrival.answer(200, {})
+
+
+async def test_labels_of_a_trigger_are_asked_at_a_retry_too(world: World, one: Node) -> None:
+    a, b = await _two(world, one, [{"name": "any", "retries": 2, "backoff_factor": 2}])
+    await _label(one, "b", zone="x")
+    run_id = await one.trigger("any", labels={"zone": {"value": "x", "required": True}})
+    (await b.next()).answer(500)
+    await world.task(run_id, state="scheduled")
+    await world.advance(timedelta(seconds=2))
+    (await b.next()).answer(200, {})
+    assert (await world.over(run_id))["epoch"] == 2
+    assert a.seen == []
+
+
+async def test_the_weightier_endpoint_is_taken_while_it_has_room(world: World, one: Node) -> None:
+    handler = {"name": "any", "desired_labels": {"big": {"value": True, "weight": 10}}}
+    a, b = await _two(world, one, [handler], slots=1)
+    await _label(one, "b", big=True)
+    for _ in range(2):
+        await one.trigger("any")
+    first, second = await b.next(), await a.next()
+    first.answer(200, {})
+    await one.trigger("any")
+    (await b.next()).answer(200, {})
+    second.answer(200, {})
+
+
+async def test_all_tasks_of_a_sticky_run_go_where_it_began(world: World, one: Node) -> None:
+    tasks = [{"name": "x"}, {"name": "y", "parents": ["x"]}, {"name": "z", "parents": ["x"]}]
+    a, b = await _two(world, one, [{"name": "flow", "kind": "workflow", "sticky": "HARD", "tasks": tasks}])
+    for endpoint in (a, b):
+        endpoint.way = lambda arrival: arrival.answer(200, {})
+    runs = [await one.trigger("flow") for _ in range(6)]
+    for run_id in runs:
+        await world.run_over(run_id)
+    for endpoint in (a, b):
+        seen = [arrival.json["run_id"] for arrival in endpoint.seen]
+        assert all(seen.count(run_id) == 3 for run_id in set(seen))
+    assert len(a.seen) + len(b.seen) == 18
+
+
+async def test_a_hard_run_waits_for_its_endpoint(world: World, one: Node) -> None:
+    a, b = await _two(world, one, [{"name": "work", "sticky": "hard", "retries": 1}])
+    run_id = await one.trigger("work")
+    arrival = await _first(a, b)
+    name, here, there = ("a", a, b) if arrival in a.seen else ("b", b, a)
+    await one.call("PATCH", f"/v1/endpoints/{name}", {"paused": True})
+    arrival.answer(500)
+    await world.attempts(run_id, 1)
+    await one.turn()
+    assert there.waiting == 0
+    await one.call("PATCH", f"/v1/endpoints/{name}", {"paused": False})
+    (await here.next()).answer(200, {})
+    assert (await world.over(run_id))["epoch"] == 2
+
+
+async def test_a_soft_run_goes_elsewhere_when_its_endpoint_cannot_take_it(world: World, one: Node) -> None:
+    a, b = await _two(world, one, [{"name": "work", "sticky": "soft", "retries": 1}])
+    run_id = await one.trigger("work")
+    arrival = await _first(a, b)
+    name, there = ("a", b) if arrival in a.seen else ("b", a)
+    await one.call("PATCH", f"/v1/endpoints/{name}", {"paused": True})
+    arrival.answer(500)
+    (await there.next()).answer(200, {})
+    assert (await world.over(run_id))["epoch"] == 2
+
+
+async def test_a_hard_run_whose_endpoint_is_gone_ends_at_its_schedule_timeout(world: World, one: Node) -> None:
+    a, b = await _two(world, one, [{"name": "work", "sticky": "hard", "retries": 1, "schedule_timeout": "1m"}])
+    run_id = await one.trigger("work")
+    arrival = await _first(a, b)
+    await one.call("PATCH", f"/v1/endpoints/{'a' if arrival in a.seen else 'b'}", {"paused": True})
+    arrival.answer(500)
+    await world.attempts(run_id, 1)
+    await world.advance(timedelta(minutes=2))
+    over = await world.over(run_id)
+    assert (over["status"], over["error"]["code"]) == ("cancelled", "schedule_timeout")
+
+
+async def test_what_fills_several_slots_leaves_as_many_fewer(world: World, one: Node) -> None:
+    heavy = {"name": "heavy", "slot_cost": 3}
+    endpoint = await world.endpoint(one, [heavy, ANY], slots=4)
+    await one.trigger("heavy")
+    first = await endpoint.next()
+    await one.trigger("heavy")
+    await one.trigger("any")
+    light = await endpoint.next()
+    assert light.json["name"] == "any"
+    await one.turn()
+    assert endpoint.waiting == 0
+    assert (await one.call("GET", "/v1/endpoints/plain"))["in_use"] == 4
+    first.answer(200, {})
+    light.answer(200, {})
+    (await endpoint.next()).answer(200, {})
+
+
+async def test_a_label_that_cannot_be_meant_is_refused(world: World, one: Node) -> None:
+    await world.endpoint(one, [ANY])
+    wrong = {"workflow": "any", "labels": {"gpu": {"value": "x", "comparator": "LESS_THAN"}}}
+    assert (await one.call("POST", "/v1/runs", wrong, expect=400))["field"] == "labels.gpu.value"
+
+
+async def _first(*endpoints: Endpoint) -> Any:
+    """The next POST at any of them."""
+    asked = [asyncio.ensure_future(endpoint.next()) for endpoint in endpoints]
+    done, rest = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+    for other in rest:
+        other.cancel()
+    return done.pop().result()
