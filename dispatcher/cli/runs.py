@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import rich_click as click
 
+from dispatcher.cli.bulk import Chosen, act, chooses
 from dispatcher.cli.failures import Exit, Failure
-from dispatcher.cli.options import Duration, Moment, Pair, asks_server, body, written
+from dispatcher.cli.options import Duration, JsonInput, Moment, Pair, asks_server, body, written
 from dispatcher.cli.output import Output
 
 if TYPE_CHECKING:
-    from dispatcher.cli.client import Api
+    from dispatcher.cli.client import Answer, Api
 
-STATUSES = ["queued", "running", "pending_retry", "succeeded", "failed", "cancelled"]
+LIVE = ["queued", "running", "waiting", "pending_retry", "blocked"]
+STATUSES = [*LIVE, "succeeded", "failed", "cancelled"]
 COLUMNS = ["id", "workflow", "status", "created_at", "finished_at", "error.message"]
 
 
 @click.group()
 def runs() -> None:
-    """List, read, follow and cancel runs."""
+    """List, read, follow, cancel and replay runs."""
 
 
 @runs.command("list")
@@ -80,6 +83,18 @@ def get(run_id: str, api: Api, out: Output) -> None:
 
 @runs.command()
 @click.argument("run_id")
+@asks_server
+def explain(run_id: str, api: Api, out: Output) -> None:
+    """Say why a run does not run: what each of its tasks waits for, one line each."""
+    from dispatcher.cli.client import segment
+    from dispatcher.cli.results import waiting_lines
+
+    answer = api.get(f"/v1/runs/{segment(run_id)}")
+    out.document(answer.text, list(waiting_lines(answer.value)))
+
+
+@runs.command()
+@click.argument("run_id")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run is over.")
 @asks_server
 def logs(run_id: str, follow: bool, api: Api, out: Output) -> None:
@@ -115,17 +130,56 @@ def tail(run_id: str | None, workflow: str | None, count: int | None, timeout: t
 
 
 @runs.command()
-@click.argument("run_ids", metavar="RUN_ID…", nargs=-1, required=True)
+@click.argument("run_ids", metavar="[RUN_ID…]", nargs=-1)
 @click.option("--reason", help="Told to the handlers and kept with the run.")
+@chooses(*LIVE)
 @asks_server
-def cancel(run_ids: tuple[str, ...], reason: str | None, api: Api, out: Output) -> None:
-    """Cancel runs, queued or running."""
+def cancel(run_ids: tuple[str, ...], reason: str | None, chosen: Chosen, api: Api, out: Output) -> None:
+    """Cancel runs, queued or running: those named, or all that match the options."""
+    if _by_options(run_ids, chosen):
+        act(api, out, "cancel", chosen, reason)
+    else:
+        _each(run_ids, lambda path: api.call("POST", f"{path}/cancel", body(reason=written(reason))), out)
+
+
+@runs.command()
+@click.argument("run_ids", metavar="[RUN_ID…]", nargs=-1)
+@click.option("--task", help="Of a workflow: only this task, and all that comes after it.")
+@click.option("-i", "--input", "input_", type=JsonInput(), help="Another input: JSON text, @file or -.")
+@chooses("succeeded", "failed", "cancelled")
+@asks_server
+def replay(run_ids: tuple[str, ...], task: str | None, input_: str | None, chosen: Chosen, api: Api, out: Output) -> None:
+    """Run finished runs again under their own ids: those named, or all that match the options.
+
+    Without --status, options choose those that failed or were cancelled.
+    """
+    if _by_options(run_ids, chosen):
+        if task is not None or input_ is not None:
+            raise click.UsageError("--task and --input are for runs that are named.")
+        act(api, out, "replay", chosen)
+    else:
+        _each(run_ids, lambda path: api.call("POST", f"{path}/replay", body(task=written(task), input=input_)), out)
+
+
+def _by_options(run_ids: tuple[str, ...], chosen: Chosen) -> bool:
+    """Whether options choose the runs, and not ids."""
+    if run_ids and chosen.filter():
+        raise click.UsageError("Name runs, or choose them with options; not both.")
+    if not run_ids and not chosen.filter():
+        raise click.UsageError("Name at least one run, or choose runs with --workflow, --status, --since, --until, --metadata or --event.")
+    if run_ids and (chosen.dry_run or chosen.wait is not None):
+        raise click.UsageError("--dry-run and --wait are for runs that options choose.")
+    return not run_ids
+
+
+def _each(run_ids: tuple[str, ...], call: Callable[[str], Answer], out: Output) -> None:
+    """Do something to each run; those that are not there are named at the end."""
     from dispatcher.cli.client import segment
 
     missing = []
     for run_id in run_ids:
         try:
-            answer = api.call("POST", f"/v1/runs/{segment(run_id)}/cancel", body(reason=written(reason)))
+            answer = call(f"/v1/runs/{segment(run_id)}")
         except Failure as failure:
             if len(run_ids) == 1 or failure.exit_code != Exit.NOT_FOUND:
                 raise

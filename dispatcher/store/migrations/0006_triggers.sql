@@ -37,6 +37,10 @@ create table filter_failures (
 ) partition by range (created_at);
 create table filter_failures_default partition of filter_failures default;
 
+-- What lists of events are asked for; each index holds only events that have what it is about.
+create index events_scope on events (tenant_id, scope, id) where scope is not null;
+create index events_unmatched on events (tenant_id, id) where runs = 0;
+
 -- Retries of a run before it was replayed: its budgets begin anew, the count its handler is told goes on.
 alter table tasks add column retry_base int not null default 0;
 alter table task_history add column retry_base int not null default 0;
