@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from handlers_sdk.events import BulkPushEventWithMetadata, Event, EventRun, V1Event, V1EventList
     from handlers_sdk.filters import DefaultFilter, V1Filter, V1FilterList, V1UpdateFilterRequest
+    from handlers_sdk.flow import ConcurrencyExpression, ConcurrencyLimitStrategy, RateLimit, RateLimitDuration, V1RateLimit
     from handlers_sdk.handlers import Handlers
     from handlers_sdk.log_lines import V1LogLine, V1LogLineList
     from handlers_sdk.logs import TaskLogHandler
@@ -104,6 +105,7 @@ _HOMES: Final = {
     ),
     "events": ("BulkPushEventWithMetadata", "Event", "EventRun", "V1Event", "V1EventList"),
     "filters": ("DefaultFilter", "V1Filter", "V1FilterList", "V1UpdateFilterRequest"),
+    "flow": ("ConcurrencyExpression", "ConcurrencyLimitStrategy", "RateLimit", "RateLimitDuration", "V1RateLimit"),
     "handlers": ("Handlers",),
     "log_lines": ("V1LogLine", "V1LogLineList"),
     "logs": ("TaskLogHandler",),
@@ -150,6 +152,8 @@ __all__ = [
     "BulkTriggerError",
     "CancelledRunError",
     "ClientConfig",
+    "ConcurrencyExpression",
+    "ConcurrencyLimitStrategy",
     "ConfigError",
     "Context",
     "CronTrigger",
@@ -175,6 +179,8 @@ __all__ = [
     "OrGroup",
     "ParentCondition",
     "Priority",
+    "RateLimit",
+    "RateLimitDuration",
     "RegisteredWorkflow",
     "Response",
     "Retry",
@@ -205,6 +211,7 @@ __all__ = [
     "V1FilterList",
     "V1LogLine",
     "V1LogLineList",
+    "V1RateLimit",
     "V1UpdateFilterRequest",
     "V1Webhook",
     "V1WebhookAPIKeyAuth",

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, overload
 
 from handlers_sdk.annotations import calling_namespace
@@ -31,8 +32,8 @@ from handlers_sdk.durations import Duration
 from handlers_sdk.errors import ConfigError
 from handlers_sdk.events import EventClient
 from handlers_sdk.execution import Host
-from handlers_sdk.flow import ConcurrencyForm, Limits, RateLimit, RateLimitsClient, concurrency_of
 from handlers_sdk.filters import DefaultFilter, FiltersClient
+from handlers_sdk.flow import ConcurrencyForm, Limits, RateLimit, RateLimitsClient, concurrency_of
 from handlers_sdk.function import HandlerFunction, WorkerThreads
 from handlers_sdk.handlers import Handlers
 from handlers_sdk.lifespan import Lifespan, LifespanFn
@@ -215,8 +216,10 @@ class Dispatcher(DurableDeclarations):
         `on_events` are the event keys that start a run, `*` standing for any run of characters. `default_priority` is 1 to 3.
         `version` goes into the version of the endpoint. With `default_filters` only events in the scope of one, for which it holds, start a
         run, one for each that does. `on_crons` are cron expressions in UTC, or CronTriggers, at whose ticks a run starts.
+        `concurrency` limits how many runs are under way, from their first task to their end.
         """
-        settings = self._settings(name, description, on_events, version, default_priority, default_filters, on_crons)
+        declared = self._settings(name, description, on_events, version, default_priority, default_filters, on_crons)
+        settings = replace(declared, concurrency=concurrency_of(concurrency))
         return Workflow(self._api, settings, input_validator or EmptyModel, task_defaults or TaskDefaults())
 
     def _settings(

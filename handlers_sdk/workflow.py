@@ -181,6 +181,9 @@ class Workflow(Runnable[I, dict[str, Any]]):
         `schedule_timeout` (5 minutes) bounds the wait in the queue, `execution_timeout` (60 seconds) each attempt. A failed attempt is
         retried `retries` times (0), after `backoff_factor`^n seconds, at most `backoff_max_seconds`; without a factor at once. `retry` says
         the same as a number, or as {"attempts": 3, "delay": 5000} in milliseconds, also with "backoff": "exponential" and "jitter": True.
+
+        `concurrency` (a number, or ConcurrencyExpressions) limits how many of a group run at a time, `rate_limits` how many start in a
+        window of time.
         """
         settings = TaskSettings.of(
             self._task_defaults,

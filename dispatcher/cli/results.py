@@ -82,3 +82,30 @@ def milliseconds(start: str | None, end: str | None) -> float | None:
 def _took(thing: Mapping[str, Any]) -> str:
     took = milliseconds(thing.get("created_at") or thing.get("started_at"), thing.get("finished_at"))
     return f"  {duration(took)}" if took is not None else ""
+
+
+def waiting_lines(run: Mapping[str, Any]) -> Iterator[str]:
+    """What stands between a run's tasks and their start, for people."""
+    yield f"{run['id']}  {run['workflow']}  {run['status']}"
+    for reason in run.get("waiting_for") or ():
+        yield f"the run waits: {_reason(reason)}"
+    for task in run["tasks"]:
+        yield f"{task['name']}  {task['status']}{_next(task)}"
+        for reason in task.get("waiting_for") or ():
+            yield f"  waits: {_reason(reason)}"
+        if task.get("reason"):
+            yield f"  {task['reason']}"
+        if task["status"] == "blocked" and task.get("error"):
+            yield f"  {error_text(task['error'])}"
+
+
+def _next(task: Mapping[str, Any]) -> str:
+    return f", next attempt at {task['next_attempt_at']}" if task.get("next_attempt_at") else ""
+
+
+def _reason(reason: Mapping[str, Any]) -> str:
+    if "message" in reason:
+        return str(reason["message"])
+    if "or" in reason:
+        return " or ".join(_reason(one) for one in reason["or"])
+    return ", ".join(f"{name} {shown(value)}" for name, value in reason.items())

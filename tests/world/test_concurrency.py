@@ -17,7 +17,7 @@ MORTAL: dict[str, Any] = {"lease": 15.0, "heartbeat": 3.0}
 
 
 def limited(*concurrency: dict[str, Any], name: str = "work", **fields: Any) -> dict[str, Any]:
-    return {"name": name, "schedule_timeout": "1h", "execution_timeout": "10m", "concurrency": list(concurrency), **fields}
+    return {"name": name, "schedule_timeout": "1h", "execution_timeout": "1h", "concurrency": list(concurrency), **fields}
 
 
 async def trigger(node: Node, key: str, workflow: str = "work", **fields: Any) -> str:
@@ -307,7 +307,7 @@ async def test_places_of_a_lost_dispatcher_are_free(world: World) -> None:
     await world.crash(one)
     for _ in range(17):
         world.clock.advance(SECOND)
-        await two.turn("heartbeat", "reap", "timers", "gates", "claim")
+        await two.turn("heartbeat", "reap", "slots", "timers", "gates", "claim")
     assert await serve(endpoint, runs) == runs  # the lost one first: it keeps its place in line
     await quiet(world)
 
@@ -350,7 +350,7 @@ async def test_a_restart_in_the_middle_goes_on_where_it_was(world: World) -> Non
     two = await world.node("two", **MORTAL)
     for _ in range(17):
         world.clock.advance(SECOND)
-        await two.turn("heartbeat", "reap", "timers", "gates", "claim")
+        await two.turn("heartbeat", "reap", "slots", "timers", "gates", "claim")
     assert await serve(endpoint, runs) == runs
     await quiet(world)
 

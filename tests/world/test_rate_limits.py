@@ -1,0 +1,316 @@
+"""Rate limits: what may start in a window, exactly, whoever counts; and that what may not start is in nobody's way."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.world.endpoint import Arrival, Endpoint
+from tests.world.test_concurrency import GRR, counts, quiet
+from tests.world.world import Node, World, until
+
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+STATIC = {"static_key": "api", "units": 1}
+PER_USER = {"dynamic_key": "input.user", "units": 1, "limit": 2, "duration": "minute"}
+
+
+def limited(*limits: dict[str, Any], name: str = "work", **fields: Any) -> dict[str, Any]:
+    return {"name": name, "schedule_timeout": "2h", "execution_timeout": "1h", "rate_limits": list(limits), **fields}
+
+
+async def put(node: Node, limit: int, duration: str = "MINUTE", key: str = "api") -> Any:
+    return await node.call("PUT", f"/v1/rate-limits/{key}", {"limit": limit, "duration": duration})
+
+
+async def parked(world: World, count: int) -> None:
+    async def there() -> bool:
+        return count == await world.database.fetchval("select count(*) from tasks where parked_on is not null")
+
+    await until(there)
+
+
+async def window(world: World, delta: timedelta = MINUTE) -> None:
+    """Let a window pass."""
+    world.clock.advance(delta)
+    for node in world.nodes:
+        await node.turn("rates", "claim")
+
+
+def answering(endpoint: Endpoint, world: World) -> list[tuple[datetime, str]]:
+    """Let every attempt succeed at once; when each came, and of which run it was."""
+    seen: list[tuple[datetime, str]] = []
+
+    def way(arrival: Arrival) -> None:
+        seen.append((world.now, arrival.json["run_id"]))
+        arrival.answer(200, 1)
+
+    endpoint.way = way
+    return seen
+
+
+async def reached(seen: list[Any], count: int) -> None:
+    async def there() -> bool:
+        return len(seen) >= count
+
+    await until(there)
+
+
+async def test_a_static_limit_lets_so_many_start_in_a_window(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited(STATIC)])
+    seen = answering(endpoint, world)
+    await put(one, 3)
+    runs = [await one.trigger("work") for _ in range(8)]
+    await reached(seen, 3)
+    await parked(world, 5)
+    assert sorted(run for _, run in seen) == runs[:3]
+    for n in (6, 8):
+        world.clock.advance(timedelta(seconds=59))
+        await one.turn("rates", "claim")
+        assert len(seen) == n - 3 if n == 6 else len(seen) == 6
+        await window(world, SECOND)
+        await reached(seen, n)
+    await quiet_queue(world)
+    assert sorted(run for _, run in seen) == runs
+
+
+async def quiet_queue(world: World) -> None:
+    async def nothing() -> bool:
+        return not await world.database.fetchval("select count(*) from runs")
+
+    await until(nothing)
+
+
+async def test_ten_a_minute_over_three_windows_with_three_dispatchers(world: World) -> None:
+    nodes = [await world.node(name) for name in ("one", "two", "three")]
+    endpoint = await world.endpoint(nodes[0], [limited(STATIC)], slots=60)
+    seen = answering(endpoint, world)
+    await put(nodes[0], 10)
+    for node in nodes:
+        await node.runtime.services.directory.refresh(world.now)
+        await node.turn("slots")
+    await asyncio.gather(*(node.trigger("work") for node in nodes * 12))
+    for n, left in ((10, 26), (20, 16), (30, 6)):
+        await reached(seen, n)
+        await parked(world, left)
+        assert len(seen) == n
+        await window(world)
+    await reached(seen, 36)
+    starts = sorted(at for at, _ in seen)
+    assert [starts.count(at) for at in sorted(set(starts))] == [10, 10, 10, 6]
+    assert len({run for _, run in seen}) == 36
+
+
+async def test_a_dynamic_limit_is_made_by_its_use_and_shared_by_its_key(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited(PER_USER), limited(PER_USER, name="other")])
+    seen = answering(endpoint, world)
+    for workflow, user in (("work", "u"), ("other", "u"), ("work", "u"), ("work", "v")):
+        await one.trigger(workflow, input={"user": user})
+    await reached(seen, 3)
+    await parked(world, 1)
+    listed = {row["key"]: row for row in (await one.call("GET", "/v1/rate-limits"))["rows"]}
+    assert {key: (row["value"], row["limit"], row["dynamic"], row["waiting"]) for key, row in listed.items()} == {
+        "u": (0, 2, True, True), "v": (1, 2, True, False),
+    }  # fmt: skip
+    await window(world)
+    await reached(seen, 4)
+
+
+async def test_units_and_limit_may_be_expressions(world: World, one: Node) -> None:
+    limit = {"dynamic_key": "input.user", "units": "input.size", "limit": "input.most", "duration": "HOUR"}
+    endpoint = await world.endpoint(one, [limited(limit)])
+    seen = answering(endpoint, world)
+    for size in (3, 3, 2):
+        await one.trigger("work", input={"user": "u", "size": size, "most": 5})
+    await reached(seen, 2)
+    await parked(world, 1)
+    refused = await one.call("POST", "/v1/runs", {"workflow": "work", "input": {"user": "u", "size": 6, "most": 5}}, expect=422)
+    assert (refused["code"], "could never start" in refused["detail"]) == ("limit_failed", True)
+    missing = await one.call("POST", "/v1/runs", {"workflow": "work", "input": {"size": 1, "most": 5}}, expect=422)
+    assert missing["code"] == "limit_failed"
+
+
+async def test_several_limits_are_all_or_nothing(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited(STATIC, PER_USER)])
+    seen = answering(endpoint, world)
+    await put(one, 10)
+    for _ in range(3):
+        await one.trigger("work", input={"user": "u"})
+    await reached(seen, 2)
+    await parked(world, 1)
+    assert (await one.call("GET", "/v1/rate-limits/api"))["value"] == 8
+
+
+async def test_what_is_limited_does_not_block_what_is_not(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited(PER_USER)], slots=2)
+    seen = answering(endpoint, world)
+    runs = [await one.trigger("work", input={"user": user}, priority=3 if user == "u" else 1) for user in "uuuuuuuuvw"]
+    await reached(seen, 4)
+    await parked(world, 6)
+    assert {run for _, run in seen} == {*runs[:2], *runs[8:]}
+
+
+async def test_lowering_clamps_and_raising_does_not_refill(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited(STATIC)])
+    seen = answering(endpoint, world)
+    await put(one, 10)
+    await one.trigger("work")
+    await reached(seen, 1)
+    assert (await put(one, 10))["value"] == 9
+    assert (await put(one, 20))["value"] == 9
+    assert (await put(one, 2))["value"] == 2
+    assert (await put(one, 20))["value"] == 2
+    changed = await put(one, 20, "hour")
+    assert (changed["duration"], changed["value"]) == ("HOUR", 2)
+    await window(world, timedelta(minutes=59))
+    await one.trigger("work")
+    await reached(seen, 2)
+    assert (await one.call("GET", "/v1/rate-limits/api"))["value"] == 1
+    await window(world, timedelta(minutes=2))
+    await one.trigger("work")
+    await reached(seen, 3)
+    assert (await one.call("GET", "/v1/rate-limits/api"))["value"] == 19
+
+
+async def test_a_limit_that_is_raised_or_deleted_lets_go(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited({"static_key": "api", "units": 4})])
+    seen = answering(endpoint, world)
+    await put(one, 3, "YEAR")
+    run_id = await one.trigger("work")
+    await parked(world, 1)
+    shown = await one.call("GET", f"/v1/runs/{run_id}")
+    assert "it starts when that is raised" in shown["tasks"][0]["waiting_for"][0]["message"]
+    await put(one, 5, "MINUTE")
+    await window(world)
+    await reached(seen, 1)
+    await one.trigger("work")
+    await parked(world, 1)
+    await one.call("DELETE", "/v1/rate-limits/api")
+    await one.turn("rates", "claim")
+    await reached(seen, 2)
+    await one.call("DELETE", "/v1/rate-limits/api", expect=404)
+    await one.call("GET", "/v1/rate-limits/api", expect=404)
+    assert (await one.call("GET", "/v1/rate-limits"))["rows"] == []
+    await one.trigger("work")  # nothing limits it any more
+    await reached(seen, 3)
+
+
+async def test_a_retry_takes_units_again(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited(STATIC, retries=3)])
+    await put(one, 2)
+    run_id = await one.trigger("work")
+    for _ in range(2):
+        (await endpoint.next()).answer(500, {"error": {"message": "no"}}, task_retry="true")
+    await parked(world, 1)
+    await window(world)
+    third = await endpoint.next()
+    assert third.json["attempt"] == 3  # being parked is no attempt
+    third.answer(200, 1)
+    over = await world.over(run_id)
+    assert (over["status"], over["epoch"], over["app_retries"]) == ("succeeded", 3, 2)
+    assert [row["number"] for row in await world.attempts(run_id, 3)] == [1, 2, 3]
+
+
+async def test_what_was_not_sent_gives_its_units_back(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited(STATIC)])
+    await put(one, 5)
+    await endpoint.stop()
+    run_id = await one.trigger("work")
+    await world.attempts(run_id, 1)
+
+    async def full() -> bool:
+        return 5 == await world.database.fetchval("select value from rate_limits")
+
+    await until(full)
+
+
+async def test_parked_tasks_expire_and_can_be_cancelled(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited(STATIC, schedule_timeout="30s", concurrency=[GRR | {"max_runs": 9}])])
+    seen = answering(endpoint, world)
+    await put(one, 1, "HOUR")
+    runs = [await one.trigger("work", input={"key": "a"}) for _ in range(3)]
+    await reached(seen, 1)
+    await parked(world, 2)
+    await world.over(runs[0])
+    assert await counts(world) == (2, 0)  # a parked task keeps its place in its group
+    await one.call("POST", f"/v1/runs/{runs[1]}/cancel", {})
+    await world.over(runs[1])
+    await world.advance(31 * SECOND)
+    expired = await world.over(runs[2])
+    assert (expired["status"], expired["error"]["code"]) == ("cancelled", "schedule_timeout")
+    await quiet(world)
+
+
+async def test_a_restart_in_the_middle_of_a_window_forgets_nothing(world: World) -> None:
+    one = await world.node("one", lease=15.0, heartbeat=3.0)
+    endpoint = await world.endpoint(one, [limited(STATIC)])
+    seen = answering(endpoint, world)
+    await put(one, 2)
+    runs = [await one.trigger("work") for _ in range(5)]
+    await reached(seen, 2)
+    await parked(world, 3)
+    await world.crash(one)
+    two = await world.node("two", lease=15.0, heartbeat=3.0)
+    for _ in range(20):
+        world.clock.advance(SECOND)
+        await two.turn("heartbeat", "reap", "slots", "rates", "claim")
+    assert len(seen) == 2
+    for n in (4, 5):
+        for _ in range(60):
+            world.clock.advance(SECOND)
+            await two.turn("heartbeat", "rates", "claim")
+            if len(seen) == n:
+                break
+        await reached(seen, n)
+        await two.turn("claim")
+        assert len(seen) == n
+    assert sorted(run for _, run in seen) == runs
+
+
+async def test_why_a_task_waits_for_a_limit(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited(STATIC)])
+    seen = answering(endpoint, world)
+    await put(one, 1, "HOUR")
+    runs = [await one.trigger("work") for _ in range(2)]
+    await reached(seen, 1)
+    await parked(world, 1)
+    shown = await one.call("GET", f"/v1/runs/{runs[1]}")
+    assert shown["status"] == "queued"
+    (reason,) = shown["tasks"][0]["waiting_for"]
+    assert (reason["kind"], reason["key"], reason["left"], reason["limit"]) == ("rate_limit", "api", 0, 1)
+    assert reason["until"] == "2026-03-01T13:00:00Z"
+
+
+async def test_tasks_of_a_graph_are_limited(world: World, one: Node) -> None:
+    graph = {
+        "name": "order", "kind": "workflow",
+        "tasks": [{"name": "first", "body": "v1"}, {"name": "second", "body": "v1", "parents": ["first"], "rate_limits": [PER_USER]}],
+    }  # fmt: skip
+    endpoint = await world.listen()
+    await one.call("PUT", "/v1/endpoints/plain", {"url": endpoint.url, "slots": 10, "handlers": [graph]})
+    seen: list[str] = []
+
+    def way(arrival: Arrival) -> None:
+        seen.append(arrival.json["name"])
+        arrival.answer(200, 1)
+
+    endpoint.way = way
+    for _ in range(3):
+        await one.trigger("order", input={"user": "u"})
+    await reached(seen, 5)
+    await parked(world, 1)
+    await window(world)
+    await reached(seen, 6)
+    assert (seen.count("order:first"), seen.count("order:second")) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    "body", [{"limit": 0}, {"limit": -1}, {"limit": "5"}, {"limit": 5, "duration": "FORTNIGHT"}, {}, {"limit": 5, "units": 1}, {"limit": 1.5}]
+)
+async def test_limits_that_cannot_be_meant_are_refused(one: Node, body: dict[str, Any]) -> None:
+    await one.call("PUT", "/v1/rate-limits/api", body, expect=400)
+    assert (await one.call("GET", "/v1/rate-limits"))["rows"] == []
+    await one.call("PUT", f"/v1/rate-limits/{'k' * 600}", {"limit": 5}, expect=400)
