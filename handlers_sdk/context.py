@@ -87,7 +87,7 @@ class Context:
     acknowledged (`refresh_timeout`, `release_slot`, `cancel`) wait for it. The `aio_` twin always waits.
     """
 
-    __slots__ = ("_cancelled", "_chunks", "_control", "_input", "_item", "_reason", "_task_name")
+    __slots__ = ("_cancelled", "_children", "_chunks", "_control", "_input", "_item", "_reason", "_task_name")
 
     def __init__(self, item: wire.RunItem, control: Control, task_name: str = "") -> None:
         self._item = item
@@ -96,6 +96,7 @@ class Context:
         self._cancelled = False
         self._reason = ""
         self._chunks: count[int] | None = None
+        self._children: dict[str, count[int]] | None = None
 
     # ---- identity
 
@@ -320,6 +321,12 @@ class Context:
         return self._control.lifespan
 
     # ---- inside
+
+    def _place(self, of: str) -> int:
+        """The place of a child among those this attempt has started so far."""
+        if self._children is None:
+            self._children = {}
+        return next(self._children.setdefault(of, count()))
 
     def _result_of(self, task: Task[Any, Any]) -> wire.ParentResult:
         name, parents = task.definition.task_name, self._item.get("parents") or {}

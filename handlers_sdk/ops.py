@@ -31,7 +31,7 @@ else:
 class Op(_Awaitable[T]):
     """One thing asked of the dispatcher or of the outside world, under an id that is the same in every replay.
 
-    It is asked for when it is made; awaiting it gives its result. A TaskGroup takes it in place of a coroutine.
+    It is asked for when it is made; awaiting it gives its result. It is a future, and a TaskGroup takes it in place of a coroutine.
     """
 
     __slots__ = ("asked", "drop", "due", "failures", "id", "kind", "number", "read", "recorded", "run_id", "started", "work")
@@ -58,18 +58,6 @@ class Op(_Awaitable[T]):
         if cancelled and self.drop is not None:
             self.drop(self)
         return cancelled
-
-    if not TYPE_CHECKING:
-
-        def send(self, value: Any) -> Any:
-            """As a coroutine's, for those that take nothing else."""
-            raise RuntimeError("await the operation, or give it to asyncio.gather, asyncio.wait or a TaskGroup of the handler")
-
-        throw = send
-        close = send
-
-
-Coroutine.register(Op)
 
 
 def failed(op: str, error: Mapping[str, Any] | None) -> StepFailedError:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, Generic, Literal, TypedDict, TypeVar, Unpack, overload
 
 from handlers_sdk.api import Api
+from handlers_sdk.children import child_here, started
+from handlers_sdk.durable import DurableContext, durable_here, refuse_blocking
 from handlers_sdk.durations import Duration
 from handlers_sdk.errors import BulkTriggerError, DispatcherError
 from handlers_sdk.filters import FiltersClient, V1Filter
+from handlers_sdk.ops import Op
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.refs import WorkflowRunRef
 from handlers_sdk.runs import Run, RunList, RunsClient, ended_run
@@ -32,6 +35,7 @@ class TriggerKeywords(TypedDict, total=False):
     priority: int | None
     idempotency_key: str | None
     idempotency_ttl: Duration | None
+    child_key: str | None
 
 
 class Runnable(Timed[I], Generic[I, T]):
@@ -52,6 +56,10 @@ class Runnable(Timed[I], Generic[I, T]):
     def id(self) -> str:
         """What clients that take a workflow's id name it by: its name."""
         return self._name
+
+    def read_result(self, output: Any) -> T:
+        """A run's output as this workflow's results are read."""
+        return self._read(output)
 
     # ---- one run
 
@@ -86,6 +94,7 @@ class Runnable(Timed[I], Generic[I, T]):
         InvalidInputError before anything is sent, IdempotencyCollisionError when the key already started a run, then as
         `WorkflowRunRef.result`. Keyword arguments: those of TriggerWorkflowOptions, which win over `options`.
         """
+        refuse_blocking("run")
         item = self._item(input, options, keywords)
         return PORTAL.call(self._run(item)) if wait_for_result else PORTAL.call(self._start(item))
 
@@ -107,17 +116,23 @@ class Runnable(Timed[I], Generic[I, T]):
         wait_for_result: Literal[False],
         **keywords: Unpack[TriggerKeywords],
     ) -> WorkflowRunRef[T]: ...
-    async def aio_run(
+    def aio_run(
         self,
         input: I | None = None,
         options: TriggerWorkflowOptions | None = None,
         *,
         wait_for_result: bool = True,
         **keywords: Unpack[TriggerKeywords],
-    ) -> T | WorkflowRunRef[T]:
-        """Start a run and await its result, or, with `wait_for_result=False`, its reference. Raises as `run` does."""
+    ) -> Coroutine[Any, Any, T | WorkflowRunRef[T]]:
+        """Start a run and await its result, or, with `wait_for_result=False`, its reference. Raises as `run` does.
+
+        In a task it starts a child, once however often the task is tried; a durable task holds nothing while it waits for one.
+        """
+        if not wait_for_result:
+            return self.aio_run_no_wait(input, options, **keywords)
         item = self._item(input, options, keywords)
-        return await PORTAL.aio_call(self._run(item)) if wait_for_result else await PORTAL.aio_call(self._start(item))
+        durable = durable_here()
+        return PORTAL.aio_call(self._run(item)) if durable is None else durable._child_of(item, self._read)  # noqa: SLF001 - one package
 
     def run_no_wait(
         self,
@@ -126,16 +141,21 @@ class Runnable(Timed[I], Generic[I, T]):
         **keywords: Unpack[TriggerKeywords],
     ) -> WorkflowRunRef[T]:
         """Start a run and give its reference at once."""
+        refuse_blocking("run_no_wait")
         return PORTAL.call(self._start(self._item(input, options, keywords)))
 
-    async def aio_run_no_wait(
+    def aio_run_no_wait(
         self,
         input: I | None = None,
         options: TriggerWorkflowOptions | None = None,
         **keywords: Unpack[TriggerKeywords],
-    ) -> WorkflowRunRef[T]:
+    ) -> Coroutine[Any, Any, WorkflowRunRef[T]]:
         """Start a run and give its reference at once."""
-        return await PORTAL.aio_call(self._start(self._item(input, options, keywords)))
+        item = self._item(input, options, keywords)
+        durable = durable_here()
+        if durable is None:
+            return PORTAL.aio_call(self._start(item))
+        return started(self._api, durable._child_of(item, self._read))  # noqa: SLF001 - one package
 
     # ---- many runs
 
@@ -156,6 +176,7 @@ class Runnable(Timed[I], Generic[I, T]):
     def run_many(self, workflows: Sequence[WorkflowRunTriggerConfig], return_exceptions: Literal[True]) -> list[T | BaseException]: ...
     def run_many(self, workflows: Sequence[WorkflowRunTriggerConfig], return_exceptions: bool = False) -> list[T] | list[T | BaseException]:
         """Start runs and wait for all results, in order. The first failure is raised, or stands in its place with `return_exceptions`."""
+        refuse_blocking("run_many")
         results: list[T] | list[T | BaseException] = PORTAL.call(self._run_many(workflows, return_exceptions))
         return results
 
@@ -169,15 +190,22 @@ class Runnable(Timed[I], Generic[I, T]):
         self, workflows: Sequence[WorkflowRunTriggerConfig], return_exceptions: bool = False
     ) -> list[T] | list[T | BaseException]:
         """Start runs and await all results, in order. The first failure is raised, or stands in its place with `return_exceptions`."""
+        durable = durable_here()
+        if durable is not None:
+            return await asyncio.gather(*self._spawned(durable, workflows), return_exceptions=return_exceptions)
         results: list[T] | list[T | BaseException] = await PORTAL.aio_call(self._run_many(workflows, return_exceptions))
         return results
 
     def run_many_no_wait(self, workflows: Sequence[WorkflowRunTriggerConfig]) -> list[WorkflowRunRef[T]]:
         """Start runs and give their references, in order. BulkTriggerError, with all that did start, when any did not."""
+        refuse_blocking("run_many_no_wait")
         return PORTAL.call(self._start_many(workflows))
 
     async def aio_run_many_no_wait(self, workflows: Sequence[WorkflowRunTriggerConfig]) -> list[WorkflowRunRef[T]]:
         """Start runs and give their references, in order. BulkTriggerError, with all that did start, when any did not."""
+        durable = durable_here()
+        if durable is not None:
+            return list(await asyncio.gather(*[started(self._api, child) for child in self._spawned(durable, workflows)]))
         return await PORTAL.aio_call(self._start_many(workflows))
 
     # ---- runs there are
@@ -237,7 +265,21 @@ class Runnable(Timed[I], Generic[I, T]):
         keywords: TriggerKeywords,
     ) -> WorkflowRunTriggerConfig:
         chosen = replace(options or TriggerWorkflowOptions(), **keywords)
-        return WorkflowRunTriggerConfig(self._name, self._input.dump({} if input is None else input, "input"), chosen)
+        text = self._input.dump({} if input is None else input, "input")
+        return WorkflowRunTriggerConfig(self._name, text, chosen, parent=child_here(chosen.child_key))
+
+    def _spawned(self, durable: DurableContext, items: Sequence[WorkflowRunTriggerConfig]) -> list[Op[T]]:
+        """The children of a durable task; items with one key are one."""
+        keyed: dict[str, Op[T]] = {}
+        children: list[Op[T]] = []
+        for item in items:
+            child = keyed.get(item.key) if item.key is not None else None
+            if child is None:
+                child = durable._child_of(item, self._read)  # noqa: SLF001 - one package
+                if item.key is not None:
+                    keyed[item.key] = child
+            children.append(child)
+        return children
 
     async def _start(self, item: WorkflowRunTriggerConfig) -> WorkflowRunRef[T]:
         return self.get_run_ref((await start_run(self._api, item, wait=False)).id)

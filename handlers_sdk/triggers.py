@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from handlers_sdk.api import Api
+from handlers_sdk.children import REMEMBERED, ChildOf
 from handlers_sdk.definitions import check_priority
 from handlers_sdk.durations import Duration, format_duration, parse_duration
 from handlers_sdk.errors import ApiError, ApiUnreachableError, DispatcherError, IdempotencyCollisionError
@@ -22,13 +23,15 @@ class TriggerWorkflowOptions:
     """How a run is started, beside its input.
 
     `additional_metadata` is carried by the run and its attempts. `idempotency_key` starts at most one run of the workflow within
-    `idempotency_ttl` (the dispatcher's default when None): a second one raises IdempotencyCollisionError.
+    `idempotency_ttl` (the dispatcher's default when None): a second one raises IdempotencyCollisionError. `child_key` names the run among the
+    children of the task that starts it, in place of the call's place: the same key gives the same child. Outside of tasks it has no effect.
     """
 
     additional_metadata: Mapping[str, Any] | None = None
     priority: int | None = None
     idempotency_key: str | None = None
     idempotency_ttl: Duration | None = None
+    child_key: str | None = None
 
     def __post_init__(self) -> None:
         if self.priority is not None:
@@ -54,10 +57,16 @@ class WorkflowRunTriggerConfig:
     input: bytes
     options: TriggerWorkflowOptions = field(default_factory=TriggerWorkflowOptions)
     key: str | None = None
+    parent: ChildOf | None = None
 
     def text(self) -> bytes:
         """The call's JSON. The input is copied as it is."""
-        rest = dump_json(self.options.members(), "input")[1:-1]
+        members = self.options.members()
+        if self.parent is not None:
+            members |= {"parent_run_id": self.parent.run_id}
+            if self.options.idempotency_key is None:
+                members |= {"idempotency_key": self.parent.key, "idempotency_ttl": REMEMBERED}
+        rest = dump_json(members, "input")[1:-1]
         return b'{"workflow":%b,"input":%b%b%b}' % (dump_json(self.workflow_name), self.input, b"," if rest else b"", rest)
 
 
@@ -65,7 +74,7 @@ async def start_run(api: Api, config: WorkflowRunTriggerConfig, *, wait: bool) -
     """Start one run; with `wait`, give it up to WAIT_SECONDS to end. IdempotencyCollisionError when the key already started one."""
     params = {"wait": f"{WAIT_SECONDS}s"} if wait else None
     _, body = await api.request("POST", "/v1/runs", content=config.text(), params=params, wait=WAIT_SECONDS if wait else 0)
-    return _started(body, config.options.idempotency_key)
+    return _started(body, config)
 
 
 async def start_runs(api: Api, configs: Sequence[WorkflowRunTriggerConfig]) -> list[Run | DispatcherError]:
@@ -74,18 +83,18 @@ async def start_runs(api: Api, configs: Sequence[WorkflowRunTriggerConfig]) -> l
     distinct = sorted(set(firsts))
     results: list[Run | DispatcherError] = []
     for chunk in chunks([configs[index].text() for index in distinct]):
-        keys = [configs[index].options.idempotency_key for index in distinct[len(results) : len(results) + len(chunk)]]
-        results += await _start_chunk(api, chunk, keys)
+        of = [configs[index] for index in distinct[len(results) : len(results) + len(chunk)]]
+        results += await _start_chunk(api, chunk, of)
     place = {index: position for position, index in enumerate(distinct)}
     return [results[place[first]] for first in firsts]
 
 
-async def _start_chunk(api: Api, chunk: Sequence[bytes], keys: Sequence[str | None]) -> list[Run | DispatcherError]:
+async def _start_chunk(api: Api, chunk: Sequence[bytes], configs: Sequence[WorkflowRunTriggerConfig]) -> list[Run | DispatcherError]:
     try:
         rows = await send_bulk(api, "/v1/runs/bulk", "runs", chunk)
     except DispatcherError as error:
         return [error] * len(chunk)
-    return [_row(row, key) for row, key in zip(rows, keys, strict=True)]
+    return [_row(row, config) for row, config in zip(rows, configs, strict=True)]
 
 
 async def send_bulk(api: Api, path: str, member: str, items: Sequence[bytes]) -> list[Any]:
@@ -118,20 +127,20 @@ def refused(row: Any) -> ApiError | None:
     return None
 
 
-def _row(row: Any, key: str | None) -> Run | DispatcherError:
+def _row(row: Any, config: WorkflowRunTriggerConfig) -> Run | DispatcherError:
     error = refused(row)
     if error is not None:
         return error
     try:
-        return _started(row, key)
+        return _started(row, config)
     except IdempotencyCollisionError as collision:
         return collision
 
 
-def _started(body: Any, key: str | None) -> Run:
+def _started(body: Any, config: WorkflowRunTriggerConfig) -> Run:
     run = Run.model_validate(body)
-    if run.duplicate:
-        raise IdempotencyCollisionError(run.id, key)
+    if run.duplicate and (config.parent is None or config.options.idempotency_key is not None):  # a child started before is that child
+        raise IdempotencyCollisionError(run.id, config.options.idempotency_key)
     return run
 
 
