@@ -16,6 +16,8 @@ Pairs: TypeAlias = tuple[tuple[str, str], ...]
 
 FIELDS_MAX: Final = 1_000  # fields of a form or a query
 DEPTH_MAX: Final = 128  # nesting of a JSON body: what reads it later may be recursive
+EXPONENT_DIGITS_MAX: Final = 3
+DIGITS_MAX: Final = 1_000
 FORM: Final = "application/x-www-form-urlencoded"
 
 
@@ -54,8 +56,14 @@ class Request:
     def json(self) -> JsonValue:
         """The body as JSON, parsed once. Raises BodyError `invalid_body`."""
         if "json" not in self._read:
-            self._read["json"] = parse_json(self.body)
+            self._read["json"], self._read["odd"] = _parse(self.body)
         return cast(JsonValue, self._read["json"])
+
+    @property
+    def odd_numbers(self) -> bool:
+        """Whether the body, read as JSON, spells a number with an exponent of more than three digits, or with very many digits."""
+        self.json()
+        return bool(self._read["odd"])
 
     def form(self) -> Pairs:
         """The body as urlencoded fields, parsed once; empty when the body is no form. Raises BodyError `invalid_body`."""
@@ -80,13 +88,27 @@ def parse_fields(raw: bytes) -> Pairs:
 
 def parse_json(raw: bytes) -> JsonValue:
     """JSON text as Python values; UTF-8 only, finite numbers only, nested at most `DEPTH_MAX` deep. Raises BodyError `invalid_body`."""
+    return _parse(raw)[0]
+
+
+def _parse(raw: bytes) -> tuple[JsonValue, bool]:
+    """(the value, whether it has odd numbers). Those are so rare that they are read for in a second go."""
+    odd = False
     try:
-        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite)
+        text = raw.decode("utf-8-sig")
+        try:
+            value = _PLAIN.decode(text)
+        except _OddNumber:
+            odd, value = True, _LENIENT.decode(text)
     except (ValueError, RecursionError) as error:
         raise BodyError("invalid_body", f"the body is not JSON: {error}") from error
     if raw.count(b"[") + raw.count(b"{") > DEPTH_MAX and _deeper_than(value, DEPTH_MAX):
         raise BodyError("invalid_body", f"the body is nested more than {DEPTH_MAX} deep")
-    return cast(JsonValue, value)
+    return cast(JsonValue, value), odd
+
+
+class _OddNumber(Exception):  # noqa: N818 - a finding
+    """A number that is spelled as hardly anybody spells one."""
 
 
 def _refuse_constant(text: str) -> NoReturn:
@@ -98,6 +120,17 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError(f"the number {text[:40]} is too large")
     return value
+
+
+def _plain(text: str) -> float:
+    exponent = text.lower().partition("e")[2].lstrip("+-0")
+    if len(exponent) > EXPONENT_DIGITS_MAX or len(text) > DIGITS_MAX:
+        raise _OddNumber
+    return _finite(text)
+
+
+_PLAIN: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_plain)
+_LENIENT: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _deeper_than(value: Any, limit: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal, get_args
 
 from webhooks.canonical import CANONICAL
@@ -128,7 +129,7 @@ class Scheme:
     @property
     def id_signed(self) -> bool:
         """Whether the delivery id cannot be changed without breaking the proof."""
-        return bool(self.delivery_id) and self.covers(*places(self.delivery_id))
+        return _id_signed(self)
 
     def _covered(self) -> frozenset[Place] | set[Place]:
         if self.kind == "jwt":
@@ -136,3 +137,8 @@ class Scheme:
         if self.kind not in SIGNED_KINDS:
             return set()
         return CANONICAL[self.canonical].covers if self.canonical else places(self.signed)
+
+
+@lru_cache(maxsize=1024)
+def _id_signed(scheme: Scheme) -> bool:
+    return bool(scheme.delivery_id) and scheme.covers(*places(scheme.delivery_id))

@@ -93,23 +93,34 @@ def create_app(services: Services) -> Litestar:
         debug=False,
     )
     app.edge, app.plain = edge, {path: routes for path, routes in tables.items() if "{" not in path}
+    app.hooks = tables[hooks.PATH]
     return app
 
 
 class _App(Litestar):
-    """Litestar behind a dictionary of the paths without parameters."""
+    """Litestar behind a dictionary of the paths without parameters, and a look for those where senders post."""
 
     edge: Edge
     plain: Mapping[str, Mapping[str, Route]]
+    hooks: Mapping[str, Route]
 
     async def __call__(self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend) -> None:
         http = cast(HTTPScope, scope)
-        routes = self.plain.get(http["path"]) if scope["type"] == ScopeType.HTTP else None
+        routes = self._found(http) if scope["type"] == ScopeType.HTTP else None
         if routes is None:
             await super().__call__(scope, receive, send)
         else:
             answer = await self.edge.answer(routes, http, cast(Receive, receive))
             await respond(self.edge, answer, http, cast(Receive, receive), cast(Send, send))
+
+
+    def _found(self, scope: HTTPScope) -> Mapping[str, Route] | None:
+        """The routes of a path that is found without Litestar; those where senders post are the busiest with parameters."""
+        path = scope["path"]
+        if path.startswith(hooks.PREFIX) and (parameters := hooks.parameters(path)) is not None:
+            scope["path_params"] = parameters
+            return self.hooks
+        return self.plain.get(path)
 
 
 def _with_parameters(edge: Edge, path: str, routes: Mapping[str, Route]) -> HTTPRouteHandler:

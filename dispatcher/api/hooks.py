@@ -14,7 +14,16 @@ from dispatcher.runtime.webhooks.sources import Hook
 from webhooks import Request, Response
 from webhooks.response import problem
 
-_PATH: Final = "/hooks/{tenant}/{webhook}"
+PATH: Final = "/hooks/{tenant}/{webhook}"
+PREFIX: Final = "/hooks/"
+
+
+def parameters(path: str) -> dict[str, str] | None:
+    """The parameters of an address, found without a router; None for a path that is none."""
+    tenant, slash, webhook = path[len(PREFIX) :].partition("/")
+    if not tenant or not webhook or "/" in webhook:
+        return None
+    return {"tenant": tenant, "webhook": webhook}
 
 
 async def receive_webhook(call: Call) -> Answer:
@@ -72,9 +81,9 @@ _REFUSED: Final = (
 _TAKEN: Final = {200: dict[str, Any], 202: dict[str, Any]}
 
 ROUTES: Final = (
-    Route("POST", _PATH, receive_webhook, None, _TAKEN, problems=_REFUSED, raw=True),
-    Route("PUT", _PATH, receive_webhook, None, _TAKEN, problems=_REFUSED, raw=True),
-    Route("GET", _PATH, webhook_handshake, None, {200: str}, problems=_REFUSED, raw=True),
-    Route("HEAD", _PATH, webhook_handshake, None, {200: None}, problems=_REFUSED, raw=True),
-    Route("OPTIONS", _PATH, webhook_handshake, None, {200: None}, problems=_REFUSED, raw=True),
+    Route("POST", PATH, receive_webhook, None, _TAKEN, problems=_REFUSED, raw=True),
+    Route("PUT", PATH, receive_webhook, None, _TAKEN, problems=_REFUSED, raw=True),
+    Route("GET", PATH, webhook_handshake, None, {200: str}, problems=_REFUSED, raw=True),
+    Route("HEAD", PATH, webhook_handshake, None, {200: None}, problems=_REFUSED, raw=True),
+    Route("OPTIONS", PATH, webhook_handshake, None, {200: None}, problems=_REFUSED, raw=True),
 )
