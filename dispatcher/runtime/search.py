@@ -8,7 +8,8 @@ pays nothing and what has just been written is found all the same: it is read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, Generic, TypeVar
@@ -19,8 +20,8 @@ from dispatcher.settings import Settings
 from dispatcher.store import events, runs, search
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.events import EventFilter, EventRow
-from dispatcher.store.runs import RunFilter, RunSummary, first_id
-from dispatcher.store.search import Bodies, Index, Kind, Segment
+from dispatcher.store.runs import FINAL_STATUSES, RunFilter, RunSummary, first_id
+from dispatcher.store.search import Bodies, Choice, Index, Kind, Segment
 
 Row = TypeVar("Row", RunSummary, EventRow)
 
@@ -32,6 +33,8 @@ _SETTLED: Final = timedelta(minutes=2)  # by then every id made before is commit
 _INTEREST: Final = timedelta(days=30)  # how long after a search segments go on being made
 _NOTED: Final = timedelta(hours=1)
 _LOWEST: Final = ""
+_HIGHEST: Final = "~"  # behind every id
+_FEW: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class Found(Generic[Row]):
     last: str | None
 
 
-Page = Callable[[str | None, str | None, int], Awaitable[list[Row]]]  # (floor, before, limit) → rows, newest first
+Page = Callable[[Sequence[str]], Awaitable[list[Row]]]
+"""Those of these ids that are in the list, newest first."""
 
 
 class Search:
@@ -57,64 +61,89 @@ class Search:
     async def runs(self, tenant_id: int, wanted: RunFilter, query: Query, before: str | None, limit: int) -> Found[RunSummary]:
         """Runs that match a filter and a search."""
 
-        async def page(floor: str | None, upper: str | None, most: int) -> list[RunSummary]:
-            return await runs.page(self._database, tenant_id, replace(wanted, floor=floor), upper, most)
+        async def page(among: Sequence[str]) -> list[RunSummary]:
+            return await runs.page(self._database, tenant_id, replace(wanted, among=among), None, len(among))
 
-        # Few rows are left by these, and an index finds them: segments could only get in the way.
-        narrow = wanted.event_id is not None or wanted.parent_run_id is not None
-        return await self._walk(tenant_id, "run", page, query, before, limit, narrow=narrow)
+        choice = Choice(await self._workflows(tenant_id, wanted.workflow), _final(wanted.statuses), wanted.metadata)
+        lower, upper = _ends("run", wanted.since, wanted.until, before)
+        if wanted.event_id is not None or wanted.parent_run_id is not None:  # an index leaves few, which are read one by one
+            return await self._few(tenant_id, wanted, page, query, before, limit)
+        return await self._walk(tenant_id, "run", choice, page, query, lower, upper, limit)
 
     async def events(self, tenant_id: int, wanted: EventFilter, query: Query, before: str | None, limit: int) -> Found[EventRow]:
         """Events that match a filter and a search."""
 
-        async def page(floor: str | None, upper: str | None, most: int) -> list[EventRow]:
-            return await events.page(self._database, tenant_id, replace(wanted, floor=floor), upper, most)
+        async def page(among: Sequence[str]) -> list[EventRow]:
+            return await events.page(self._database, tenant_id, replace(wanted, among=among), None, len(among))
 
-        return await self._walk(tenant_id, "event", page, query, before, limit, narrow=False)
+        lower, upper = _ends("evt", wanted.since, wanted.until, before)
+        choice = Choice(metadata=wanted.metadata, type=wanted.type)
+        return await self._walk(tenant_id, "event", choice, page, query, lower, upper, limit)
+
+    async def _workflows(self, tenant_id: int, name: str | None) -> list[int] | None:
+        return await runs.workflow_ids(self._database, tenant_id, name) if name is not None else None
+
+    async def _few(
+        self, tenant_id: int, wanted: RunFilter, page: Page[RunSummary], query: Query, before: str | None, limit: int
+    ) -> Found[RunSummary]:
+        """The search of a list that is short: of the runs of one event, or of one run."""
+        rows = await runs.page(self._database, tenant_id, wanted, before, _FEW)
+        good: list[RunSummary] = []
+        for row in rows:
+            some = await search.bodies(self._database, tenant_id, "run", row.id, f"{row.id}0", 1, _CHUNK_BYTES)
+            if some and matches(query, _documents("run", some[0])):
+                good.append(row)
+            if len(good) > limit:
+                return Found(good[:limit], good[limit - 1].id)
+        return Found(good, rows[-1].id if len(rows) == _FEW else None)
 
     async def _walk(
-        self, tenant_id: int, kind: Kind, page: Page[Row], query: Query, before: str | None, limit: int, *, narrow: bool
+        self, tenant_id: int, kind: Kind, choice: Choice, page: Page[Row], query: Query, lower: str, upper: str, limit: int
     ) -> Found[Row]:
         found: list[Row] = []
+        hits: list[str] = []
         left = self._settings.search_rows
-        async for floor, upper in self._ranges(tenant_id, kind, query, before, narrow=narrow):
-            below = upper
-            while True:
-                size = min(_CHUNK, left)
-                rows = await page(floor, below, size)
-                for row in await self._matching(tenant_id, kind, rows, query):
-                    found.append(row)
-                    if len(found) > limit:
-                        return Found(found[:limit], found[limit - 1].id)
-                left -= len(rows)
+        async with aclosing(self._ranges(tenant_id, kind, query, lower, upper)) as ranges:
+            async for floor, ceiling in ranges:
+                below = ceiling
+                while left > 0:
+                    some = await search.bodies(self._database, tenant_id, kind, floor, below, min(_CHUNK, left), _CHUNK_BYTES, choice)
+                    if not some:
+                        break
+                    hits += [one.id for one in some if one.wanted and matches(query, _documents(kind, one))]
+                    left, below = left - len(some), some[-1].id
+                    if len(found) + len(hits) > limit:
+                        found, hits = found + await page(hits), []
+                        if len(found) > limit:
+                            return Found(found[:limit], found[limit - 1].id)
+                    await asyncio.sleep(0)
                 if left <= 0:
-                    return Found(found, rows[-1].id)
-                if len(rows) < size:
-                    break
-                below = rows[-1].id
-        return Found(found, None)
+                    return Found(found + await self._rest(page, hits), below)
+        return Found(found + await self._rest(page, hits), None)
 
-    async def _ranges(
-        self, tenant_id: int, kind: Kind, query: Query, before: str | None, *, narrow: bool
-    ) -> AsyncIterator[tuple[str | None, str | None]]:
+    async def _rest(self, page: Page[Row], hits: Sequence[str]) -> list[Row]:
+        return await page(hits) if hits else []
+
+    async def _ranges(self, tenant_id: int, kind: Kind, query: Query, lower: str, before: str) -> AsyncGenerator[tuple[str, str], None]:
         """Stretches of ids (from, up to before) that may hold rows wanted, latest first."""
-        index = None if narrow else await self._index(tenant_id, kind)
-        if index is None:
-            yield None, before
+        index = await self._index(tenant_id, kind)
+        if index is None or before <= index.lower_id:
+            yield lower, before
             return
-        if before is None or before > index.upper_id:
-            yield index.upper_id, before
+        if before > index.upper_id:
+            yield max(lower, index.upper_id), before
             before = index.upper_id
         words = [mark(tenant_id, word) for word in query.words]
-        while before > index.lower_id:
+        while before > max(index.lower_id, lower):
             some = await search.segments(self._database, tenant_id, kind, before, words, _SEGMENTS)
             for segment in some:
-                yield segment.lower_id, min(before, segment.upper_id)
+                if segment.upper_id > lower:
+                    yield max(lower, segment.lower_id), min(before, segment.upper_id)
             if len(some) < _SEGMENTS:
                 break
             before = some[-1].lower_id
-        if not index.complete:
-            yield None, min(before, index.lower_id)
+        if not index.complete and lower < index.lower_id:
+            yield lower, index.lower_id
 
     async def _index(self, tenant_id: int, kind: Kind) -> Index | None:
         """A tenant's index, and a note that it is wanted."""
@@ -124,19 +153,6 @@ class Search:
         if index is None:
             self.on_wanted()
         return index
-
-    async def _matching(self, tenant_id: int, kind: Kind, rows: Sequence[Row], query: Query) -> list[Row]:
-        """The rows whose bodies hold what is asked for, in their order."""
-        good: set[str] = set()
-        left = [row.id for row in rows]
-        while left:
-            some = await search.bodies(self._database, tenant_id, kind, left, _CHUNK_BYTES)
-            if not some:
-                break
-            good.update(one.id for one in some if matches(query, _documents(kind, one)))
-            left = [one for one in left if one < some[-1].id]
-            await asyncio.sleep(0)
-        return [row for row in rows if row.id in good]
 
     # ---- making segments
 
@@ -158,8 +174,7 @@ class Search:
             if index is None:
                 return False
             for segment in await search.outdated(conn, tenant_id, kind, 1):
-                await self._make(conn, index, segment, await search.ids_up(
-                    conn, tenant_id, kind, segment.lower_id, segment.upper_id, _CHUNK))  # fmt: skip
+                await self._make(conn, index, segment)
                 return True
             return await self._upwards(conn, index, _settled(kind, now)) or await self._downwards(conn, index)
 
@@ -168,8 +183,9 @@ class Search:
         found = await search.ids_up(conn, index.tenant_id, kind, index.upper_id, settled, _CHUNK)
         if len(found) < _CHUNK:  # a short segment would have to be made again and again
             return False
-        last = await self._make(conn, index, Segment(index.upper_id, ""), found)
-        await search.grow(conn, replace(index, upper_id=f"{last}0"))
+        upper = f"{found[-1]}0"  # behind the last of them, and before whatever comes next
+        await self._make(conn, index, Segment(index.upper_id, upper))
+        await search.grow(conn, replace(index, upper_id=upper))
         return True
 
     async def _downwards(self, conn: Connection, index: Index) -> bool:
@@ -180,29 +196,35 @@ class Search:
         if not found:
             await search.grow(conn, replace(index, complete=True))
             return False
-        await self._make(conn, index, Segment(found[-1], index.lower_id), found[::-1])
+        await self._make(conn, index, Segment(found[-1], index.lower_id))
         await search.grow(conn, replace(index, lower_id=found[-1]))
         return True
 
-    async def _make(self, conn: Connection, index: Index, segment: Segment, rows: Sequence[str]) -> str:
-        """Keep a segment of these ids, rising. One that begins somewhere and has no upper end ends behind the last; answers that."""
+    async def _make(self, conn: Connection, index: Index, segment: Segment) -> None:
+        """Keep what the rows of a segment hold."""
         kind: Kind = index.kind  # type: ignore[assignment]  # the check says so
         words: set[int] = set()
         pending: list[str] = []
-        left = list(rows)
-        while left:
-            some = await search.bodies(conn, index.tenant_id, kind, left, _CHUNK_BYTES)
-            if not some:
-                break
+        below = segment.upper_id
+        while some := await search.bodies(conn, index.tenant_id, kind, segment.lower_id, below, _CHUNK, _CHUNK_BYTES):
             pending += [one.id for one in some if one.live]
             if len(words) <= _SEGMENT_WORDS:
                 found = words_of(text for one in some for documents in _documents(kind, one).values() for text in documents)
                 words.update(mark(index.tenant_id, word) for word in found)
-            left = [one for one in left if one < some[-1].id]
+            below = some[-1].id
         dense = len(words) > _SEGMENT_WORDS
-        kept = Segment(segment.lower_id, segment.upper_id or f"{rows[-1]}0")
-        await search.add(conn, index.tenant_id, kind, kept, [] if dense else sorted(words), pending, dense=dense)
-        return rows[-1] if rows else segment.lower_id
+        await search.add(conn, index.tenant_id, kind, segment, [] if dense else sorted(words), pending, dense=dense)
+
+
+def _final(statuses: Sequence[str] | None) -> list[str] | None:
+    """Of the statuses asked for, those that are in history."""
+    return [status for status in statuses if status in FINAL_STATUSES] if statuses is not None else None
+
+
+def _ends(prefix: str, since: datetime | None, until: datetime | None, before: str | None) -> tuple[str, str]:
+    """The stretch of ids that a list is of."""
+    uppers = [text for text in (before, first_id(prefix, until) if until is not None else None) if text is not None]
+    return (first_id(prefix, since) if since is not None else _LOWEST), min(uppers, default=_HIGHEST)
 
 
 def _settled(kind: Kind, now: datetime) -> str:
@@ -212,7 +234,8 @@ def _settled(kind: Kind, now: datetime) -> str:
 def _documents(kind: Kind, one: Bodies) -> dict[str, list[bytes]]:
     """Bodies by the names paths may begin with."""
     metadata = [one.metadata.encode()] if one.metadata is not None else []
+    first = [one.first] if one.first is not None else []
     if kind == "event":
-        return {"data": [one.first], "metadata": metadata, "type": one.rest or []}
+        return {"data": first, "metadata": metadata, "type": one.rest or []}
     errors = [error.encode() for error in one.errors or ()]
-    return {"input": [one.first], "output": one.rest or [], "error": errors, "metadata": metadata}
+    return {"input": first, "output": one.rest or [], "error": errors, "metadata": metadata}

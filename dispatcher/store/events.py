@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -38,8 +38,7 @@ class EventFilter:
     scope: str | None = None
     metadata: str | None = None
     matched: bool | None = None
-    floor: str | None = None
-    """The lowest id; others are left out."""
+    among: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +77,7 @@ EVENTS = Statement(
     where tenant_id = $1 and ($2::text is null or type = $2) and ($3::text is null or id < $3) and ($4::text is null or id >= $4)
       and ($5::timestamptz is null or created_at >= $5) and ($7::text is null or scope = $7)
       and ($8::jsonpath is null or metadata @@ $8) and ($9::boolean is null or (not $9 and runs = 0) or ($9 and runs > 0))
+    and ($10::text[] is null or id = any($10))
     order by id desc limit $6
     """,
     EventRow,
@@ -151,12 +151,14 @@ async def get(db: Database, tenant_id: int, event_id: str) -> EventRow | None:
 async def page(db: Database, tenant_id: int, wanted: EventFilter, before: str | None, limit: int) -> list[EventRow]:
     """Events that match, newest first, at most `limit`, all older than `before` where that is given."""
     upper = [text for text in (before, first_id("evt", wanted.until) if wanted.until else None) if text is not None]
-    lower = [text for text in (wanted.floor, first_id("evt", wanted.since) if wanted.since else None) if text is not None]
-    created = wanted.since - CLOCK_SKEW if wanted.since else None
+    lower = first_id("evt", wanted.since) if wanted.since else None
+    made = [moment for one in wanted.among or () if (moment := ids.created_at(one)) is not None]
+    since = max([moment for moment in (wanted.since, min(made, default=None)) if moment is not None], default=None)
+    created = since - CLOCK_SKEW if since is not None else None
     async with db.transaction() as conn:
         await conn.execute(PLAN_FOR_VALUES)
-        place = (min(upper, default=None), max(lower, default=None), created, limit)
-        choice = (wanted.scope, wanted.metadata, wanted.matched)
+        place = (min(upper, default=None), lower, created, limit)
+        choice = (wanted.scope, wanted.metadata, wanted.matched, wanted.among)
         return EVENTS.read(await conn.fetch(EVENTS.sql, tenant_id, wanted.type, *place, *choice))
 
 

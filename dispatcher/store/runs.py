@@ -112,8 +112,7 @@ class RunFilter:
     event_id: str | None = None
     parent_run_id: str | None = None
     endpoint: str | None = None
-    floor: str | None = None
-    """The lowest id; others are left out."""
+    among: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +211,13 @@ RUNS = Statement(
           and ($12::text[] is null or case when r.graph ~ '[^-]' or t.state = 'running' then 'running'
                when t.state in ('waiting', 'blocked') then t.state
                when t.state = 'scheduled' and t.epoch > 0 then 'pending_retry' else 'queued' end = any($12))
-          and (not $11 or t.dispatcher_id is not null or t.lease_until is not null or r.graph ~ '[^-]')
+          and ($15::text[] is null or r.id = any($15))
+          and (not $11 or r.id = any(array(
+               select k.run_id from tasks k where k.tenant_id = $1 and k.dispatcher_id is not null
+               union all
+               select k.run_id from tasks k where k.tenant_id = $1 and k.lease_until is not null
+               union all
+               select g.id from runs g where g.tenant_id = $1 and g.graph is not null and g.graph ~ '[^-]')))
         order by r.id desc limit $13
     ), over as (
         select h.id, h.workflow_id, h.status, h.status as state, 0 as epoch, h.metadata, h.priority, h.trigger, h.event_id,
@@ -225,9 +230,10 @@ RUNS = Statement(
           and ($6::text is null or h.parent_run_id = $6)
           and ($7::text is null or exists (
                select from attempts a where a.tenant_id = $1 and a.run_id = h.id and a.endpoint_id = $7
-               and ($14::timestamptz is null or a.finished_at >= $14)))
+               and a.finished_at >= h.created_at - interval '1 hour' and a.finished_at <= h.finished_at))
           and ($8::jsonpath is null or h.metadata @@ $8)
           and ($12::text[] is null or h.status = any($12))
+          and ($15::text[] is null or h.id = any($15))
         order by h.id desc limit $13
     ), page as (
         select * from live union all select * from over order by id desc limit $13
@@ -311,7 +317,6 @@ async def page(db: Database, tenant_id: int, wanted: RunFilter, before: str | No
     statuses = None if wanted.statuses is None else list(wanted.statuses)
     asked = LIVE_STATUSES | FINAL_STATUSES if statuses is None else frozenset(statuses)
     upper = [text for text in (before, first_id("run", wanted.until) if wanted.until else None) if text is not None]
-    lower = [text for text in (wanted.floor, first_id("run", wanted.since) if wanted.since else None) if text is not None]
     async with db.transaction() as conn:
         await conn.execute(PLAN_FOR_VALUES)
         workflows = endpoint = None
@@ -324,7 +329,7 @@ async def page(db: Database, tenant_id: int, wanted: RunFilter, before: str | No
                 RUNS.sql,
                 tenant_id,
                 min(upper, default=None),
-                max(lower, default=None),
+                first_id("run", wanted.since) if wanted.since else None,
                 workflows,
                 wanted.event_id,
                 wanted.parent_run_id,
@@ -335,9 +340,22 @@ async def page(db: Database, tenant_id: int, wanted: RunFilter, before: str | No
                 asked & LIVE_STATUSES == {"running"},
                 statuses,
                 limit,
-                wanted.since - CLOCK_SKEW if wanted.since else None,
+                _ended_since(wanted),
+                wanted.among,
             )
         )
+
+
+def _ended_since(wanted: RunFilter) -> datetime | None:
+    """From when on the runs wanted can have ended: none does before its id was made."""
+    made = [moment for one in wanted.among or () if (moment := ids.created_at(one)) is not None]
+    lower = [moment for moment in (wanted.since, min(made, default=None)) if moment is not None]
+    return max(lower) - CLOCK_SKEW if lower else None
+
+
+async def workflow_ids(db: Database, tenant_id: int, name: str) -> list[int]:
+    """The ids a workflow of this name has or had; none where there is no such workflow."""
+    return [record[0] for record in await db.fetch(WORKFLOW_IDS, tenant_id, name)]
 
 
 async def is_finished(db: Database, tenant_id: int, run_id: str) -> bool:

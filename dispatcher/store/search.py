@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 from dispatcher import ids
@@ -40,15 +40,29 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Bodies:
-    """What can be searched of a run or event, as JSON texts. `finished` is None of a live run, and of an event."""
+    """What can be searched of a run or event, as JSON texts; nothing of one that is not `wanted`."""
 
     id: str
-    first: bytes
+    wanted: bool
+    first: bytes | None
     metadata: str | None
     rest: list[bytes] | None
     errors: list[str] | None
     live: bool
-    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which rows are worth reading the bodies of. `workflows` are ids, `statuses` final ones, `metadata` is a jsonpath predicate."""
+
+    workflows: Sequence[int] | None = None
+    statuses: Sequence[str] | None = None
+    metadata: str | None = None
+    type: str | None = None
+
+
+EVERYTHING = Choice()
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,35 +137,53 @@ RUN_IDS_DOWN = Statement(
 )
 EVENT_IDS_UP = Statement("select id from events where tenant_id = $1 and id >= $2 and id < $3 order by id limit $4", Id)
 EVENT_IDS_DOWN = Statement("select id from events where tenant_id = $1 and id >= $2 and id < $3 order by id desc limit $4", Id)
-# Latest first, no more than $4 bytes together, but always one.
-RUN_BODIES = Statement(
+# Latest first: at most $4 rows, wanted or not, and no more than $9 bytes together, but always one. Outputs are looked for between the
+# beginning and the end of their run, which leaves one or two partitions.
+RUN_RANGE = Statement(
     """
-    select id, first, metadata, rest, errors, live, size as bytes from (
-        select *, sum(size) over behind as bytes, row_number() over behind as number
-        from (select *, octet_length(first) + coalesce((select sum(octet_length(o))::int from unnest(rest) o), 0) as size
-              from (select r.id, r.input as first, r.metadata, null::bytea[] as rest, null::text[] as errors, true as live
-                    from runs r where r.tenant_id = $1 and r.id = any($2)
-                    union all
-                    select h.id, h.input, h.metadata, array_agg(t.output) filter (where t.output is not null),
-                           array_agg(t.error::text) filter (where t.error is not null), false
-                    from run_history h
-                    left join task_history t on t.tenant_id = $1 and t.run_id = h.id and t.finished_at >= $3
-                    where h.tenant_id = $1 and h.id = any($2) and h.finished_at >= $3
-                    group by h.id, h.input, h.metadata) found) sized
-        window behind as (order by id desc)) measured
-    where bytes <= $4 or number = 1 order by id desc
+    with looked_at as materialized (
+        (select id, workflow_id, null::text as status, input, metadata, created_at, null::timestamptz as finished_at
+         from runs where tenant_id = $1 and id >= $2 and id < $3 order by id desc limit $4)
+        union all
+        (select id, workflow_id, status, input, metadata, created_at, finished_at
+         from run_history where tenant_id = $1 and id >= $2 and id < $3 and finished_at >= $5 order by id desc limit $4)
+        order by id desc limit $4
+    ), chosen as (
+        select *, ($6::int[] is null or workflow_id = any($6)) and (status is null or $7::text[] is null or status = any($7))
+                  and ($8::jsonpath is null or metadata @@ $8) as wanted
+        from looked_at
+    ), whole as (
+        select c.id, coalesce(c.wanted, false) as wanted, case when c.wanted then c.input end as first,
+               case when c.wanted then c.metadata end as metadata, t.rest, t.errors, c.status is null as live,
+               coalesce(octet_length(c.input), 0) + coalesce(t.size, 0) as size
+        from chosen c left join lateral (
+            select array_agg(output) filter (where output is not null) as rest,
+                   array_agg(error::text) filter (where error is not null) as errors, sum(octet_length(output)) as size
+            from task_history where c.wanted and tenant_id = $1 and run_id = c.id
+                 and finished_at >= c.created_at - interval '1 hour' and finished_at <= c.finished_at
+        ) t on true
+    ), measured as (
+        select *, sum(case when wanted then size else 0 end) over behind as bytes, row_number() over behind as number
+        from whole window behind as (order by id desc)
+    )
+    select id, wanted, first, metadata, rest, errors, live from measured where bytes <= $9 or number = 1 order by id desc
     """,
     Bodies,
 )
-EVENT_BODIES = Statement(
+EVENT_RANGE = Statement(
     """
-    select id, first, metadata, rest, errors, false as live, size as bytes from (
-        select *, sum(size) over behind as bytes, row_number() over behind as number
-        from (select id, data as first, metadata, array[convert_to(to_json(type)::text, 'UTF8')] as rest, null::text[] as errors,
-                     octet_length(data) as size
-              from events where tenant_id = $1 and id = any($2) and created_at >= $3) found
-        window behind as (order by id desc)) measured
-    where bytes <= $4 or number = 1 order by id desc
+    with looked_at as materialized (
+        select id, type, data, metadata from events
+        where tenant_id = $1 and id >= $2 and id < $3 and created_at >= $5 order by id desc limit $4
+    ), chosen as (
+        select *, ($6::text is null or type = $6) and ($7::jsonpath is null or metadata @@ $7) as wanted from looked_at
+    ), measured as (
+        select *, sum(case when wanted then octet_length(data) else 0 end) over behind as bytes, row_number() over behind as number
+        from chosen window behind as (order by id desc)
+    )
+    select id, coalesce(wanted, false) as wanted, case when wanted then data end as first, case when wanted then metadata end as metadata,
+           array[convert_to(to_json(type)::text, 'UTF8')] as rest, null::text[] as errors, false as live
+    from measured where bytes <= $8 or number = 1 order by id desc
     """,
     Bodies,
 )
@@ -213,13 +245,16 @@ async def ids_down(conn: Connection, tenant_id: int, kind: Kind, lower: str, upp
     return [row.id for row in statement.read(await conn.fetch(statement.sql, tenant_id, lower, upper, limit))]
 
 
-async def bodies(db: Database | Connection, tenant_id: int, kind: Kind, wanted_ids: Sequence[str], most_bytes: int) -> list[Bodies]:
-    """What can be searched of these, latest first: as many as fit into so many bytes, one at least."""
-    made = [moment for one in wanted_ids if (moment := ids.created_at(one)) is not None]
-    if not made:
-        return []
-    statement = RUN_BODIES if kind == "run" else EVENT_BODIES
-    return statement.read(await db.fetch(statement.sql, tenant_id, list(wanted_ids), min(made) - CLOCK_SKEW, most_bytes))
+async def bodies(
+    db: Database | Connection, tenant_id: int, kind: Kind, lower: str, upper: str, limit: int, most_bytes: int, choice: Choice = EVERYTHING
+) -> list[Bodies]:
+    """What can be searched from id `lower` on and below `upper`, latest first: at most `limit` rows that fit into so many bytes, or one."""
+    made = ids.created_at(lower)
+    place = (tenant_id, lower, upper, limit, made - CLOCK_SKEW if made is not None else _LONG_AGO)
+    if kind == "run":
+        chosen = (choice.workflows, choice.statuses, choice.metadata, most_bytes)
+        return RUN_RANGE.read(await db.fetch(RUN_RANGE.sql, *place, *chosen))
+    return EVENT_RANGE.read(await db.fetch(EVENT_RANGE.sql, *place, choice.type, choice.metadata, most_bytes))
 
 
 async def add(
