@@ -43,6 +43,7 @@ class PutEndpoint(msgspec.Struct, forbid_unknown_fields=True):
     version: Version | None = None
     latest: bool = True
     slots: Slots | None = None
+    durable_slots: Slots | None = None
     labels: dict[LabelName, Any] | None = None
     auth: Auth | None = None
     handlers: list[Any] | None = None
@@ -53,6 +54,7 @@ class PatchEndpoint(msgspec.Struct, forbid_unknown_fields=True):
 
     paused: bool | None = None
     slots: Slots | None = None
+    durable_slots: Slots | None = None
     labels: dict[LabelName, Any] | None = None
 
 
@@ -83,6 +85,8 @@ class EndpointView(msgspec.Struct, frozen=True):
     version: str
     slots: int
     in_use: int
+    durable_slots: int | None
+    durable_in_use: int
     labels: Raw
     paused: bool
     static: bool
@@ -106,6 +110,7 @@ class Registered(msgspec.Struct, frozen=True):
     url: str
     version: str
     slots: int
+    durable_slots: int | None
     labels: dict[str, Any]
     static: bool
     verified: str | None
@@ -210,6 +215,7 @@ async def put_endpoint(call: Call) -> Answer:
         labels=_labels(body.labels),
         auth=body.auth,
         handlers=body.handlers,
+        durable_slots=body.durable_slots,
     )
     return json_answer(201 if "secret" in document else 200, document)
 
@@ -230,10 +236,10 @@ async def get_endpoint(call: Call) -> Answer:
 async def patch_endpoint(call: Call) -> Answer:
     """Pause or resume an endpoint, change its slots or its labels. A paused one gets no new attempts; those open go on."""
     body: PatchEndpoint = await call.json(_PATCH)
-    if body.paused is None and body.slots is None and body.labels is None:
-        raise problem("invalid_value", "the body: give at least one of paused, slots, labels")
-    name = call.path["name"]
-    await call.services.registration.patch(call.tenant_id, name, paused=body.paused, slots=body.slots, labels=_labels(body.labels))
+    if body.paused is None and body.slots is None and body.labels is None and body.durable_slots is None:
+        raise problem("invalid_value", "the body: give at least one of paused, slots, durable_slots, labels")
+    labels, slots = _labels(body.labels), {"slots": body.slots, "durable_slots": body.durable_slots}
+    await call.services.registration.patch(call.tenant_id, call.path["name"], paused=body.paused, labels=labels, **slots)
     return json_answer(200, _show(await _endpoint(call)))
 
 
@@ -310,6 +316,8 @@ def _show(row: EndpointState) -> EndpointView:
         version=row.version,
         slots=row.slots,
         in_use=row.in_use,
+        durable_slots=row.durable_slots,
+        durable_in_use=row.durable_in_use,
         labels=raw(row.labels),
         paused=row.paused,
         static=row.static,

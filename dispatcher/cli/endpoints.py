@@ -58,6 +58,7 @@ def get(name: str, api: Api, out: Output) -> None:
 @click.option("--handlers", type=JsonInput(), help="What a plain endpoint runs, as a JSON list; without it the endpoint is asked.")
 @click.option("--version", help="Of the deployed code; without it, what the endpoint says, or a checksum.")
 @click.option("--slots", type=click.IntRange(1), help="Attempts it may have open at once.")
+@click.option("--durable-slots", type=click.IntRange(1), help="Turns of durable tasks it may have open at once, apart from those.")
 @click.option("-l", "--label", type=Pair(), multiple=True, help="key=value that tasks may ask for; repeatable.")
 @click.option("--auth-header", type=Pair(), help="Name=value sent with every request to it.")
 @asks_server
@@ -67,6 +68,7 @@ def add(
     handlers: str | None,
     version: str | None,
     slots: int | None,
+    durable_slots: int | None,
     label: tuple[tuple[str, str], ...],
     auth_header: tuple[str, str] | None,
     api: Api,
@@ -81,6 +83,7 @@ def add(
         url=written(url_of_endpoint),
         version=written(version),
         slots=written(slots),
+        durable_slots=written(durable_slots),
         labels=written(typed(label) or None),
         auth=written(auth),
         handlers=handlers,

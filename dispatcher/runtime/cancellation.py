@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from dispatcher.clock import Clock
-from dispatcher.engine.attempts import CancelEnforced, CancelRequested, Change, Event, MarkCancelling, Refused, step
+from dispatcher.engine.attempts import CancelEnforced, CancelRequested, Change, CleanUp, Event, MarkCancelling, Refused, step
 from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.settlement import Settled, Settlement
 from dispatcher.runtime.signals import Signals
@@ -87,7 +87,7 @@ class Cancellation:
         change = await self._settle(task, CancelRequested(reason, self._grace_of(task)))
         if change is None:
             return "cancelling" if task.cancel_at is not None else None
-        return "cancelling" if isinstance(change.change, MarkCancelling) else "cancelled"
+        return "cancelling" if isinstance(change.change, MarkCancelling | CleanUp) else "cancelled"
 
     async def dismiss(self, keys: Sequence[TaskKey], reason: str) -> None:
         """Ask for tasks to end, together: of a graph these alone. What moves on meanwhile is left to the next look."""
@@ -99,7 +99,7 @@ class Cancellation:
                 submitted.append((change, self._settlement.submit(Settled(Outcome(task.guard(), change, AttemptFacts()), workflow))))
         marked = False
         for change, landed in submitted:
-            marked |= await landed and isinstance(change, MarkCancelling)
+            marked |= await landed and isinstance(change, MarkCancelling | CleanUp)
         if marked:
             self._signals.send("cancel")
             self.on_marked()

@@ -229,9 +229,9 @@ class Deliveries:
         turn, answer = flight.assignment.turn, receipt.answer
         facts = AttemptFacts(receipt.http_status, receipt.latency_ms, receipt.response_excerpt)
         if turn is not None and turn.elsewhere:
-            self._end(flight, pinned_answer(answer), facts)
-            return
-        self._observe(flight, receipt)
+            answer = pinned_answer(answer)
+        else:
+            self._observe(flight, receipt)
         if turn is not None and isinstance(answer, Turned):
             self._turned(flight, answer, facts)
         else:
