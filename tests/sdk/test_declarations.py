@@ -127,16 +127,17 @@ def test_the_arguments_are_those_that_work() -> None:
     task = set(inspect.signature(Dispatcher.task).parameters) - {"self"}
     workflow = set(inspect.signature(Dispatcher.workflow).parameters) - {"self"}
     settings = {"schedule_timeout", "execution_timeout", "retries", "backoff_factor", "backoff_max_seconds", "retry"}
-    declared = {"name", "description", "input_validator", "on_events", "version", "default_priority", "default_filters"}
+    settings |= {"concurrency", "rate_limits"}
+    declared = {"name", "description", "input_validator", "on_events", "version", "default_priority", "default_filters", "on_crons"}
     assert task == declared | settings
-    assert workflow == declared | {"task_defaults"}
+    assert workflow == declared | {"task_defaults", "concurrency"}
     assert set(inspect.signature(Workflow.task).parameters) - {"self"} == {"name", "parents"} | settings | {
         "wait_for",
         "skip_if",
         "cancel_if",
     }
-    with pytest.raises(TypeError, match="concurrency"):
-        Dispatcher(config()).task(concurrency=1)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="colour"):
+        Dispatcher(config()).task(colour=1)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(
