@@ -69,12 +69,18 @@ test-313:  ## every test on Python 3.13, where there is one
 
 # ---- measuring -------------------------------------------------------------------------------------------------------------
 
-.PHONY: bench chaos
+.PHONY: bench chaos soak-crons storm-crons
 bench: $(CHECKING)  ## runs per second, latency and CPU per run; results in ./bench-results
 	$(BIN)/python -m tests.bench
 
 chaos: $(CHECKING)  ## kill -9 of dispatchers and Postgres under load, the long form
 	$(BIN)/python -m tests.chaos
+
+soak-crons: $(CHECKING)  ## a simulated year of crons with two dispatchers, then three: restarts, outages, wrong clocks
+	$(BIN)/python -m tests.triggers.year
+
+storm-crons: $(CHECKING)  ## five real minutes of crons of one second, a dispatcher killed every ten
+	$(BIN)/python -m tests.triggers.storm
 
 # ---- keeping ---------------------------------------------------------------------------------------------------------------
 

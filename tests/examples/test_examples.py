@@ -80,6 +80,15 @@ def test_events_with_curl(url: str, tmp_path: Path) -> None:
     assert invoke("runs", "get", row["run_id"], DISPATCHER_URL=url).json["metadata"] == {"source": "curl"}
 
 
+@CURL
+def test_crons_and_schedules_with_curl(url: str, tmp_path: Path) -> None:
+    with shell("times_with_curl.sh", tmp_path / "out", DISPATCHER_URL=url) as [cron, schedule]:
+        assert (cron["description"], len(cron["next_runs"])) == ("At 09:00, only on Monday", 5)
+        assert schedule["status"] == "started"
+    assert invoke("runs", "tail", schedule["run_id"], DISPATCHER_URL=url).code == 0
+    assert invoke("crons", "delete", cron["id"], DISPATCHER_URL=url).code == 0
+
+
 def test_quickstart(url: str, tmp_path: Path) -> None:
     with shell("quickstart.sh", tmp_path / "out", DISPATCHER_URL=url) as [run, event, listed]:
         assert run["output"] == {"text": "Welcome, octocat!", "attempts": 2}
