@@ -19,6 +19,7 @@ from dispatcher.api import (
     durable,
     endpoints,
     events,
+    export,
     expressions,
     filters,
     health,
@@ -31,6 +32,7 @@ from dispatcher.api import (
     rate_limits,
     runs,
     schedules,
+    stats,
     streams,
     tokens,
     webhooks,
@@ -54,10 +56,12 @@ _RESOURCES: Final = (
     *events.ROUTES,
     *streams.ROUTES,
     *logs.ROUTES,
+    *export.ROUTES,
     *filters.ROUTES,
     *workflows.ROUTES,
     *endpoints.ROUTES,
     *rate_limits.ROUTES,
+    *stats.ROUTES,
     *crons.ROUTES,
     *schedules.ROUTES,
     *webhooks.ROUTES,
@@ -112,7 +116,6 @@ class _App(Litestar):
         else:
             answer = await self.edge.answer(routes, http, cast(Receive, receive))
             await respond(self.edge, answer, http, cast(Receive, receive), cast(Send, send))
-
 
     def _found(self, scope: HTTPScope) -> Mapping[str, Route] | None:
         """The routes of a path that is found without Litestar; those where senders post are the busiest with parameters."""
