@@ -24,8 +24,10 @@ from handlers_sdk.function import HandlerFunction
 from handlers_sdk.workflow import Standalone
 
 if TYPE_CHECKING:
+    from handlers_sdk.crons import CronTrigger
     from handlers_sdk.decorators import DeclareDurable, DeclareDurableOf, DeclareReducer
-    from handlers_sdk.definitions import CronTrigger, DefaultFilter, RetryForm
+    from handlers_sdk.filters import DefaultFilter
+    from handlers_sdk.retries import RetryForm
 
 I = TypeVar("I")  # noqa: E741 - the input
 
@@ -164,7 +166,7 @@ class DurableDeclarations:
         on_events: Sequence[str] | None,
         version: str | None,
         priority: int,
-        default_filters: Sequence[DefaultFilter] | None = None,
-        on_crons: Sequence[str | CronTrigger] | None = None,
+        filters: Sequence[DefaultFilter] | None,
+        crons: Sequence[str | CronTrigger] | None,
     ) -> WorkflowSettings:
         raise NotImplementedError

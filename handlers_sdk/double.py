@@ -104,7 +104,7 @@ class Double(httpx.AsyncBaseTransport):
         self.now = START_MS
         self.runs: dict[str, DoubleRun] = {}
         self.events: list[Pushed] = []
-        self.planned: list[tuple[int, int, Callable[[], None]]] = []
+        self.planned: list[tuple[int, int, Callable[[], object]]] = []
         self.crash_at = crash_at
         self.points = 0
         self.lost: Counter[tuple[str, str]] = Counter()  # step results that a crash took along
@@ -130,10 +130,19 @@ class Double(httpx.AsyncBaseTransport):
 
     # ---- what a test does
 
-    def start(self, workflow: str, input: Any = None, metadata: dict[str, Any] | None = None, parent: tuple[str, str] | None = None) -> DoubleRun:
+    def start(
+        self, workflow: str, input: Any = None, metadata: dict[str, Any] | None = None, parent: tuple[str, str] | None = None
+    ) -> DoubleRun:
         """A run, not yet begun."""
         number = f"{len(self.runs) + 1:026d}"
-        run = DoubleRun(f"run_{number}", f"tsk_{number}", workflow, {} if input is None else input, hashlib.sha256(number.encode()).hexdigest()[:16], metadata)
+        run = DoubleRun(
+            f"run_{number}",
+            f"tsk_{number}",
+            workflow,
+            {} if input is None else input,
+            hashlib.sha256(number.encode()).hexdigest()[:16],
+            metadata,
+        )
         run.parent = parent
         self.runs[run.id] = run
         return run
@@ -149,7 +158,7 @@ class Double(httpx.AsyncBaseTransport):
                     self._event(run, id, event)
         return event.id
 
-    def plan(self, at: int, do: Callable[[], None]) -> None:
+    def plan(self, at: int, do: Callable[[], object]) -> None:
         """Something that happens at a moment of the virtual clock, ms from the start."""
         self._ids += 1
         self.planned.append((START_MS + at, self._ids, do))
@@ -275,8 +284,8 @@ class Double(httpx.AsyncBaseTransport):
         run.started_at = run.started_at or self.now
         arrived, run.arrived = run.arrived, []
         results = []
-        for entry in arrived:
-            entry = {**entry, "at": text_of(self.now)}
+        for one in arrived:
+            entry = {**one, "at": text_of(self.now)}
             results.append(entry)
             if mode == "replay":
                 self._extend(run, [json.dumps(entry, ensure_ascii=False).encode()])
@@ -347,7 +356,8 @@ class Double(httpx.AsyncBaseTransport):
         self._crashed = asyncio.get_running_loop().create_future()
         self._buried.clear()
         work = asyncio.ensure_future(self.handlers.handle("POST", {}, text))
-        await asyncio.wait([work, self._crashed], return_when=asyncio.FIRST_COMPLETED)
+        both: list[asyncio.Future[Any]] = [work, self._crashed]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if self._crashed.done():
             work.cancel()
             await asyncio.wait([work])
@@ -445,7 +455,7 @@ class Double(httpx.AsyncBaseTransport):
         run.status = "queued"
 
     def _ran(self, run: DoubleRun, status: int, answer: bytes, retries: int) -> None:
-        body = json.loads(answer) if answer else None
+        body: Any = json.loads(answer) if answer else None
         if status < 300:
             self._end(run, "succeeded", body, None)
         elif run.failures < retries and body.get("retry") is not False:
@@ -460,12 +470,20 @@ class Double(httpx.AsyncBaseTransport):
         run.open.clear()
         if status != "succeeded":
             for child in self.runs.values():
-                if child.parent is not None and child.parent[0] == run.id and child.on_cancel == "propagate" and not child.ended and status == "cancelled":
+                if (
+                    child.parent is not None
+                    and child.parent[0] == run.id
+                    and child.on_cancel == "propagate"
+                    and not child.ended
+                    and status == "cancelled"
+                ):
                     self.cancel(child.id, "the parent was cancelled")
         if run.parent is not None:
             parent, id = self.runs[run.parent[0]], run.parent[1]
             entry: dict[str, Any] = {"op": "child", "run_id": run.id}
-            entry |= {"status": "ok", "value": output} if status == "succeeded" else {"status": "error" if status == "failed" else "cancelled"}
+            entry |= (
+                {"status": "ok", "value": output} if status == "succeeded" else {"status": "error" if status == "failed" else "cancelled"}
+            )
             self._settle(parent, id, entry | ({"error": error} if status == "failed" else {}))
 
     # ---- the log
@@ -473,7 +491,8 @@ class Double(httpx.AsyncBaseTransport):
     def _extend(self, run: DoubleRun, texts: list[bytes]) -> dict[str, str]:
         """New entries; what they ask for begins. The runs of children are answered."""
         started: dict[str, str] = {}
-        for text in texts:
+        for sent in texts:
+            text = sent
             entry = json.loads(text)
             id, status = entry["id"], entry["status"]
             assert entry.get("at"), entry
@@ -523,7 +542,10 @@ class Double(httpx.AsyncBaseTransport):
     def _child(self, run: DoubleRun, asked: dict[str, Any]) -> DoubleRun:
         key = asked.get("key")
         if key is not None:
-            twin = next((entry for entry in run.entries if entry["op"] == "child" and entry.get("key") == key and entry["status"] == "pending"), None)
+            twin = next(
+                (entry for entry in run.entries if entry["op"] == "child" and entry.get("key") == key and entry["status"] == "pending"),
+                None,
+            )
             if twin is not None:
                 first = self.runs[twin["run_id"]]
                 if first.ended:
@@ -563,7 +585,7 @@ class Double(httpx.AsyncBaseTransport):
         if expression in (None, "true"):
             return True
         if self._expressions is None:
-            raise ConfigError(f"the wait for {event.key!r} has the expression {expression!r}; give the test an `expressions(text, data)` that evaluates it")
+            raise ConfigError(f"the wait for {event.key!r} has the expression {expression!r}; give the test `expressions(text, data)`")
         return self._expressions(expression, event.data)
 
     def _event(self, run: DoubleRun, id: str, event: Pushed) -> None:

@@ -10,18 +10,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar, overload
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeVar, overload
 from uuid import UUID
 
 from handlers_sdk import wire
 from handlers_sdk.conditions import Condition, OrGroup, SleepCondition, UserEventCondition, alternatives
 from handlers_sdk.context import Context, Control
 from handlers_sdk.durations import Duration, format_duration, milliseconds, parse_duration
-from handlers_sdk.errors import ConfigError, ContinuedAsNew, IllegalTaskOutputError, NotDeterministicError
+from handlers_sdk.errors import ConfigError, ContinuedAsNew, NotDeterministicError
 from handlers_sdk.ops import PLAIN, Op, text_of
 from handlers_sdk.replay import Replay
 from handlers_sdk.schemas import Codec, codec_for, dump_json
@@ -36,8 +36,6 @@ M = TypeVar("M")
 
 STEP: Final[ContextVar[str]] = ContextVar("handlers_sdk_step", default="")
 """The id of the step running here, empty outside of steps."""
-
-CANCEL: Final = "$cancel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +65,17 @@ class Step:
         return {name: value for name, value in named.items() if value is not None}
 
 
-class DurableControl(Control):
+class DurableControl(Control, Protocol):
     """What a durable context asks of whoever runs the turn."""
 
     def namespaced(self, key: str) -> str:
         """A workflow name or event key as the dispatcher knows it."""
-        raise NotImplementedError
 
     async def saved(self, run_id: str) -> Any:
         """The state a run has saved, None when it has none."""
-        raise NotImplementedError
 
     async def deliver(self, run_id: str, text: bytes, key: str) -> bool:
         """Put a message into a run's inbox; False when it is closed."""
-        raise NotImplementedError
 
 
 class DurableContext(Context):
@@ -396,7 +391,7 @@ class DurableContext(Context):
 
 def durable_here() -> DurableContext | None:
     """The durable context of the handler running here; None elsewhere, and in its steps."""
-    from handlers_sdk.context import CURRENT  # noqa: PLC0415 - read at the call
+    from handlers_sdk.context import CURRENT
 
     context = CURRENT.get()
     if not isinstance(context, DurableContext):
@@ -425,7 +420,7 @@ def _known(fn: Callable[..., Any]) -> tuple[Codec, bool]:
 
 
 def _codec(fn: Callable[..., Any]) -> Codec:
-    from handlers_sdk.annotations import returned_by  # noqa: PLC0415 - needed once per function
+    from handlers_sdk.annotations import returned_by
 
     if "return" not in getattr(fn, "__annotations__", {}):
         return PLAIN
@@ -449,7 +444,3 @@ def _readable(condition: Condition) -> str:
 
 def _as_it_is(value: Any) -> Any:
     return value
-
-
-__all__ = ["CANCEL", "STEP", "UTC", "DurableContext", "DurableControl", "IllegalTaskOutputError", "SleepResult", "Step", "durable_here", "refuse_blocking"]
-_: Sequence[str] = __all__

@@ -1,6 +1,7 @@
 """The logs of durable tasks this process has seen, so that the dispatcher needs to send only what is new.
 
-A log is known by its rolling hash: what two processes hold under one hash is the same log. Bounded by bytes; what was not used longest goes.
+A log is known by its rolling hash: what two processes hold under one hash is the same log. Bounded by bytes; what was not used for
+longest goes.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class LogCache:
         return known.entries[:count]
 
     def keep(self, task_id: str, entries: Sequence[Any], length: int, head: str | None, appended: Sequence[bytes], size: int) -> None:
-        """A log as it was at the start of a turn, `length` and `head` those of all of it, and what was appended since. `size` is in bytes, about."""
+        """A log as it was when a turn began, `length` and `head` those of all of it, and what was appended since. `size` is bytes, about."""
         self.forget(task_id)
         try:
             digest = bytes.fromhex(head or "")

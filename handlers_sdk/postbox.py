@@ -108,7 +108,9 @@ class Postbox:
     async def _many(self, lane: _Lane, items: list[_Item]) -> list[tuple[_Item, Any, DispatcherError | None]]:
         content = b'{"items":[%b]}' % b",".join(b'{"token":%b,"events":[%b]}' % (dump_json(item.token), item.events) for item in items)
         try:
-            _, body = await self._api.request("POST", wire.CALLBACKS_PATH, content=content, token="", base=lane.base, repeatable=lane.repeatable)
+            _, body = await self._api.request(
+                "POST", wire.CALLBACKS_PATH, content=content, token="", base=lane.base, repeatable=lane.repeatable
+            )
         except ApiError as error:
             if error.status not in (404, 405):
                 return [(item, None, error) for item in items]

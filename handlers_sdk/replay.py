@@ -16,6 +16,7 @@ answer instead. `asked_steps` are those to run now; `step_done` and `step_failed
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -36,8 +37,8 @@ from handlers_sdk.errors import (
     TaskRunError,
 )
 from handlers_sdk.ops import NAME, PLAIN, Op, error_entry, failed, ms_of, parsed, pending_entry, read_value, text_of, valued_entry
-from handlers_sdk.replay_loop import ReplayLoop
-from handlers_sdk.schemas import Codec, dump_json
+from handlers_sdk.replay_loop import new_loop
+from handlers_sdk.schemas import Codec
 from handlers_sdk.wakes import wake_of
 
 SCOPE: Final[ContextVar[str]] = ContextVar("handlers_sdk_scope", default="")
@@ -90,7 +91,7 @@ class Replay:
     def __init__(
         self, log: Sequence[Mapping[str, Any]], *, started_at: str, seed: str, now: Callable[[], int], carrying: bool = False
     ) -> None:
-        self.loop = ReplayLoop(self._timer, self._seconds)
+        self.loop = new_loop(self._timer, self._seconds)
         self.outcome: Outcome | None = None
         self.carrying = carrying
         self.carried: list[bytes] = []
@@ -168,7 +169,7 @@ class Replay:
     @property
     def needs_again(self) -> bool:
         """Whether the handler waits to know the run of a child, which only the next turn will tell."""
-        return any(op.started is not None and not op.started.done() and op.started._callbacks for op in self._waiting.values())  # noqa: SLF001
+        return any(_starting(op) for op in self._waiting.values())
 
     @property
     def has_steps(self) -> bool:
@@ -178,7 +179,7 @@ class Replay:
     @property
     def holds_back(self) -> bool:
         """Whether the handler cannot go on before something is recorded. What only asks the dispatcher can go with the turn's answer."""
-        return any(one.settles or (one.op.started is not None and not one.op.started.done() and one.op.started._callbacks) for one in self._outgoing)  # noqa: SLF001
+        return any(one.settles or _starting(one.op) for one in self._outgoing)
 
     def take_outgoing(self, most: int, most_bytes: int) -> list[bytes]:
         """The text of the next entries to record, in order; `recorded` or `carry` follows."""
@@ -232,10 +233,8 @@ class Replay:
                 op.drop = None
                 op.set_exception(why())
         for _ in range(3):
-            try:
+            with contextlib.suppress(BaseException):  # what a handler does while it is put aside has no effect
                 self.loop.run_ready()
-            except BaseException:  # noqa: S110 - what a handler does while it is put aside has no effect
-                pass
             left = [task for task in self.loop.tasks if not task.done()]
             if not left:
                 return
@@ -349,7 +348,9 @@ class Replay:
         if self._closing is not None:
             raise self._closing
         if asyncio._get_running_loop() is not self.loop:  # noqa: SLF001 - None is an answer too
-            raise NotDeterministicError(f"{kind} {name!r} was asked for inside of a step or outside of the handler; only the handler itself can")
+            raise NotDeterministicError(
+                f"{kind} {name!r} was asked for inside of a step or outside of the handler; only the handler itself can"
+            )
         scope = SCOPE.get()
         if scope and scope[:-1] in self._scopes_closed:
             raise ScopeClosedError(f"{kind} {name!r} was asked for in the scope {scope[:-1]}, whose function has returned")
@@ -362,7 +363,7 @@ class Replay:
                     f"{name!r} cannot name a {kind}: 1 to 200 characters, without control characters, quotes, backslashes, `/` and `#`"
                 )
         self._counts[key] = count + 1
-        op: Op[Any] = Op(loop=self.loop)
+        op: Op[Any] = Op(loop=self.loop)  # type: ignore[abstract]  # see Op
         op.id = id = f"{key}#{count}"
         op.kind = kind
         op.number = len(self._asked)
@@ -557,6 +558,11 @@ class Replay:
         return Returned(main.result(), tuple(dict.fromkeys(str(entry["id"]) for entry in left if entry["id"] not in self._asked)))
 
 
+def _starting(op: Op[Any]) -> bool:
+    """Whether the handler waits to know a child's run."""
+    return op.started is not None and not op.started.done() and bool(op.started._callbacks)  # noqa: SLF001 - there is no other way to ask
+
+
 def _as_it_is(value: Any) -> Any:
     return value
 
@@ -588,7 +594,9 @@ def _result(op: Op[Any], status: str, entry: Mapping[str, Any]) -> Any:
         if status == "cancelled":
             raise CancelledRunError(run_id)
         error = entry.get("error") or {}
-        task = TaskRunError(str(error.get("message", "")), error_code=str(error.get("code", "")), task_name=str(op.asked.get("workflow", "")))
+        task = TaskRunError(
+            str(error.get("message", "")), error_code=str(error.get("code", "")), task_name=str(op.asked.get("workflow", ""))
+        )
         raise FailedTaskRunExceptionGroup(run_id, [task])
     return entry.get("value")
 
@@ -596,10 +604,7 @@ def _result(op: Op[Any], status: str, entry: Mapping[str, Any]) -> Any:
 def _same(op: Op[Any], entry: Mapping[str, Any]) -> bool:
     """Whether a pending entry says what is asked for now."""
     for name, value in op.asked.items():
-        have = entry.get(name)
-        if value.__class__ is bytes:
-            value = _parsed(value)
-        if have != value:
+        if name != "label" and entry.get(name) != (_parsed(value) if value.__class__ is bytes else value):
             return False
     return True
 
@@ -622,6 +627,3 @@ def _detail(error: Exception) -> wire.ErrorDetail:
     from handlers_sdk.outcomes import failure
 
     return failure(error).error
-
-
-__all__ = ["SCOPE", "Mismatched", "Outcome", "Raised", "Replay", "Returned", "dump_json"]

@@ -21,10 +21,11 @@ SPINS_MAX: Final = 1_000_000
 """Callbacks in one go. A handler that needs more never waits for anything."""
 
 _OUTSIDE: Final = (
-    "add_reader", "add_signal_handler", "add_writer", "call_soon_threadsafe", "connect_accepted_socket", "connect_read_pipe", "connect_write_pipe",
-    "create_connection", "create_datagram_endpoint", "create_server", "create_unix_connection", "create_unix_server", "getaddrinfo", "getnameinfo",
-    "remove_reader", "remove_writer", "run_forever", "run_in_executor", "run_until_complete", "sendfile", "sock_accept", "sock_connect", "sock_recv",
-    "sock_recv_into", "sock_recvfrom", "sock_sendall", "sock_sendfile", "sock_sendto", "start_tls", "subprocess_exec", "subprocess_shell",
+    "add_reader", "add_signal_handler", "add_writer", "call_soon_threadsafe", "connect_accepted_socket", "connect_read_pipe",
+    "connect_write_pipe", "create_connection", "create_datagram_endpoint", "create_server", "create_unix_connection",
+    "create_unix_server", "getaddrinfo", "getnameinfo", "remove_reader", "remove_writer", "run_forever", "run_in_executor",
+    "run_until_complete", "sendfile", "sock_accept", "sock_connect", "sock_recv", "sock_recv_into", "sock_recvfrom", "sock_sendall",
+    "sock_sendfile", "sock_sendto", "start_tls", "subprocess_exec", "subprocess_shell",
 )  # fmt: skip
 
 
@@ -116,6 +117,11 @@ class ReplayLoop(asyncio.AbstractEventLoop):
             handle.sleep.cancel()
 
 
+def new_loop(timer: Callable[[float, Callable[[], object]], asyncio.Future[Any]], seconds: Callable[[], float]) -> ReplayLoop:
+    """A loop for one handler."""
+    return ReplayLoop(timer, seconds)  # type: ignore[abstract]  # what is missing is refused
+
+
 class _Task(asyncio.Task[Any]):
     """Hashed by when it was made: a set of tasks, as `asyncio.wait` gives it, has the same order every time."""
 
@@ -139,7 +145,7 @@ class _Timer(asyncio.TimerHandle):
 def _refusing(name: str) -> Callable[..., NoReturn]:
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise NotDeterministicError(
-            f"a durable handler awaited something outside of a step ({name}); put it into a function of its own and `await ctx.run(name, function, …)`"
+            f"a durable handler awaited something outside of a step ({name}); call it in a step: `await ctx.run(name, function, …)`"
         )
 
     return refuse

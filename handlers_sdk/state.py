@@ -173,4 +173,3 @@ def _failed(error: Exception) -> Turned:
 
 def _settled(entry: Mapping[str, Any]) -> Settled:
     return Settled(str(entry["status"]), entry.get("value"), entry.get("error"), entry.get("run_id"), str(entry.get("at", "")))
-

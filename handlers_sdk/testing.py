@@ -1,11 +1,11 @@
 """Testing durable tasks: in this process, on a clock that jumps, with crashes at every place where one can happen.
 
-    tester = DurableTester([order, shipping])
-    tester.push("order/9/paid", {"amount": 5}, after="2h")
-    run = await tester.run(order, {"id": 9})
-    assert run.output == {"shipped": True}
+tester = DurableTester([order, shipping])
+tester.push("order/9/paid", {"amount": 5}, after="2h")
+run = await tester.run(order, {"id": 9})
+assert run.output == {"shipped": True}
 
-    await crash_everywhere(lambda: DurableTester([order, shipping]), order, {"id": 9})
+await crash_everywhere(lambda: DurableTester([order, shipping]), order, {"id": 9})
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class DurableTester:
 
     def push(self, key: str, data: Any = None, scope: str | None = None, after: Duration = "0s") -> None:
         """An event, pushed that long after the start."""
-        self.double.plan(milliseconds(after), lambda: self.double.push(key, data, scope) and None)
+        self.double.plan(milliseconds(after), lambda: self.double.push(key, data, scope))
 
     def send(self, data: Any, after: Duration = "0s") -> None:
         """A message to the run under test, that long after the start."""
-        self.double.plan(milliseconds(after), lambda: self.double.message(next(iter(self.double.runs)), data) and None)
+        self.double.plan(milliseconds(after), lambda: self.double.message(next(iter(self.double.runs)), data))
 
     def close_inbox(self, after: Duration = "0s") -> None:
         """No more messages for the run under test."""
@@ -77,7 +77,7 @@ class DurableTester:
 
     def cancel(self, after: Duration = "0s", reason: str = "no longer wanted") -> None:
         """Cancel the run under test, that long after the start."""
-        self.double.plan(milliseconds(after), lambda: self.double.cancel(next(iter(self.double.runs)), reason) and None)
+        self.double.plan(milliseconds(after), lambda: self.double.cancel(next(iter(self.double.runs)), reason))
 
     async def run(self, workflow: Runnable[Any, Any] | str, input: Any = None, metadata: dict[str, Any] | None = None) -> DoubleRun:
         """A run of a workflow, worked on until it has ended, is blocked, or waits for what never comes: `status`, `output`, `error`."""
@@ -93,7 +93,9 @@ class DurableTester:
     def _boot(self, double: Double) -> Handlers:
         """The endpoint's process, started anew."""
         definitions = [definition for workflow in self._workflows for definition in workflow.definitions]
-        config = replace(_config(self._workflows), transport=double, retry_attempts=1, verify_signatures=False, api_url="http://dispatcher.test")
+        config = replace(
+            _config(self._workflows), transport=double, retry_attempts=1, verify_signatures=False, api_url="http://dispatcher.test"
+        )
         host = Host(Api(config), WorkerInfo("wrk_test", "test", SLOTS), WorkerThreads(SLOTS), lifespan=self._lifespan)
         host.time = lambda: double.now / 1000
         host.on_step = double.stepped
@@ -118,14 +120,16 @@ async def crash_everywhere(make: Callable[[int | None], DurableTester], workflow
     return first.double.points
 
 
-def replay_journal(workflow: Served, entries: Sequence[Mapping[str, Any]], input: Any, task: Mapping[str, Any] | None = None) -> Returned | Raised | Mismatched | None:
+def replay_journal(
+    workflow: Served, entries: Sequence[Mapping[str, Any]], input: Any, task: Mapping[str, Any] | None = None
+) -> Returned | Raised | Mismatched | None:
     """Run a handler against a recorded log, here, without any effect: what it comes to, None when it waits at the end of the log.
 
     `task` may have `id`, `run_id`, `seed`, `started_at` and `metadata` of the task, as the turn had them. Steps beyond the log are not run.
     """
-    from handlers_sdk.context import CURRENT  # noqa: PLC0415 - set for the handler only
-    from handlers_sdk.replay import Replay  # noqa: PLC0415
-    from handlers_sdk.turns import TurnExecution  # noqa: PLC0415
+    from handlers_sdk.context import CURRENT
+    from handlers_sdk.replay import Replay
+    from handlers_sdk.turns import TurnExecution
 
     (definition, *_) = [one for one in workflow.definitions if one.durability is not None]
     said = dict(task or {})
@@ -157,4 +161,3 @@ def replay_journal(workflow: Served, entries: Sequence[Mapping[str, Any]], input
 
 def _config(workflows: Sequence[Served]) -> ClientConfig:
     return workflows[0]._api.config if workflows else ClientConfig()  # noqa: SLF001 - the app's own
-

@@ -31,7 +31,7 @@ from handlers_sdk.errors import (
 from handlers_sdk.execution import STALE, Execution, Host
 from handlers_sdk.function import HandlerFunction
 from handlers_sdk.ops import Op, error_entry, ms_of, retry_entry, storable
-from handlers_sdk.outcomes import Fail, Outcome, Refuse, Turned, cancelled, failure
+from handlers_sdk.outcomes import Fail, Outcome, Refuse, Turned, failure
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.replay import Mismatched, Raised, Replay, Returned
 from handlers_sdk.schemas import dump_json
@@ -44,18 +44,24 @@ BACKOFF_MAX_SECONDS: Final = 86_400
 logger = logging.getLogger("handlers_sdk")
 
 
-class JournalRefusedError(NonRetryableException, DispatcherError):
-    """The dispatcher does not take what was to be recorded: too long, too large, or not valid. `code` is its own."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code  # type: ignore[misc]
-
-
 class TurnExecution(Execution):
     """One turn. `checkpoint` "step" has every result acknowledged before the handler goes on, "turn" sends them with the answer."""
 
-    __slots__ = ("_append_error", "_base_len", "_carrying", "_clock_base", "_entries", "_hit", "_lost", "_news", "_opened_len", "_replay", "_steps", "_texts", "_time")
+    __slots__ = (
+        "_append_error",
+        "_base_len",
+        "_carrying",
+        "_clock_base",
+        "_entries",
+        "_hit",
+        "_lost",
+        "_news",
+        "_opened_len",
+        "_replay",
+        "_steps",
+        "_texts",
+        "_time",
+    )
 
     context: DurableContext
     _replay: Replay
@@ -159,7 +165,8 @@ class TurnExecution(Execution):
                 replay.close(LostOwnership)
                 return Refuse(409, wire.CODE_STALE_ATTEMPT, STALE)
             if self._append_error is not None:
-                return self._failed(JournalRefusedError(*_said(self._append_error)))
+                code, message = _said(self._append_error)
+                return self._failed(NonRetryableException(message), code)
             if replay.outcome is not None:
                 return await self._ended(replay)
             steps = replay.asked_steps()
@@ -167,12 +174,12 @@ class TurnExecution(Execution):
                 return await self._again(replay)
             if len(steps) == 1 and not self._steps and not replay.has_outgoing and not replay.in_flight:
                 await self._run(replay, steps[0])
-                self._flush(replay)
+                self._write(replay)
                 continue
             for op in steps:
                 self._steps[op] = self._loop.create_task(self._beside(replay, op))
             if self._steps or replay.holds_back:
-                self._flush(replay)
+                self._write(replay)
             if not self._steps and not replay.in_flight:
                 replay.due_steps()
                 if replay.has_steps:
@@ -239,7 +246,11 @@ class TurnExecution(Execution):
             replay.step_failed(op, lambda at: error_entry(op.id, wire.OP_STEP, detail, at), detail, None)
             return
         detail.pop("stack", None)
-        after = _backoff(op.failures + 1, step) if not isinstance(error, RetryableException) or error.after is None else error.after.total_seconds()
+        after = (
+            _backoff(op.failures + 1, step)
+            if not isinstance(error, RetryableException) or error.after is None
+            else error.after.total_seconds()
+        )
         ms = round(after * 1000)
         replay.step_failed(op, lambda at: retry_entry(op.id, detail, ms, step.policy, at), detail, ms)
 
@@ -252,7 +263,7 @@ class TurnExecution(Execution):
 
     # ---- recording
 
-    def _flush(self, replay: Replay) -> None:
+    def _write(self, replay: Replay) -> None:
         """Send what is to be recorded, one append at a time."""
         if replay.in_flight or not replay.has_outgoing or self._append_error is not None:
             return
@@ -319,7 +330,7 @@ class TurnExecution(Execution):
     async def _again(self, replay: Replay) -> Outcome:
         """The time is nearly up: what runs may end, nothing is begun."""
         while self._steps or replay.in_flight:
-            self._flush(replay)
+            self._write(replay)
             await self._hear()
         return self._answer(replay, {"status": wire.TURN_AGAIN})
 
@@ -346,16 +357,16 @@ class TurnExecution(Execution):
         carried = [*replay.carried, *replay.take_unsent()] if ops else []
         try:
             said = dump_json(members)
-        except DispatcherError as error:  # what goes into `input` or `error` is the handler's own
-            return self._failed(error)
+        except DispatcherError as error:  # the handler's own `input` is not JSON
+            said = dump_json({"status": wire.TURN_FAILED, "error": failure(error).error, "retry": False})
         rest = b',"output":%b' % output if output else b""
         text = b'%b,"base":%d,"ops":[%b]%b}' % (said[:-1], self._base_len, b",".join(carried), rest)
         self._remember(members["status"], carried)
         return Turned(text, self._hit)
 
-    def _interrupt(self, outcome: Fail) -> None:
+    def _interrupt(self, outcome: Outcome) -> None:
         """A turn that is told to stop is over; a task that is cancelled gets one of its own to clean up."""
-        if outcome.error.get("code") == "cancelled" and self._base_len:
+        if isinstance(outcome, Fail) and outcome.error.get("code") == "cancelled" and self._base_len:
             text = b'{"status":"again","base":%d,"ops":[]}' % self._base_len
             super()._interrupt(Turned(text))
         else:
@@ -408,8 +419,7 @@ def malformed_turn(item: Any, mode: str) -> str | None:
 def _malformed_log(part: Any) -> str | None:
     if not isinstance(part, dict) or not isinstance(part.get("entries"), list):
         return "a turn's `log` has `len`, `from` and a list of `entries`"
-    start, length, entries = part.get("from"), part.get("len"), part["entries"]
-    hidden = part.get("hidden", 0)
+    start, length, hidden, entries = part.get("from", -1), part.get("len", -1), part.get("hidden", 0), part["entries"]
     whole = all(number.__class__ is int and number >= 0 for number in (start, length, hidden))
     if not whole or start + len(entries) + hidden != length:
         return "a turn's `log` has `len` entries, of which those before `from` are left out"
@@ -441,6 +451,3 @@ def _backoff(failures: int, step: Step) -> float:
     most = step.backoff_max_seconds or BACKOFF_MAX_SECONDS
     power = failures * log(step.backoff_factor)
     return min(most, exp(power) if power < log(most) + 1 else inf)
-
-
-__all__ = ["JournalRefusedError", "TurnExecution", "cancelled"]

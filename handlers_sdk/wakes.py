@@ -115,7 +115,7 @@ class _Reader:
         name = getattr(callback, "__qualname__", "")
         if name == "_wait.<locals>._on_completion":
             cells = _cells(callback)
-            how = {asyncio.ALL_COMPLETED: "all", asyncio.FIRST_EXCEPTION: "fail_fast"}.get(cells.get("return_when"), "any")
+            how = {asyncio.ALL_COMPLETED: "all", asyncio.FIRST_EXCEPTION: "fail_fast"}.get(str(cells.get("return_when")), "any")
             self._put(cells.get("waiter"), how, op)
         elif name == "TaskGroup._on_task_done":
             self._put(getattr(callback.__self__, "_on_completed_fut", None), "fail_fast", op)

@@ -297,7 +297,7 @@ class Workflow(Runnable[I, dict[str, Any]]):
         edges: Edges,
         namespace: Mapping[str, Any],
         durability: Durability | None = None,
-    ) -> Any:
+    ) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
         def declare(fn: Callable[..., Any]) -> Task[Any, Any]:
             task: Task[Any, Any] = Task(self._definition(fn, name or fn.__name__, settings, namespace, role, edges, durability))
             self._tasks[task.name] = task

@@ -43,7 +43,7 @@ _SETTINGS = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--graphs` makes the long form of a test whose length is a matter of patience."""
     parser.addoption("--graphs", type=int, default=3_000, help="random graphs compared with the oracle (3,000; long: 100,000)")
-    parser.addoption("--replay-programs", type=int, default=1_000, help="random durable programs compared with the model (1,000; long: 20,000)")
+    parser.addoption("--replay-programs", type=int, default=300, help="random durable programs compared with a model (300; long: 10,000)")
 
 
 @pytest.fixture(scope="session")

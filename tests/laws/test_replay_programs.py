@@ -2,7 +2,7 @@
 
 A program is a tree, sent as a run's input and interpreted by one durable handler. The model walks the same tree with a clock of its own.
 Then the handler is killed at random places, its log sent whole or in part, its results recorded or carried: nothing may change.
-1,000 programs by default; `--replay-programs N` runs more or fewer.
+`--replay-programs N` runs more or fewer.
 """
 
 from __future__ import annotations
@@ -92,11 +92,11 @@ async def perform(tree: Tree, ctx: DurableContext) -> Any:
 # ---- the model
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     pass
 
 
-class Ambiguous(Exception):
+class AmbiguousError(Exception):
     """Two things happen at one moment, and which comes first is not said."""
 
 
@@ -120,12 +120,12 @@ class Model:
             if start < pushed < start + tree["timeout"]:
                 return {"key": tree["key"]}, pushed
             if pushed in (start, start + tree["timeout"]):
-                raise Ambiguous
+                raise AmbiguousError
             return "timeout", start + tree["timeout"]
         if kind == "child":
             return self.child(tree["of"], start)
         if kind == "broken":
-            raise Broken
+            raise BrokenError
         if kind == "sequence":
             values = []
             for one in tree["of"]:
@@ -144,7 +144,7 @@ class Model:
         trace = _Trace(self.events)
         try:
             found = trace.value(tree, start)
-        except Broken:
+        except BrokenError:
             self.steps += trace.steps
             return "failed", trace.reached
         self.steps += trace.steps
@@ -159,8 +159,10 @@ class Model:
             ends.append((end, value, branch))
         when = min(end for end, _, _ in ends)
         winners = [index for index, (end, _, _) in enumerate(ends) if end == when]
-        if len(winners) > 1 or any(at == when for index, (_, _, branch) in enumerate(ends) if index not in winners for at, _ in branch.steps):
-            raise Ambiguous
+        if len(winners) > 1 or any(
+            at == when for index, (_, _, branch) in enumerate(ends) if index not in winners for at, _ in branch.steps
+        ):
+            raise AmbiguousError
         for _, _, branch in ends:
             self.steps += [step for step in branch.steps if step[0] <= when]
         return [winners[0], ends[winners[0]][1]], when
@@ -236,13 +238,13 @@ async def check(seed: int) -> bool:
     model = Model(maker.events)
     try:
         value, end = model.value(tree, 0)
-    except Ambiguous:
+    except AmbiguousError:
         return False
     chance = random.Random(seed)
     tester = with_world(maker)
     run = await tester.run(program, {"tree": tree})
     assert (run.status, run.output) == ("succeeded", [value, end]), (seed, tree)
-    taken = Counter(id.rpartition("/")[2].partition("#")[0] for _, id in tester.double.steps.elements())
+    taken = Counter(step.rpartition("/")[2].partition("#")[0] for _, step in tester.double.steps.elements())
     assert taken == Counter(name for _, name in model.steps), (seed, tree)
     for options in (
         {"crash_at": chance.randrange(tester.double.points)},

@@ -271,7 +271,7 @@ EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys(
 
 
 def with_world(shape: Shape, **options: Any) -> DurableTester:
-    tester = DurableTester(SERVED, children={"double": lambda input: input["n"] * 2}, **options)
+    tester = DurableTester(SERVED, children={"double": lambda given: given["n"] * 2}, **options)
     shape[2](tester)
     return tester
 
