@@ -223,8 +223,13 @@ def _record(source: Source, request: Request, now: float, *, status: Status, rea
 
 
 def _proven_record(source: Source, request: Request, now: float, verified: Verified) -> Delivery:
-    return replace(
-        _record(source, request, now, status="accepted"),
+    return Delivery(
+        source=source.name,
+        status="accepted",
+        received_at=now,
+        method=request.method,
+        headers=body.kept_headers(request, source.scheme),
+        body=request.body,
         delivery_id=verified.delivery_id,
         dedupe_keys=dedupe_keys(source.scheme, request.body, verified.delivery_id),
         secret_index=verified.secret_index,
@@ -257,7 +262,7 @@ def _answered(source: Source, delivery: Delivery, submitted: Submitted) -> Outco
         response = document(status, {"id": submitted.id, "status": submitted.status})
     else:
         response = replace(source.response, status=202) if status == 202 else source.response
-    return Outcome(response, replace(delivery, status=submitted.status))
+    return Outcome(response, delivery if delivery.status == submitted.status else replace(delivery, status=submitted.status))
 
 
 def _refused(source: Source, request: Request, now: float, error: WebhookError) -> Outcome:

@@ -20,7 +20,7 @@ PREFIX: Final = "/hooks/"
 
 def parameters(path: str) -> dict[str, str] | None:
     """The parameters of an address, found without a router; None for a path that is none."""
-    tenant, slash, webhook = path[len(PREFIX) :].partition("/")
+    tenant, _, webhook = path[len(PREFIX) :].partition("/")
     if not tenant or not webhook or "/" in webhook:
         return None
     return {"tenant": tenant, "webhook": webhook}

@@ -10,7 +10,7 @@ from threading import Event
 
 import pytest
 
-from dispatcher.runtime.webhooks import deliveries, filtering
+from dispatcher.runtime.webhooks import deliveries, filtering, receiver
 from dispatcher.runtime.webhooks.sources import Hook
 from tests.api.world import World, open_world
 from tests.webhooks_server.senders import PULL_REQUEST, Senders, encoded, github, numbered
@@ -24,7 +24,7 @@ BUG = encoded({**PULL_REQUEST, "labels": ["bug"]})
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
     """Filters wait for this."""
-    go_on, decide = Event(), deliveries.filtered
+    go_on, decide = Event(), receiver.filtered
 
     def slow(hook: Hook, delivery: Delivery) -> Delivery:
         assert not hook.filter_loops or go_on.wait(20)

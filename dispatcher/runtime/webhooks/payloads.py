@@ -21,10 +21,11 @@ _ANY_DEPTH: Final = 1 << 30  # what was read was held to a depth by its reader
 _DIGEST: Final = "sha256:"
 REPLACEMENT: Final = "\ufffd"
 # Beside odd numbers, what a body that has been read may hold and Postgres may not: NUL, and one half of a surrogate pair. What looks like
-# one of these is looked at more closely by `strict_json`.
+# one of these, or is hard to tell for a backslash before it, is looked at more closely by `strict_json`.
 _ESCAPED: Final = re.compile(
-    rb"\\u(?:0000|[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|[c-fC-F](?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F])))"
+    rb"\\(?:\\u[dD]|u(?:0000|[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|[c-fC-F](?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]))))"
 )
+_AS_IT_IS: Final = json.JSONEncoder(ensure_ascii=False).encode
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -58,7 +59,7 @@ def _digest(delivery: Delivery) -> bytes:
 
 def headers_text(headers: Mapping[str, str]) -> str:
     """Headers as a JSON object that Postgres can hold."""
-    return storable(json.dumps(dict(headers), ensure_ascii=False)).replace("\\u0000", "\\ufffd")
+    return storable(_AS_IT_IS(dict(headers))).replace("\\u0000", "\\ufffd")
 
 
 def kept_query(request: Request, scheme: Scheme) -> str | None:
