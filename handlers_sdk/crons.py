@@ -271,6 +271,7 @@ def cron_body(
     timezone: str | None,
     missed: str | None,
 ) -> dict[str, Any]:
+    """A cron as the dispatcher takes it, without its workflow."""
     members = {
         "name": name,
         "expression": expression,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -24,150 +24,39 @@ from dispatcher.ids import IdMaker
 from dispatcher.runtime import firing, passages
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Directory, Endpoint, Picture, Workflow
-from dispatcher.runtime.firing import Firing, FiringAccepted, FiringRequest, Plan
+from dispatcher.runtime.firing import Firing, FiringAccepted, FiringRequest
 from dispatcher.runtime.gates import Gates
 from dispatcher.runtime.group_commit import GroupCommit, QueueFull
 from dispatcher.runtime.judging import Judgement, Judging
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.plans import planned
+from dispatcher.runtime.submissions import (
+    DeliveryAccepted,
+    DeliveryRequest,
+    EventAccepted,
+    EventRequest,
+    RunAccepted,
+    RunRequest,
+    Submission,
+)
 from dispatcher.runtime.work import Assignment, EventFacts
 from dispatcher.settings import Settings
-from dispatcher.store import events, placements, filters, webhook_deliveries
+from dispatcher.store import events, filters, placements, webhook_deliveries
 from dispatcher.store import intake as store
-from dispatcher.store.crons import NewCron
 from dispatcher.store.database import Connection, Database, DatabaseUnavailable, is_transient
 from dispatcher.store.filters import NewFailure
 from dispatcher.store.intake import NewEvent, NewKey, NewRun, NoRoom
-from dispatcher.store.schedules import NewSchedule, ScheduleStep
+from dispatcher.store.schedules import ScheduleStep
 from dispatcher.store.webhook_deliveries import NewDelivery
+
+__all__ = [
+    "DeliveryAccepted", "DeliveryRequest", "EventAccepted", "EventRequest", "Intake", "RunAccepted", "RunKey", "RunRequest", "Submission",
+]  # fmt: skip
 
 _STALE_TRIES = 10
 _WEIGHT_BYTES = 16_384
 Request = TypeVar("Request")
 RunKey = tuple[int, str]  # (tenant id, run id)
-
-
-@dataclass(slots=True)
-class RunRequest:
-    """A run somebody asked for. `input` and `metadata` are JSON text, checked by the edge.
-
-    One that a task asked for is cancelled with that task's run unless it is `on_its_own`; `parent_wait` is its name among the children of
-    a durable one, which its end is told to. `labels` are asked of the endpoints of its tasks beside what their definitions ask; a `sticky`
-    child whose workflow is sticky too goes where its parent is (`sticky_to`).
-    """
-
-    tenant_id: int
-    workflow: str
-    input: bytes
-    metadata: str | None = None
-    priority: int | None = None
-    idempotency_key: str | None = None
-    idempotency_ttl: timedelta | None = None
-    run_at: datetime | None = None
-    parent_run_id: str | None = None
-    trigger: str = "api"
-    parent_node: int | None = None
-    parent_wait: str | None = None
-    on_its_own: bool = False
-    labels: DesiredLabels = field(default_factory=dict)
-    sticky: bool = False
-    sticky_to: str | None = None
-
-
-@dataclass(slots=True)
-class EventRequest:
-    """An event somebody sent. `data` and `metadata` are JSON text, checked by the edge.
-
-    A call names its `workflow`: the event then runs that one with `input`, and nothing that listens for its type. `judgement` is what the
-    filters say of it, found out on the way in. With a `plan` the call is for later, and starts nothing now.
-    """
-
-    tenant_id: int
-    type: str
-    data: bytes
-    metadata: str | None = None
-    scope: str | None = None
-    priority: int | None = None
-    idempotency_key: str | None = None
-    idempotency_ttl: timedelta | None = None
-    workflow: str | None = None
-    input: bytes | None = None
-    judgement: Judgement | None = None
-    plan: Plan | None = None
-
-
-@dataclass(slots=True)
-class DeliveryRequest:
-    """A verified delivery of a webhook: the row to keep of it, and the event it becomes; None keeps it and starts nothing.
-
-    `keys` are (scope, key, how long) that must all be new: otherwise it is a duplicate of the delivery that holds one of them.
-    """
-
-    row: NewDelivery
-    event: EventRequest | None
-    keys: tuple[tuple[str, str, timedelta], ...]
-
-
-@dataclass(slots=True)
-class RunAccepted:
-    """A run that is durable; or the first of its idempotency key."""
-
-    id: str
-    duplicate: bool
-    created_at: datetime
-    status: str = "queued"
-
-
-@dataclass(slots=True)
-class EventAccepted:
-    """An event that is durable, with the runs it started; or the first of its idempotency key."""
-
-    id: str
-    stream_id: str
-    run_ids: list[str]
-    duplicate: bool
-    planned: str | None = None
-
-
-@dataclass(slots=True)
-class DeliveryAccepted:
-    """A delivery that is durable, with its event if it became one; or the first of its kind."""
-
-    id: str
-    duplicate: bool
-    event_id: str | None
-    run_ids: list[str]
-
-
-@dataclass(slots=True)
-class Submission:
-    """What is written together, and what became of it: `written`, or `first_id` of the key it came second for, or neither (stale).
-
-    `at` is when it was made, then when it was written.
-    """
-
-    event: NewEvent | None
-    runs: list[NewRun]
-    workflows: list[Workflow]
-    keys: tuple[NewKey, ...]
-    at: datetime
-    delivery: NewDelivery | None = None
-    written: bool = False
-    awaited: bool = False
-    first_id: str | None = None
-    failures: Sequence[NewFailure] = ()
-    firing: Firing | None = None
-    plan: NewCron | NewSchedule | None = None
-
-    @property
-    def settled(self) -> bool:
-        """Whether it need not be matched again."""
-        return self.written or self.first_id is not None or (self.firing is not None and self.firing.lost)
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is written by one statement."""
-        return not (self.keys or self.failures) and self.delivery is None and self.firing is None and self.plan is None
 
 
 class Intake:
@@ -454,7 +343,7 @@ class Intake:
             durable=workflow.definition.tasks[0].durable,
         )
         if flow is not None:
-            passages.give(run, flow)
+            run.demands = passages.give(run, flow)
         if workflow.definition.asks:
             self._place(run, workflow, {}, None)
         return run
