@@ -382,6 +382,14 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
         claim.wake()
         parts.signals.send("ready")
 
+    def revived() -> None:
+        backlogged()
+        services.gates.queued()
+
+    def graphs_revived(runs: list[tuple[int, str]]) -> None:
+        parts.graphs.hint(runs)
+        services.gates.queued()
+
     def registry_changed() -> None:
         parts.claims.sweep()
         loops["slots"].wake()
@@ -434,8 +442,8 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
     parts.services.crons.on_due = loops["timetable"].wake_by
     parts.services.schedules.on_due = loops["timetable"].wake_by
     parts.services.cancellation.on_marked = loops["cancels"].wake
-    parts.services.replays.on_ready = backlogged
-    parts.services.replays.on_graphs = parts.graphs.hint
+    parts.services.replays.on_ready = revived
+    parts.services.replays.on_graphs = graphs_revived
     parts.services.bulk.on_made = loops["bulk"].wake
     parts.signals.on("ready", ready)
     parts.signals.on("registry", lambda _: loops["registry"].wake())

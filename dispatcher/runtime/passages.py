@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgspec
 
 from dispatcher.engine.flow import Flow, FlowError, Passage
+from dispatcher.engine.rate_limits import Demand
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.directory import Workflow
-from dispatcher.store.intake import NewRun
 
 
 def ask(workflow: Workflow, body: bytes, metadata: str | None) -> Flow | None:
@@ -17,19 +19,29 @@ def ask(workflow: Workflow, body: bytes, metadata: str | None) -> Flow | None:
     return workflow.plan.ask(msgspec.json.decode(body), msgspec.json.decode(metadata) if metadata is not None else None)
 
 
-def give(run: NewRun, flow: Flow) -> None:
-    """Let a new run be limited so: its one task, or itself where its tasks come later."""
+class Limited(Protocol):
+    """A run as it will be written."""
+
+    graph: str | None
+    gates: str | None
+    gate_limits: str | None
+    preempts: bool
+    flow: str | None
+
+
+def give(run: Limited, flow: Flow) -> tuple[Demand, ...]:
+    """Let a run be limited so: its one task, or itself where its tasks come later. Answers the units its one task takes."""
     if run.graph is not None:
         run.flow = flow.document
         _pass(run, flow.run)
-    else:
-        passage = flow.tasks[0]
-        run.flow = msgspec.json.encode(passage.document()).decode()
-        _pass(run, passage)
+        return ()
+    passage = flow.tasks[0]
+    run.flow = msgspec.json.encode(passage.document()).decode()
+    _pass(run, passage)
+    return passage.demands
 
 
-def _pass(run: NewRun, passage: Passage) -> None:
-    run.demands = passage.demands if run.graph is None else ()
+def _pass(run: Limited, passage: Passage) -> None:
     if passage.gates:
         run.gates = ",".join(str(gate.id) for gate in passage.gates)
         run.gate_limits = ",".join(str(gate.most) for gate in passage.gates)

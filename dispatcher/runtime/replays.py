@@ -6,6 +6,7 @@ goes on by the one it had: its nodes are places in that.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -14,9 +15,11 @@ from typing import Final
 from dispatcher.clock import Clock
 from dispatcher.engine.admission import queue_of
 from dispatcher.engine.definitions.placement import parse_desired_labels
+from dispatcher.engine.flow import FlowError
 from dispatcher.engine.graphs import LETTERS, reset
 from dispatcher.engine.placement import requirement_of
 from dispatcher.errors import problem
+from dispatcher.runtime import passages
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import PENDING, Directory, Workflow
 from dispatcher.store import replays
@@ -47,6 +50,11 @@ class Replays:
             if not found:
                 break
             revival = await self._revival(tenant_id, found[0], task, input)
+            try:
+                await self._limit(self._database, tenant_id, found[0], revival)
+            except FlowError as error:
+                workflow = await self._directory.workflow_version(tenant_id, found[0].workflow_id, revival.workflow_version)
+                raise passages.refusal(workflow, error) from None
             revived = await replays.revive(self._database, tenant_id, [revival], self._clock.now())
             if revived:
                 self.announce(tenant_id, revived)
@@ -58,7 +66,13 @@ class Replays:
     async def revive(self, conn: Connection, tenant_id: int, run_ids: Sequence[str], now: datetime) -> list[Revived]:
         """Begin those of these runs again that are over, in the caller's transaction; `announce` them once it is committed."""
         found = await replays.ended(conn, tenant_id, run_ids)
-        return await replays.revive(conn, tenant_id, [await self._revival(tenant_id, run, None, None) for run in found], now)
+        revivals = []
+        for run in found:
+            revival = await self._revival(tenant_id, run, None, None)
+            with contextlib.suppress(FlowError):  # its workflow has other limits by now, and does not take this input
+                await self._limit(conn, tenant_id, run, revival)
+                revivals.append(revival)
+        return await replays.revive(conn, tenant_id, revivals, now)
 
     def announce(self, tenant_id: int, revived: Sequence[Revived]) -> None:
         """Let runs that are live again be taken up."""
@@ -86,6 +100,16 @@ class Replays:
             return Revival(run.id, run.finished_at, workflow.number, *times, None, None, input, asked.text(), asked.slots)
         graph, reasons = _reset(run, before, task)
         return Revival(run.id, run.finished_at, before.number, 0, 0, graph, reasons, input)
+
+    async def _limit(self, db: Database | Connection, tenant_id: int, run: EndedRun, revival: Revival) -> None:
+        """Tell anew what the run is limited by. Raises FlowError."""
+        workflow = await self._directory.workflow_version(tenant_id, run.workflow_id, revival.workflow_version)
+        body = await replays.body(db, tenant_id, run) if workflow.plan is not None else None
+        if body is not None:
+            flow = passages.ask(workflow, revival.input or body.input, body.metadata)
+            if flow is not None:
+                passages.give(revival, flow)
+                revival.schedule_ms = revival.schedule_ms or workflow.schedule_ms[0]
 
     def _newest(self, tenant_id: int, before: Workflow) -> Workflow:
         picture = self._directory.pictures.get(tenant_id)

@@ -34,7 +34,8 @@ class EndedRun:
 class Revival:
     """A run as it shall begin again. In `graph`, nodes that run again are '-'; None is a run of one task.
 
-    `input` stands in for the one it had, where that is given.
+    `input` stands in for the one it had, where that is given. `gates`, `gate_limits`, `preempts` and `flow` are those of a NewRun, told
+    anew; it stands in line at the first of its gates.
     """
 
     run_id: str
@@ -47,6 +48,18 @@ class Revival:
     input: bytes | None
     requirement: str = ""
     slots: int = 1
+    gates: str | None = None
+    gate_limits: str | None = None
+    preempts: bool = False
+    flow: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a run that is over was given."""
+
+    input: bytes
+    metadata: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,7 @@ ENDED = Statement(
     """,
     EndedRun,
 )
+BODY = Statement("select input, metadata from run_history where tenant_id = $1 and id = $2 and finished_at = $3", Body)
 LIVE = "select id from runs where tenant_id = $1 and id = any($2::text[])"
 # Tasks of a graph come back as over, for those that need their output and for the numbers of their attempts; one that is to run again has
 # no output any more. The revision of a run begins far above that of its earlier life, so that nothing decided then can be written now.
@@ -73,13 +87,16 @@ REVIVE = Statement(
     """
     with given as (
         select * from unnest($2::text[], $3::timestamptz[], $4::int[], $5::int[], $6::int[], $7::text[], $8::text[], $9::bytea[],
-                             $12::text[], $13::int[])
-            as g (id, finished_at, workflow_version, schedule_ms, execution_ms, graph, reasons, input, requirement, slots)
+                             $12::text[], $13::int[], $14::text[], $15::text[], $16::boolean[], $17::text[])
+            as g (id, finished_at, workflow_version, schedule_ms, execution_ms, graph, reasons, input, requirement, slots,
+                  gates, gate_limits, preempts, flow)
     ), back as (
         delete from run_history h using given g
         where h.tenant_id = $1 and h.id = g.id and h.finished_at = g.finished_at and h.finished_at >= $11
         returning h.*, g.workflow_version as next_version, g.schedule_ms, g.execution_ms, g.graph as next_graph,
-                  g.reasons as next_reasons, g.input as next_input, g.requirement, g.slots
+                  g.reasons as next_reasons, g.input as next_input, g.requirement, g.slots,
+                  string_to_array(g.gates, ',')::uuid[] as gates, string_to_array(g.gate_limits, ',')::int[] as gate_limits, g.preempts,
+                  g.flow::jsonb as flow
     ), over as (
         delete from task_history t using back b
         where t.tenant_id = $1 and t.run_id = b.id and t.finished_at = b.finished_at and t.finished_at >= $11
@@ -87,16 +104,23 @@ REVIVE = Statement(
     ), new_runs as (
         insert into runs (tenant_id, id, workflow_id, workflow_version, input, metadata, priority, trigger, event_id, parent_run_id,
                           stream_id, idempotency_key, created_at, graph, reasons, revision, advance_at, parent_node, parent_wait,
-                          filter_payload, labels, sticky_endpoint)
+                          filter_payload, labels, sticky_endpoint, gates, gate_limits, gate_wait, arrived_at, preempts, flow,
+                          schedule_deadline)
         select tenant_id, id, workflow_id, next_version, coalesce(next_input, input), metadata, priority, trigger, event_id, parent_run_id,
                stream_id, idempotency_key, created_at, next_graph, next_reasons::jsonb,
-               extract(epoch from $10::timestamptz)::int - 1600000000, case when next_graph is not null then $10 end,
-               parent_node, parent_wait, filter_payload, labels, sticky_endpoint
+               extract(epoch from $10::timestamptz)::int - 1600000000, case when next_graph is not null and gates is null then $10 end,
+               parent_node, parent_wait, filter_payload, labels, sticky_endpoint,
+               case when next_graph is not null then gates end, case when next_graph is not null then gate_limits end,
+               case when next_graph is not null then gates[1] end,
+               case when next_graph is not null and gates is not null then $10 end, next_graph is not null and preempts,
+               case when next_graph is not null then flow end,
+               case when next_graph is not null and gates is not null then $10 + schedule_ms * interval '1 millisecond' end
         from back
     ), new_tasks as (
         insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
                            execution_ms, epoch, retry_base, durable, status, output, output_type, error, started_at, finished_at,
-                           app_retries, infra_retries, endpoint_id, endpoint_version, requirement, slots)
+                           app_retries, infra_retries, endpoint_id, endpoint_version, requirement, slots,
+                           gates, gate_limits, preempts, flow)
         select $1, b.id, o.node, b.workflow_id, b.next_version, a.state, b.priority, $10,
                case when a.state = 'queued' then $10 + b.schedule_ms * interval '1 millisecond' end, b.execution_ms, o.epoch,
                case when a.again then o.retry_base + o.app_retries + o.infra_retries + 1 else o.retry_base end, o.durable,
@@ -105,7 +129,9 @@ REVIVE = Statement(
                case when not a.again then o.error end, case when not a.again then o.started_at end,
                case when a.state = 'settled' then coalesce(o.ended_at, o.finished_at) end,
                case when a.again then 0 else o.app_retries end, case when a.again then 0 else o.infra_retries end,
-               case when not a.again then o.endpoint_id end, case when not a.again then o.endpoint_version end, b.requirement, b.slots
+               case when not a.again then o.endpoint_id end, case when not a.again then o.endpoint_version end, b.requirement, b.slots,
+               case when a.state = 'queued' then b.gates end, case when a.state = 'queued' then b.gate_limits end,
+               a.state = 'queued' and b.preempts, case when a.state = 'queued' then b.flow end
         from back b join over o on o.run_id = b.id
         cross join lateral (
             select case when b.next_graph is null then 'queued' else 'settled' end as state,
@@ -124,6 +150,11 @@ async def ended(db: Database | Connection, tenant_id: int, run_ids: Sequence[str
     if not since:
         return []
     return ENDED.read(await db.fetch(ENDED.sql, tenant_id, list(run_ids), min(since)))
+
+
+async def body(db: Database | Connection, tenant_id: int, run: EndedRun) -> Body | None:
+    """What a run was given; None where somebody has begun it again."""
+    return BODY.first(await db.fetch(BODY.sql, tenant_id, run.id, run.finished_at))
 
 
 async def live(db: Database | Connection, tenant_id: int, run_ids: Sequence[str]) -> set[str]:
@@ -151,5 +182,9 @@ async def revive(db: Database | Connection, tenant_id: int, revivals: Sequence[R
             min(r.finished_at for r in revivals),
             [r.requirement for r in revivals],
             [r.slots for r in revivals],
+            [r.gates for r in revivals],
+            [r.gate_limits for r in revivals],
+            [r.preempts for r in revivals],
+            [r.flow for r in revivals],
         )
     )

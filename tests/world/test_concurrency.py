@@ -452,3 +452,31 @@ async def test_a_waiting_graph_can_be_cancelled_and_expires(world: World, one: N
         arrival.answer(200, 1)
     assert await until(lambda: over(runs[0])) == "succeeded"
     await quiet(world)
+
+
+async def test_a_replay_is_limited_anew(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited(GRR)])
+    first = await trigger(one, "a")
+    (await endpoint.next()).answer(400, {"error": {"message": "no"}})
+    await world.over(first)
+    second = await trigger(one, "a")
+    arrival = await endpoint.next()
+    await one.call("POST", f"/v1/runs/{first}/replay", {})
+    await settle(one)
+    assert endpoint.waiting == 0
+    assert await counts(world) == (1, 1)
+    arrival.answer(200, 1)
+    await world.over(second)
+    (await endpoint.next()).answer(400, {"error": {"message": "no"}})
+    await world.over(first)
+    other = await trigger(one, "a")
+    arrival = await endpoint.next()
+    await one.call("POST", f"/v1/runs/{first}/replay", {"input": {"key": "b"}})
+    again = await endpoint.next()  # its group is told from the input it is given now
+    assert again.json["run_id"] == first
+    refused = await one.call("POST", f"/v1/runs/{second}/replay", {"input": {}}, expect=422)
+    assert refused["code"] == "limit_failed"
+    again.answer(200, 1)
+    arrival.answer(200, 1)
+    await world.over(other)
+    await quiet(world)
