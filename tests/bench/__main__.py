@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import flat, graphs, loads, peer, report
+from tests.bench import durable, flat, graphs, loads, peer, report
 from tests.bench.loads import Measured
 from tests.bench.peer import PeerMeasured
 from tests.bench.system import System, running, workspace
@@ -36,6 +36,8 @@ class Plan:
     runs: int = 2_000
     seconds: float = 8.0
     bulk_runs: int = 30_000
+    durable: int = 400  # tasks of (c)
+    suspended: int = 10_000
     queued: int = 100_000
     finished: int = 1_000_000
     diamonds: int = 500
@@ -56,6 +58,7 @@ class Bench:
     peers: list[PeerMeasured] = field(default_factory=list)
     claims: list[flat.ClaimCost] = field(default_factory=list)
     idle: list[loads.Idle] = field(default_factory=list)
+    suspended: list[durable.Suspended] = field(default_factory=list)
 
     async def run(self, system: System) -> None:
         """All loads that were asked for."""
@@ -65,8 +68,11 @@ class Bench:
             self.say(f"round {number + 1} of {self.plan.rounds}")
             await self._round(system)
             if self.plan.peer:
-                self.peers.append(await peer.measure(self.plan.peer, self.plan.runs, self.plan.seconds))
+                self.peers.append(await peer.measure(self.plan.peer, self.plan.runs, self.plan.seconds, self.plan.phases.split(",")[0]))
         self.idle.append(await loads.idle(system, self.plan.seconds))
+        if "suspended" in self.plan.phases.split(","):
+            self.suspended.append(await durable.suspended(system, self.plan.suspended, self.plan.seconds))
+            self.say(f"  {self.suspended[-1]}")
         if "flat" in self.plan.phases:
             await self._flat(system)
             self.idle.append(await loads.idle(system, self.plan.seconds))
@@ -79,6 +85,10 @@ class Bench:
                 self._keep(await loads.latency(system, flavour, self.plan.seconds))
             if "e" in self.plan.phases.split(",")[0]:
                 self._keep(await loads.bulk(system, flavour, self.plan.bulk_runs if flavour == "batched" else self.plan.bulk_runs // 3))
+            if "c" in self.plan.phases.split(",")[0]:
+                self._keep(await durable.steps(system, flavour, self.plan.durable))
+            if "d" in self.plan.phases.split(",")[0]:
+                self._keep(await durable.fanout(system, flavour))
         if "graphs" in self.plan.phases.split(","):
             for load in graphs.loads(self.plan.diamonds):
                 self._keep(await graphs.measure(system, load))

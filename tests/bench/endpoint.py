@@ -6,6 +6,7 @@ Run as `uvicorn --factory tests.bench.endpoint:create`. BENCH_SINK is where its 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
@@ -15,10 +16,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from handlers_sdk import Context, Dispatcher
+from handlers_sdk.durable import DurableContext
 from tests.bench.sink import Emitter
 
 SLOTS = 5_000
 FLAVOURS = ("batched", "single", "backlog")
+STEPS = 10
+CHILDREN = 100
 GRAPHS = "graphs"
 
 Message = MutableMapping[str, Any]
@@ -64,7 +68,34 @@ def noop(flavour: str, emitter: Emitter) -> Application:
         emitter.emit(input.id)
         return {"id": input.id}
 
-    return dispatcher.app(workflows=[task], slots=SLOTS)
+    @dispatcher.task(name=f"child-{flavour}")
+    async def child(input: Ping, ctx: Context) -> dict[str, str]:
+        return {"id": input.id}
+
+    @dispatcher.durable_task(name=f"steps-{flavour}")
+    async def steps(input: Ping, ctx: DurableContext) -> int:
+        total = 0
+        for number in range(STEPS):
+            total += await ctx.run(f"s{number}", _same, number)
+        emitter.emit(input.id)
+        return total
+
+    @dispatcher.durable_task(name=f"fanout-{flavour}")
+    async def fanout(input: Ping, ctx: DurableContext) -> int:
+        done = await asyncio.gather(*[ctx.run_child(child, Ping(id=f"{input.id}-{number}")) for number in range(CHILDREN)])
+        emitter.emit(input.id)
+        return len(done)
+
+    @dispatcher.durable_task(name=f"asleep-{flavour}")
+    async def asleep(input: Ping, ctx: DurableContext) -> None:
+        emitter.emit(input.id)
+        await ctx.aio_sleep_for("1h")
+
+    return dispatcher.app(workflows=[task, child, steps, fanout, asleep], slots=SLOTS)
+
+
+async def _same(number: int) -> int:
+    return number
 
 
 def graphs(emitter: Emitter) -> Application:

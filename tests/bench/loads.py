@@ -98,6 +98,10 @@ class Recorded:
         """How many tasks of a flavour are not over."""
         return int(await self._connection.fetchval(_LIVE, f"noop-{flavour}"))
 
+    async def waiting(self) -> int:
+        """How many durable tasks are suspended."""
+        return int(await self._connection.fetchval("select count(*) from tasks where state = 'waiting'"))
+
     async def all(self, flavour: str) -> None:
         """Wait until every run of a flavour is over and recorded."""
         async with asyncio.timeout(_LIMIT_SECONDS):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _LIMIT_SECONDS = 180.0
@@ -22,6 +22,10 @@ class PeerMeasured:
     to_handler: tuple[float, float]
     to_result: tuple[float, float]
     foreign: float = 0.0
+    steps: float = 0.0
+    steps_cpu: float = 0.0
+    fanout_ms: float = 0.0
+    fanout_cpu: float = 0.0
 
     @property
     def cpu_total(self) -> float:
@@ -41,10 +45,11 @@ def home() -> Path:
     return Path(given)
 
 
-async def measure(name: str, count: int, seconds: float) -> PeerMeasured:
-    """Start the peer, run loads (a) and (b), stop it."""
+async def measure(name: str, count: int, seconds: float, phases: str = "ab") -> PeerMeasured:
+    """Start the peer, run loads (a) and (b), and (c) and (d) where they are among `phases`; stop it."""
     directory = home()
-    environment = {**os.environ, "PEERS_HOME": str(directory), "PHASES": "ab", "N": str(count), "LAT_S": str(seconds)}
+    wanted = "ab" + "".join(sorted({*phases} & {*"cd"}))
+    environment = {**os.environ, "PEERS_HOME": str(directory), "PHASES": wanted, "N": str(count), "LAT_S": str(seconds)}
     process = await asyncio.create_subprocess_exec(
         str(directory / "bench_one.sh"),
         name,
@@ -75,4 +80,12 @@ def read(name: str, output: str) -> PeerMeasured:
     ours = a["cpu_ms_per_op"] * a["done"] / 1e3 / a["total_s"]
     foreign = max((os.cpu_count() or 1) * a["cpu_busy"] - ours, 0.0)
     times = [(metric["p50"], metric["p99"]) for metric in (handler, result)]
-    return PeerMeasured(name, a["value"], a["cpu_split_ms"], times[0], times[1], round(foreign, 2))
+    measured = PeerMeasured(name, a["value"], a["cpu_split_ms"], times[0], times[1], round(foreign, 2))
+    c, d = metrics.get("durable_10_steps", {}), metrics.get("fanout_100", {})
+    return replace(
+        measured,
+        steps=c.get("value") or 0.0,
+        steps_cpu=c.get("cpu_ms_per_op") or 0.0,
+        fanout_ms=d.get("p50_ms") or 0.0,
+        fanout_cpu=d.get("cpu_ms_per_op") or 0.0,
+    )

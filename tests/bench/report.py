@@ -67,7 +67,15 @@ def peer_lines(rounds: Sequence[PeerMeasured], runs: int) -> list[Line]:
     cpu, busy = _split([m.cpu for m in rounds]), _median(m.foreign for m in rounds)
     throughput = Line(f"a {name}", runs, _median(m.rate for m in rounds), _median(m.cpu_total for m in rounds), cpu, busy, rounds=rates)
     latency = Line(f"b {name}", runs, 10.0, 0.0, {}, 0.0, _pair([m.to_handler for m in rounds]), _pair([m.to_result for m in rounds]))
-    return [throughput, latency]
+    durable = []
+    if rounds[0].steps:
+        steps = [round(m.steps, 1) for m in rounds]
+        durable.append(Line(f"c {name}", 0, _median(steps), _median(m.steps_cpu for m in rounds), {}, busy, rounds=steps))
+    if rounds[0].fanout_ms:
+        times = [round(m.fanout_ms, 1) for m in rounds]
+        pair = (_median(times), max(times))
+        durable.append(Line(f"d {name}", 0, 0.0, _median(m.fanout_cpu for m in rounds), {}, busy, pair, rounds=times))
+    return [throughput, latency, *durable]
 
 
 def _pair(values: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
@@ -137,6 +145,13 @@ def ratios(lines: Sequence[Line]) -> list[str]:
                 said.append(
                     f"(a) {flavour}: {mine.rate / theirs.rate:.2f} × {name}'s runs/s, {mine.cpu / theirs.cpu:.2f} × its CPU per run"
                 )
+            if f"c {flavour}" in by_load and f"c {name}" in by_load:
+                said.append(f"(c) {flavour}: {by_load[f'c {flavour}'].rate / by_load[f'c {name}'].rate:.2f} × {name}'s steps/s")
+            if f"d {flavour}" in by_load and f"d {name}" in by_load:
+                took, peer_took = by_load[f"d {flavour}"].handler, by_load[f"d {name}"].handler
+                assert took is not None
+                assert peer_took is not None
+                said.append(f"(d) {flavour}: {took[0] / peer_took[0]:.2f} × {name}'s time for a hundred children")
             if f"b {flavour}" in by_load:
                 said.append(_latency_ratio(by_load[f"b {flavour}"], by_load[f"b {name}"]))
     for one in lines:

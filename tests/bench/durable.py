@@ -1,0 +1,108 @@
+"""Durable loads: (c) tasks of ten steps one after another, fifty outstanding; (d) a parent that waits for a hundred children; and what
+ten thousand suspended tasks cost.
+
+A lane's next task begins when it holds the result of the last, which is later than what peers are measured by: their handler's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from tests.bench.client import Client
+from tests.bench.cpu import machine_ms, resident_mb
+from tests.bench.endpoint import CHILDREN, STEPS
+from tests.bench.loads import Measured, Recorded, check_once, chunks, clients, foreign, names
+from tests.bench.system import System, pause
+
+OUTSTANDING = 50
+ROUNDS = 8
+_LIMIT_SECONDS = 120.0
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """What `tasks` suspended tasks cost: the server's memory before and with them, and the processors' share while they sleep."""
+
+    tasks: int
+    before_mb: float
+    with_mb: float
+    idle_percent: float
+
+
+async def _lane(client: Client, workflow: str, feed: Iterator[str]) -> None:
+    for name in feed:
+        body = msgspec.json.encode({"workflow": workflow, "input": {"id": name}})
+        reply = await client.request("POST", "/v1/runs?wait=60s", body)
+        document = msgspec.json.decode(reply.body)
+        if document.get("status") != "succeeded":
+            raise RuntimeError(f"a durable run did not succeed: {reply.status} {reply.body[:500]!r}")
+
+
+async def steps(system: System, flavour: str, tasks: int) -> Measured:
+    """(c) `tasks` tasks of ten steps, 50 outstanding. `runs` and `rate` count steps."""
+    wanted = names(tasks)
+    measured = Measured(f"c {flavour}", tasks * STEPS)
+    async with clients(system, OUTSTANDING) as pool:
+        system.sink.expect(tasks)
+        feed = iter(wanted)
+        before, busy, first = system.cpu(), machine_ms(), time.monotonic_ns()
+        await asyncio.gather(*[_lane(client, f"steps-{flavour}", feed) for client in pool])
+        moments = check_once(await system.sink.collected(_LIMIT_SECONDS), wanted)
+        after = system.cpu()
+        measured.foreign = foreign(before, after, machine_ms() - busy, time.monotonic_ns() - first)
+    measured.rate = measured.runs / ((max(moments.values()) - first) / 1e9)
+    measured.cpu = {part: (after[part] - before[part]) / measured.runs for part in after}
+    return measured
+
+
+async def fanout(system: System, flavour: str, rounds: int = ROUNDS) -> Measured:
+    """(d) one parent of a hundred children at a time, after one that is not counted. `runs` counts children, times are the parent's."""
+    measured = Measured(f"d {flavour}", CHILDREN * rounds)
+    async with clients(system, 1) as (client,):
+        await _parent(system, client, flavour, measured)
+        measured.to_handler.clear()
+        before, busy, first = system.cpu(), machine_ms(), time.monotonic_ns()
+        for _ in range(rounds):
+            await _parent(system, client, flavour, measured)
+        elapsed = time.monotonic_ns() - first
+        after = system.cpu()
+        measured.foreign = foreign(before, after, machine_ms() - busy, elapsed)
+    measured.to_handler.sort()
+    measured.rate = measured.runs / (elapsed / 1e9)
+    measured.cpu = {part: (after[part] - before[part]) / measured.runs for part in after}
+    return measured
+
+
+async def _parent(system: System, client: Client, flavour: str, measured: Measured) -> None:
+    (name,) = names(1)
+    system.sink.expect(1)
+    first = time.monotonic_ns()
+    await _lane(client, f"fanout-{flavour}", iter([name]))
+    moments = check_once(await system.sink.collected(_LIMIT_SECONDS), [name])
+    measured.to_handler.append((moments[name] - first) / 1e6)
+
+
+async def suspended(system: System, tasks: int, seconds: float) -> Suspended:
+    """Let so many tasks fall asleep, and see what that costs."""
+    (server,) = system.parts["server"].trees
+    before = resident_mb(server)
+    wanted = names(tasks)
+    async with clients(system, 4) as pool:
+        for some in chunks(wanted):
+            body = msgspec.json.encode({"runs": [{"workflow": "asleep-batched", "input": {"id": name}} for name in some]})
+            await pool[0].request("POST", "/v1/runs/bulk", body)
+        async with Recorded.of(system) as recorded, asyncio.timeout(_LIMIT_SECONDS):
+            while await recorded.waiting() < tasks:
+                await pause(_POLL_SECONDS)
+    await pause(2.0)
+    used, began = system.cpu(), time.monotonic_ns()
+    await pause(seconds)
+    spent = system.cpu()
+    share = (spent["server"] - used["server"] + spent["postgres"] - used["postgres"]) / ((time.monotonic_ns() - began) / 1e6)
+    return Suspended(tasks, before, resident_mb(server), share * 100)
