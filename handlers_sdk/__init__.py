@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from handlers_sdk.definitions import Priority, TaskDefaults
     from handlers_sdk.depends import Depends
     from handlers_sdk.dispatcher import Dispatcher
+    from handlers_sdk.durable import DurableContext, SleepResult
     from handlers_sdk.durations import Duration
     from handlers_sdk.errors import (
         ApiError,
         ApiUnreachableError,
         BulkTriggerError,
+        Cancelled,
         CancelledRunError,
         ConfigError,
         DispatcherError,
@@ -30,11 +32,17 @@ if TYPE_CHECKING:
         FailedTaskRunExceptionGroup,
         IdempotencyCollisionError,
         IllegalTaskOutputError,
+        Interruption,
         InvalidInputError,
         LifespanSetupError,
+        LostOwnership,
         NonRetryableError,
         NonRetryableException,
+        NotDeterministicError,
         RetryableException,
+        ScopeClosedError,
+        StepFailedError,
+        Suspended,
         TaskOutputError,
         TaskRunError,
     )
@@ -44,6 +52,7 @@ if TYPE_CHECKING:
     from handlers_sdk.handlers import Handlers
     from handlers_sdk.log_lines import V1LogLine, V1LogLineList
     from handlers_sdk.logs import TaskLogHandler
+    from handlers_sdk.ops import Op
     from handlers_sdk.outcomes import Response
     from handlers_sdk.refs import WorkflowRunRef
     from handlers_sdk.retries import Retry
@@ -57,6 +66,7 @@ if TYPE_CHECKING:
         ScheduledWorkflowsList,
     )
     from handlers_sdk.schemas import EmptyModel
+    from handlers_sdk.state import Settled, StateContext
     from handlers_sdk.timed import ScheduleTriggerWorkflowOptions
     from handlers_sdk.triggers import TriggerWorkflowOptions, WorkflowRunTriggerConfig
     from handlers_sdk.webhooks import (
@@ -84,10 +94,14 @@ _HOMES: Final = {
     "depends": ("Depends",),
     "dispatcher": ("Dispatcher",),
     "durations": ("Duration",),
+    "durable": ("DurableContext", "SleepResult"),
+    "state": ("Settled", "StateContext"),
+    "ops": ("Op",),
     "errors": (
         "ApiError",
         "ApiUnreachableError",
         "BulkTriggerError",
+        "Cancelled",
         "CancelledRunError",
         "ConfigError",
         "DispatcherError",
@@ -95,11 +109,17 @@ _HOMES: Final = {
         "FailedTaskRunExceptionGroup",
         "IdempotencyCollisionError",
         "IllegalTaskOutputError",
+        "Interruption",
         "InvalidInputError",
         "LifespanSetupError",
+        "LostOwnership",
         "NonRetryableError",
         "NonRetryableException",
+        "NotDeterministicError",
         "RetryableException",
+        "ScopeClosedError",
+        "StepFailedError",
+        "Suspended",
         "TaskOutputError",
         "TaskRunError",
     ),
@@ -150,6 +170,7 @@ __all__ = [
     "BulkCancelReplayOpts",
     "BulkPushEventWithMetadata",
     "BulkTriggerError",
+    "Cancelled",
     "CancelledRunError",
     "ClientConfig",
     "ConcurrencyExpression",
@@ -163,6 +184,7 @@ __all__ = [
     "Depends",
     "Dispatcher",
     "DispatcherError",
+    "DurableContext",
     "Duration",
     "EmptyModel",
     "Event",
@@ -172,10 +194,14 @@ __all__ = [
     "Handlers",
     "IdempotencyCollisionError",
     "IllegalTaskOutputError",
+    "Interruption",
     "InvalidInputError",
     "LifespanSetupError",
+    "LostOwnership",
     "NonRetryableError",
     "NonRetryableException",
+    "NotDeterministicError",
+    "Op",
     "OrGroup",
     "ParentCondition",
     "Priority",
@@ -195,8 +221,14 @@ __all__ = [
     "ScheduledWorkflowsBulkResponse",
     "ScheduledWorkflowsBulkUpdateItem",
     "ScheduledWorkflowsList",
+    "ScopeClosedError",
+    "Settled",
     "SleepCondition",
+    "SleepResult",
     "Standalone",
+    "StateContext",
+    "StepFailedError",
+    "Suspended",
     "Task",
     "TaskDefaults",
     "TaskLogHandler",
