@@ -11,8 +11,8 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from dispatcher.api.views import NULL, Status, output_of, raw, status_of
-from dispatcher.api.watching import Watch
-from dispatcher.engine.definitions import STORED, Definition, parse_definition
+from dispatcher.api.watching import Watch, plan_of
+from dispatcher.engine.definitions import Definition
 from dispatcher.engine.graphs import LETTERS, REASONS, Reason
 from dispatcher.ids import attempt_id, task_id
 from dispatcher.store.runs import RunRow
@@ -43,7 +43,8 @@ class TaskView(msgspec.Struct, frozen=True):
 
     Tasks of a graph name their `parents`; `reason` says why one was settled without running. One that does not run yet says in
     `waiting_for` what must still happen, all of it: `{"parent": name}`, `{"sleep_until": moment}`, `{"event": key, …}`, or any of
-    `{"or": […]}`; `{"kind": "concurrency" | "rate_limit" | "endpoint", "message": …}` once it is ready; and in `skipped_by` and `cancelled_by` what would skip or cancel it first.
+    `{"or": […]}`; `{"kind": "concurrency" | "rate_limit" | "endpoint", "message": …}` once it is ready; and in `skipped_by` and
+    `cancelled_by` what would skip or cancel it first.
     """
 
     id: str
@@ -156,15 +157,16 @@ def _run_output(tasks: Sequence[TaskView], last: Container[str]) -> Raw:
 
 
 def _last(run: RunRow) -> Container[str]:
-    definition = json.loads(run.definition or "{}")
-    return {definition[role]["name"] for role in ("on_failure", "on_success") if role in definition}
+    return plan_of(run.definition).last if run.definition is not None else ()
 
 
 def _graph(run: RunRow, letters: str, rows: Sequence[RunRow]) -> Iterator[TaskView]:
     """The tasks of a graph, those included that have not started and those that never will."""
-    definition = parse_definition(json.loads(run.definition or "{}"), STORED, static=False)
+    assert run.definition is not None, "a graph has its definition"
+    plan = plan_of(run.definition)
+    definition = plan.definition
     known = {row.node: row for row in rows if row.node is not None}
-    watch = Watch(definition, letters, known, json.loads(run.waits or "[]"))
+    watch = Watch(plan, letters, known, json.loads(run.waits or "[]"))
     reasons: Mapping[str, Reason] = json.loads(run.reasons or "{}")
     for node, task in enumerate(definition.tasks):
         row = known.get(node)

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 import msgspec
 
-from dispatcher.engine.definitions import Condition, Definition, Parent, UserEvent, compile_condition
+from dispatcher.engine.definitions import STORED, Condition, Definition, Parent, UserEvent, compile_condition, parse_definition
 from dispatcher.engine.expressions import ExpressionError
 from dispatcher.engine.graphs import LETTERS, Clause, Graph, GraphState, awaited
 from dispatcher.store.runs import RunRow
+
+_PLANS_KEPT: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A definition and its graph; `last` are the names of the tasks that come last."""
+
+    definition: Definition
+    graph: Graph
+    last: frozenset[str]
+
+
+@lru_cache(maxsize=_PLANS_KEPT)
+def plan_of(definition: str) -> Plan:
+    """The plan of a stored definition. Those asked for lately are kept: one of a thousand tasks takes as long to read as all the rest."""
+    read = parse_definition(msgspec.json.decode(definition), STORED, static=False)
+    return Plan(read, Graph.of(read), frozenset(read.tasks[node].name for node in (read.on_failure, read.on_success) if node is not None))
 
 
 class Watch:
     """One run's open conditions. `waits` are the rows of those that time or events settle."""
 
-    def __init__(self, definition: Definition, letters: str, known: Mapping[int, RunRow], waits: Sequence[Mapping[str, Any]]) -> None:
-        self._definition = definition
+    def __init__(self, plan: Plan, letters: str, known: Mapping[int, RunRow], waits: Sequence[Mapping[str, Any]]) -> None:
+        self._definition = plan.definition
         self._letters = letters
         self._known = known
         self._due: dict[tuple[int, int], datetime | None] = {(wait["node"], int(wait["id"])): wait["due_at"] for wait in waits}
@@ -28,7 +48,7 @@ class Watch:
                 met.setdefault(wait["node"], set()).add(int(wait["id"]))
         statuses = tuple(LETTERS[letter] for letter in letters)
         self._state = GraphState(statuses, {node: frozenset(numbers) for node, numbers in met.items()})
-        self._graph = Graph.of(definition)
+        self._graph = plan.graph
 
     def of(self, node: int) -> dict[str, list[dict[str, Any]]]:
         """`waiting_for`, and `skipped_by` and `cancelled_by` where there is any."""
