@@ -60,7 +60,7 @@ from dispatcher.sealing import Sealer, development_key, parse_master_key
 from dispatcher.settings import Settings, SettingsError
 from dispatcher.store import bulk as bulk_store
 from dispatcher.store import intake as intake_store
-from dispatcher.store import partitions, queue, rate_limits, registry, schedules, tasks
+from dispatcher.store import partitions, queue, rate_limits, registry, retention, schedules, tasks
 from dispatcher.store import streams as streams_store
 from dispatcher.store.database import Database, DatabaseUnavailable
 from dispatcher.store.embedded import EmbeddedPostgres
@@ -228,6 +228,7 @@ def _join(
     callbacks = Callbacks(database, directory, deliveries, settlement, recorder, signals, tokens, clock, settings, journals, turns)
     circuits.rediscover = registration.rediscover
     webhooks = Webhooks(database, directory, keyring.sealer, intake, courier, clock, settings, metrics, registration.changed)
+    webhooks.receiver.live = lambda: signals.peers + 1
     replays = Replays(database, directory, capacity, clock)
     services = Services(
         settings, clock, database, intake, waiters, cancellation, registration, callbacks, directory, metrics, settlement, capacity,
@@ -465,10 +466,12 @@ class _Maintenance:
         await partitions.make(database, now.date(), _PARTITION_DAYS)
         await partitions.drop_before(database, (now - timedelta(days=settings.retention_days)).date())
         await bulk_store.prune(database, now - timedelta(days=settings.retention_days))
+        await self.services.timetable.reckon(now)
         while await schedules.prune(database, now - timedelta(days=settings.retention_days), _BATCH) >= _BATCH:
             pass
         while await intake_store.prune_keys(database, now, _BATCH) >= _BATCH:
             pass
+        await retention.delete_expired(database, now, settings.retention_days, _BATCH)
         await self.services.search.prune(now, now - timedelta(days=settings.retention_days))
         while await streams_store.prune(database, now - timedelta(days=settings.retention_days), _BATCH) >= _BATCH:
             pass

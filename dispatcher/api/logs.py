@@ -76,7 +76,7 @@ async def list_logs(call: Call) -> Answer:
     if query.follow:
         return _follow(call, run_id, wanted, max(after, last_event_id(call) or 0))
     found = await logs.lines(database, call.tenant_id, run_id, wanted, after, query.limit, call.services.settings.search_rows)
-    return page(name, query, found.lines, _line, lambda line: line.seq, more=found.more, last=found.position)
+    return page(name, query, found.lines, show_line, lambda line: line.seq, more=found.more, last=found.position)
 
 
 async def list_lines(call: Call) -> Answer:
@@ -85,7 +85,7 @@ async def list_lines(call: Call) -> Answer:
     before = position("lines", query, int)
     services = call.services
     found = await logs.tenant_lines(services.database, call.tenant_id, _wanted(call), before, query.limit, services.settings.search_rows)
-    return page("lines", query, found.lines, _line, lambda line: line.seq, more=found.more, last=found.position)
+    return page("lines", query, found.lines, show_line, lambda line: line.seq, more=found.more, last=found.position)
 
 
 def _wanted(call: Call, run_id: str | None = None) -> LineFilter:
@@ -126,7 +126,7 @@ async def _frames(call: Call, run_id: str, wanted: LineFilter, after: int) -> As
             after = found.position or after
             if found.lines:
                 said = monotonic()
-                yield b"".join([event("log", line.seq, _encode(_line(line))) for line in found.lines])
+                yield b"".join([event("log", line.seq, _encode(show_line(line))) for line in found.lines])
             if found.more:
                 continue
             if over:
@@ -138,7 +138,8 @@ async def _frames(call: Call, run_id: str, wanted: LineFilter, after: int) -> As
             await wait()
 
 
-def _line(line: Line) -> LineView:
+def show_line(line: Line) -> LineView:
+    """A log line as it is answered."""
     return LineView(line.at, line.level, line.message, line.attempt, ids.task_id(line.run_id, line.node), line.run_id)
 
 

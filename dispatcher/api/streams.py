@@ -96,7 +96,7 @@ async def _frames(call: Call, reader: Reader) -> AsyncIterator[bytes]:
             if entry.kind == "end":
                 plain.append(await _end(call, entry))
             else:
-                plain.append(_SHOW[entry.kind](entry))
+                plain.append(reader.frame(entry, _SHOW[entry.kind]))
         yield b"".join(plain) or KEEP_ALIVE
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Event
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
@@ -16,6 +17,9 @@ from dispatcher.cli.addresses import is_loopback
 from dispatcher.cli.failures import Exit, Failure, refused
 
 _SECONDS = 30.0
+_SILENCE_SECONDS = 60.0  # a server that is followed says something more often
+_RECONNECTS = 8
+_LAST = frozenset({"end", "run:stop", "run:fail", "run:cancel"})
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Api:
         self.url = url.rstrip("/")
         headers = {"authorization": f"Bearer {token}"} if token else {}
         # A proxy set for the network is not on the way to this machine itself.
+        self._pause = Event()  # never set: it is what is waited on between tries
         self._http = httpx.Client(headers=headers, timeout=_SECONDS, trust_env=not is_loopback(parts.hostname))
 
     def __enter__(self) -> Self:
@@ -66,6 +71,29 @@ class Api:
             _checked(response)
         return response.content
 
+    def events(self, path: str, **params: Any) -> Iterator[tuple[str, str]]:
+        """Names and data of the server-sent events a GET answers, to the last: a connection that breaks is made again. Raises Failure."""
+        last, failures = "", 0
+        while True:
+            headers = {"last-event-id": last} if last else {}
+            try:
+                with self._http.stream("GET", self.url + path, params=params, headers=headers, timeout=_SILENCE_SECONDS) as response:
+                    if not response.is_success:
+                        response.read()
+                        _checked(response)
+                    if response.status_code == 204:
+                        return
+                    for name, identity, data in _events(response.iter_lines()):
+                        last, failures = identity, 0
+                        yield name, data
+                        if name in _LAST:
+                            return
+            except httpx.TransportError as error:
+                failures += 1
+                if failures > _RECONNECTS:
+                    raise Failure(f"{self.url} cannot be followed any further: {error}", passing=True) from None
+                self._pause.wait(min(0.1 * 2**failures, 5.0))
+
     def _sent(self, method: str, path: str, content: bytes | None, params: Mapping[str, Any] | None, wait: float) -> httpx.Response:
         headers = {"content-type": "application/json"} if content is not None else {}
         try:
@@ -77,6 +105,20 @@ class Api:
         except httpx.TransportError as error:
             hint = "Start one with: dispatcher dev, or name another with --url or DISPATCHER_URL."
             raise Failure(f"no dispatcher answers at {self.url}: {error}", hint=hint, passing=True) from None
+
+
+def _events(lines: Iterator[str]) -> Iterator[tuple[str, str, str]]:
+    """(name, id, data) of each event; one that was cut off is left out, and comes again."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line.startswith(":"):
+            continue
+        if line:
+            name, _, value = line.partition(":")
+            fields[name] = value.removeprefix(" ")
+        elif "data" in fields:
+            yield fields.get("event", ""), fields.get("id", ""), fields["data"]
+            fields = {}
 
 
 def _checked(response: httpx.Response) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from threading import Event
@@ -64,9 +65,41 @@ class _LogReader:
             self._cursor, self._seen = page["next_cursor"], 0
 
 
-def print_logs(api: Api, out: Output, run_id: str) -> None:
+def print_logs(api: Api, out: Output, run_id: str, filters: Mapping[str, Any]) -> None:
     """Print the log lines there are."""
-    _LogReader(api, out, run_id).print_new()
+    cursor = None
+    while True:
+        page = api.get(f"/v1/runs/{segment(run_id)}/logs", limit=_PAGE, cursor=cursor, **filters).value
+        for row in page["rows"]:
+            print_line(out, row)
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return
+
+
+def follow_lines(api: Api, out: Output, run_id: str, filters: Mapping[str, Any]) -> None:
+    """Print log lines as they come, until the run is over."""
+    chosen = {name: value for name, value in filters.items() if value is not None}
+    for name, data in api.events(f"/v1/runs/{segment(run_id)}/logs", follow="true", **chosen):
+        if name == "log":
+            print_line(out, json.loads(data))
+
+
+def print_line(out: Output, row: Row) -> None:
+    """Print one log line."""
+    out.item(row, f"{row['at']}  {row['level'].ljust(7)}  {row['message']}")
+
+
+def print_stream(api: Api, out: Output, run_id: str) -> None:
+    """Print what a run puts into its stream as it comes, until it is over."""
+    for name, data in api.events(f"/v1/runs/{segment(run_id)}/stream"):
+        document = json.loads(data)
+        if name == "stream:data":
+            payload = document["payload"]
+            out.item(document, payload if isinstance(payload, str) else json.dumps(payload, ensure_ascii=False))
+        elif name != "run:start":
+            run = document.get("run", {})
+            out.item(document, f"[{name}{': ' + error_text(run['error']) if run.get('error') else ''}]")
 
 
 def follow_logs(api: Api, out: Output, run_id: str, timeout: timedelta | None = None) -> Row:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LIVE = ["queued", "running", "waiting", "pending_retry", "blocked"]
 STATUSES = [*LIVE, "succeeded", "failed", "cancelled"]
+LEVELS = ["debug", "info", "warning", "error", "critical"]
 COLUMNS = ["id", "workflow", "status", "created_at", "finished_at", "error.message"]
 
 
@@ -35,6 +36,7 @@ def runs() -> None:
 @click.option("--event", help="Only runs started by this event's id.")
 @click.option("--parent", help="Only runs started by this run's id.")
 @click.option("--endpoint", help="Only runs delivered to this endpoint.")
+@click.option("-q", "--search", help='Only runs whose bodies hold these words, "phrases" and path:value.')
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most so many.")
 @click.option("--cursor", help="Where the list before ended: its next_cursor.")
 @asks_server
@@ -47,6 +49,7 @@ def list_(
     event: str | None,
     parent: str | None,
     endpoint: str | None,
+    search: str | None,
     limit: int,
     cursor: str | None,
     api: Api,
@@ -63,6 +66,7 @@ def list_(
         event_id=event,
         parent_run_id=parent,
         endpoint=endpoint,
+        q=search,
         limit=limit,
         cursor=cursor,
     )
@@ -96,15 +100,47 @@ def explain(run_id: str, api: Api, out: Output) -> None:
 @runs.command()
 @click.argument("run_id")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run is over.")
+@click.option("--level", type=click.Choice(LEVELS), multiple=True, help="Only lines of this level; repeatable.")
+@click.option("--search", help="Only lines that hold this text.")
+@click.option("--attempt", type=click.IntRange(0), help="Only lines of this attempt.")
 @asks_server
-def logs(run_id: str, follow: bool, api: Api, out: Output) -> None:
+def logs(run_id: str, follow: bool, level: tuple[str, ...], search: str | None, attempt: int | None, api: Api, out: Output) -> None:
     """Print what a run's handlers logged, one line each."""
-    from dispatcher.cli.following import follow_logs, print_logs
+    from dispatcher.cli.following import follow_lines, print_logs
 
+    filters = {"level": list(level) or None, "search": search, "attempt": attempt}
     if follow:
-        follow_logs(api, out, run_id)
+        follow_lines(api, out, run_id, filters)
     else:
-        print_logs(api, out, run_id)
+        print_logs(api, out, run_id, filters)
+
+
+@runs.command()
+@click.argument("run_id")
+@asks_server
+def stream(run_id: str, api: Api, out: Output) -> None:
+    """Print what a run puts into its stream, from the beginning and as it comes, until it is over."""
+    from dispatcher.cli.following import print_stream
+
+    print_stream(api, out, run_id)
+
+
+@runs.command()
+@click.argument("run_id")
+@click.option("--to", "path", type=click.Path(dir_okay=False, writable=True), help="The file to write; stdout unless given.")
+@asks_server
+def export(run_id: str, path: str | None, api: Api, out: Output) -> None:
+    """Write everything that is kept of a run as one JSON document: tasks, attempts, log lines, stream, event."""
+    from pathlib import Path
+
+    from dispatcher.cli.client import segment
+
+    document = api.download(f"/v1/runs/{segment(run_id)}/export")
+    if path is None:
+        click.echo(document)
+    else:
+        Path(path).write_bytes(document)
+        out.item({"run_id": run_id, "path": path, "bytes": len(document)}, f"{run_id} written to {path}")
 
 
 @runs.command()

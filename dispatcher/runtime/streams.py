@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from dispatcher.clock import Clock
@@ -29,13 +29,15 @@ _log = logging.getLogger(__name__)
 _PAGE: Final = 500
 _PAGE_BYTES: Final = 1_048_576
 _ENTRY_BYTES: Final = 200  # what an entry weighs beside its data
+_READERS_AT_ONCE: Final = 8
+_SECONDS_PER_READER: Final = 0.0005  # what waking a crowd may cost: about a fifth of the time
 _READS: Final = 4  # pages read from the table at once: readers of history leave connections to others
 
 
 class Channel:
     """One stream in this process. `tail` is the last position it knows, and `kept` are the entries behind `start`."""
 
-    def __init__(self, key: StreamKey, most_bytes: int) -> None:
+    def __init__(self, key: StreamKey, most_bytes: int, since: datetime) -> None:
         self.key = key
         self.readers = 0
         self.start = self.tail = 0
@@ -46,7 +48,12 @@ class Channel:
         self.refresher: asyncio.Task[None] | None = None
         self._most_bytes = most_bytes
         self._bytes = 0
-        self._waiting: set[asyncio.Future[None]] = set()
+        self.beats = 0
+        self.quiet_since = since
+        self.frames: dict[int, bytes] = {}
+        """Entries kept, by position, as they go out: written once for all readers."""
+        self._changed = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
 
     def push(self, entries: Iterable[Entry]) -> None:
         """Keep entries behind the tail; the oldest make room."""
@@ -62,6 +69,8 @@ class Channel:
             dropped += 1
         if dropped:
             self.start = self.kept[dropped - 1].position
+            for entry in self.kept[:dropped]:
+                self.frames.pop(entry.position, None)
             del self.kept[:dropped]
         self.notify()
 
@@ -71,21 +80,30 @@ class Channel:
         return self.kept[first : first + _PAGE]
 
     def notify(self) -> None:
-        """Wake the readers that wait."""
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
+        """Wake the readers that wait; many of them not for every single entry, so that they take what gathers in one go."""
+        if self.readers <= _READERS_AT_ONCE:
+            self.wake()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.readers * _SECONDS_PER_READER, self.wake)
 
-    async def changed(self, clock: Clock, most: timedelta) -> None:
-        """Wait for a change, at most so long."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        timer = asyncio.ensure_future(clock.sleep_until(clock.now() + most))
-        self._waiting.add(future)
-        try:
-            await asyncio.wait([future, timer], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            timer.cancel()
-            self._waiting.discard(future)
+    def beat(self, now: datetime, every: timedelta) -> None:
+        """Let readers know that time has passed."""
+        if now - self.quiet_since >= every:
+            self.quiet_since = now
+            self.beats += 1
+            self.wake()
+
+    def wake(self) -> None:
+        """Wake the readers now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changed(self) -> None:
+        """Wait until readers are woken."""
+        await self._changed.wait()
 
 
 class Reader:
@@ -96,6 +114,16 @@ class Reader:
         self._owner = owner
         self._channel = channel
         self._run_id = run_id
+
+    def frame(self, entry: Entry, write: Callable[[Entry], bytes]) -> bytes:
+        """An entry as it goes out."""
+        frames = self._channel.frames
+        if entry.position <= self._channel.start:
+            return write(entry)
+        frame = frames.get(entry.position)
+        if frame is None:
+            frame = frames[entry.position] = write(entry)
+        return frame
 
     @property
     def is_over(self) -> bool:
@@ -205,7 +233,7 @@ class Streams:
     def _open(self, key: StreamKey) -> Channel:
         channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[key] = Channel(key, self._settings.stream_buffer_bytes)
+            channel = self._channels[key] = Channel(key, self._settings.stream_buffer_bytes, self._clock.now())
             self._waiters.watch = self.finished
         channel.readers += 1
         return channel
@@ -216,16 +244,16 @@ class Streams:
             return await streams.read(self._database, key, after, _PAGE, _PAGE_BYTES)
 
     async def wait(self, channel: Channel, position: int) -> bool:
-        """Wait until a channel has moved beyond a position or is over; False when nothing has happened for the time of a heartbeat."""
-        until = self._clock.now() + timedelta(seconds=self._settings.stream_heartbeat)
-        while not self.closed and channel.tail <= position and self._clock.now() < until:
-            await channel.changed(self._clock, until - self._clock.now())
+        """Wait until a channel has moved beyond a position; False when nothing has happened for the time of a heartbeat."""
+        beats = channel.beats
+        while not self.closed and channel.tail <= position and channel.beats == beats:
+            await channel.changed()
         return channel.tail > position or self.closed
 
     def finished(self, keys: Iterable[RunKey]) -> None:
         """Runs have ended: those whose streams are followed get their marks."""
-        for channel in self._opening:
-            channel.stale = True  # whose runs these are is not known yet
+        for opening in self._opening:
+            opening.stale = True  # whose runs these are is not known yet
         for key in keys:
             channel = self._of_run.get(key)
             if channel is not None:
@@ -253,6 +281,8 @@ class Streams:
         if not self._channels:
             return
         channels = list(self._channels.values())
+        for channel in channels:
+            channel.beat(self._clock.now(), timedelta(seconds=self._settings.stream_heartbeat))
         for key in await streams.moved(self._database, [(channel.key, channel.tail) for channel in channels]):
             self._wake(self._channels.get(key))
         live = [
@@ -270,7 +300,7 @@ class Streams:
         """Let all readers go: their streams go on elsewhere."""
         self.closed = True
         for channel in self._channels.values():
-            channel.notify()
+            channel.wake()
         self.logged(list(self._logs))
 
     def _show(self, gained: Mapping[StreamKey, Sequence[Entry]]) -> None:

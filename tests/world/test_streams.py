@@ -231,15 +231,22 @@ async def test_what_is_beyond_the_limit_is_dropped_and_said(world: World) -> Non
 
 
 async def test_readers_that_never_read_are_let_go_and_cost_nobody_else(world: World) -> None:
-    node = await world.served_node(stream_stall=0.5, stream_buffer_bytes=65_536)
+    node = await world.served_node(stream_stall=1.5, stream_buffer_bytes=65_536)
     endpoint = await world.endpoint(node, HANDLERS)
     _, arrival, url = await _run(node, endpoint)
     streams = node.runtime.services.streams
     idle = [await unread(url) for _ in range(3)]
     async with following(url) as stream:
+        names: list[str] = []
+
+        async def read() -> None:
+            names.extend([event.name async for event in _first(stream, 101)])
+
+        reader = asyncio.create_task(read())
         for n in range(100):  # far more than sockets and the channel hold
             await _say(node, arrival, "x" * 65_536, first=n)
-        assert [event.name async for event in _first(stream, 101)] == ["run:start", *["stream:data"] * 100]
+        await reader
+        assert names == ["run:start", *["stream:data"] * 100]
 
         async def let_go() -> bool:
             return streams._readers == 1

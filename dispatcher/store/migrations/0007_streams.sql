@@ -56,5 +56,5 @@ create index search_segments_dense on search_segments (tenant_id, kind, lower_id
 create index runs_graph on runs (tenant_id, id) where graph is not null;
 create index events_metadata on events using gin (metadata jsonb_path_ops) where metadata is not null;
 
--- Days a tenant's history is kept, where that is less than the server keeps. What is older is hidden at once and deleted behind.
+-- Days a tenant's history is kept, where that is less than the server keeps: what is older is deleted, a few rows at a time.
 alter table tenants add column retention_days int check (retention_days > 0);
