@@ -458,8 +458,15 @@ def _inside(identifier: str, closed: frozenset[str]) -> bool:
 
 
 def repeated(known: Sequence[bytes], offered: Sequence[bytes]) -> bool:
-    """Whether what is offered is there already, entry for entry."""
-    return len(offered) <= len(known) and all(a == b for a, b in zip(known, offered, strict=False))
+    """Whether what is offered is there already, entry for entry. An entry that was offered without `at` has been given one."""
+    return len(offered) <= len(known) and all(a == b or _same(a, b) for a, b in zip(known, offered, strict=False))
+
+
+def _same(known: bytes, offered: bytes) -> bool:
+    there, asked = msgspec.json.decode(known), msgspec.json.decode(offered)
+    if not isinstance(there, dict) or not isinstance(asked, dict):
+        return False
+    return there == ({**asked, "at": there.get("at")} if "at" not in asked else asked)
 
 
 # ---- going back

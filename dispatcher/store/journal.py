@@ -202,7 +202,7 @@ APPEND = Statement(
         insert into journal (tenant_id, run_id, node, generation, base, count, entries, scopes, checkpoint, at)
         select tenant_id, run_id, node, generation, base, count, entries,
                case when closes is not null then array(select jsonb_array_elements_text(closes::jsonb)) end, checkpoint, $25
-        from grown
+        from grown where count > 0
     ), retried as (
         delete from waits w using grown g
         where g.settled is not null and w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node and w.kind = 'step'
