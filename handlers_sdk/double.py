@@ -512,6 +512,9 @@ class Double(httpx.AsyncBaseTransport):
                 run.settled[id] = status
                 run.open.pop(id, None)
                 run.due.pop(id, None)
+                if entry["op"] == "message" and status == "closed" and not id.startswith("message#"):
+                    run.inbox_closed = True
+                    self._deliver_messages(run)
                 if entry["op"] == "checkpoint":
                     run.checkpoint, run.has_checkpoint = entry["value"], True
             run.log.append(text)

@@ -74,7 +74,7 @@ class DurableControl(Control, Protocol):
     async def saved(self, run_id: str) -> Any:
         """The state a run has saved, None when it has none."""
 
-    async def deliver(self, run_id: str, text: bytes, key: str) -> bool:
+    async def deliver(self, run_id: str, text: bytes) -> bool:
         """Put a message into a run's inbox; False when it is closed."""
 
 
@@ -362,10 +362,12 @@ class DurableContext(Context):
         return self._replay.ask("message", "message", {} if timeout is None else {"timeout_ms": milliseconds(timeout)})
 
     def send(self, run_id: str, data: Any) -> Op[bool]:
-        """Send a message to another run; False when its inbox is closed."""
-        text = dump_json({"data": data}, "input")
-        name = "send"
-        return self.run(name, self._durable.deliver, run_id, text, f"{self.task_run_id}/{name}")
+        """Send a message to another run; False when its inbox is closed. A crash between the sending and the log sends it again."""
+        return self.run("send", self._durable.deliver, run_id, dump_json({"data": data}, "input"))
+
+    def close_inbox(self) -> Op[bool]:
+        """Take no more messages: whoever sends one from now on is told so."""
+        return self._replay.closing()
 
     def checkpoint(self, value: Any) -> Op[bool]:
         """Save a state under this task, in place of the one before. True once it is saved."""

@@ -49,7 +49,7 @@ class LogCache:
         return known.entries[:count]
 
     def keep(self, task_id: str, entries: Sequence[Any], length: int, head: str | None, appended: Sequence[bytes], size: int) -> None:
-        """A log as it was when a turn began, `length` and `head` those of all of it, and what was appended since. `size` is bytes, about."""
+        """A log as it was when a turn began, `length` and `head` those of all of it, and what was appended since. `size`: bytes."""
         self.forget(task_id)
         try:
             digest = bytes.fromhex(head or "")

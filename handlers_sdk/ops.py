@@ -92,6 +92,11 @@ def valued_entry(id: str, op: str, value: bytes, at: str) -> bytes:
     return b'{"id":"%b","op":"%b","status":"ok","value":%b,"at":"%b"}' % (id.encode(), op.encode(), value, at.encode())
 
 
+def closed_entry(id: str, at: str) -> bytes:
+    """The end of a task's inbox."""
+    return dump_json({"id": id, "op": "message", "status": "closed", "at": at})
+
+
 def error_entry(id: str, op: str, error: wire.ErrorDetail, at: str) -> bytes:
     """The last failure of a step, or that of a scope."""
     return dump_json({"id": id, "op": op, "status": "error", "error": error, "retry_exhausted": True, "at": at})

@@ -36,7 +36,20 @@ from handlers_sdk.errors import (
     Suspended,
     TaskRunError,
 )
-from handlers_sdk.ops import NAME, PLAIN, Op, error_entry, failed, ms_of, parsed, pending_entry, read_value, text_of, valued_entry
+from handlers_sdk.ops import (
+    NAME,
+    PLAIN,
+    Op,
+    closed_entry,
+    error_entry,
+    failed,
+    ms_of,
+    parsed,
+    pending_entry,
+    read_value,
+    text_of,
+    valued_entry,
+)
 from handlers_sdk.replay_loop import new_loop
 from handlers_sdk.schemas import Codec
 from handlers_sdk.wakes import wake_of
@@ -278,6 +291,17 @@ class Replay:
             self._begin(op)
         return op
 
+    def closing(self) -> Op[bool]:
+        """Close the task's inbox."""
+        op = self._op("inbox", "message", _NOT_ASKED)
+        op.read = lambda _: True
+        op.work = b"closed"
+        if self._position < len(self._log) or self._unrecorded:
+            self._unrecorded[op.id] = op
+        else:
+            self._begin(op)
+        return op
+
     def child(self, name: str, asked: Mapping[str, Any], read: Callable[[Any], Any]) -> Op[Any]:
         """A run of another workflow."""
         op = self.ask(name, "child", asked, read)
@@ -383,6 +407,9 @@ class Replay:
         if op.kind == "checkpoint":
             text = op.asked["value"]
             self._record(_Sent(op, valued_entry(op.id, "checkpoint", text, at), at, True, None, True))
+            return
+        if op.work == b"closed":
+            self._record(_Sent(op, closed_entry(op.id, at), at, True, None, True))
             return
         self._record(_Sent(op, pending_entry(op, at), at))
         self._waiting[op.id] = op

@@ -14,9 +14,11 @@ from handlers_sdk.durable import DurableContext, durable_here, refuse_blocking
 from handlers_sdk.durations import Duration
 from handlers_sdk.errors import BulkTriggerError, DispatcherError
 from handlers_sdk.filters import FiltersClient, V1Filter
+from handlers_sdk.longrunning import TaskInfo, options_of
 from handlers_sdk.ops import Op
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.refs import WorkflowRunRef
+from handlers_sdk.retries import RetryForm
 from handlers_sdk.runs import Run, RunList, RunsClient, ended_run
 from handlers_sdk.schemas import Codec
 from handlers_sdk.timed import Timed
@@ -157,6 +159,42 @@ class Runnable(Timed[I], Generic[I, T]):
             return PORTAL.aio_call(self._start(item))
         return started(self._api, durable._child_of(item, self._read))  # noqa: SLF001 - one package
 
+    # ---- long-running tasks
+
+    def start(
+        self,
+        input: I | None = None,
+        options: TriggerWorkflowOptions | None = None,
+        *,
+        timeout: Duration | None = None,
+        retry: RetryForm | None = None,
+        **keywords: Unpack[TriggerKeywords],
+    ) -> TaskInfo:
+        """Start a long-running task and return at once. For durable tasks.
+
+        `timeout` ends it, however long it has waited. `retry` runs its function again when it fails: a number of times, or
+        {"attempts": 3, "delay": 5000, "backoff": "exponential"} in milliseconds.
+        """
+        refuse_blocking("start")
+        return PORTAL.call(self._start_task(self._long(input, options, timeout, retry, keywords)))
+
+    async def aio_start(
+        self,
+        input: I | None = None,
+        options: TriggerWorkflowOptions | None = None,
+        *,
+        timeout: Duration | None = None,
+        retry: RetryForm | None = None,
+        **keywords: Unpack[TriggerKeywords],
+    ) -> TaskInfo:
+        """Start a long-running task and return as soon as it is known. As `start`."""
+        item = self._long(input, options, timeout, retry, keywords)
+        durable = durable_here()
+        if durable is not None:
+            ref = await started(self._api, durable._child_of(item, self._read, "abandon"))  # noqa: SLF001 - one package
+            return TaskInfo(ref.workflow_run_id, None, durable.workflow_run_id)
+        return await PORTAL.aio_call(self._start_task(item))
+
     # ---- many runs
 
     def create_bulk_run_item(
@@ -283,6 +321,22 @@ class Runnable(Timed[I], Generic[I, T]):
 
     async def _start(self, item: WorkflowRunTriggerConfig) -> WorkflowRunRef[T]:
         return self.get_run_ref((await start_run(self._api, item, wait=False)).id)
+
+    def _long(
+        self,
+        input: I | None,
+        options: TriggerWorkflowOptions | None,
+        timeout: Duration | None,
+        retry: RetryForm | None,
+        keywords: TriggerKeywords,
+    ) -> WorkflowRunTriggerConfig:
+        item = self._item(input, options, keywords)
+        metadata = {**(item.options.additional_metadata or {}), **options_of(timeout, retry)}
+        return replace(item, options=replace(item.options, additional_metadata=metadata or None))
+
+    async def _start_task(self, item: WorkflowRunTriggerConfig) -> TaskInfo:
+        run = await start_run(self._api, item, wait=False)
+        return TaskInfo(run.id, run.stream_id, run.parent_run_id)
 
     async def _run(self, item: WorkflowRunTriggerConfig) -> T:
         run = await start_run(self._api, item, wait=True)

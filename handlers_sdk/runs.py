@@ -13,6 +13,7 @@ from handlers_sdk.api import Api
 from handlers_sdk.errors import ApiError, CancelledRunError, FailedTaskRunExceptionGroup, TaskRunError
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.run_actions import RunActions
+from handlers_sdk.schemas import dump_json
 from handlers_sdk.streams import StreamChunks, StreamEvents
 
 WAIT_SECONDS: Final = 30
@@ -73,6 +74,7 @@ class Run(_Reported):
     finished_at: datetime | None = None
     event_id: str | None = None
     parent_run_id: str | None = None
+    stream_id: str | None = None
     tasks: list[TaskRun] = Field(default_factory=list)
     duplicate: bool = False
 
@@ -123,6 +125,28 @@ async def ended_run(api: Api, run: Run) -> Run:
     return run
 
 
+async def send_message(api: Api, run_id: str, content: bytes) -> bool:
+    """Put a message into a run's inbox; False when it is closed."""
+    try:
+        await api.request("POST", f"/v1/runs/{run_id}/messages", content=content)
+    except ApiError as error:
+        if error.problem_code in ("inbox_closed", "run_finished"):
+            return False
+        raise
+    return True
+
+
+async def saved_state(api: Api, run_id: str) -> Any:
+    """What a run has saved last; None when it has saved nothing."""
+    try:
+        _, body = await api.request("GET", f"/v1/runs/{run_id}/checkpoint", repeatable=True)
+    except ApiError as error:
+        if error.status != 404 or error.problem_code == "run_not_found":
+            raise
+        return None
+    return body.get("value") if isinstance(body, dict) else None
+
+
 class RunsClient(RunActions):
     """`dispatcher.runs`: what has become of runs, cancelling and replaying them. Every method has an `aio_` face."""
 
@@ -153,13 +177,29 @@ class RunsClient(RunActions):
         """The run's output, once it has ended. Raises as `WorkflowRunRef.result` does."""
         return await PORTAL.aio_call(self._result(run_id))
 
-    def cancel(self, run_id: str) -> None:
-        """Ask for a run to be cancelled; one that has ended stays as it is."""
-        PORTAL.call(self._cancel(run_id))
+    def cancel(self, run_id: str) -> bool:
+        """Ask for a run to be cancelled; False for one that has ended, which stays as it is."""
+        return PORTAL.call(self._cancel(run_id))
 
-    async def aio_cancel(self, run_id: str) -> None:
-        """Ask for a run to be cancelled; one that has ended stays as it is."""
-        await PORTAL.aio_call(self._cancel(run_id))
+    async def aio_cancel(self, run_id: str) -> bool:
+        """Ask for a run to be cancelled; False for one that has ended, which stays as it is."""
+        return await PORTAL.aio_call(self._cancel(run_id))
+
+    def send(self, run_id: str, data: Any) -> bool:
+        """Send a message to a long-running task, in order; False when its inbox is closed or it has ended."""
+        return PORTAL.call(self._send(run_id, dump_json({"data": data}, "input")))
+
+    async def aio_send(self, run_id: str, data: Any) -> bool:
+        """Send a message to a long-running task, in order; False when its inbox is closed or it has ended."""
+        return await PORTAL.aio_call(self._send(run_id, dump_json({"data": data}, "input")))
+
+    def restore(self, run_id: str) -> Any:
+        """The state a long-running task has saved last; None when it has saved none."""
+        return PORTAL.call(self._restore(run_id))
+
+    async def aio_restore(self, run_id: str) -> Any:
+        """The state a long-running task has saved last; None when it has saved none."""
+        return await PORTAL.aio_call(self._restore(run_id))
 
     def subscribe_to_stream(self, workflow_run_id: str, on_reset: Callable[[], None] | None = None) -> StreamChunks:
         """What a run puts into its stream, from the beginning and as it comes: iterate it with `for` or `async for`.
@@ -225,12 +265,20 @@ class RunsClient(RunActions):
     async def _result(self, run_id: str) -> Any:
         return (await ended_run(self._api, await fetch_run(self._api, run_id, WAIT_SECONDS))).result()
 
-    async def _cancel(self, run_id: str) -> None:
+    async def _cancel(self, run_id: str) -> bool:
         try:
             await self._api.request("POST", f"/v1/runs/{run_id}/cancel", content=b"{}", repeatable=True)
         except ApiError as error:
             if error.problem_code != "run_finished":
                 raise
+            return False
+        return True
+
+    async def _send(self, run_id: str, content: bytes) -> bool:
+        return await send_message(self._api, run_id, content)
+
+    async def _restore(self, run_id: str) -> Any:
+        return await saved_state(self._api, run_id)
 
     def _filters(
         self,

@@ -23,6 +23,7 @@ from handlers_sdk.errors import Suspended
 from handlers_sdk.execution import Host
 from handlers_sdk.function import WorkerThreads
 from handlers_sdk.handlers import Handlers
+from handlers_sdk.longrunning import with_options
 from handlers_sdk.ops import ms_of
 from handlers_sdk.replay import Mismatched, Raised, Returned
 from handlers_sdk.runnables import Runnable
@@ -150,7 +151,8 @@ def replay_journal(
     execution.context._replay = replay  # noqa: SLF001 - as a turn does
     token = CURRENT.set(execution.context)
     try:
-        replay.start(definition.function.fn(definition.function.input.parse(input), execution.context))
+        value = definition.function.input.parse(input)
+        replay.start(with_options(lambda: definition.function.fn(value, execution.context), execution.context))
         replay.advance()
         outcome = replay.outcome
         replay.close(Suspended)

@@ -23,8 +23,9 @@ class TriggerWorkflowOptions:
     """How a run is started, beside its input.
 
     `additional_metadata` is carried by the run and its attempts. `idempotency_key` starts at most one run of the workflow within
-    `idempotency_ttl` (the dispatcher's default when None): a second one raises IdempotencyCollisionError. `child_key` names the run among the
-    children of the task that starts it, in place of the call's place: the same key gives the same child. Outside of tasks it has no effect.
+    `idempotency_ttl` (the dispatcher's default when None): a second one raises IdempotencyCollisionError. `child_key` names the run among
+    the children of the task that starts it, in place of the call's place: the same key gives the same
+    child. Outside of tasks it has no effect.
     """
 
     additional_metadata: Mapping[str, Any] | None = None

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from math import exp, inf, log
 from typing import Any, Final
 
@@ -30,10 +31,12 @@ from handlers_sdk.errors import (
 )
 from handlers_sdk.execution import STALE, Execution, Host
 from handlers_sdk.function import HandlerFunction
+from handlers_sdk.longrunning import with_options
 from handlers_sdk.ops import Op, error_entry, ms_of, retry_entry, storable
 from handlers_sdk.outcomes import Fail, Outcome, Refuse, Turned, failure
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.replay import Mismatched, Raised, Replay, Returned
+from handlers_sdk.runs import saved_state, send_message
 from handlers_sdk.schemas import dump_json
 
 OPS_PER_APPEND: Final = 2_000
@@ -106,23 +109,11 @@ class TurnExecution(Execution):
 
     async def saved(self, run_id: str) -> Any:
         """The state a run has saved."""
-        try:
-            _, body = await PORTAL.aio_call(self._host.api.request("GET", f"/v1/runs/{run_id}/checkpoint", repeatable=True))
-        except ApiError as error:
-            if error.status == 404 and error.problem_code != "run_not_found":
-                return None
-            raise
-        return body.get("value") if isinstance(body, dict) else None
+        return await PORTAL.aio_call(saved_state(self._host.api, run_id))
 
-    async def deliver(self, run_id: str, text: bytes, key: str) -> bool:
+    async def deliver(self, run_id: str, text: bytes) -> bool:
         """Put a message into a run's inbox."""
-        try:
-            await PORTAL.aio_call(self._host.api.request("POST", f"/v1/runs/{run_id}/messages", content=text))
-        except ApiError as error:
-            if error.problem_code in ("inbox_closed", "run_finished"):
-                return False
-            raise
-        return True
+        return await PORTAL.aio_call(send_message(self._host.api, run_id, text))
 
     # ---- the turn
 
@@ -145,7 +136,7 @@ class TurnExecution(Execution):
             async with AsyncExitStack() as stack:
                 value = self._function.input.parse(turn["input"])
                 arguments = await self._function.provided(value, self.context, self, stack)
-                replay.start(self._function.fn(value, self.context, **arguments))
+                replay.start(with_options(partial(self._function.fn, value, self.context, **arguments), self.context))
                 answer = await self._drive(replay)
                 replay.close()
                 return answer
