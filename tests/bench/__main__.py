@@ -1,10 +1,11 @@
 """`make bench`: what a run costs, in time and in processor time, beside a peer if one is named.
 
-    python -m tests.bench [--phases abe,flat,graphs] [--rounds 3] [--runs 2000] [--quick]
+    python -m tests.bench [--phases abe,flat,gates,graphs] [--rounds 3] [--runs 2000] [--quick]
 
 PEER=restate measures that peer in the same rounds; PEERS_HOME says where its scripts are. Loads:
 (a) runs each triggered by its own call, 32 in flight; (b) ten triggers a second, waiting for results; (e) triggers in bulk;
 (flat) the same with 100,000 runs queued and 1,000,000 finished. Each with batches and with one POST per run.
+(gates) what concurrency and rate limits cost where there is room, and fifty runs of one group behind many of another;
 (graphs) a chain of 200 tasks, a fan of 1,000, and many diamonds of 4, where a task counts as a run does.
 """
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import durable, flat, graphs, loads, peer, report
+from tests.bench import durable, flat, gates, graphs, loads, peer, report
 from tests.bench.loads import Measured
 from tests.bench.peer import PeerMeasured
 from tests.bench.system import System, running, workspace
@@ -31,7 +32,7 @@ FLAVOURS = ("batched", "single")
 class Plan:
     """How much of each. `bulk_runs` is the size of (e), `queued` and `finished` what (flat) fills the store with."""
 
-    phases: str = "abe,flat,graphs"
+    phases: str = "abe,flat,gates,graphs"
     rounds: int = 3
     runs: int = 2_000
     seconds: float = 8.0
@@ -41,11 +42,12 @@ class Plan:
     queued: int = 100_000
     finished: int = 1_000_000
     diamonds: int = 500
+    crowd: int = 20_000  # runs of one concurrency group before those of another
     signatures: str = "v1a"
     peer: str = ""
 
 
-QUICK = Plan(rounds=1, runs=150, seconds=0.5, bulk_runs=1_500, queued=700, finished=1_000, diamonds=20)
+QUICK = Plan(rounds=1, runs=150, seconds=0.5, bulk_runs=1_500, queued=700, finished=1_000, diamonds=20, crowd=500)
 
 
 @dataclass(slots=True)
@@ -73,6 +75,9 @@ class Bench:
         if "suspended" in self.plan.phases.split(","):
             self.suspended.append(await durable.suspended(system, self.plan.suspended, self.plan.seconds))
             self.say(f"  {self.suspended[-1]}")
+        if "gates" in self.plan.phases.split(","):
+            alone, behind = await gates.fairness(system, self.plan.crowd)
+            self.say(f"  fifty runs of a group: {alone:.2f} s alone, {behind:.2f} s behind {self.plan.crowd:,} of another")
         if "flat" in self.plan.phases:
             await self._flat(system)
             self.idle.append(await loads.idle(system, self.plan.seconds))
@@ -89,6 +94,9 @@ class Bench:
                 self._keep(await durable.steps(system, flavour, self.plan.durable))
             if "d" in self.plan.phases.split(",")[0]:
                 self._keep(await durable.fanout(system, flavour))
+        if "gates" in self.plan.phases.split(","):
+            for limited in gates.LOADS:
+                self._keep(await gates.measure(system, limited, self.plan.runs))
         if "graphs" in self.plan.phases.split(","):
             for load in graphs.loads(self.plan.diamonds):
                 self._keep(await graphs.measure(system, load))

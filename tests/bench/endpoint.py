@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from handlers_sdk import Context, Dispatcher
+from handlers_sdk import ConcurrencyExpression, Context, Dispatcher, RateLimit, RateLimitDuration
 from handlers_sdk.durable import DurableContext
 from tests.bench.sink import Emitter
 
@@ -24,6 +24,8 @@ FLAVOURS = ("batched", "single", "backlog")
 STEPS = 10
 CHILDREN = 100
 GRAPHS = "graphs"
+GATES = "gates"
+_FAIR_SECONDS = 0.02
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -57,6 +59,12 @@ class Ping(BaseModel):
     """The input: which run this is."""
 
     id: str
+
+
+class Keyed(Ping):
+    """Which group it is in."""
+
+    key: str
 
 
 def noop(flavour: str, emitter: Emitter) -> Application:
@@ -115,6 +123,32 @@ def graphs(emitter: Emitter) -> Application:
     return dispatcher.app(workflows=workflows, slots=SLOTS)
 
 
+def gated(emitter: Emitter) -> Application:
+    """An app with the same task under several limits, none of which is ever reached but that of `fair`."""
+    dispatcher = Dispatcher()
+    by_key = ConcurrencyExpression("input.key", 1_000_000)
+    limits: dict[str, tuple[list[ConcurrencyExpression], list[RateLimit]]] = {
+        "none": ([], []),
+        "one": ([by_key], []),
+        "two": ([by_key, ConcurrencyExpression("'all ' + input.key", 1_000_000)], []),
+        "rate": ([], [RateLimit(dynamic_key="input.key", limit=1_000_000_000, duration=RateLimitDuration.DAY)]),
+        "fair": ([ConcurrencyExpression("input.key", 10)], []),
+    }
+    tasks = []
+    for name, (concurrency, rate_limits) in limits.items():
+
+        @dispatcher.task(name=f"noop-gates-{name}", concurrency=concurrency, rate_limits=rate_limits)
+        async def task(input: Keyed, ctx: Context) -> dict[str, str]:
+            if ctx.workflow_name != "noop-gates-fair":
+                emitter.emit(input.id)
+            else:
+                await asyncio.sleep(_FAIR_SECONDS)
+            return {"id": input.id}
+
+        tasks.append(task)
+    return dispatcher.app(workflows=tasks, slots=SLOTS)
+
+
 def without_batches(app: Application) -> Application:
     """The same app, not offering batches."""
 
@@ -151,6 +185,7 @@ def create() -> Application:
     apps = {flavour: noop(flavour, emitter) for flavour in FLAVOURS}
     apps["single"] = without_batches(apps["single"])
     apps[GRAPHS] = graphs(emitter)
+    apps[GATES] = gated(emitter)
 
     async def route(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         await apps[scope["path"].strip("/")](scope, receive, send)

@@ -19,7 +19,7 @@ from typing import IO, Any
 from dispatcher.store.embedded import EmbeddedPostgres
 from tests.bench.client import Client
 from tests.bench.cpu import Part, spent
-from tests.bench.endpoint import FLAVOURS, GRAPHS, SLOTS
+from tests.bench.endpoint import FLAVOURS, GATES, GRAPHS, SLOTS
 from tests.bench.sink import Sink
 
 HOST = "127.0.0.1"
@@ -166,7 +166,7 @@ async def running(directory: Path, signatures: str = "v1a") -> AsyncIterator[Sys
         }
         system = System(postgres.dsn, port, endpoint_port, token, sink, parts, postgres.version)
         try:
-            flavours = (*FLAVOURS, GRAPHS)
+            flavours = (*FLAVOURS, GRAPHS, GATES)
             secrets_given = [(await system.register(flavour))["secret"] for flavour in flavours]
             if signatures == "v1":
                 await end(endpoint)

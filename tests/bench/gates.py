@@ -1,0 +1,112 @@
+"""(gates) what limits cost where there is room: the same runs with no concurrency limit, with one and with two, over few keys and many; and
+with a rate limit that is never reached.
+
+Fairness: fifty runs of one concurrency group behind many of another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from tests.bench.client import Client
+from tests.bench.cpu import machine_ms
+from tests.bench.loads import IN_FLIGHT, Measured, Recorded, check_once, chunks, clients, foreign, names
+from tests.bench.system import System, pause
+
+_LIMIT_SECONDS = 120.0
+_BEHIND = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Runs of one workflow, whose input spreads them over so many keys."""
+
+    flavour: str
+    keys: int
+
+    @property
+    def label(self) -> str:
+        """Its name in the table."""
+        return f"gates {self.flavour.removeprefix('gates-')} {self.keys:,} keys"
+
+
+NONE: Final = "gates-none"
+LOADS: Final[Sequence[Load]] = (
+    Load(NONE, 10),
+    Load("gates-one", 10),
+    Load("gates-two", 10),
+    Load("gates-one", 10_000),
+    Load("gates-two", 10_000),
+    Load("gates-rate", 10),
+)
+
+
+async def measure(system: System, load: Load, count: int) -> Measured:
+    """`count` runs, each its own call, 32 calls in flight."""
+    wanted, rng = names(count), random.Random(1)
+    bodies = [
+        msgspec.json.encode({"workflow": f"noop-{load.flavour}", "input": {"id": name, "key": f"k{rng.randrange(load.keys)}"}})
+        for name in wanted
+    ]
+    measured = Measured(load.label, count)
+    async with clients(system, IN_FLIGHT) as pool, Recorded.of(system) as recorded:
+        feed = iter(bodies)
+
+        async def submit(client: Client) -> None:
+            for body in feed:
+                reply = await client.request("POST", "/v1/runs", body)
+                if reply.status != 201:
+                    raise RuntimeError(f"{reply.status} {reply.body[:500]!r}")
+
+        system.sink.expect(count)
+        before, busy, first = system.cpu(), machine_ms(), time.monotonic_ns()
+        await asyncio.gather(*[submit(client) for client in pool])
+        accepted = time.monotonic_ns()
+        moments = check_once(await system.sink.collected(_LIMIT_SECONDS), wanted)
+        await recorded.all(load.flavour)
+        after = system.cpu()
+        measured.foreign = foreign(before, after, machine_ms() - busy, time.monotonic_ns() - first)
+    measured.rate = count / ((max(moments.values()) - first) / 1e9)
+    measured.accepted_rate = count / ((accepted - first) / 1e9)
+    measured.cpu = {part: (after[part] - before[part]) / count for part in after}
+    return measured
+
+
+async def fairness(system: System, ahead: int) -> tuple[float, float]:
+    """Seconds in which fifty runs of a group finish: alone, and behind `ahead` of another group of the same workflow, which keeps all
+    slots busy.
+    """
+    alone = await _fifty(system)
+    async with clients(system, 1) as pool:
+        await _bulk(pool[0], names(ahead), "crowd")
+        behind = await _fifty(system)
+        await pool[0].expect("POST", "/v1/runs/cancel", {"filter": {"workflow": "noop-gates-fair"}})
+        async with Recorded.of(system) as recorded:
+            await recorded.all("gates-fair")
+    return alone, behind
+
+
+async def _fifty(system: System) -> float:
+    async with clients(system, 1) as pool:
+        wanted, began = names(_BEHIND), time.monotonic()
+        ids = await _bulk(pool[0], wanted, "few")
+        async with asyncio.timeout(_LIMIT_SECONDS):
+            for run_id in ids:
+                while (await pool[0].expect("GET", f"/v1/runs/{run_id}"))["finished_at"] is None:
+                    await pause(0.005)
+        return time.monotonic() - began
+
+
+async def _bulk(client: Client, wanted: list[str], key: str) -> list[str]:
+    ids: list[str] = []
+    for chunk in chunks(wanted):
+        runs = [{"workflow": "noop-gates-fair", "input": {"id": name, "key": key}} for name in chunk]
+        ids += [row["id"] for row in (await client.expect("POST", "/v1/runs/bulk", {"runs": runs}))["rows"]]
+    return ids

@@ -1,0 +1,177 @@
+"""What flow control costs does not grow with what waits: statements explained on few groups and on many."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from dispatcher.engine.admission import Slot, queue_of
+from dispatcher.engine.rate_limits import Bucket, Parked
+from dispatcher.store import gates, queue, rate_limits
+from dispatcher.store.database import Connection, Database
+from dispatcher.store.gates import Waking
+from dispatcher.store.rate_limits import Park
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+WAITING_EACH = 3
+
+# For each group one task that holds its only place, and some that stand in line; beside them tasks that are ready.
+FILL = """
+    insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, execution_ms, epoch, dispatcher_id,
+                       endpoint_id, endpoint_version, started_at, deadline, gates, gate_limits, gates_held, arrived_at, flow)
+    select 1, format('run_%s_%s', lpad(g::text, 8, '0'), n), 0, 1, 1, case when n = 0 then 'running' else 'queued' end, 1, $2::timestamptz, 1000,
+           case when n = 0 then 1 else 0 end, case when n = 0 then 1 end, case when n = 0 then 'ep_1' end, case when n = 0 then '1' end,
+           case when n = 0 then $2::timestamptz end, case when n = 0 then $2::timestamptz end,
+           array[lpad(to_hex(g), 32, '0')::uuid], array[1], case when n = 0 then 1 else 0 end, $2,
+           jsonb_build_object('gates', jsonb_build_array(jsonb_build_array(
+               lpad(to_hex(g), 32, '0')::uuid::text, 'rule', null, g::text, 'GROUP_ROUND_ROBIN', 1)))
+    from generate_series(1, $1::int) as g, generate_series(0, $3::int) as n
+"""
+READY = """
+    insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, execution_ms)
+    select 1, format('run_ready_%s', g), 0, 1, 1, 'queued', 1, $1, 1000 from generate_series(1, 200) as g
+"""
+RUNS = """
+    insert into runs (tenant_id, id, workflow_id, workflow_version, input, priority, trigger, created_at)
+    select tenant_id, run_id, 1, 1, '{}', 1, 'api', $1 from tasks where run_id like 'run_ready%'
+"""
+
+
+class _Explained:
+    """Stands where the store expects a connection, and explains what it is asked."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.plans: list[dict[str, Any]] = []
+
+    async def fetch(self, sql: str, *arguments: object, lane: str = "") -> list[Any]:
+        text = await self._connection.fetchval(f"explain (analyze, buffers, format json) {sql}", *arguments)
+        self.plans.append(json.loads(text)[0]["Plan"])
+        return []
+
+
+def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", ()) for node in _nodes(child))]
+
+
+def _pages(plan: dict[str, Any]) -> int:
+    return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
+
+
+async def _cost(database: Database, groups: int) -> dict[str, int]:
+    """Pages each statement touches, with so many groups in which somebody waits."""
+    found = {}
+    async with database.transaction() as conn:
+        await conn.execute(FILL, groups, NOW, WAITING_EACH)
+        await conn.execute(READY, NOW)
+        await conn.execute(RUNS, NOW)
+        assert await conn.fetchval("select count(*) from gates where waiting = $1", WAITING_EACH) == groups
+        await conn.execute("delete from tasks where run_id like 'run_0000000%_0' and state = 'running'")
+        waking = gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 100))
+        assert len(waking) == 9
+        await conn.execute("analyze tasks")
+        explained = _Explained(conn)
+        await gates.waking(explained, 100)  # type: ignore[arg-type]
+        await gates.admit(explained, waking, NOW, 100)  # type: ignore[arg-type]
+        of = queue_of(1, 1, False)
+        slots = [Slot(of, n, (1, "ep_1")) for n in range(1, 101)]
+        await queue.claim(explained, slots, {(1, "ep_1"): "1"}, 1, NOW)  # type: ignore[arg-type]
+        for name, plan in zip(("waking", "admit", "claim"), explained.plans, strict=True):
+            scans = [node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"]
+            assert not scans, f"{name} reads all of {scans}"
+            found[name] = _pages(plan)
+        raise _Undone(found)
+
+
+class _Undone(Exception):  # noqa: N818 - rolls the transaction back and brings out what was found
+    def __init__(self, found: dict[str, int]) -> None:
+        super().__init__()
+        self.found = found
+
+
+async def _measured(database: Database, groups: int) -> dict[str, int]:
+    with pytest.raises(_Undone) as undone:
+        await _cost(database, groups)
+    return undone.value.found
+
+
+async def test_ten_thousand_groups_cost_what_ten_cost(database: Database) -> None:
+    few, many = await _measured(database, 10), await _measured(database, 10_000)
+    assert all(many[name] <= 2 * few[name] + 50 for name in few), (few, many)
+
+
+async def test_a_refill_costs_what_it_lets_go(database: Database) -> None:
+    """Of many parked on one limit only those are looked at that get their turn."""
+    bucket = UUID(int=1)
+    async with database.transaction() as conn:
+        await conn.execute(READY, NOW)
+        await conn.execute(
+            "update tasks set state = 'running', epoch = 1, dispatcher_id = 1, endpoint_id = 'ep', endpoint_version = '1', started_at = $1",
+            NOW,
+        )
+        await conn.execute(
+            "insert into rate_limits (tenant_id, id, key, fixed, most, duration, window_ms, value, refilled_at, updated_at)"
+            " values (1, $1, 'k', true, 10, 'MINUTE', 60000, 0, $2, $2)", bucket, NOW,
+        )  # fmt: skip
+        empty = Bucket(bucket, "k", True, 10, "MINUTE", 0, NOW)
+        leased = await conn.fetch("select run_id from tasks")
+        parked = Parked(bucket, 1, empty.full_at)
+        parks = [Park((1, row["run_id"], 0), 1, NOW + timedelta(hours=1), parked) for row in leased]
+        assert len(await rate_limits.settle(conn, [(1, empty)], parks, [], 1)) == 200
+        explained = _Explained(conn)
+        await rate_limits.refill(explained, empty.full_at, 100, 1_000)  # type: ignore[arg-type]
+        (plan,) = explained.plans
+        assert not [node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"]
+        looked = [node for node in _nodes(plan) if node.get("Index Name") == "tasks_parked"]
+        assert sum(node["Actual Rows"] * node["Actual Loops"] for node in looked) <= 11
+        assert await conn.fetchval("select count(*) from tasks where state = 'queued'") == 10
+        await conn.execute("delete from tasks")
+        await conn.execute("delete from rate_limits")
+
+
+async def test_what_holds_a_gate_is_counted_whoever_writes(database: Database) -> None:
+    """The counts are those of the rows after any statement, also of one that forgets about gates."""
+
+    async def counted(conn: Connection) -> tuple[int, int]:
+        row = await conn.fetchrow("select sum(held)::int as held, sum(waiting)::int as waiting from gates")
+        assert row is not None
+        return (row["held"], row["waiting"])
+
+    async with database.transaction() as conn:
+        await conn.execute(FILL, 4, NOW, 2)
+        assert await counted(conn) == (4, 8)
+        await conn.execute("update tasks set state = 'queued', gates_held = 0, dispatcher_id = null where state = 'running'")
+        assert await conn.fetchval("select count(*) from tasks where state = 'gated'") == 12
+        assert await counted(conn) == (0, 12)
+        await conn.execute("update tasks set state = 'scheduled' where run_id like '%1'")
+        assert await counted(conn) == (0, 8)
+        await conn.execute("update tasks set state = 'queued' where state = 'scheduled'")
+        assert await counted(conn) == (0, 12)
+        await conn.execute("update tasks set state = 'blocked' where run_id like '%2'")
+        assert await counted(conn) == (0, 8)
+        await conn.execute("update tasks set state = 'settled', status = 'failed' where run_id like '%0'")
+        assert await counted(conn) == (0, 4)
+        await conn.execute("delete from tasks")
+        assert await counted(conn) == (0, 0)
+        await conn.execute("delete from gates")
+    assert await gates.audit(database) == []
+
+
+async def test_two_that_come_at_once_do_not_both_get_the_last_place(database: Database) -> None:
+    """Whoever would be too many is refused as a whole, and its gates are named."""
+    from asyncpg import PostgresError
+
+    async with database.transaction() as conn:
+        await conn.execute(FILL, 1, NOW, 0)
+        with pytest.raises(PostgresError) as refused:
+            async with conn.transaction():
+                await conn.execute(FILL.replace("format('run_", "format('run_b"), 1, NOW, 0)
+        assert (refused.value.sqlstate, refused.value.detail) == ("DG001", str(UUID(int=1)))
+        row = gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 10))
+        assert row == list[Waking]()
+        await conn.execute("delete from tasks")
+        await conn.execute("delete from gates")
