@@ -61,6 +61,8 @@ class Timetable:
         for request, fate in zip(requests, fates, strict=True):
             if isinstance(fate, Problem):
                 _log.warning("%s could not start anything: %s", request.step.id, fate)
+            elif not fate.lost and isinstance(request.step, CronStep) and request.step.skipped_at is not None:
+                _log.warning("cron %s: ticks were left out, the last of them at %s", request.step.id, request.step.skipped_at.isoformat())
         return sum(isinstance(fate, FiringAccepted) and not fate.lost for fate in fates)
 
     async def _again(self, now: datetime, moved: bool) -> datetime | None:
