@@ -192,3 +192,35 @@ async def test_too_many_tasks_are_refused(world: World, one: Node) -> None:
     handlers = [{"name": "flow", "kind": "workflow", "tasks": [{"name": f"t{n}"} for n in range(2_001)]}]
     problem = await one.call("PUT", "/v1/endpoints/flow", {"url": endpoint.url, "handlers": handlers}, expect=400)
     assert "at most 2,000 tasks" in problem["detail"]
+
+
+async def test_cancelling_a_graph_reaches_the_runs_its_tasks_started(world: World, one: Node) -> None:
+    endpoint = await graph(world, one, *BRANCHES)
+    child = await world.endpoint(one, [{"name": "child"}], name="child")
+    endpoint.way = None
+    run_id = await one.trigger("flow")
+    spawning = await endpoint.next()
+    child_id = await one.trigger("child", parent_run_id=run_id)
+    started = await child.next()
+    await one.call("POST", f"/v1/runs/{run_id}/cancel", {"reason": "enough"})
+    await spawning.hung_up.wait()
+    assert (await finished(one, run_id))["children"] == [child_id]
+    await one.turn("waits")
+    await started.hung_up.wait()
+    run = await finished(one, child_id)
+    assert (run["status"], run["parent_run_id"]) == ("cancelled", run_id)
+
+
+async def test_a_failure_leaves_the_runs_its_task_started_alone(world: World, one: Node) -> None:
+    endpoint = await graph(world, one, {"name": "only"})
+    child = await world.endpoint(one, [{"name": "child"}], name="child")
+    endpoint.way = None
+    run_id = await one.trigger("flow")
+    spawning = await endpoint.next()
+    child_id = await one.trigger("child", parent_run_id=run_id)
+    started = await child.next()
+    spawning.answer(422, {})
+    assert (await finished(one, run_id))["status"] == "failed"
+    await one.turn("waits")
+    started.answer(200, {})
+    assert (await finished(one, child_id))["status"] == "succeeded"
