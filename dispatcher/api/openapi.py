@@ -18,7 +18,7 @@ _PROBLEM: Final = {
     "type": "object",
     "title": "Problem",
     "description": "A problem document after RFC 9457. `code` is stable; `detail` says what exactly is wrong, `hint` what to do.",
-    "required": ["type", "title", "status", "code", "detail", "hint"],
+    "required": ["type", "title", "status", "code", "detail"],
     "properties": {
         "type": {"type": "string"},
         "title": {"type": "string"},
@@ -30,8 +30,12 @@ _PROBLEM: Final = {
         "request_id": {"type": "string"},
     },
 }
-_ALWAYS: Final = ("internal",)
-_WITH_SCOPE: Final = ("unauthorized", "forbidden")
+_WITH_SCOPE: Final = ("unauthorized", "forbidden", "host_not_allowed", "database_unavailable")
+_WITH_QUERY: Final = ("invalid_value", "unknown_parameter")
+_WITH_BODY: Final = (
+    "invalid_json", "invalid_value", "unknown_field", "too_deep", "nul_character", "number_out_of_range", "invalid_utf8", "body_too_large",
+    "unsupported_media_type",
+)  # fmt: skip
 
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
@@ -119,11 +123,25 @@ def _responses(route: Route, by_kind: dict[str, Any]) -> dict[str, Any]:
         if route.streams and status == 200:
             described.setdefault("content", {})["text/event-stream"] = {"schema": {"type": "string"}}
         responses[str(status)] = described
-    for code in (*route.problems, *(_WITH_SCOPE if route.scope is not None else ()), *_ALWAYS):
+    for code in _codes(route):
         known = responses.setdefault(str(CODES[code].status), {"description": ""})
         known["description"] = ", ".join(filter(None, [known["description"], f"`{code}`"]))
         known.setdefault("content", {})["application/problem+json"] = {"schema": {"$ref": _REF.format(name="Problem")}}
     return responses
+
+
+def _codes(route: Route) -> dict[str, None]:
+    """The problems a route can answer: its own, and those that come with what it takes."""
+    codes = [*route.problems]
+    if route.body is not None:
+        codes += _WITH_BODY
+    if not route.raw:
+        codes += _WITH_QUERY
+    if "{" in route.path:
+        codes.append("not_found")
+    if route.scope is not None:
+        codes += _WITH_SCOPE
+    return dict.fromkeys([*codes, "internal"])
 
 
 def _version() -> str:
