@@ -65,8 +65,8 @@ class Settings:
 
     # --- webhooks
     webhook_body_bytes: int = 1_048_576  # body of one request to a webhook that says nothing else; a webhook may ask for ten times that
-    webhook_rate: float = 50.0  # deliveries a second a webhook takes that says nothing else, counted in each process
-    webhook_burst: int = 100  # deliveries it takes at once
+    webhook_rate: float = 50.0  # deliveries a second a webhook takes that says nothing else; each live dispatcher takes its share
+    webhook_burst: int = 100  # deliveries it takes at once, shared in the same way
     webhook_dedupe_ttl: float = 604_800.0  # how long the sender's id of a delivery is remembered; longer than any sender goes on trying
     webhook_repeat_ttl: float = 300.0  # how long the same body counts as a repetition where the sender gives no id
     webhook_refused_rate: float = 5.0  # refused requests a second that are written down for a webhook; others are only counted

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -26,6 +26,7 @@ from webhooks.scheme import KeyDocument
 from webhooks.sources import Reader
 
 KEYS_MAX: Final = 100  # keys of one key set
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +91,19 @@ def _chosen(document: JsonValue, key_id: str | None) -> Mapping[str, object]:
 
 @dataclass(slots=True)
 class KeyCache:
-    """Documents by request, bounded and timed; one fetch at a time for each. While one cannot be fetched anew the old one serves."""
+    """Documents by request, bounded and timed; one fetch at a time for each. While one cannot be fetched anew the old one serves.
+
+    What cannot be fetched is remembered apart from what can, and at most `flights` are under way: who names documents that are not there
+    puts out none that is in use, and makes nobody ask for more than that.
+    """
 
     fetch: Fetch
     ttl: float = 3_600.0
     retry: float = 30.0
     size: int = 256
-    _held: OrderedDict[KeyRequest, tuple[float, bytes | None]] = field(default_factory=OrderedDict, init=False)
+    flights: int = 16
+    _held: OrderedDict[KeyRequest, tuple[float, bytes]] = field(default_factory=OrderedDict, init=False)
+    _failed: OrderedDict[KeyRequest, float] = field(default_factory=OrderedDict, init=False)
     _flying: dict[KeyRequest, asyncio.Future[bytes]] = field(default_factory=dict, init=False)
 
     async def get(self, wanted: KeyRequest, now: float, *, fresh: bool = False) -> bytes:
@@ -104,19 +111,22 @@ class KeyCache:
 
         Raises VerificationError `key_unavailable`.
         """
-        since, document = self._held.get(wanted, (-math.inf, None))
-        if now - since < (self.retry if fresh or document is None else self.ttl):
-            if document is None:
-                raise VerificationError("key_unavailable", "the sender's keys could not be fetched a moment ago")
-            return document
-        try:
-            document = await self._shared(wanted)
-        except VerificationError:
-            self._hold(wanted, now, document)
-            if document is None:
-                raise
-        self._hold(wanted, now, document)
-        return document
+        since, known = self._held.get(wanted, (-math.inf, None))
+        if known is not None and now - since < (self.retry if fresh else self.ttl):
+            self._held.move_to_end(wanted)
+            return known
+        if now - self._failed.get(wanted, -math.inf) >= self.retry:
+            try:
+                found = await self._shared(wanted)
+            except VerificationError:
+                _keep(self._failed, wanted, now, self.size)
+            else:
+                _keep(self._held, wanted, (now, found), self.size)
+                return found
+        if known is None:
+            raise VerificationError("key_unavailable", "the sender's keys could not be fetched just now")
+        self._held.move_to_end(wanted)
+        return known
 
     async def visit(self, wanted: KeyRequest) -> None:
         """Fetch without keeping anything. Raises VerificationError `key_unavailable`."""
@@ -125,6 +135,8 @@ class KeyCache:
     async def _shared(self, wanted: KeyRequest) -> bytes:
         flight = self._flying.get(wanted)
         if flight is None:
+            if len(self._flying) >= self.flights:
+                raise VerificationError("key_unavailable", "too many of the sender's keys are being fetched at the moment")
             flight = self._flying[wanted] = asyncio.ensure_future(self._fetch(wanted))
             flight.add_done_callback(lambda done: self._landed(wanted, done))
         return await asyncio.shield(flight)  # a sender that hangs up does not end the fetch others wait for
@@ -140,8 +152,9 @@ class KeyCache:
         except Exception as error:
             raise VerificationError("key_unavailable", f"the sender's keys could not be fetched: {error}") from error
 
-    def _hold(self, wanted: KeyRequest, now: float, document: bytes | None) -> None:
-        self._held[wanted] = (now, document)
-        self._held.move_to_end(wanted)
-        while len(self._held) > self.size:
-            self._held.popitem(last=False)
+
+def _keep(held: OrderedDict[KeyRequest, T], wanted: KeyRequest, value: T, size: int) -> None:
+    held[wanted] = value
+    held.move_to_end(wanted)
+    while len(held) > size:
+        held.popitem(last=False)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from webhooks.errors import VerificationError
-from webhooks.keys import same
+from webhooks.keys import among, same
 from webhooks.request import Request
 from webhooks.response import NOSNIFF, Response, document
 from webhooks.sources import Reader
@@ -60,6 +60,14 @@ class Challenge:
         reader = Reader(request, {})
         return request.method == self.method and all(_holds(reader, source, value) for source, value in self.when)
 
+    def tells(self, request: Request, secrets: Sequence[str]) -> bool:
+        """Whether what this request would have echoed is one of these secrets."""
+        try:
+            value = Reader(request, {}).first(self.echo) if self.echo else None
+        except VerificationError:
+            return False
+        return value is not None and among(value, secrets)
+
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
@@ -81,10 +89,13 @@ def _holds(reader: Reader, source: str, wanted: str) -> bool:
     return bool(value) if wanted == ANY else value == wanted
 
 
-def find(challenges: Sequence[Challenge], request: Request, *, verified: bool, has_secret: bool) -> Challenge | None:
-    """The question this request asks, if it is one of those that may be answered now."""
-    open_now = (one for one in challenges if one.verified is verified and not (one.capture and has_secret))
-    return next((one for one in open_now if one.asked(request)), None)
+def find(challenges: Sequence[Challenge], request: Request, *, verified: bool, secrets: Sequence[str]) -> Challenge | None:
+    """The question this request asks, if it is one of those that may be answered now.
+
+    A secret is told to who has none, or again to who has it: the sender may not have heard the answer.
+    """
+    open_now = (one for one in challenges if one.verified is verified and one.asked(request))
+    return next((one for one in open_now if not (one.capture and secrets) or one.tells(request, secrets)), None)
 
 
 def answer(challenge: Challenge, request: Request, params: Mapping[str, str], secret: str) -> Handshake:

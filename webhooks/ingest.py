@@ -29,6 +29,8 @@ BODY_BYTES_MAX: Final = 1024 * 1024
 SECRETS_MAX: Final = 8
 DETAIL_CHARS_MAX: Final = 500
 KEY_CHARS_MAX: Final = 512
+SIGNED_AT: Final = "at:"
+"""What a dedupe key begins with that need be kept for no longer than the signature is fresh."""
 
 Status = Literal["accepted", "duplicate", "unrouted", "rejected", "handshake"]
 Evaluate = Callable[[JsonValue, Mapping[str, str]], Any]
@@ -143,12 +145,11 @@ class Ingest:
 
     async def _proven(self, source: Source, request: Request, now: float) -> Delivery | Outcome:
         """The delivery to submit, or the outcome of a handshake."""
-        has_secret = bool(source.secrets)
-        challenge = handshakes.find(source.challenges, request, verified=False, has_secret=has_secret)
+        challenge = handshakes.find(source.challenges, request, verified=False, secrets=source.secrets)
         if challenge is not None:
             return await self._shaken(challenge, source, request, now, None)
         verified = await self._verified(source, request, now)
-        challenge = handshakes.find(source.challenges, request, verified=True, has_secret=has_secret)
+        challenge = handshakes.find(source.challenges, request, verified=True, secrets=source.secrets)
         if challenge is not None:
             return await self._shaken(challenge, source, request, now, verified.secret_index)
         if request.method not in source.methods:
@@ -201,12 +202,18 @@ def refuse_unknown(request: Request) -> Response:
     return UNVERIFIED
 
 
-def dedupe_keys(scheme: Scheme, request_body: bytes, delivery_id: str | None) -> tuple[str, ...]:
-    """The sender's id where it is signed; else also the hash of the body, because an id that is not signed can be changed."""
+def dedupe_keys(scheme: Scheme, request_body: bytes, delivery_id: str | None, signed_at: str = "") -> tuple[str, ...]:
+    """The sender's id where it is signed; else also the hash of the body, because an id that is not signed can be changed.
+
+    Without an id, the hash together with the time of signing too: it tells a request that was copied on the way from a later one that
+    says the same, for as long as the first is not stale.
+    """
+    if delivery_id is not None and scheme.id_signed:
+        return (f"id:{delivery_id}",)
     digest = "sha256:" + hashlib.sha256(request_body).hexdigest()
-    if delivery_id is None:
-        return (digest,)
-    return (f"id:{delivery_id}",) if scheme.id_signed else (f"id:{delivery_id}", digest)
+    if delivery_id is not None:
+        return (f"id:{delivery_id}", digest)
+    return (digest, f"{SIGNED_AT}{signed_at} {digest}") if signed_at else (digest,)
 
 
 def _record(source: Source, request: Request, now: float, *, status: Status, reason: str = "", detail: str = "") -> Delivery:
@@ -231,7 +238,7 @@ def _proven_record(source: Source, request: Request, now: float, verified: Verif
         headers=body.kept_headers(request, source.scheme),
         body=request.body,
         delivery_id=verified.delivery_id,
-        dedupe_keys=dedupe_keys(source.scheme, request.body, verified.delivery_id),
+        dedupe_keys=dedupe_keys(source.scheme, request.body, verified.delivery_id, verified.signed_at),
         secret_index=verified.secret_index,
     )
 

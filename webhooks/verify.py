@@ -21,8 +21,8 @@ from webhooks.fetched import KeyRequest, certificate_key, key_request
 from webhooks.jwt import check_token, parse_token
 from webhooks.keys import PublicKey, among, public, same, signed_by, symmetric
 from webhooks.request import JsonValue, Request
-from webhooks.scheme import Scheme
-from webhooks.sources import Reader
+from webhooks.scheme import BODY_KINDS, Scheme
+from webhooks.sources import Reader, parse_source
 
 Key = TypeVar("Key")
 
@@ -37,13 +37,15 @@ class Verified:
     """A proven request.
 
     `secret_index` is the secret that matched (None when the scheme uses a fetched key or none at all); `id_signed` says whether the
-    sender's `delivery_id` could have been changed on the way; `claims` are those of a verified token.
+    sender's `delivery_id` could have been changed on the way; `claims` are those of a verified token; `signed_at` is the time of signing
+    as the sender wrote it, empty where its scheme has none.
     """
 
     secret_index: int | None
     delivery_id: str | None
     id_signed: bool
     claims: Mapping[str, JsonValue] = field(default_factory=dict)
+    signed_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ def verify(
     try:
         index = CHECKS[scheme.kind](case)
         _check_required(scheme, case.reader)
-        return Verified(index, delivery_id(scheme, case.reader), scheme.id_signed, case.reader.claims)
+        signed_at = case.reader.first(scheme.timestamp) or "" if scheme.timestamp else ""
+        return Verified(index, delivery_id(scheme, case.reader), scheme.id_signed, case.reader.claims, signed_at)
     except BodyError as error:
         raise VerificationError("malformed", error.message) from error
 
@@ -150,12 +153,21 @@ def _decoded(scheme: Scheme, reader: Reader) -> list[bytes]:
     return found
 
 
-def _check_time(case: _Case) -> None:
-    if not case.scheme.timestamp:
+def _check_time(case: _Case, *, proven: bool) -> None:
+    """Hold the time of signing to the tolerance.
+
+    Before anything is computed where a header has it, afterwards where the body has it: that is taken apart for nobody who has proven
+    nothing.
+    """
+    if not case.scheme.timestamp or _in_body(case.scheme.timestamp) is not proven:
         return
     moment = _moment(case.reader.need(case.scheme.timestamp), case.scheme.unit)
     if abs(case.now - moment) > case.scheme.tolerance:
         raise VerificationError("stale", f"signed {case.now - moment:+.0f} s ago, {case.scheme.tolerance} s are allowed either way")
+
+
+def _in_body(source: str) -> bool:
+    return any(place.kind in BODY_KINDS for place in parse_source(source))
 
 
 def _moment(text: str, unit: str) -> float:
@@ -199,7 +211,7 @@ def _match(secrets: Sequence[str], read: Callable[[str], Key], proves: Callable[
 
 def _hmac(case: _Case) -> int:
     found = _decoded(case.scheme, case.reader)
-    _check_time(case)
+    _check_time(case, proven=False)
     signed = _signed(case)
     algorithm = signed.algorithm or case.scheme.algorithm
 
@@ -211,24 +223,28 @@ def _hmac(case: _Case) -> int:
                 matched |= hmac.compare_digest(expected, candidate)
         return matched
 
-    return _match(case.secrets, lambda secret: symmetric(case.scheme, secret), proves)
+    index = _match(case.secrets, lambda secret: symmetric(case.scheme, secret), proves)
+    _check_time(case, proven=True)
+    return index
 
 
 def _public_key(case: _Case) -> int | None:
     scheme = case.scheme
     found = _decoded(scheme, case.reader)
-    _check_time(case)
+    _check_time(case, proven=False)
     signed = _signed(case)
     algorithm = signed.algorithm or scheme.algorithm
 
     def proves(key: PublicKey) -> bool:
         return any(signed_by(key, candidate, message, algorithm) for message in signed.messages for candidate in found)
 
+    index = None
     if scheme.keys is None:
-        return _match(case.secrets, lambda secret: public(scheme.kind, scheme.key, scheme.key_prefix, secret), proves)
-    if not proves(certificate_key(case.document, scheme.kind, case.now)):
+        index = _match(case.secrets, lambda secret: public(scheme.kind, scheme.key, scheme.key_prefix, secret), proves)
+    elif not proves(certificate_key(case.document, scheme.kind, case.now)):
         raise VerificationError("mismatch", "the sender's certificate did not make this signature")
-    return None
+    _check_time(case, proven=True)
+    return index
 
 
 def _token(case: _Case) -> int:

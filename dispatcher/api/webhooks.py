@@ -32,7 +32,7 @@ MOST_REPLAYED: Final = 1_000
 
 
 class RateLimit(msgspec.Struct, forbid_unknown_fields=True):
-    """Deliveries a webhook takes, counted by each process."""
+    """Deliveries a webhook takes. Where several dispatchers serve, each takes its share of both, counted for itself."""
 
     per_second: float
     burst: int

@@ -102,7 +102,7 @@ def test_any_changed_byte_of_the_body_is_noticed(provider: str, data: st.DataObj
 def test_handshakes_raise_only_their_own_error(provider: str, data: st.DataObject) -> None:
     request = data.draw(requests(provider))
     for verified in (False, True):
-        challenge = find(PROVIDERS[provider].challenges, request, verified=verified, has_secret=data.draw(st.booleans()))
+        challenge = find(PROVIDERS[provider].challenges, request, verified=verified, secrets=data.draw(st.sampled_from([(), ("secret",)])))
         if challenge is not None:
             try:
                 made = answer(challenge, request, PARAMS, "secret")

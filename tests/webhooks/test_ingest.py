@@ -15,7 +15,20 @@ import pytest
 from tests.webhooks.cases import NOW, URL, post
 from tests.webhooks.documented import documented
 from tests.webhooks.test_handshakes import RECORDED
-from webhooks import PROVIDERS, Delivery, Ingest, KeyCache, KeyRequest, Outcome, Request, Response, Source, Submitted, refuse_unknown
+from webhooks import (
+    PROVIDERS,
+    Delivery,
+    Ingest,
+    KeyCache,
+    KeyRequest,
+    Outcome,
+    Request,
+    Response,
+    Source,
+    Submitted,
+    VerificationError,
+    refuse_unknown,
+)
 from webhooks.ingest import UNAVAILABLE, UNVERIFIED
 
 SECRET = "secret"
@@ -336,3 +349,69 @@ async def test_a_token_that_is_spelled_differently_is_not_another_delivery(respe
     again = replace(case.request, body=respell(case.request.body))
     outcome = await receive(again, source("wix", secrets=(case.secret,), event_key=lambda *_: "wix"))
     assert outcome.delivery.status == "rejected"
+
+
+async def test_documents_that_are_not_there_put_out_none_that_are() -> None:
+    wanted, asked = KeyRequest("https://keys.example.com/good"), list[str]()
+
+    async def fetch(request: KeyRequest) -> bytes:
+        asked.append(request.url)
+        if request != wanted:
+            raise OSError("404")
+        return b"good"
+
+    cache = KeyCache(fetch, size=4)
+    assert await cache.get(wanted, 0) == b"good"
+    for number in range(20):
+        with pytest.raises(VerificationError):
+            await cache.get(KeyRequest(f"https://keys.example.com/{number}"), 1)
+    assert await cache.get(wanted, 2) == b"good"
+    assert asked.count(wanted.url) == 1
+
+
+async def test_who_names_many_documents_makes_nobody_fetch_them_all_at_once() -> None:
+    going, most = asyncio.Event(), 0
+
+    async def fetch(_: KeyRequest) -> bytes:
+        nonlocal most
+        most += 1
+        await going.wait()
+        return b"key"
+
+    cache = KeyCache(fetch, flights=3)
+    tasks = [asyncio.ensure_future(cache.get(KeyRequest(f"https://keys.example.com/{number}"), 0)) for number in range(10)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    going.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert most == 3
+    assert [result for result in results if isinstance(result, bytes)] == [b"key"] * 3
+    assert {result.code for result in results if isinstance(result, VerificationError)} == {"key_unavailable"}
+
+
+async def test_a_body_is_not_taken_apart_for_who_has_proven_nothing() -> None:
+    """Linear signs its time in the body: what stands there counts once the signature does."""
+    at = NOW * 1000
+    for time, secret, reason in (
+        (at, "other", "mismatch"),
+        (at - 61_000, "other", "mismatch"),
+        (at - 61_000, SECRET, "stale"),
+        (at, SECRET, ""),
+    ):
+        body = json.dumps({"type": "Issue", "webhookTimestamp": time}).encode()
+        request = post({"Linear-Signature": hmac.digest(secret.encode(), body, "sha256").hex()}, body)
+        outcome = await receive(request, source("linear", event_key=lambda *_: "linear"))
+        assert outcome.delivery.reason == reason
+        assert ("json" in request._read) is (secret == SECRET)
+
+
+async def test_a_copied_request_without_an_id_is_told_from_a_later_one_that_says_the_same() -> None:
+    body, zoom = b'{"event":"meeting.started"}', source("zoom", event_key=lambda *_: "zoom")
+
+    def signed(at: int) -> Request:
+        signature = hmac.digest(SECRET.encode(), f"v0:{at}:".encode() + body, "sha256").hex()
+        return post({"x-zm-signature": "v0=" + signature, "x-zm-request-timestamp": str(at)}, body)
+
+    first, again, later = [(await receive(signed(at), zoom)).delivery.dedupe_keys for at in (NOW, NOW, NOW + 10)]
+    assert first == again
+    assert len(first) == len(later) == 2
+    assert set(first) & set(later) == {"sha256:" + hashlib.sha256(body).hexdigest()}

@@ -8,6 +8,7 @@ import statistics
 import zlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
@@ -215,3 +216,32 @@ async def test_credentials_of_every_generic_kind(senders: Senders) -> None:
         assert (await senders.post(name, BODY, headers)).status_code == 200, name
         bad = {key: value[:-2] + ("A=" if value[-2:] != "A=" else "Q=") for key, value in headers.items()}
         assert (await senders.post(name, BODY, bad)).status_code == 401, name
+
+
+async def test_a_copied_request_is_a_repetition_for_as_long_as_it_is_fresh(senders: Senders) -> None:
+    """Its body is forgotten sooner: a later request may say the same."""
+    auth = {"type": "hmac", "header": "x-sig", "signed": "{h:x-at}.{body}", "timestamp": "h:x-at", "tolerance": 86_400}
+    await senders.webhook("own", "generic", auth=auth, event_key_expression="'key'", repeat_window="60s")
+
+    def signed(at: int) -> dict[str, str]:
+        return {"x-at": str(at), "x-sig": hmac.digest(SECRET.encode(), f"{at}.".encode() + BODY, "sha256").hex()}
+
+    first, statuses = signed(senders.now), list[str]()
+    for hours in (0, 1, 10, 12.9):
+        senders.world.clock.advance(timedelta(hours=hours))
+        statuses.append((await senders.post("own", BODY, first)).json()["status"])
+    assert statuses == ["accepted", "duplicate", "duplicate", "duplicate"]
+    assert (await senders.post("own", BODY, signed(senders.now))).json()["status"] == "accepted"
+    senders.world.clock.advance(timedelta(hours=1))
+    assert (await senders.post("own", BODY, first)).status_code == 401
+
+
+async def test_each_of_several_processes_takes_its_share(senders: Senders, monkeypatch: pytest.MonkeyPatch) -> None:
+    await senders.webhook(rate_limit={"per_second": 6, "burst": 6})
+    for live, taken in ((1, 6), (2, 3), (3, 2), (7, 1)):
+        monkeypatch.setattr(senders.world.services.webhooks.receiver, "live", partial(int, live))
+        senders.world.clock.advance(timedelta(seconds=10))
+        statuses = [(await senders.github(numbered(100 * live + number))).status_code for number in range(8)]
+        assert statuses == [200] * taken + [429] * (8 - taken)
+        senders.world.clock.advance(timedelta(seconds=live / 6 + 0.001))
+        assert [(await senders.github(numbered(100 * live + number))).status_code for number in (8, 9)] == [200, 429]

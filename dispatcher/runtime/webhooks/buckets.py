@@ -1,4 +1,4 @@
-"""Token buckets: how many requests a source may send, counted in this process."""
+"""Token buckets: how many requests a source may send. Each of several processes counts for itself, and takes its share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import datetime
 
 
 class Bucket:
-    """Holds up to `burst` tokens and gains `rate` of them a second."""
+    """Holds up to `burst` tokens and gains `rate` of them a second; with `live` processes each holds and gains that part, at least one."""
 
     __slots__ = ("_at", "_tokens", "burst", "rate")
 
@@ -16,21 +16,20 @@ class Bucket:
         self._tokens = float(burst)
         self._at = now
 
-    def wait(self, now: datetime) -> float:
+    def wait(self, now: datetime, live: int = 1) -> float:
         """Seconds until there is a token; 0 when there is one."""
-        self._fill(now)
-        return 0.0 if self._tokens >= 1 else (1 - self._tokens) / self.rate
+        self._fill(now, live)
+        return 0.0 if self._tokens >= 1 else (1 - self._tokens) * live / self.rate
 
-    def take(self, now: datetime) -> bool:
+    def take(self, now: datetime, live: int = 1) -> bool:
         """Take a token; False when there is none."""
-        self._fill(now)
+        self._fill(now, live)
         if self._tokens < 1:
             return False
         self._tokens -= 1
         return True
 
-    def _fill(self, now: datetime) -> None:
-        elapsed = (now - self._at).total_seconds()
-        if elapsed > 0:
-            self._tokens = min(self.burst, self._tokens + elapsed * self.rate)
-            self._at = now
+    def _fill(self, now: datetime, live: int) -> None:
+        elapsed = max(0.0, (now - self._at).total_seconds())
+        self._tokens = min(max(1.0, self.burst / live), self._tokens + elapsed * self.rate / live)
+        self._at = max(now, self._at)

@@ -22,7 +22,7 @@ from dispatcher.settings import Settings
 from dispatcher.store.webhook_deliveries import NewDelivery
 from webhooks import Delivery, Ingest, KeyCache, Outcome, Request, Response, Scheme, Submitted, refuse_unknown
 from webhooks.body import kept_headers
-from webhooks.ingest import DETAIL_CHARS_MAX, UNVERIFIED
+from webhooks.ingest import DETAIL_CHARS_MAX, SIGNED_AT, UNVERIFIED
 from webhooks.response import problem
 
 RESERVED: Final = ("hot:", "schedule:new")
@@ -66,7 +66,7 @@ class _Storing:
 
         What is proven counts for the rate, and nothing else: what anybody can send must not use up what the sender may.
         """
-        if not self.hook.bucket.take(self.now):
+        if not self.hook.bucket.take(self.now, self.receiver.live()):
             raise _TooMany
         self.accepted, status = await self.receiver.store(self.hook, self.request, delivery, self.now)
         if self.accepted.duplicate:
@@ -89,6 +89,8 @@ class Receiver:
         self._metrics = metrics
         self._ids = IdMaker()
         self.on_capture: Callable[[Hook, str], Awaitable[bool]] = _forget
+        self.live: Callable[[], int] = lambda: 1
+        """How many processes receive."""
         self.on_filtering: Callable[[Hook, str], None] = lambda _hook, _delivery: None
         self.on_stored: Callable[[Hook], None] = lambda _hook: None
 
@@ -110,7 +112,7 @@ class Receiver:
 
     def busy(self, hook: Hook, method: str) -> Response | None:
         """The refusal of a request that comes too soon after others; None when there is room."""
-        wait = hook.bucket.wait(self._clock.now())
+        wait = hook.bucket.wait(self._clock.now(), self.live())
         return self._too_many(hook, method, wait, 0) if wait else None
 
     def _too_many(self, hook: Hook, method: str, wait: float, body_bytes: int) -> Response:
@@ -144,7 +146,8 @@ class Receiver:
                     hook = newer
                     received, outcome = await self._tried(hook, request)
         except _TooMany:
-            return Received(self._too_many(hook, request.method, hook.bucket.wait(self._clock.now()), len(request.body)))
+            wait = hook.bucket.wait(self._clock.now(), self.live())
+            return Received(self._too_many(hook, request.method, wait, len(request.body)))
         if outcome.capture is not None and not await self.on_capture(hook, outcome.capture):
             received, outcome = self._told_too_late(outcome)
         elif hook.sealed and outcome.delivery.reason in _MAYBE_OUTDATED:  # what the sender cannot help shall not put it off
@@ -225,11 +228,16 @@ class Receiver:
         return EventRequest(hook.tenant.id, kind, data, metadata, delivery.scope)
 
     def _keys_of(self, hook: Hook, delivery: Delivery) -> Keys:
-        """What must be new: the sender's id for long, a body without an id for as long as a sender takes to repeat it."""
+        """What must be new: the sender's id for long, a body without an id for as long as a sender takes to repeat it.
+
+        A time of signing is remembered for as long as it may be taken for fresh: it may lie as far ahead as behind.
+        """
         scope = f"webhook {hook.row.id}"
         known = delivery.delivery_id is not None
         ttl = timedelta(seconds=self._settings.webhook_dedupe_ttl) if known else timedelta(milliseconds=hook.row.repeat_ms)
-        return tuple((scope, key, ttl) for key in delivery.dedupe_keys) if ttl else ()
+        fresh = timedelta(seconds=2 * hook.source.scheme.tolerance)
+        keys = ((scope, key, fresh if key.startswith(SIGNED_AT) else ttl) for key in delivery.dedupe_keys)
+        return tuple(key for key in keys if key[2])
 
 
 async def _forget(_hook: Hook, _secret: str) -> bool:
