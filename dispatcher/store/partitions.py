@@ -13,6 +13,7 @@ from dispatcher.store.database import Connection, Database
 
 TABLES = (
     "run_history", "task_history", "attempts", "events", "logs", "chunks", "webhook_deliveries", "filter_failures", "audit", "cron_ticks",
+    "journal_history",
 )  # fmt: skip
 _DAY_PARTITION = re.compile(r"_(\d{8})$")
 
@@ -31,6 +32,7 @@ MAKE = """
 DROP = "select format('drop table %I', $1::text)"
 KEY_OF = {
     "run_history": "finished_at",
+    "journal_history": "finished_at",
     "task_history": "finished_at",
     "attempts": "finished_at",
     "events": "created_at",

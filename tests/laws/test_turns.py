@@ -1,0 +1,135 @@
+"""The law of a turn: what the answers of durable tasks do, and how their lives differ from those of others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from dispatcher.engine.answers import (
+    Again,
+    Answer,
+    Continued,
+    EndpointBroken,
+    Failed,
+    Lost,
+    Mismatched,
+    Pushback,
+    Succeeded,
+    Suspended,
+    TimedOut,
+    Turned,
+    Unreachable,
+)
+from dispatcher.engine.attempts import (
+    CancelRequested,
+    CleanUp,
+    Error,
+    Finish,
+    LeaseEnded,
+    MarkCancelling,
+    Refused,
+    Requeue,
+    ScheduleExpired,
+    State,
+    TaskState,
+    Yield,
+    step,
+)
+from tests.laws.attempts_table import DEADLINE, NOW, POLICY
+
+RUNNING = TaskState("running", 4, 2, 0, 0, None, None, DEADLINE, None, None, cancelling=False, begun=True)
+ANSWERS: list[Answer] = [
+    Succeeded(b"1"), Failed("x", "x"), TimedOut("x"), Lost("x"), Suspended(b'"a"'), Again(grew=True), Continued(b"1"), Mismatched("x"),
+    Unreachable("x", "x"), Pushback(None, "x"), EndpointBroken("x", "x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "change"),
+    [
+        (Suspended(b'"a#0"'), Yield("waiting", "suspended", wake=b'"a#0"')),
+        (Suspended(b'"a#0"', b"{}"), Yield("waiting", "suspended", wake=b'"a#0"', memory=b"{}")),
+        (Again(grew=True), Yield("queued", "suspended")),
+        (Again(grew=False, whole=True), Yield("queued", "suspended", whole=True)),
+        (Again(grew=False, memory=b"1"), Yield("queued", "suspended", memory=b"1")),
+        (Continued(b"[2]"), Yield("queued", "suspended", input=b"[2]")),
+        (Mismatched("no", b"{}"), Yield("blocked", "blocked", error=Error("code_mismatch", "no", b"{}"))),
+        (Mismatched("gone", code="version_gone"), Yield("blocked", "blocked", error=Error("version_gone", "gone"))),
+        (Succeeded(b"1"), Finish("succeeded", "succeeded", output=b"1", output_type="application/json")),
+    ],
+)
+def test_what_a_turn_answers(answer: Answer, change: Yield | Finish) -> None:
+    assert step(RUNNING, POLICY, answer, NOW) == change
+    assert step(RUNNING, POLICY, Turned(3, (), answer), NOW) == change
+
+
+def test_again_without_progress_is_a_failure_like_any_other() -> None:
+    change = step(RUNNING, POLICY, Again(grew=False), NOW)
+    assert isinstance(change, Requeue) and change.error.code == "no_progress" and change.app_retries == 1
+    last = step(replace(RUNNING, app_retries=POLICY.retries), POLICY, Again(grew=False), NOW)
+    assert isinstance(last, Finish) and last.status == "failed"
+
+
+@pytest.mark.parametrize("answer", [Failed("x", "x"), TimedOut("x"), Unreachable("x", "x"), Pushback(None, "x")])
+def test_a_task_that_has_begun_waits_for_a_slot_as_long_as_it_takes(answer: Answer) -> None:
+    begun, fresh = step(RUNNING, POLICY, answer, NOW), step(replace(RUNNING, begun=False), POLICY, answer, NOW)
+    assert isinstance(begun, Requeue) and begun.schedule_deadline is None
+    assert isinstance(fresh, Requeue) and fresh.schedule_deadline is not None
+
+
+def test_a_task_that_has_begun_is_blocked_where_others_fail_for_their_endpoint() -> None:
+    long_spared = replace(RUNNING, spared_since=NOW - timedelta(hours=2), spared_by="endpoint")
+    change = step(long_spared, POLICY, EndpointBroken("http_404", "gone"), NOW)
+    assert change == Yield("blocked", "endpoint_broken", error=Error("http_404", "gone"))
+    assert isinstance(step(replace(long_spared, begun=False), POLICY, EndpointBroken("http_404", "gone"), NOW), Finish)
+
+
+@pytest.mark.parametrize("state", ["waiting", "queued", "scheduled", "gated"])
+def test_a_cancel_between_turns_gives_one_more(state: State) -> None:
+    change = step(replace(RUNNING, state=state), POLICY, CancelRequested("why", timedelta(0)), NOW)
+    assert change == CleanUp("why", timedelta(seconds=10), NOW + timedelta(minutes=1))
+
+
+@pytest.mark.parametrize("state", ["queued", "scheduled", "gated"])
+def test_a_cancel_before_the_first_turn_ends_it(state: State) -> None:
+    change = step(replace(RUNNING, state=state, begun=False), POLICY, CancelRequested("why", timedelta(0)), NOW)
+    assert isinstance(change, Finish) and change.status == "cancelled"
+
+
+def test_what_is_blocked_cannot_clean_up() -> None:
+    change = step(replace(RUNNING, state="blocked"), POLICY, CancelRequested("why", timedelta(0)), NOW)
+    assert isinstance(change, Finish) and change.status == "cancelled"
+
+
+def test_a_live_turn_is_told_and_one_that_gives_way_cleans_up() -> None:
+    assert isinstance(step(RUNNING, POLICY, CancelRequested("why", timedelta(seconds=5)), NOW), MarkCancelling)
+    cancelling = replace(RUNNING, cancelling=True)
+    for answer in (Suspended(b'"a"'), Again(grew=False)):
+        assert isinstance(step(cancelling, POLICY, answer, NOW), CleanUp)
+    late = step(cancelling, POLICY, Succeeded(b"1"), NOW)
+    assert isinstance(late, Finish) and late.status == "cancelled"
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(answer).__name__)
+def test_a_turn_to_clean_up_in_ends_the_task_whatever_comes_of_it(answer: Answer) -> None:
+    change = step(replace(RUNNING, cleanup=True), POLICY, answer, NOW)
+    assert isinstance(change, Finish) and (change.status, change.attempt) == ("cancelled", "cancelled")
+
+
+def test_nobody_who_cleans_up_does_not_keep_it_alive() -> None:
+    waiting = replace(RUNNING, state="queued", cleanup=True)
+    expired = step(waiting, POLICY, ScheduleExpired(), NOW)
+    assert isinstance(expired, Finish) and expired.error is not None and expired.error.code == "cancelled"
+    lost = step(replace(RUNNING, cleanup=True), POLICY, LeaseEnded(), NOW)
+    assert isinstance(lost, Finish) and lost.status == "cancelled"
+    assert isinstance(step(waiting, POLICY, CancelRequested("again", timedelta(0)), NOW), Refused)
+
+
+@pytest.mark.parametrize("state", ["waiting", "blocked"])
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(answer).__name__)
+def test_what_is_suspended_hears_no_answers(state: State, answer: Answer) -> None:
+    assert isinstance(step(replace(RUNNING, state=state), POLICY, answer, NOW), Refused)
+    assert isinstance(step(replace(RUNNING, state=state), POLICY, LeaseEnded(), NOW), Refused)
+    assert isinstance(step(replace(RUNNING, state=state), POLICY, ScheduleExpired(), NOW), Refused)
