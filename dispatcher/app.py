@@ -19,6 +19,7 @@ from dispatcher.clock import Clock, SystemClock
 from dispatcher.delivery import Courier, CourierBounds, EgressPolicy
 from dispatcher.engine.admission import Queue
 from dispatcher.loops import Loop
+from dispatcher.runtime.batches import Batches
 from dispatcher.runtime.bulk import Bulk
 from dispatcher.runtime.callbacks import Callbacks
 from dispatcher.runtime.cancellation import Cancellation
@@ -191,6 +192,7 @@ class _Parts:
     signals: Signals
     graphs: Graphs
     waits: Waits
+    batches: Batches
 
 
 def _join(
@@ -224,6 +226,7 @@ def _join(
     intake = Intake(database, directory, capacity, settings, clock, metrics, rates.start, gates, lambda: membership.id)
     graphs = Graphs(database, directory, capacity, settlement, recorder, clock)
     claims = Claims(database, directory, capacity, rates.start, metrics, lambda: membership.id, _BATCH)
+    batches = Batches(database, directory, capacity, claims, deliveries.start, lambda: membership.id)
     registration = Registration(database, directory, keyring, courier, egress, signals, clock, settings)
     callbacks = Callbacks(database, directory, deliveries, settlement, recorder, signals, tokens, clock, settings, journals, turns)
     circuits.rediscover = registration.rediscover
@@ -248,7 +251,7 @@ def _join(
         limits=Limits(database, clock),
         explaining=Explaining(database, directory, capacity),
     )  # fmt: skip
-    return _Parts(services, membership, deliveries, capacity, claims, circuits, settlement, signals, graphs, waits)
+    return _Parts(services, membership, deliveries, capacity, claims, circuits, settlement, signals, graphs, waits, batches)
 
 
 async def _run(parts: _Parts, settings: Settings, clock: Clock, stack: AsyncExitStack) -> Runtime:
@@ -272,6 +275,9 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
     services, membership = parts.services, parts.membership
     poll, beat = timedelta(seconds=settings.poll), timedelta(seconds=settings.heartbeat)
     database = services.database
+
+    async def batch(now: datetime) -> datetime | None:
+        return await parts.batches.tick(now)
 
     async def claim(now: datetime) -> datetime | None:
         return now if await parts.claims.tick(now, now + poll) else None
@@ -330,14 +336,12 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
     async def bulk(now: datetime) -> datetime | None:
         return now if await services.bulk.tick(now) else None
 
-    async def search(now: datetime) -> datetime | None:
-        return now if await services.search.tick(now) else None
-
     async def probe(now: datetime) -> None:
         await parts.circuits.probe_due(now)
 
     ticks = {
         "claim": (claim, poll),
+        "batches": (batch, poll),
         "timers": (timers, poll),
         "timetable": (services.timetable.tick, poll),
         "graphs": (advance, poll),
@@ -352,7 +356,7 @@ def _loops(parts: _Parts, settings: Settings, clock: Clock) -> dict[str, Loop]:
         "registry": (refresh, poll),
         "probe": (probe, poll),
         "bulk": (bulk, poll),
-        "search": (search, _SEARCH),
+        "search": (services.search.tick, _SEARCH),
         "maintenance": (_Maintenance(services).tick, _MAINTENANCE),
     }
     loops = {name: Loop(name, tick, clock, every) for name, (tick, every) in ticks.items()}
@@ -375,12 +379,17 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
     def requeued(queue: Queue, due_at: datetime) -> None:
         if due_at <= parts.services.clock.now():
             capacity.backlog.add(queue)
-            claim.wake()
+            work()
         else:
             loops["timers"].wake_by(due_at)
 
-    def backlogged() -> None:
+    def work() -> None:
         claim.wake()
+        if parts.batches.wanted:
+            loops["batches"].wake()
+
+    def backlogged() -> None:
+        work()
         parts.signals.send("ready")
 
     def revived() -> None:
@@ -398,17 +407,13 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
 
     def ready(_arguments: list[str]) -> None:
         parts.claims.sweep()
-        claim.wake()
+        work()
 
     def lease(arguments: list[str]) -> None:
         for argument in arguments:
             tenant, run_id, node, epoch, moment, released = argument.split(":")
             deadline = datetime.fromtimestamp(float(moment), parts.services.clock.now().tzinfo)
             parts.deliveries.extend((int(tenant), run_id, int(node)), int(epoch), deadline, released == "1")
-
-    def finished(run_ids: list[str]) -> None:
-        parts.services.waiters.finished_ids(run_ids)
-        parts.services.streams.finished_ids(run_ids)
 
     services, wake_gates = parts.services, loops["gates"].wake
     services.gates.wake = services.limits.on_gates = wake_gates
@@ -422,8 +427,8 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
     parts.signals.on("gated", lambda _: services.gates.heard())
     parts.deliveries.on_deadline = loops["deadlines"].wake_by
     parts.services.callbacks.on_detached_end = lambda: loops["slots"].wake_by(parts.services.clock.now() + _RECOUNT)
-    capacity.on_free = claim.wake
-    parts.membership.on_capacity = claim.wake
+    capacity.on_free = work
+    parts.membership.on_capacity = work
     parts.settlement.on_requeued = requeued
     parts.settlement.on_waits = services.durable.on_waits = loops["waits"].wake
     parts.waits.on_ready = services.durable.on_ready = backlogged
@@ -448,7 +453,7 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
     parts.services.bulk.on_made = loops["bulk"].wake
     parts.signals.on("ready", ready)
     parts.signals.on("registry", lambda _: loops["registry"].wake())
-    parts.signals.on("finished", finished)
+    parts.signals.on("finished", parts.services.streams.finished_ids)
     parts.signals.on("stream", parts.services.streams.hinted)
     parts.signals.on("cancel", lambda _: loops["cancels"].wake())
     parts.signals.on("bulk", lambda _: loops["bulk"].wake())

@@ -156,12 +156,12 @@ class Search:
 
     # ---- making segments
 
-    async def tick(self, now: datetime) -> bool:
-        """Make the next segment of every index that is wanted; whether there is more to do."""
+    async def tick(self, now: datetime) -> datetime | None:
+        """Make the next segment of every index that is wanted; when to go on, None where there is no more to do."""
         more = False
         for index in await search.wanted(self._database, now - _INTEREST):
             more |= await self._extend(index.tenant_id, index.kind, now)  # type: ignore[arg-type]  # the check says so
-        return more
+        return now if more else None
 
     async def prune(self, now: datetime, kept_from: datetime) -> None:
         """Forget the indexes nobody has asked for, and segments of rows that are no longer kept."""

@@ -260,8 +260,9 @@ class Streams:
                 self._wake(channel)
 
     def finished_ids(self, run_ids: Iterable[str]) -> None:
-        """The same by id alone, as hints carry it."""
+        """The same by id alone, as hints carry it, for whoever waits for them too."""
         wanted = set(run_ids)
+        self._waiters.finished_ids(wanted)
         self.finished([key for key in self._of_run if key[1] in wanted])
 
     def hinted(self, arguments: Iterable[str]) -> None:

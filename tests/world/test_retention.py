@@ -49,9 +49,8 @@ async def test_a_tenants_history_is_deleted_when_it_wants_less(world: World, one
 async def test_what_belongs_to_a_live_run_stays(world: World, one: Node, endpoint: Endpoint) -> None:
     await one.call("PUT", "/v1/retention", {"days": 1})
     run_id = await one.trigger("work", run_at=(world.now + timedelta(days=9)).isoformat())
-    await world.database.execute(
-        "insert into logs (tenant_id, run_id, node, attempt, at, level, message) select tenant_id, id, 0, 1, created_at, 'info', 'x' from runs"
-    )
+    columns = "tenant_id, run_id, node, attempt, at, level, message"
+    await world.database.execute(f"insert into logs ({columns}) select tenant_id, id, 0, 1, created_at, 'info', 'x' from runs")
     await world.advance(timedelta(days=5))
     await one.turn("maintenance")
     assert (await one.call("GET", f"/v1/runs/{run_id}"))["status"] == "queued"

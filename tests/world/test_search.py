@@ -54,9 +54,7 @@ async def _made(world: World, node: Node, count: int, **more: Any) -> list[str]:
     for n in range(count):
         world.clock.advance(timedelta(milliseconds=10))
         runs.append(await node.trigger("echo", input={"order": {"number": n}, "fruit": "apple" if n % 7 == 0 else "pear"}, **more))
-    await node.turn()
-    for run_id in runs:
-        await world.over(run_id)
+        await world.over(runs[-1])
     return runs
 
 
