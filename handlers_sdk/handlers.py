@@ -105,6 +105,11 @@ class Handlers:
                 return problem(503, error.code, str(error))
         return await (self._batch(push, received) if kind == wire.PUSH_BATCH else self._run(push, received))
 
+    @property
+    def definitions(self) -> list[TaskDefinition]:
+        """The tasks that are served."""
+        return list(self._definitions.values())
+
     # ---- work
 
     def begin(self, item: Any, base: str, received: float, settle: Callable[[Execution, Outcome], None]) -> Execution | Outcome:

@@ -238,6 +238,11 @@ class Replay:
         """Whether anything is asked of the dispatcher."""
         return any(not op.done() for op in self._waiting.values())
 
+    @property
+    def open_ids(self) -> list[str]:
+        """What is asked of the dispatcher and not settled."""
+        return [op.id for op in self._waiting.values() if not op.done()]
+
     def close(self, why: type[Interruption] = Suspended) -> None:
         """Unwind the handler where it stands. What it asks for from now on raises `why` again and is not recorded."""
         self._closing = why

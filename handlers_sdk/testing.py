@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from handlers_sdk.api import Api
 from handlers_sdk.config import ClientConfig
-from handlers_sdk.context import WorkerInfo
+from handlers_sdk.context import CURRENT, WorkerInfo
+from handlers_sdk.definitions import TaskDefinition
 from handlers_sdk.double import Double, DoubleRun
 from handlers_sdk.durations import Duration, milliseconds
 from handlers_sdk.errors import Suspended
@@ -25,8 +26,9 @@ from handlers_sdk.function import WorkerThreads
 from handlers_sdk.handlers import Handlers
 from handlers_sdk.longrunning import with_options
 from handlers_sdk.ops import ms_of
-from handlers_sdk.replay import Mismatched, Raised, Returned
+from handlers_sdk.replay import Mismatched, Raised, Replay, Returned
 from handlers_sdk.runnables import Runnable
+from handlers_sdk.turns import TurnExecution
 from handlers_sdk.workflow import Served
 
 SLOTS: Final = 16
@@ -128,37 +130,41 @@ def replay_journal(
 
     `task` may have `id`, `run_id`, `seed`, `started_at` and `metadata` of the task, as the turn had them. Steps beyond the log are not run.
     """
-    from handlers_sdk.context import CURRENT
-    from handlers_sdk.replay import Replay
-    from handlers_sdk.turns import TurnExecution
-
     (definition, *_) = [one for one in workflow.definitions if one.durability is not None]
-    said = dict(task or {})
-    started = str(said.get("started_at") or (entries[0].get("at") if entries else "2026-01-01T00:00:00.000Z"))
-    replay = Replay(entries, started_at=started, seed=str(said.get("seed", "")), now=lambda: ms_of(started))
+    return replay_definition(definition, entries, input, task or {})[0]
+
+
+def replay_definition(
+    definition: TaskDefinition, entries: Sequence[Mapping[str, Any]], input: Any, task: Mapping[str, Any]
+) -> tuple[Returned | Raised | Mismatched | None, list[str]]:
+    """As `replay_journal`, of one task; and the ids of what it asks for beyond the log."""
+    started = str(task.get("started_at") or (entries[0].get("at") if entries else "") or "2026-01-01T00:00:00.000Z")
+    replay = Replay(entries, started_at=started, seed=str(task.get("seed", "")), now=lambda: ms_of(started), carrying=True)
     item: Any = {
         "name": definition.delivered_as,
-        "id": said.get("id", "tsk_replay"),
-        "run_id": said.get("run_id", "run_replay"),
+        "workflow": definition.workflow.name,
+        "id": task.get("id", "tsk_replay"),
+        "run_id": task.get("run_id", "run_replay"),
         "attempt": 1,
         "input": input,
-        "metadata": said.get("metadata"),
+        "metadata": task.get("metadata"),
         "token": "",
         "timeout_ms": 0,
     }
     host = Host(Api(ClientConfig()), WorkerInfo("wrk_replay"), WorkerThreads(1))
-    execution = TurnExecution(host, definition.function, definition.task_name, item, "", lambda *_: None, "step")
-    execution.context._replay = replay  # noqa: SLF001 - as a turn does
-    token = CURRENT.set(execution.context)
+    execution = TurnExecution(host, definition.function, definition.task_name, item, "", lambda *_: None, "turn")
+    context = execution.context
+    context._replay = replay  # noqa: SLF001 - as a turn does
+    token = CURRENT.set(context)
     try:
         value = definition.function.input.parse(input)
-        replay.start(with_options(lambda: definition.function.fn(value, execution.context), execution.context))
+        replay.start(with_options(lambda: definition.function.fn(value, context), context))
         replay.advance()
-        outcome = replay.outcome
-        replay.close(Suspended)
+        asked = [op.id for op in replay.asked_steps()] + replay.open_ids
+        return replay.outcome, asked
     finally:
+        replay.close(Suspended)
         CURRENT.reset(token)
-    return outcome
 
 
 def _config(workflows: Sequence[Served]) -> ClientConfig:

@@ -23,6 +23,7 @@ COMMANDS = {
     "trigger": ("dispatcher.cli.trigger:trigger", "Start a run of a workflow, and wait for its result if asked to."),
     "send": ("dispatcher.cli.send:send", "Send an event, which starts the workflows that listen for it."),
     "runs": ("dispatcher.cli.runs:runs", "List, read, follow, cancel and replay runs."),
+    "replay": ("dispatcher.cli.replay:replay", "Run a durable task's code against the log of an exported run, here and without effects."),
     "bulk": ("dispatcher.cli.bulk:bulk", "Look at cancels and replays of many runs, and end them."),
     "events": ("dispatcher.cli.events:events", "List, read and replay events."),
     "filters": ("dispatcher.cli.filters:filters", "List, make, change and remove filters of events."),
