@@ -69,9 +69,12 @@ test-313:  ## every test on Python 3.13, where there is one
 
 # ---- measuring -------------------------------------------------------------------------------------------------------------
 
-.PHONY: bench chaos soak-crons storm-crons
+.PHONY: bench contract chaos soak-crons storm-crons
 bench: $(CHECKING)  ## runs per second, latency and CPU per run; results in ./bench-results
 	$(BIN)/python -m tests.bench
+
+contract: $(CHECKING)  ## everything the API's description allows, asked of a development server at URL
+	$(BIN)/python -m tests.contract $(or $(URL),http://127.0.0.1:8400)
 
 chaos: $(CHECKING)  ## kill -9 of dispatchers and Postgres under load, the long form
 	$(BIN)/python -m tests.chaos

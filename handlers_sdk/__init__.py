@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from handlers_sdk.handlers import Handlers
     from handlers_sdk.log_lines import V1LogLine, V1LogLineList
     from handlers_sdk.logs import TaskLogHandler
+    from handlers_sdk.metrics import TaskStat
     from handlers_sdk.ops import Op
     from handlers_sdk.outcomes import Response
     from handlers_sdk.refs import WorkflowRunRef
@@ -127,6 +128,7 @@ _HOMES: Final = {
     "filters": ("DefaultFilter", "V1Filter", "V1FilterList", "V1UpdateFilterRequest"),
     "flow": ("ConcurrencyExpression", "ConcurrencyLimitStrategy", "RateLimit", "RateLimitDuration", "V1RateLimit"),
     "handlers": ("Handlers",),
+    "metrics": ("TaskStat",),
     "log_lines": ("V1LogLine", "V1LogLineList"),
     "logs": ("TaskLogHandler",),
     "outcomes": ("Response",),
@@ -235,6 +237,7 @@ __all__ = [
     "TaskOutputError",
     "TaskRun",
     "TaskRunError",
+    "TaskStat",
     "TriggerWorkflowOptions",
     "UserEventCondition",
     "V1Event",

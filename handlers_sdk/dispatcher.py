@@ -39,6 +39,7 @@ from handlers_sdk.handlers import Handlers
 from handlers_sdk.lifespan import Lifespan, LifespanFn
 from handlers_sdk.log_lines import LogsClient
 from handlers_sdk.logs import TaskLogHandler
+from handlers_sdk.metrics import MetricsClient
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.refs import WorkflowRunRef
 from handlers_sdk.retries import RetryForm
@@ -67,6 +68,7 @@ class Dispatcher(DurableDeclarations):
         self.filters = FiltersClient(self._api)
         self.workflows = WorkflowsClient(self._api)
         self.logs = LogsClient(self._api)
+        self.metrics = MetricsClient(self._api)
         self.cron = CronClient(self._api)
         self.scheduled = ScheduledClient(self._api)
         self.callbacks = CallbacksClient(self._api)

@@ -121,7 +121,7 @@ def _responses(route: Route, by_kind: dict[str, Any]) -> dict[str, Any]:
             media = "text/plain" if kind is str else "application/json"
             described["content"] = {media: {"schema": by_kind[_key(kind)]}}
         if route.streams and status == 200:
-            described.setdefault("content", {})["text/event-stream"] = {"schema": {"type": "string"}}
+            described.setdefault("content", {})["text/event-stream"] = {}
         responses[str(status)] = described
     for code in _codes(route):
         known = responses.setdefault(str(CODES[code].status), {"description": ""})

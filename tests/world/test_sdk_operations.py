@@ -142,6 +142,12 @@ async def test_runs_are_replayed_and_cancelled_in_bulk(world: World, node: Node,
     await client.runs.aio_bulk_cancel_by_filters_with_pagination(sleep_time=0, chunk_size=2, workflow_ids=["count"])
     for run_id in waiting:
         assert (await world.over(run_id))["status"] == "cancelled"
+    assert (await client.metrics.aio_get_queue_metrics())["count"]["queued"] == 0
+    late = (await client.runs.aio_create("count", {"n": 9})).id
+    assert (await client.metrics.aio_get_queue_metrics())["count"]["queued"] == 1
+    stats = await client.metrics.aio_get_task_stats()
+    assert (stats["count"].queued.total, stats["count"].running.total) == (1, 0)
+    await client.runs.aio_cancel(late)
     stopped = await client.runs.aio_bulk_replay(BulkCancelReplayOpts(ids=[]))
     assert stopped.ended
 
