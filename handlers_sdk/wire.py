@@ -120,6 +120,13 @@ class TaskError(TypedDict):
     message: str
 
 
+class BatchMember(TypedDict):
+    """Which of the batches that handlers are given at once an attempt belongs to: its id, and how many attempts it has."""
+
+    id: str
+    size: int
+
+
 class RunItem(TypedDict):
     """One attempt of one task run, as an item of a batch. `deadline` is RFC 3339, `timeout_ms` counts from its sending."""
 
@@ -143,6 +150,7 @@ class RunItem(TypedDict):
     filter_payload: NotRequired[Any]
     parents: NotRequired[dict[str, ParentResult]]
     errors: NotRequired[dict[str, TaskError]]
+    batch: NotRequired[BatchMember]
 
 
 class RunPush(RunItem):

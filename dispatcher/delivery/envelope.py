@@ -44,6 +44,7 @@ class RunItem(msgspec.Struct):
     filter_payload: Raw | UnsetType = UNSET
     parents: Raw | UnsetType = UNSET
     errors: Raw | UnsetType = UNSET
+    batch: Raw | UnsetType = UNSET
 
 
 class _Head(msgspec.Struct):
@@ -142,6 +143,7 @@ def _item(push: Push, version: str) -> bytes:
             _optional(push.filter_payload),
             _optional(push.parents),
             _optional(push.errors),
+            _optional(push.batch),
         )
     )
 

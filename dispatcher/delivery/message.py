@@ -24,7 +24,7 @@ class Push:
     """One attempt to put on the wire.
 
     `name` is the handler's, `tenant` a slug, `deadline` in UTC. `raw` makes the body the input itself, with the rest in headers.
-    `input`, `metadata`, `event`, `parents`, `errors` and `filter_payload` are JSON texts. The handler is told `timeout`; `patience` is
+    `input`, `metadata`, `event`, `parents`, `errors`, `filter_payload` and `batch` are JSON texts. The handler is told `timeout`; `patience` is
     how long delivery waits, where whoever hands the push over ends it at a deadline that may still be moved. `turn` makes it the turn of a
     durable task: the members its envelope has beside a run's, `"type":"turn"` first among them.
     """
@@ -49,6 +49,7 @@ class Push:
     parents: bytes | None = None
     errors: bytes | None = None
     filter_payload: bytes | None = None
+    batch: bytes | None = None
     patience: timedelta | None = None
     turn: bytes | None = None
     progress: Progress = field(default_factory=Progress)

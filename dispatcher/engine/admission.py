@@ -59,10 +59,11 @@ def share(slots: int, detached: int, live: Sequence[int], others: Sequence[Grant
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where the tasks of a queue may run: places by tiers, the best first. Each task fills `slots`."""
+    """Where the tasks of a queue may run: places by tiers, the best first. Each task fills `slots`, or each batch where it `gathers`."""
 
     tiers: tuple[tuple[Place, ...], ...] = ()
     slots: int = 1
+    gathers: bool = False
 
     @property
     def places(self) -> tuple[Place, ...]:

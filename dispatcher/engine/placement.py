@@ -22,12 +22,13 @@ _STICKY_RANK: Final = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What a task asks of the endpoint it runs at. `endpoint` is the id of the one its run began at."""
+    """What a task asks of the endpoint it runs at. `endpoint` is the id of the one its run began at, `batch` the group it is run with."""
 
     labels: DesiredLabels = field(default_factory=dict)
     endpoint: str | None = None
     sticky: Sticky | None = None
     slots: int = 1
+    batch: str | None = None
 
     def text(self) -> str:
         """As it stands with a task; empty for a task that asks nothing. Equal requirements have one text."""
@@ -38,6 +39,8 @@ class Requirement:
             said |= {"endpoint": self.endpoint, "sticky": self.sticky}
         if self.slots != 1:
             said["slots"] = self.slots
+        if self.batch is not None:
+            said["batch"] = self.batch
         return json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False) if said else ""
 
     @classmethod
@@ -47,15 +50,17 @@ class Requirement:
             return ASKS_NOTHING
         said = json.loads(text)
         sticky: Sticky | None = said.get("sticky")
-        return cls(parse_desired_labels(said.get("labels"), "labels"), said.get("endpoint"), sticky, said.get("slots", 1))
+        labels = parse_desired_labels(said.get("labels"), "labels")
+        return cls(labels, said.get("endpoint"), sticky, said.get("slots", 1), said.get("batch"))
 
 
-def requirement_of(definition: Definition, node: int, labels: DesiredLabels, endpoint: str | None) -> Requirement:
-    """What a task of a run asks: what its definition says, what was said at its trigger, and where its run began."""
+def requirement_of(definition: Definition, node: int, labels: DesiredLabels, endpoint: str | None, batch: str | None = None) -> Requirement:
+    """What a task of a run asks: what its definition and its trigger say, where its run began, and what it is batched with."""
     task = definition.tasks[node]
-    if not (task.desired_labels or labels or task.slot_cost != 1 or (endpoint and definition.sticky)):
+    if not (task.desired_labels or labels or task.slot_cost != 1 or batch is not None or (endpoint and definition.sticky)):
         return ASKS_NOTHING
-    return Requirement({**task.desired_labels, **labels}, endpoint if definition.sticky else None, definition.sticky, task.slot_cost)
+    bound = endpoint if definition.sticky else None
+    return Requirement({**task.desired_labels, **labels}, bound, definition.sticky, task.slot_cost, batch)
 
 
 ASKS_NOTHING: Final = Requirement()

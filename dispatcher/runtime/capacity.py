@@ -30,6 +30,8 @@ class Capacity:
     total: int = 0
     on_free: Callable[[], None] = lambda: None
     draining: bool = False
+    gathering: bool = False
+    """Whether batches wait to be filled, or for a slot."""
     good_until: datetime | None = None
     _turn: dict[Queue, int] = field(default_factory=dict)
 
@@ -44,6 +46,17 @@ class Capacity:
             limit = 1  # its circuit has been open and it has done no work since: one attempt at a time, until one succeeds
         allowed = grant if limit is None else min(grant, limit)
         return max(allowed - self.in_use.get(place, 0), 0)
+
+    def take_best(self, queue: Queue) -> Endpoint | None:
+        """Fill slots of the best place that has room for a task, or a batch, of `queue`; None where none has."""
+        route = self.directory.route(queue)
+        for tier in route.tiers:
+            for place in sorted(tier, key=lambda p: self.in_use.get(p, 0)):
+                endpoint = self.directory.endpoint(place)
+                if endpoint is not None and self.free_at(endpoint) >= route.slots:
+                    self.take(place, route.slots)
+                    return endpoint
+        return None
 
     def calmest(self, queue: Queue) -> Endpoint | None:
         """The endpoint a run that stays where it begins should begin at: of the best that are open, the one with the most room."""
@@ -66,6 +79,8 @@ class Capacity:
         if queue in self.backlog or self.total >= self.most or not self.alive(now):
             return None
         route = self.directory.route(queue)
+        if route.gathers:
+            return None
         turn = self._turn.get(queue, 0)
         for tier in route.tiers:
             for i in range(len(tier)):
@@ -94,7 +109,7 @@ class Capacity:
             self.in_use[place] = left
         else:
             self.in_use.pop(place, None)
-        if self.backlog:
+        if self.backlog or self.gathering:
             self.on_free()
 
     def detach(self, place: Place, slots: int = 1) -> None:

@@ -59,7 +59,8 @@ class Claims:
         if sweeping:
             self._sweep_at = sweep_again
             asking = await self._asking()
-            queues += [q for q in asking if any(p in places for p in self._directory.route(q).places)]
+            routes = [(q, self._directory.route(q)) for q in asking]
+            queues += [q for q, route in routes if not route.gathers and any(p in places for p in route.places)]
         room = min(self._capacity.room(now), self._bite)
         if not queues or room == 0:
             return False
@@ -74,7 +75,8 @@ class Claims:
 
     def _queues(self, places: dict[Place, int], sweeping: bool) -> list[Queue]:
         if not sweeping:
-            return [q for q in self._capacity.backlog if any(p in places for p in self._directory.route(q).places)]
+            routes = [(q, self._directory.route(q)) for q in self._capacity.backlog]
+            return [q for q, route in routes if not route.gathers and any(p in places for p in route.places)]
         pictures = self._directory.pictures.values()
         return [q for picture in pictures for q, route in picture.routes.items() if any(p in places for p in route)]
 
@@ -95,7 +97,7 @@ class Claims:
         claimed: list[Claimed] = []
         try:
             claimed = await queue.claim(self._database, slots, versions, self._dispatcher_id(), now)
-            assignments = await self._assignments(claimed)
+            assignments = await self.assignments(claimed)
         except BaseException:
             for slot in slots:
                 self._capacity.give_back(slot.place, slot.slots)
@@ -115,7 +117,8 @@ class Claims:
         self._start(assignments)
         return bool(claimed)
 
-    async def _assignments(self, claimed: list[Claimed]) -> list[Assignment]:
+    async def assignments(self, claimed: list[Claimed]) -> list[Assignment]:
+        """What has been leased, with all its requests need."""
         wanted = {(row.tenant_id, row.event_id) for row in claimed if row.event_id is not None}
         facts = await events.facts(self._database, wanted) if wanted else {}
         given = await ancestry.given(self._database, self._directory, [row for row in claimed if row.graph is not None])

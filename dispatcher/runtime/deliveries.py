@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
+
 from dispatcher.clock import Clock
 from dispatcher.delivery import Courier, Push, Receipt
 from dispatcher.engine import health
@@ -122,7 +124,7 @@ class Deliveries:
     async def _open(self, assignments: list[Assignment]) -> None:
         """Send turns of durable tasks once their logs are read. What cannot be sent is let go; the audit finds its lease."""
         opened: list[Assignment] = []
-        places = {assignment.key: assignment.endpoint.place for assignment in assignments}
+        places = {assignment.key: (assignment.endpoint.place, assignment.slots) for assignment in assignments}
         try:
             opened = await self.turns.open(assignments)
         except Exception as error:
@@ -131,8 +133,8 @@ class Deliveries:
         finally:
             for assignment in opened:
                 del places[assignment.key]
-            for place in places.values():
-                self.capacity.give_back(place)
+            for place, slots in places.values():
+                self.capacity.give_back(place, slots)
         self._send([a for a in opened if a.turn is None or a.turn.blocked is None])
         for assignment in opened:
             if assignment.turn is not None and assignment.turn.blocked is not None:
@@ -146,11 +148,16 @@ class Deliveries:
 
     def _send(self, assignments: Sequence[Assignment]) -> None:
         batches: dict[tuple[int, str, str], list[Assignment]] = {}
+        whole: dict[str, list[Assignment]] = {}
         for assignment in assignments:
-            if assignment.endpoint.target.batch is None or assignment.task.raw:
+            if assignment.batch is not None:
+                whole.setdefault(assignment.batch.id, []).append(assignment)
+            elif assignment.endpoint.target.batch is None or assignment.task.raw:
                 self._carry([assignment])
             else:
                 batches.setdefault((*assignment.endpoint.place, assignment.endpoint.target.url), []).append(assignment)
+        for batch in whole.values():
+            self._carry(batch)
         for batch in batches.values():
             for request in _requests(batch):
                 self._carry(request)
@@ -198,6 +205,7 @@ class Deliveries:
             parents=a.parents,
             errors=a.errors,
             filter_payload=a.filter_payload,
+            batch=msgspec.json.encode({"id": a.batch.id, "size": a.batch.size}) if a.batch is not None else None,
             turn=a.turn.members if a.turn is not None else None,
         )
 

@@ -93,6 +93,8 @@ class Picture:
     paused: dict[int, WorkflowRow] = field(default_factory=dict)
     asking: frozenset[int] = frozenset()
     """Workflows whose tasks may ask something of the endpoint they run at."""
+    batching: frozenset[int] = frozenset()
+    """Workflows whose tasks are run many at once."""
     found: dict[Queue, Route] = field(default_factory=dict)
 
     def outlived(self, now: datetime) -> bool:
@@ -179,8 +181,9 @@ class Directory:
         routes = {queue: route for queue, route in routes.items() if abs(queue[1]) not in paused}
         filters = await self._compiled(tenant.id, loaded.filters)
         asking = frozenset(row.id for row in loaded.workflows if row.asks)
+        batching = frozenset(id for id, w in by_id.items() if w.definition.tasks[0].batch is not None and id not in paused)
         index_of_events, good_until = EventIndex.build(served), min(ends, default=None)
-        return Picture(tenant, by_name, by_id, index_of_events, endpoints, routes, good_until, filters, paused, asking)
+        return Picture(tenant, by_name, by_id, index_of_events, endpoints, routes, good_until, filters, paused, asking, batching)
 
     async def _compiled(self, tenant_id: int, rows: list[FilterRow]) -> FilterIndex:
         """The filters ready to be asked. Making thousands takes seconds, so each is made once, and not on the loop."""
@@ -302,7 +305,8 @@ def _route(picture: Picture, queue: Queue) -> Route:
     requirement = Requirement.parse(queue[2])
     places = {endpoint_at(place): place for place in picture.routes.get((queue[0], queue[1], ""), ())}
     served = [(id, picture.endpoints[place[1]].labels) for id, place in places.items() if place[1] in picture.endpoints]
-    return Route(tuple(tuple(places[id] for id in tier) for tier in tiers(requirement, served)), requirement.slots)
+    found = tuple(tuple(places[id] for id in tier) for tier in tiers(requirement, served))
+    return Route(found, requirement.slots, requirement.batch is not None)
 
 
 def _millis(duration: timedelta) -> int:

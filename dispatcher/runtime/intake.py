@@ -13,8 +13,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+import msgspec
+
 from dispatcher.clock import Clock
 from dispatcher.engine.admission import queue_of
+from dispatcher.engine.batching import group_of
 from dispatcher.engine.definitions.placement import DesiredLabels, dump_desired_labels
 from dispatcher.engine.filters import Match
 from dispatcher.engine.flow import FlowError
@@ -355,7 +358,8 @@ class Intake:
             asked = requirement_of(definition, 0, labels, None).text()
             calmest = self._capacity.calmest(queue_of(run.tenant_id, run.workflow_id, run.durable, asked))
             sticky_to = calmest.id if calmest is not None else None
-        requirement = requirement_of(definition, 0, labels, sticky_to)
+        group = group_of(definition, msgspec.json.decode(run.input), msgspec.json.decode(run.metadata) if run.metadata else None)
+        requirement = requirement_of(definition, 0, labels, sticky_to, group)
         run.requirement, run.slots = requirement.text(), requirement.slots
         run.labels = json.dumps(dump_desired_labels(labels)) if labels else None
         run.sticky_endpoint = sticky_to if definition.sticky is not None else None

@@ -172,6 +172,9 @@ class Registration:
         except DiscoveryError as error:
             raise problem(f"discovery_{error.code}" if not error.code.startswith("destination") else error.code, str(error)) from None
         definitions = self._definitions(manifest.handlers, static=False)
+        gathered = [d.name for d in definitions if d.tasks[0].batch is not None]
+        if gathered and "batch" not in manifest.features:
+            raise problem("invalid_value", f"{gathered[0]!r} is run in batches, which the endpoint's manifest does not say it takes")
         return _offer(manifest, definitions, version)
 
     def _static(self, handlers: list[Any], version: str | None) -> Offer:

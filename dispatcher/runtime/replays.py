@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
 from dispatcher.clock import Clock
 from dispatcher.engine.admission import queue_of
+from dispatcher.engine.batching import group_of
 from dispatcher.engine.definitions.placement import parse_desired_labels
 from dispatcher.engine.flow import FlowError
 from dispatcher.engine.graphs import LETTERS, reset
-from dispatcher.engine.placement import requirement_of
+from dispatcher.engine.placement import Requirement, requirement_of
 from dispatcher.errors import problem
 from dispatcher.runtime import passages
 from dispatcher.runtime.capacity import Capacity
@@ -104,7 +106,13 @@ class Replays:
     async def _limit(self, db: Database | Connection, tenant_id: int, run: EndedRun, revival: Revival) -> None:
         """Tell anew what the run is limited by. Raises FlowError."""
         workflow = await self._directory.workflow_version(tenant_id, run.workflow_id, revival.workflow_version)
-        body = await replays.body(db, tenant_id, run) if workflow.plan is not None else None
+        batched = workflow.definition.tasks[0].batch is not None
+        body = await replays.body(db, tenant_id, run) if workflow.plan is not None or batched else None
+        if body is not None and batched:
+            asked = Requirement.parse(revival.requirement)
+            metadata = json.loads(body.metadata) if body.metadata is not None else None
+            group = group_of(workflow.definition, json.loads(revival.input or body.input), metadata)
+            revival.requirement = replace(asked, batch=group).text()
         if body is not None:
             flow = passages.ask(workflow, revival.input or body.input, body.metadata)
             if flow is not None:

@@ -45,6 +45,14 @@ class Turn:
     elsewhere: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class BatchOf:
+    """The batch an attempt is sent in: its id, and how many it has."""
+
+    id: str
+    size: int
+
+
 @dataclass(slots=True)
 class Assignment:
     """A leased attempt. `deadline` moves when the handler asks for more time; the rest stands.
@@ -83,6 +91,7 @@ class Assignment:
     slot_released: bool = False
     requirement: str = ""
     slots: int = 1
+    batch: BatchOf | None = None
     turn: Turn | None = None
 
     @property

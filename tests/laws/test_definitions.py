@@ -12,15 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.engine.definitions import (
-    Concurrency,
-    DesiredLabel,
-    RateLimit,
     STORED,
+    Batching,
+    Concurrency,
     DefaultFilter,
     Definition,
     DefinitionError,
+    DesiredLabel,
     Limits,
     Parent,
+    RateLimit,
     Sleep,
     TaskDefinition,
     checksum,
@@ -129,6 +130,15 @@ REFUSED: list[tuple[object, str]] = [
     ({"name": "a" * 201}, "handlers[0].name"),
     ({**TASK, "sticky": "glue"}, "handlers[0].sticky"),
     ({**TASK, "slot_cost": 0}, "handlers[0].slot_cost"),
+    ({**TASK, "batch": 3}, "handlers[0].batch"),
+    ({**TASK, "batch": {}}, "handlers[0].batch.max_size"),
+    ({**TASK, "batch": {"max_size": 0}}, "handlers[0].batch.max_size"),
+    ({**TASK, "batch": {"max_size": 3, "interval": "2h"}}, "handlers[0].batch.interval"),
+    ({**TASK, "batch": {"max_size": 3, "group_key": "input."}}, "handlers[0].batch.group_key"),
+    ({**TASK, "batch": {"max_size": 3, "group_max_runs": 0}}, "handlers[0].batch.group_max_runs"),
+    ({**TASK, "batch": {"max_size": 3}, "kind": "durable"}, "handlers[0].batch"),
+    ({**TASK, "batch": {"max_size": 3}, "rate_limits": [{"static_key": "a"}]}, "handlers[0].batch"),
+    (_workflow(batch={"max_size": 3}), "handlers[0].tasks[0].batch"),
     ({**TASK, "desired_labels": {"gpu": {"value": "x", "comparator": "LESS_THAN"}}}, "handlers[0].desired_labels.gpu.value"),
     ({**TASK, "kind": None}, "handlers[0].kind"),
     ({**TASK, "retrys": 3}, "handlers[0].retrys"),
@@ -291,6 +301,7 @@ def test_the_checksum_sees_every_field() -> None:
         "backoff_factor": 2.0, "backoff_max_seconds": 2.0, "execution_timeout": second, "schedule_timeout": second,
         "idempotent": True, "allow_html": True, "parents": (2,), "wait_for": rule, "skip_if": rule, "cancel_if": rule,
         "concurrency": (Concurrency("input.a", 1),), "rate_limits": (RateLimit("a", None, 1),), "slot_cost": 2,
+        "batch": Batching(3),
         "desired_labels": {"gpu": DesiredLabel(1)},
     }  # fmt: skip
     durable: dict[str, Any] = {"mode": "state", "pin": "latest"}

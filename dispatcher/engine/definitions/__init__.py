@@ -4,6 +4,7 @@
 graph between tasks; `reading` holds how a field is read and refused, `durations` how time is written.
 """
 
+from dispatcher.engine.definitions.batching import Batching
 from dispatcher.engine.definitions.conditions import Condition, Group, Parent, Rule, Sleep, UserEvent, compile_condition
 from dispatcher.engine.definitions.crons import CRON_NAME, CronTrigger
 from dispatcher.engine.definitions.durations import LONGEST, format_duration, parse_duration
@@ -20,6 +21,7 @@ __all__ = [
     "LONGEST",
     "NAME",
     "STORED",
+    "Batching",
     "Concurrency",
     "Condition",
     "CronTrigger",

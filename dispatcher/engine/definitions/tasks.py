@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
+from dispatcher.engine.definitions.batching import Batching, dump_batching, read_batching
 from dispatcher.engine.definitions.conditions import Rule, dump_rule
 from dispatcher.engine.definitions.durations import LONGEST, format_duration, parse_duration
 from dispatcher.engine.definitions.flow import (
@@ -41,9 +42,9 @@ STORED = Limits(2**31 - 1, LONGEST, LONGEST, LONGEST, 2**15 - 1)
 OF_TASK = {
     "name", "kind", "mode", "pin", "body", "description", "input_schema", "output_schema", "retries", "backoff_factor",
     "backoff_max_seconds", "execution_timeout", "schedule_timeout", "idempotent", "allow_html", "concurrency", "rate_limits",
-    "desired_labels", "slot_cost",
+    "desired_labels", "slot_cost", "batch",
 }  # fmt: skip
-OF_NODE = OF_TASK | {"parents", "wait_for", "skip_if", "cancel_if"}
+OF_NODE = (OF_TASK - {"batch"}) | {"parents", "wait_for", "skip_if", "cancel_if"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class TaskDefinition:
     rate_limits: tuple[RateLimit, ...] = ()
     desired_labels: DesiredLabels = field(default_factory=dict)
     slot_cost: int = 1
+    batch: Batching | None = None
 
 
 def read_task(reader: Reader, limits: Limits, *, name: str, static: bool) -> TaskDefinition:
@@ -110,7 +112,20 @@ def read_task(reader: Reader, limits: Limits, *, name: str, static: bool) -> Tas
         rate_limits=read_rate_limits(reader),
         desired_labels=parse_desired_labels(reader.get("desired_labels"), f"{reader.at}.desired_labels"),
         slot_cost=reader.whole("slot_cost", 1, 1, MOST_SLOT_COST),
+        batch=_batching(reader, static=static, durable=durable),
     )
+
+
+def _batching(reader: Reader, *, static: bool, durable: bool) -> Batching | None:
+    batch = read_batching(reader)
+    if batch is not None:
+        if static:
+            raise reader.refuse("batch", "for endpoints that answer the manifest themselves: a plain endpoint is not sent batches")
+        if durable:
+            raise reader.refuse("batch", "not for durable tasks: each has a log of its own")
+        if reader.get("rate_limits"):
+            raise reader.refuse("batch", "not together with rate_limits: a batch goes whole or not at all")
+    return batch
 
 
 def duration(reader: Reader, field: str, default: timedelta, most: timedelta) -> timedelta:
@@ -152,6 +167,8 @@ def dump_task(task: TaskDefinition, names: Mapping[int, str]) -> dict[str, Any]:
     }
     if task.desired_labels:
         said["desired_labels"] = dump_desired_labels(task.desired_labels)
+    if task.batch is not None:
+        said["batch"] = dump_batching(task.batch)
     if task.slot_cost != 1:
         said["slot_cost"] = task.slot_cost
     if task.durable:

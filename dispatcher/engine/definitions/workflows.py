@@ -47,7 +47,7 @@ class Definition:
     @property
     def asks(self) -> bool:
         """Whether its tasks ask something of the endpoint they run at."""
-        return self.sticky is not None or any(task.desired_labels or task.slot_cost != 1 for task in self.tasks)
+        return self.sticky is not None or any(task.desired_labels or task.slot_cost != 1 or task.batch for task in self.tasks)
 
     @property
     def is_graph(self) -> bool:

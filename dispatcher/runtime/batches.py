@@ -1,0 +1,100 @@
+"""Tasks that are run many at once: gathered in their queues, leased and sent as whole batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from dispatcher.engine.admission import Queue
+from dispatcher.engine.batching import Gathered, goes_at
+from dispatcher.engine.definitions import Batching
+from dispatcher.ids import IdMaker
+from dispatcher.runtime.capacity import Capacity
+from dispatcher.runtime.claims import Claims
+from dispatcher.runtime.directory import Directory, Endpoint
+from dispatcher.runtime.work import Assignment, BatchOf
+from dispatcher.store import batches, queue
+from dispatcher.store.batches import BatchClaim
+from dispatcher.store.database import Database
+
+_MOST_GROUPS = 1_000  # of one workflow, looked at in one tick
+
+
+@dataclass(slots=True)
+class Batches:
+    """One dispatcher's way of taking batches. `deliver` sends what has been leased."""
+
+    database: Database
+    directory: Directory
+    capacity: Capacity
+    claims: Claims
+    deliver: Callable[[list[Assignment]], None]
+    dispatcher_id: Callable[[], int]
+    _ids: IdMaker = field(default_factory=IdMaker)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any workflow is run in batches."""
+        return any(picture.batching for picture in self.directory.pictures.values())
+
+    async def tick(self, now: datetime) -> datetime | None:
+        """Send every batch that is full or due, once for each group; answers when to look again, None where nothing waits for its time."""
+        if not self.wanted:
+            self.capacity.gathering = False
+            return None
+        known = [(tenant, id) for tenant, picture in self.directory.pictures.items() for id in picture.batching]
+        queues = await queue.requirements(self.database, known, _MOST_GROUPS)
+        gathering = [(q, batching) for q in queues if (batching := self._batching(q)) is not None]
+        self.capacity.gathering = bool(gathering)
+        if not gathering:
+            return None
+        return await self._send(dict(gathering), now)
+
+    def _batching(self, q: Queue) -> Batching | None:
+        if not self.directory.route(q).gathers:
+            return None
+        workflow = self.directory.pictures[q[0]].by_id.get(q[1])
+        return workflow.definition.tasks[0].batch if workflow is not None else None
+
+    async def _send(self, gathering: dict[Queue, Batching], now: datetime) -> datetime | None:
+        later: list[datetime] = []
+        for row in await batches.groups(self.database, [(q, batching.max_size) for q, batching in gathering.items()]):
+            q = (row.tenant_id, row.workflow_id, row.requirement)
+            moment = goes_at(gathering[q], Gathered(row.waiting, row.oldest, row.running))
+            if moment is not None and moment <= now:
+                if await self._lease(q, gathering[q], now):
+                    later.append(now)  # there may be another of the group
+            elif moment is not None:
+                later.append(moment)
+        return min(later, default=None)
+
+    async def _lease(self, q: Queue, batching: Batching, now: datetime) -> bool:
+        """Lease and send one batch, if there is room for it."""
+        if self.capacity.room(now) < batching.max_size:
+            return False
+        endpoint = self.capacity.take_best(q)
+        if endpoint is None:
+            return False
+        slots = self.directory.route(q).slots
+        assignments: list[Assignment] = []
+        try:
+            assignments = await self._assignments(q, batching, endpoint, slots, now)
+        finally:
+            if not any(one.slots for one in assignments):
+                self.capacity.give_back(endpoint.place, slots)
+        for one in assignments:
+            if not one.slots:
+                self.capacity.take(endpoint.place, 0)
+        if assignments:
+            self.deliver(assignments)
+        return bool(assignments)
+
+    async def _assignments(self, q: Queue, batching: Batching, endpoint: Endpoint, slots: int, now: datetime) -> list[Assignment]:
+        batch_id = self._ids.make("bat", now)
+        version = endpoint.target.version
+        claim = BatchClaim(q, batching.max_size, batching.interval, batching.group_max_runs, endpoint.id, version, slots, batch_id)
+        assignments = await self.claims.assignments(await batches.claim(self.database, claim, self.dispatcher_id(), now))
+        for one in assignments:
+            one.batch = BatchOf(batch_id, len(assignments))
+        return assignments

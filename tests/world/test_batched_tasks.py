@@ -1,0 +1,177 @@
+"""Tasks that are run many at once: batches that are full, batches that are due, and groups of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+from tests.world.endpoint import Arrival, Endpoint, manifest
+from tests.world.world import Node, World, until
+
+SECOND = timedelta(seconds=1)
+
+
+def _handler(**batch: Any) -> dict[str, Any]:
+    return {"name": "mail", "batch": {"max_size": 3, "interval": "10s", **batch}, "retries": 1}
+
+
+async def _endpoint(world: World, node: Node, handler: dict[str, Any], slots: int = 100) -> Endpoint:
+    return await world.discovered(node, manifest([handler], "batch"), slots=slots)
+
+
+def _items(arrival: Arrival) -> list[dict[str, Any]]:
+    document = arrival.json
+    items: list[dict[str, Any]] = document["items"] if document["type"] == "batch" else [document]
+    assert {item["batch"]["size"] for item in items} == {len(items)}
+    assert len({item["batch"]["id"] for item in items}) == 1
+    return items
+
+
+def _answer(arrival: Arrival, **failed: str) -> None:
+    items = _items(arrival)
+    if arrival.json["type"] == "run":
+        arrival.answer(200, 1, task_protocol="1")
+        return
+    results = [
+        {"id": item["id"], "status": "fail", "error": {"message": "no"}}
+        if item["id"] in failed.values()
+        else {"id": item["id"], "status": "ok", "output": 1}
+        for item in items
+    ]
+    arrival.answer(200, {"results": results}, task_protocol="1")
+
+
+async def _trigger(node: Node, count: int, **input: Any) -> list[str]:
+    return [await node.trigger("mail", input={"n": n, **input}) for n in range(count)]
+
+
+async def _ended(world: World, run_ids: list[str]) -> Counter[str]:
+    return Counter([(await world.over(run_id))["status"] for run_id in run_ids])
+
+
+async def test_ten_inputs_in_batches_of_three_are_four_calls(world: World, one: Node) -> None:
+    endpoint = await _endpoint(world, one, _handler())
+    runs = await _trigger(one, 10)
+    sizes = []
+    for _ in range(3):
+        arrival = await endpoint.next()
+        sizes.append(len(_items(arrival)))
+        _answer(arrival)
+    await one.turn("batches")
+    assert endpoint.waiting == 0
+    world.clock.advance(10 * SECOND)
+    await one.turn("batches")
+    arrival = await endpoint.next()
+    _answer(arrival)
+    assert [*sizes, len(_items(arrival))] == [3, 3, 3, 1]
+    assert await _ended(world, runs) == {"succeeded": 10}
+    assert len(endpoint.seen) == 4
+
+
+async def test_groups_are_not_mixed(world: World, one: Node) -> None:
+    endpoint = await _endpoint(world, one, _handler(group_key="input.user"))
+    for user in ("ann", "bob", "ann", "bob", "ann"):
+        await one.trigger("mail", input={"user": user})
+    first = await endpoint.next()
+    assert [item["input"]["user"] for item in _items(first)] == ["ann"] * 3
+    world.clock.advance(10 * SECOND)
+    await one.turn("batches")
+    second = await endpoint.next()
+    assert [item["input"]["user"] for item in _items(second)] == ["bob"] * 2
+
+
+async def test_so_many_batches_of_a_group_run_at_a_time(world: World, one: Node) -> None:
+    endpoint = await _endpoint(world, one, _handler(group_max_runs=1, max_size=2))
+    runs = await _trigger(one, 6)
+    for left in (2, 1, 0):
+        arrival = await endpoint.next()
+        await one.turn("batches")
+        assert endpoint.waiting == 0
+        _answer(arrival)
+        assert left >= 0
+    assert await _ended(world, runs) == {"succeeded": 6}
+
+
+async def test_a_batch_fills_one_slot(world: World, one: Node) -> None:
+    endpoint = await _endpoint(world, one, _handler(), slots=1)
+    runs = await _trigger(one, 6)
+    first = await endpoint.next()
+    await one.turn("batches")
+    assert endpoint.waiting == 0
+    assert (await one.call("GET", "/v1/endpoints/sdk"))["in_use"] == 1
+    _answer(first)
+    _answer(await endpoint.next())
+    assert await _ended(world, runs) == {"succeeded": 6}
+
+    async def idle() -> bool:
+        return not one.runtime.capacity.in_use and one.runtime.capacity.total == 0
+
+    await until(idle)
+
+
+async def test_one_that_fails_is_batched_again_without_the_others(world: World, one: Node) -> None:
+    endpoint = await _endpoint(world, one, _handler())
+    runs = await _trigger(one, 3)
+    arrival = await endpoint.next()
+    bad = _items(arrival)[1]["id"]
+    _answer(arrival, bad=bad)
+    await world.attempts(f"run_{bad[4:]}", 1)
+    world.clock.advance(10 * SECOND)
+    await one.turn("batches")
+    again = await endpoint.next()
+    assert [item["id"] for item in _items(again)] == [bad]
+    _answer(again)
+    assert await _ended(world, runs) == {"succeeded": 3}
+
+
+async def test_one_that_is_cancelled_leaves_the_others_alone(world: World, one: Node) -> None:
+    endpoint = await _endpoint(world, one, _handler())
+    runs = await _trigger(one, 3)
+    arrival = await endpoint.next()
+    await one.call("POST", f"/v1/runs/{runs[1]}/cancel")
+    assert (await world.over(runs[1]))["status"] == "cancelled"
+    assert not arrival.hung_up.is_set()
+    _answer(arrival)
+    assert await _ended(world, runs) == {"succeeded": 2, "cancelled": 1}
+
+
+async def test_two_dispatchers_never_halve_a_batch(world: World, one: Node) -> None:
+    two = await world.node("two")
+    for node in (one, two):
+        await node.turn("slots")
+    endpoint = await _endpoint(world, one, _handler())
+    for node in (one, two):
+        await node.turn("registry", "slots")
+    runs = [run_id for _ in range(10) for run_id in await asyncio.gather(*(n.trigger("mail", input={}) for n in (one, two, one)))]
+    sizes = Counter[int]()
+    for _ in range(10):
+        arrival = await endpoint.next()
+        sizes[len(_items(arrival))] += 1
+        _answer(arrival)
+    assert sizes == {3: 10}
+    assert await _ended(world, runs) == {"succeeded": 30}
+
+
+async def test_a_replayed_run_is_batched_again(world: World, one: Node) -> None:
+    endpoint = await _endpoint(world, one, _handler(group_key="input.user"))
+    runs = [await one.trigger("mail", input={"user": "ann"}) for _ in range(3)]
+    _answer(await endpoint.next())
+    await _ended(world, runs)
+    for run_id in runs:
+        await one.call("POST", f"/v1/runs/{run_id}/replay")
+    again = await endpoint.next()
+    assert len(_items(again)) == 3
+
+
+async def test_what_cannot_be_batched_is_refused(world: World, one: Node) -> None:
+    endpoint = await world.listen()
+    plain = {"url": endpoint.url, "handlers": [{"name": "mail", "batch": {"max_size": 3}}]}
+    assert (await one.call("PUT", "/v1/endpoints/plain", plain, expect=400))["field"] == "handlers[0].batch"
+    endpoint.manifest = manifest([_handler()])
+    refused = await one.call("PUT", "/v1/endpoints/sdk", {"url": endpoint.url}, expect=400)
+    assert "manifest does not say" in refused["detail"]
+    endpoint.manifest = manifest([_handler(group_key="input.user")], "batch")
+    await one.call("PUT", "/v1/endpoints/sdk", {"url": endpoint.url})
+    assert (await one.call("POST", "/v1/runs", {"workflow": "mail", "input": {}}, expect=422))["code"] == "limit_failed"
