@@ -9,6 +9,7 @@ from typing import Any, Final
 from dispatcher.engine.definitions.durations import format_duration, parse_duration
 from dispatcher.engine.definitions.flow import compile_key
 from dispatcher.engine.definitions.reading import DefinitionError, Reader
+from dispatcher.engine.expressions import ExpressionError
 
 MOST_SIZE: Final = 1_000
 LONGEST_INTERVAL: Final = timedelta(hours=1)
@@ -55,7 +56,7 @@ def _group_key(reader: Reader) -> str | None:
         return None
     try:
         compile_key(source)
-    except ValueError as error:
+    except ExpressionError as error:
         raise DefinitionError(f"{reader.at}.group_key", str(error)) from None
     return source
 
