@@ -292,7 +292,9 @@ class _Reading:
     def _since(self, op: _Op) -> datetime:
         moments = self._moments
         if op.since is None:
-            return min(max(op.at, moments.leased_at), moments.now) if op.at is not None and op.at.tzinfo is not None else moments.now
+            # From when it was asked for, in this turn, and later: the event that ended the wait before this one is not taken again.
+            asked = op.at if op.at is not None and op.at.tzinfo is not None else moments.now
+            return min(max(asked, moments.leased_at), moments.now) + timedelta(microseconds=1)
         if op.since == "start":
             return moments.created_at
         try:

@@ -16,6 +16,7 @@ from dispatcher.engine.journal import Bounds, Moments, OpRefused, Settled, Wait,
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 CREATED, LEASED = NOW - timedelta(hours=1), NOW - timedelta(seconds=5)
+AFTER = timedelta(microseconds=1)
 MOMENTS = Moments(CREATED, LEASED, NOW)
 BOUNDS = Bounds(10, 100, 10_000)
 
@@ -66,10 +67,10 @@ def test_when_a_wait_is_over_by_itself(op: dict[str, Any], due: datetime | None)
 @pytest.mark.parametrize(
     ("since", "at", "found"),
     [
-        (None, None, NOW),
-        (None, "2026-03-01T11:59:58Z", NOW - timedelta(seconds=2)),
-        (None, "2026-03-01T10:00:00Z", LEASED),
-        (None, "2027-01-01T00:00:00Z", NOW),
+        (None, None, NOW + AFTER),
+        (None, "2026-03-01T11:59:58Z", NOW - timedelta(seconds=2) + AFTER),
+        (None, "2026-03-01T10:00:00Z", LEASED + AFTER),
+        (None, "2027-01-01T00:00:00Z", NOW + AFTER),
         ("start", None, CREATED),
         ("2026-02-01T00:00:00Z", None, datetime(2026, 2, 1, tzinfo=UTC)),
     ],

@@ -1,0 +1,173 @@
+"""Events around the moment a wait is registered: none is lost, one wakes everybody once, whoever is killed on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tests.world.durable import answer, durable_endpoint, entry, log_of, pending
+from tests.world.endpoint import Arrival
+from tests.world.world import Node, World, until
+
+
+def _ask(arrival: Arrival, key: str, **members: Any) -> None:
+    answer(arrival, "wait", base=0, ops=[pending("event", "e#0", key=key, **members)], wake="e#0")
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_an_event_around_the_registration_is_never_lost(world: World, one: Node, seed: int) -> None:
+    """Sixteen tasks ask for an event each while it is pushed, through two dispatchers, at random moments."""
+    two = await world.node("two")
+    rng = random.Random(seed)
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    await two.turn("registry")
+    got: dict[str, Any] = {}
+
+    def way(arrival: Arrival) -> None:
+        body = arrival.json
+        if len(body["log"]["entries"]) < 2:
+            asyncio.get_running_loop().call_later(rng.random() * 0.02, _ask, arrival, f"key-{body['input']['n']}")
+        else:
+            got[body["run_id"]] = log_of(arrival)[1]["value"]["data"]
+            answer(arrival, "done", base=2, output=1)
+
+    endpoint.way = way
+    runs = [await rng.choice([one, two]).trigger("order", input={"n": n}) for n in range(16)]
+
+    async def push(n: int) -> None:
+        await asyncio.sleep(rng.random() * 0.03)
+        await rng.choice([one, two]).call("POST", "/v1/events", {"type": f"key-{n}", "data": {"n": n}})
+
+    await asyncio.gather(*[push(n) for n in range(16)])
+
+    async def over() -> bool:
+        world.clock.advance(timedelta(milliseconds=200))
+        for node in (one, two):
+            for loop in ("waits", "claim"):
+                node.runtime.loops[loop].wake()
+        return bool(await world.database.fetchval("select count(*) from task_history") == 16)
+
+    await until(over, 30.0)
+    assert got == {run_id: {"n": n} for n, run_id in enumerate(runs)}
+
+
+async def test_one_event_wakes_a_thousand_once_each(world: World) -> None:
+    one = await world.node(max_in_flight=2_000)
+    endpoint = await durable_endpoint(world, one, entry("order"), batch=True, durable_slots=2_000)
+    seen: Counter[str] = Counter()
+
+    def way(arrival: Arrival) -> None:
+        body = arrival.json
+        results = []
+        for item in body["items"] if body["type"] == "batch" else [body]:
+            if item["log"]["len"] == 0:
+                reply = {"status": "wait", "base": 0, "ops": [pending("event", "e#0", key="go", expression="input.go == true")], "wake": "e#0"}
+            else:
+                seen[item["run_id"]] += 1
+                reply = {"status": "done", "base": 2, "output": 1}
+            results.append({**reply, "id": item["id"]})
+        arrival.answer(200, {"results": results} if body["type"] == "batch" else results[0], task_protocol="1")
+
+    endpoint.way = way
+    await one.call("POST", "/v1/runs/bulk", {"runs": [{"workflow": "order"} for _ in range(1_000)]})
+
+    async def all_wait() -> bool:
+        return bool(await world.database.fetchval("select count(*) from tasks where state = 'waiting' and wake_at is null") == 1_000)
+
+    await until(all_wait, 60.0)
+    await one.call("POST", "/v1/events", {"type": "go", "data": {"go": False}})
+    await one.call("POST", "/v1/events", {"type": "go", "data": {"go": True}})
+
+    async def over() -> bool:
+        return bool(await world.database.fetchval("select count(*) from task_history") == 1_000)
+
+    await until(over, 60.0)
+    assert len(seen) == 1_000
+    assert set(seen.values()) == {1}
+    assert await world.database.fetchval("select count(*) from events where wakes") == 0
+
+
+async def test_an_event_whose_dispatcher_died_is_brought_by_another(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    _ask(await endpoint.next(), "paid")
+    await world.task(run_id, state="waiting")
+    await one.runtime.loops["waits"].stop()
+    await one.call("POST", "/v1/events", {"type": "paid", "data": 1})
+    assert await world.database.fetchval("select count(*) from events where wakes") == 1
+    two = await world.node("two")
+    await two.turn("waits")
+    assert log_of(await endpoint.next())[1]["value"]["data"] == 1
+
+
+async def test_an_event_that_could_not_see_the_wait_is_found_by_looking_back(world: World, one: Node) -> None:
+    """Its statement had begun before the wait was there, and ended after: it was not flagged."""
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    _ask(await endpoint.next(), "paid")
+    await world.task(run_id, state="waiting")
+    await one.turn("waits")
+    await one.call("POST", "/v1/events", {"type": "other", "data": 1})
+    await world.database.execute("update events set type = 'paid', wakes = false")
+    await one.turn("waits")
+    assert (await world.task(run_id))["state"] == "waiting"
+    world.clock.advance(timedelta(seconds=2))
+    await one.turn("waits")
+    assert log_of(await endpoint.next())[1]["value"]["data"] == 1
+
+
+async def test_an_event_is_not_taken_twice_by_a_loop_of_waits(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    turn, base, got = await endpoint.next(), 0, []
+    for n in range(5):
+        world.clock.advance(timedelta(milliseconds=10))
+        answer(turn, "wait", base=base, ops=[pending("event", f"e#{n}", key="tick")], wake=f"e#{n}")
+        await world.task(run_id, state="waiting", turn=n + 2)
+        await one.turn("waits")
+        assert (await world.task(run_id))["state"] == "waiting", f"event {n - 1} woke two waits"
+        world.clock.advance(timedelta(milliseconds=10))
+        await one.call("POST", "/v1/events", {"type": "tick", "data": n})
+        turn = await endpoint.next()
+        base += 2
+        got.append(log_of(turn)[-1]["value"]["data"])
+    assert got == [0, 1, 2, 3, 4]
+    answer(turn, "done", base=base, output=json.dumps(got))
+    assert (await world.over(run_id))["status"] == "succeeded"
+
+
+async def test_a_scope_keeps_others_out(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    _ask(await endpoint.next(), "paid", scope="order-1")
+    await world.task(run_id, state="waiting")
+    for scope in ("order-2", None):
+        await one.call("POST", "/v1/events", {"type": "paid", "data": 1, **({"scope": scope} if scope else {})})
+    await one.turn("waits")
+    assert (await world.task(run_id))["state"] == "waiting"
+    await one.call("POST", "/v1/events", {"type": "paid", "data": 2, "scope": "order-1"})
+    assert log_of(await endpoint.next())[1]["value"]["data"] == 2
+
+
+async def test_sleeps_keep_their_deadline_through_a_restart(world: World) -> None:
+    one = await world.node(lease=6.0, heartbeat=1.0)
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    answer(await endpoint.next(), "wait", base=0, ops=[pending("sleep", "nap#0", ms=30 * 86_400_000)], wake="nap#0")
+    await world.task(run_id, state="waiting")
+    await world.crash(one)
+    world.clock.advance(timedelta(days=29, hours=23))
+    two = await world.node("two", lease=6.0, heartbeat=1.0)
+    await two.turn("waits")
+    assert (await world.task(run_id))["state"] == "waiting"
+    world.clock.advance(timedelta(hours=2))
+    for _ in range(10):
+        world.clock.advance(timedelta(seconds=1))
+        await two.turn("heartbeat", "reap", "slots", "waits", "claim")
+    assert (await endpoint.next()).json["turn"] == 2
