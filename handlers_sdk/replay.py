@@ -586,7 +586,7 @@ class Replay:
         error = main.exception()
         if error is not None:
             return Raised(error)
-        left = self._log[self._position :]
+        left = [entry for entry in self._log[self._position :] if entry["op"] != "cancel"]
         return Returned(main.result(), tuple(dict.fromkeys(str(entry["id"]) for entry in left if entry["id"] not in self._asked)))
 
 

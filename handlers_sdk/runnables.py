@@ -19,7 +19,7 @@ from handlers_sdk.ops import Op
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.refs import WorkflowRunRef
 from handlers_sdk.retries import RetryForm
-from handlers_sdk.runs import Run, RunList, RunsClient, ended_run
+from handlers_sdk.runs import Run, RunList, RunsClient, ended_run, fetch_run
 from handlers_sdk.schemas import Codec
 from handlers_sdk.timed import Timed
 from handlers_sdk.triggers import TriggerWorkflowOptions, WorkflowRunTriggerConfig, start_run, start_runs
@@ -336,6 +336,8 @@ class Runnable(Timed[I], Generic[I, T]):
 
     async def _start_task(self, item: WorkflowRunTriggerConfig) -> TaskInfo:
         run = await start_run(self._api, item, wait=False)
+        if run.stream_id is None:
+            run = await fetch_run(self._api, run.id)
         return TaskInfo(run.id, run.stream_id, run.parent_run_id)
 
     async def _run(self, item: WorkflowRunTriggerConfig) -> T:

@@ -267,12 +267,12 @@ class RunsClient(RunActions):
 
     async def _cancel(self, run_id: str) -> bool:
         try:
-            await self._api.request("POST", f"/v1/runs/{run_id}/cancel", content=b"{}", repeatable=True)
+            _, body = await self._api.request("POST", f"/v1/runs/{run_id}/cancel", content=b"{}", repeatable=True)
         except ApiError as error:
             if error.problem_code != "run_finished":
                 raise
             return False
-        return True
+        return not (isinstance(body, dict) and body.get("already"))
 
     async def _send(self, run_id: str, content: bytes) -> bool:
         return await send_message(self._api, run_id, content)

@@ -59,11 +59,12 @@ class CancelBody(msgspec.Struct, forbid_unknown_fields=True):
     reason: Annotated[str, Meta(max_length=1000)] = ""
 
 
-class Cancelled(msgspec.Struct, frozen=True):
-    """A run that is cancelled, or whose attempt was asked to end."""
+class Cancelled(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A run that is cancelled, or whose attempt was asked to end. `already`: it had been cancelled before."""
 
     id: str
     status: Fate
+    already: bool = False
 
 
 class ReplayBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -149,12 +150,13 @@ async def cancel_run(call: Call) -> Answer:
     fate = (await call.services.cancellation.cancel(call.tenant_id, [run_id], body.reason or "cancelled by request"))[run_id]
     if fate == "not_found":
         raise _unknown(run_id)
+    already = False
     if fate == "finished":
         status = (await _rows(call, run_id))[0].status
         if status != "cancelled":
             raise problem("run_finished", f"run {run_id} is over: it {status}")
-        fate = "cancelled"
-    return json_answer(202 if fate == "cancelling" else 200, Cancelled(run_id, fate))
+        fate, already = "cancelled", True
+    return json_answer(202 if fate == "cancelling" else 200, Cancelled(run_id, fate, already))
 
 
 async def replay_run(call: Call) -> Answer:

@@ -1,0 +1,130 @@
+"""Durable tasks made with the SDK, pushed by a real dispatcher: both sides of the wire joined."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from handlers_sdk import (
+    ClientConfig,
+    Context,
+    Dispatcher,
+    DurableContext,
+    EmptyModel,
+    NonRetryableError,
+    SleepCondition,
+    UserEventCondition,
+    or_,
+)
+from tests.world.world import Node, World, until
+
+
+@dataclass
+class Shop:
+    """An app with durable tasks, and how often each of their steps was run."""
+
+    dispatcher: Dispatcher
+    ran: Counter[str] = field(default_factory=Counter)
+
+    async def step(self, name: str) -> str:
+        self.ran[name] += 1
+        return name
+
+    def tasks(self) -> list[Any]:
+        @self.dispatcher.task(name="leaf")
+        async def leaf(input: dict[str, Any], ctx: Context) -> int:
+            if input["n"] == 13:
+                raise NonRetryableError("unlucky")
+            return int(input["n"]) * 2
+
+        @self.dispatcher.durable_task(name="order")
+        async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
+            first, second = await asyncio.gather(ctx.run("first", self.step, "first"), ctx.run("second", self.step, "second"))
+            await ctx.aio_sleep_for("1h")
+            paid = await ctx.aio_wait_for("paid", or_(SleepCondition("1d"), UserEventCondition("paid", "input.n > 1")))
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(leaf.aio_run({"n": n})) for n in range(3)]
+            return [first, second, paid, [task.result() for task in tasks], await ctx.run("last", self.step, "last")]
+
+        @self.dispatcher.durable_task(name="fan-out")
+        async def fan_out(input: dict[str, Any], ctx: DurableContext) -> Any:
+            results = await leaf.aio_run_many([leaf.create_bulk_run_item({"n": n}) for n in range(20)], return_exceptions=True)
+            return [type(one).__name__ if isinstance(one, Exception) else one for one in results]
+
+        @self.dispatcher.durable_task(name="worker")
+        async def worker(input: EmptyModel, ctx: DurableContext) -> Any:
+            seen: list[Any] = []
+            while (message := await ctx.receive()) != {"$cancel": True}:
+                seen.append(message)
+                await ctx.checkpoint({"seen": seen})
+            return {"stopped": seen}
+
+        return [leaf, order, fan_out, worker]
+
+
+@pytest.fixture
+async def node(world: World) -> Node:
+    return await world.served_node()
+
+
+@pytest.fixture
+async def shop(world: World, node: Node) -> AsyncIterator[Shop]:
+    shop = Shop(Dispatcher(ClientConfig(api_url=node.runtime.services.settings.base_url())))
+    app = shop.dispatcher.app(workflows=shop.tasks(), slots=50, clock=lambda: int(world.now.timestamp()))
+    await node.call("PUT", "/v1/endpoints/shop", {"url": await world.serve(app)})
+    yield shop
+    await app.handlers.host.postbox.aclose()
+    await shop.dispatcher.aio_close()
+
+
+async def ended(node: Node, run_id: str) -> dict[str, Any]:
+    return await node.call("GET", f"/v1/runs/{run_id}?wait=20s")
+
+
+async def waiting(node: Node, run_id: str) -> None:
+    async def so() -> bool:
+        return bool((await node.call("GET", f"/v1/runs/{run_id}"))["status"] == "waiting")
+
+    await until(so)
+
+
+async def test_an_order_sleeps_waits_and_fans_out(world: World, node: Node, shop: Shop) -> None:
+    run = await node.call("POST", "/v1/runs", {"workflow": "order", "input": {}})
+    await waiting(node, run["id"])
+    await world.advance(timedelta(hours=1))
+    await node.call("POST", "/v1/events", {"type": "paid", "data": {"n": 1}})
+    await waiting(node, run["id"])
+    await node.call("POST", "/v1/events", {"type": "paid", "data": {"n": 2}})
+    done = await ended(node, run["id"])
+    assert (done["status"], done["output"]) == ("succeeded", ["first", "second", {"CREATE": {"paid": [{"n": 2}]}}, [0, 2, 4], "last"])
+    assert shop.ran == {"first": 1, "second": 1, "last": 1}
+    assert sorted(entry["op"] for entry in (await node.call("GET", f"/v1/runs/{run['id']}/journal"))["entries"]).count("child") == 6
+
+
+async def test_children_fail_into_their_parent(node: Node, shop: Shop) -> None:
+    run = await node.call("POST", "/v1/runs", {"workflow": "fan-out", "input": {}})
+    done = await ended(node, run["id"])
+    assert done["output"] == [n * 2 if n != 13 else "FailedTaskRunExceptionGroup" for n in range(20)]
+
+
+async def test_a_worker_is_spoken_to_and_stopped(node: Node, shop: Shop) -> None:
+    worker = shop.dispatcher.stubs.task("worker")
+    info = await worker.aio_start()
+    for n in range(3):
+        assert await shop.dispatcher.runs.aio_send(info.id, {"n": n})
+
+    async def saved() -> bool:
+        return bool(await shop.dispatcher.runs.aio_restore(info.id) == {"seen": [{"n": 0}, {"n": 1}, {"n": 2}]})
+
+    await until(saved)
+    assert await shop.dispatcher.runs.aio_cancel(info.id) is True
+    done = await ended(node, info.id)
+    assert done["status"] in ("cancelled", "succeeded")
+    assert await shop.dispatcher.runs.aio_cancel(info.id) is False
+    assert await shop.dispatcher.runs.aio_send(info.id, "late") is False
