@@ -36,6 +36,7 @@ from dispatcher.api import (
     stats,
     streams,
     tokens,
+    webhook_deliveries,
     webhooks,
     workflows,
 )
@@ -67,6 +68,7 @@ _RESOURCES: Final = (
     *crons.ROUTES,
     *schedules.ROUTES,
     *webhooks.ROUTES,
+    *webhook_deliveries.ROUTES,
     *hooks.ROUTES,
     *expressions.ROUTES,
     *tokens.ROUTES,

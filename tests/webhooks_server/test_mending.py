@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from dispatcher.runtime.webhooks.deliveries import Deliveries
+from dispatcher.store.webhook_deliveries import StoredDelivery
 from tests.api.world import open_world
 from tests.webhooks_server.senders import SECRET, Senders, encoded, github, numbered
 
@@ -273,3 +276,22 @@ async def test_a_body_is_kept_once_and_shown_wherever_it_is_asked_for(senders: S
         shown = (await senders.http.get(f"/v1/webhooks/github/deliveries/{delivery}")).json()
         assert shown["body_kept"]
         assert (await senders.http.get(f"/v1/webhooks/github/deliveries/{delivery}/body")).content == body
+
+
+async def test_what_was_routed_since_it_was_chosen_is_not_replayed_besides(senders: Senders, monkeypatch: pytest.MonkeyPatch) -> None:
+    await senders.webhook(event_key_expression=NAIVE)
+    await _pushes(senders, 3)
+    await senders.http.patch("/v1/webhooks/github", json={"event_key_expression": MENDED})
+    load = Deliveries.load
+    chosen = asyncio.Event()
+
+    async def later(deliveries: Deliveries, tenant_id: int, webhook_id: str, delivery_ids: Sequence[str]) -> list[StoredDelivery]:
+        if not chosen.is_set():
+            chosen.set()
+            assert (await senders.http.post("/v1/webhooks/github/reroute")).json()["routed"] == 3
+        return await load(deliveries, tenant_id, webhook_id, delivery_ids)
+
+    monkeypatch.setattr(Deliveries, "load", later)
+    done = (await senders.http.post("/v1/webhooks/github/reroute")).json()
+    assert (done["matched"], done["routed"]) == (3, 3)
+    assert len(await senders.events()) == 3

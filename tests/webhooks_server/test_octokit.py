@@ -70,7 +70,7 @@ async def test_the_naive_expression_loses_none_and_is_mended(senders: Senders, e
     assert len(await senders.events()) == routed
     await senders.http.patch("/v1/webhooks/github", json={"event_key_expression": MENDED})
     done = (await senders.http.post("/v1/webhooks/github/reroute")).json()
-    assert done == {"matched": WITHOUT_ACTION, "routed": WITHOUT_ACTION, "unrouted": 0, "errors": {}}
+    assert done == {"matched": WITHOUT_ACTION, "routed": WITHOUT_ACTION, "unrouted": 0, "errors": {}, "next_cursor": None}
     rows = await _all(senders)
     assert Counter(row["status"] for row in rows) == {"accepted": PAYLOADS}
     assert len({row["event_id"] for row in rows}) == PAYLOADS == len(await senders.events())

@@ -118,10 +118,17 @@ class Deliveries:
             while at + taken < len(picked) and taken < _SET and (taken == 0 or size + picked[at + taken].body_bytes <= _SET_BYTES):
                 size += picked[at + taken].body_bytes
                 taken += 1
-            loaded = await self.load(*hook.key, [one.id for one in picked[at : at + taken]])
-            for became in await asyncio.gather(*(self._one(hook, stored, key) for stored in loaded)):
+            found = {one.id: one.status for one in picked[at : at + taken]}
+            loaded = await self.load(*hook.key, list(found))
+            for became in await asyncio.gather(*(self._chosen(hook, found[stored.id], stored, key) for stored in loaded)):
                 yield became
             at += taken
+
+    async def _chosen(self, hook: Hook, status: str, stored: StoredDelivery, key: str | None) -> Replayed:
+        """One that had this status when it was chosen. One that somebody has brought to its event since then is not replayed besides."""
+        if status in _OPEN and stored.status not in _OPEN:
+            return Replayed(stored.id, stored.id, stored.status, stored.event_id, stored.event_key, reason=stored.reason)
+        return await self._one(hook, stored, key)
 
     async def _one(self, hook: Hook, stored: StoredDelivery, key: str | None) -> Replayed:
         if stored.status not in _REPLAYABLE or stored.body is None:
