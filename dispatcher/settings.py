@@ -111,6 +111,7 @@ class Settings:
     stream_chunks_per_attempt: int = 10_000  # pieces of streams kept of one attempt
     stream_bytes_per_attempt: int = 16_777_216  # bytes those may have together
     search_rows: int = 10_000  # rows one page of a search may look at; a page that stops there continues with its cursor
+    search_seconds: float = 0.1  # and how long it may look; whichever comes first
 
     # --- following
     stream_heartbeat: float = 15.0  # seconds of silence after which followers of a stream or a log are sent a comment

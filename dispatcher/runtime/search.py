@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, Generic, TypeVar
 
-from dispatcher.clock import Clock
+from dispatcher.clock import Clock, monotonic
 from dispatcher.engine.search import Query, mark, matches, words_of
 from dispatcher.settings import Settings
 from dispatcher.store import events, runs, search
@@ -102,7 +102,7 @@ class Search:
     ) -> Found[Row]:
         found: list[Row] = []
         hits: list[str] = []
-        left = self._settings.search_rows
+        left, begun = self._settings.search_rows, monotonic()
         async with aclosing(self._ranges(tenant_id, kind, query, lower, upper)) as ranges:
             async for floor, ceiling in ranges:
                 below = ceiling
@@ -112,6 +112,8 @@ class Search:
                         break
                     hits += [one.id for one in some if one.wanted and matches(query, _documents(kind, one))]
                     left, below = left - len(some), some[-1].id
+                    if monotonic() - begun > self._settings.search_seconds:
+                        left = 0
                     if len(found) + len(hits) > limit:
                         found, hits = found + await page(hits), []
                         if len(found) > limit:

@@ -41,6 +41,12 @@ def filled(route: Route, run_id: str = "run_01j00000000000000000000000") -> str:
         "token_id": "A" * 12,
         "number": "1",
         "delivery_id": "dlv_01j00000000000000000000000",
+        "stream_id": "str_01j00000000000000000000000",
+        "bulk_id": "blk_01j00000000000000000000000",
+        "filter_id": "flt_01j00000000000000000000000",
+        "cron_id": "crn_01j00000000000000000000000",
+        "schedule_id": "sch_01j00000000000000000000000",
+        "key": "openai",
     }
     return route.path.format(**values)
 

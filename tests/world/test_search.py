@@ -18,7 +18,7 @@ from tests.world.world import Node, World, until
 async def node(world: World, monkeypatch: pytest.MonkeyPatch) -> Node:
     """A dispatcher whose segments are of five rows."""
     monkeypatch.setattr(searching, "_CHUNK", 5)
-    node = await world.node(search_rows=20)
+    node = await world.node(search_rows=20, search_seconds=60.0)
     await node.runtime.loops["search"].stop()  # the tests make segments when they want them
     return node
 

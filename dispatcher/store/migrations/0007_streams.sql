@@ -53,6 +53,7 @@ create index search_segments_words on search_segments using gin (words);
 create index search_segments_pending on search_segments (tenant_id, kind, lower_id) where pending <> '{}';
 create index search_segments_dense on search_segments (tenant_id, kind, lower_id) where dense;
 
+create index run_history_unhappy_workflow on run_history (tenant_id, workflow_id, status, id) where status <> 'succeeded';
 create index runs_graph on runs (tenant_id, id) where graph is not null;
 create index events_metadata on events using gin (metadata jsonb_path_ops) where metadata is not null;
 
