@@ -171,7 +171,9 @@ def _graph(run: RunRow, letters: str, rows: Sequence[RunRow]) -> Iterator[TaskVi
     for node, task in enumerate(definition.tasks):
         row = known.get(node)
         status: Status = LETTERS[letters[node]]  # type: ignore[assignment]  # an active task without a row has ended this very moment
-        if row is not None and letters[node] not in "-w":
+        if row is not None and letters[node] in "ck":  # it may have run before a replay, and not after it
+            shown = msgspec.structs.replace(_task(row, task.name or run.workflow), status=status)
+        elif row is not None and letters[node] not in "-w":
             shown = _task(row, task.name or run.workflow)
         else:
             shown = _unstarted(run, definition, node, "pending" if letters[node] in "-wa" else status)

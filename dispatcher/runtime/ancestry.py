@@ -46,9 +46,10 @@ def _given(row: Claimed, definition: Definition, outputs: Mapping[TaskKey, Outpu
     for node in _before(definition, row.node):
         name = json.dumps(definition.tasks[node].name, ensure_ascii=False).encode()
         output = outputs.get((row.tenant_id, row.run_id, node))
-        if output is None:
-            if row.graph is not None and row.graph[node] == "k":
-                parents.append(name + b":" + _SKIPPED)
+        if row.graph is not None and row.graph[node] == "k":  # it may have a row of its own, from before a replay
+            parents.append(name + b":" + _SKIPPED)
+        elif output is None:
+            continue
         elif output.status == "succeeded":
             parents.append(b'%b:{"status":"succeeded","output":%b}' % (name, _json(output)))
         elif output.error is not None:

@@ -93,7 +93,7 @@ class Replays:
     async def _revival(self, tenant_id: int, run: EndedRun, task: str | None, input: bytes | None) -> Revival:
         before = await self._directory.workflow_version(tenant_id, run.workflow_id, run.workflow_version)
         if run.graph is None:
-            if task is not None and task != before.definition.name:
+            if task not in (None, before.definition.name, before.definition.tasks[0].name, before.definition.task_name(0)):
                 raise problem("invalid_value", f"task: run {run.id} has no task {task[:200]!r}", field="task")
             workflow = self._newest(tenant_id, before)
             labels = parse_desired_labels(json.loads(run.labels), "labels") if run.labels is not None else {}

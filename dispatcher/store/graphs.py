@@ -187,7 +187,8 @@ ADVANCE = Statement(
     DueRun,
 )
 
-# All tasks of a run that ends are over: its rows and theirs move to history together.
+# All tasks of a run that ends are over: its rows and theirs move to history together. A task that has run before a replay, and was
+# settled without running after it, is what the letters say.
 END = Statement(
     """
     with given as (
@@ -199,7 +200,7 @@ END = Statement(
         returning r.*, g.graph as last_graph, g.reasons as last_reasons, g.status, g.names
     ), ended as (
         delete from tasks t using closed c where t.tenant_id = c.tenant_id and t.run_id = c.id
-        returning t.*
+        returning t.*, case substr(c.last_graph, t.node + 1, 1) when 'c' then 'cancelled' when 'k' then 'skipped' else t.status end as fate
     ), waits_gone as (
         delete from waits w using closed c where w.tenant_id = c.tenant_id and w.run_id = c.id and w.graph
     ), told as (
@@ -247,7 +248,7 @@ END = Statement(
         insert into task_history (tenant_id, run_id, node, status, output, output_type, error, epoch, app_retries, infra_retries,
                                   endpoint_id, endpoint_version, started_at, finished_at, progress, durable, ended_at,
                                   retry_base)
-        select tenant_id, run_id, node, status, output, output_type, error, epoch, app_retries, infra_retries,
+        select tenant_id, run_id, node, fate, output, output_type, error, epoch, app_retries, infra_retries,
                endpoint_id, endpoint_version, started_at, $7, progress, durable, finished_at, retry_base
         from ended
     ), run_rows as (

@@ -16,8 +16,13 @@ from tests.laws.graphs_oracle import NEVER, QUIET, Atom, Course, Fate, Rule, Sce
 
 
 def definition_of(scenario: Scenario) -> Definition:
+    """The scenario as the server reads it."""
+    return parse_definition(entry_of(scenario), STORED, static=False)
+
+
+def entry_of(scenario: Scenario, name: str = "flow") -> dict[str, Any]:
     """The scenario as an endpoint would register it."""
-    entry: dict[str, Any] = {"name": "flow", "kind": "workflow"}
+    entry: dict[str, Any] = {"name": name, "kind": "workflow"}
     entry["tasks"] = [
         {
             "name": f"t{number}",
@@ -26,10 +31,10 @@ def definition_of(scenario: Scenario) -> Definition:
         }
         for number, task in enumerate(scenario.tasks)
     ]
-    for name in ("on_failure", "on_success"):
-        if getattr(scenario, name) is not None:
-            entry[name] = {"name": name}
-    return parse_definition(entry, STORED, static=False)
+    for last in ("on_failure", "on_success"):
+        if getattr(scenario, last) is not None:
+            entry[last] = {"name": last}
+    return entry
 
 
 def _group(group: tuple[Atom, ...]) -> dict[str, Any]:
