@@ -150,7 +150,7 @@ CHANGES = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(_expression(), st.sampled_from(CHANGES), st.integers(-40 * 60, 20 * 60))
 def test_every_tick_is_counted_and_no_other(expression: str, change: tuple[str, datetime], minutes: int) -> None:
     name, at = change
@@ -340,6 +340,25 @@ def test_a_range_of_one_is_one() -> None:
     first = table.after(datetime(2026, 6, 1, 12, tzinfo=UTC))
     assert first is not None
     assert first.at == datetime(2026, 6, 8, 3, 5, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("day", ["8", "*/15", "8,9", "1-31", "*/1"])
+@pytest.mark.parametrize("weekday", ["*", "*/1", "0-6", "sun-sat", "0,1,2,3,4,5,6", "1-7"])
+def test_a_field_that_names_all_days_is_a_star(day: str, weekday: str) -> None:
+    named, plain = Ticks(parse_cron(f"0 0 {day} * {weekday}"), zone("UTC")), Ticks(parse_cron(f"0 0 {day} * *"), zone("UTC"))
+    assert named.after(NOON) == plain.after(NOON)
+
+
+def test_either_of_day_and_weekday_will_do() -> None:
+    """The first of June 2026 is a Monday."""
+    table = Ticks(parse_cron("0 0 2,8 * 3"), zone("UTC"))
+    found, at = [], NOON
+    for _ in range(4):
+        tick = table.after(at)
+        assert tick is not None
+        at = tick.at
+        found.append(at.day)
+    assert found == [2, 3, 8, 10]
 
 
 def test_when() -> None:

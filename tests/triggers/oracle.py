@@ -21,7 +21,8 @@ def _matches(field: str, value: int, low: int, high: int) -> bool:
 def _named(expression: str, wall: datetime) -> bool:
     minute, hour, day, month, weekday = expression.split()
     days = _matches(day, wall.day, 1, 31), _matches(weekday, wall.isoweekday() % 7, 0, 6)
-    on_day = any(days) if day != "*" and weekday != "*" else all(days)
+    free = all(_matches(day, n, 1, 31) for n in range(1, 32)) or all(_matches(weekday, n, 0, 6) for n in range(7))
+    on_day = all(days) if free else any(days)
     return _matches(minute, wall.minute, 0, 59) and _matches(hour, wall.hour, 0, 23) and _matches(month, wall.month, 1, 12) and on_day
 
 

@@ -7,6 +7,8 @@ An expression names times of the day, and days have holes and repetitions where 
 - A time that comes twice counts the first time. An expression that says "every" (its second, minute or hour field begins with `*`)
   ticks both times, so that its ticks stay as far apart as it says.
 
+Where both the day and the weekday leave some out, either will do; a field that names all there are counts as `*`.
+
 croniter does the arithmetic of the calendar, on times of the day without a zone; what a zone does to them is decided here.
 """
 
@@ -46,10 +48,23 @@ _UNTIL: Final = 2200  # the last year anything is reckoned for
 _EARLY: Final = datetime(2000, 1, 1)  # noqa: DTZ001 - a time of the day has no zone
 _JUST_BEFORE: Final = timedelta(milliseconds=1)
 _HOURS: Final = frozenset(range(24))
+_DAYS: Final = frozenset(range(1, 32))
+_WEEKDAYS: Final = frozenset(range(7))
 _SPOKEN: Final = Options()
 _SPOKEN.locale_code = "en_US"
 _SPOKEN.casing_type = CasingTypeEnum.Sentence
 _SPOKEN.use_24hour_time_format = True
+
+
+def _calendar(text: str) -> croniter[datetime]:
+    """What croniter makes of an expression. A day or weekday field that names all there are becomes `*`, as which it is not always taken."""
+    fields = _SINGLE.sub(r"\1", text).split()
+    calendar = croniter(" ".join(fields), _EARLY, ret_type=datetime, second_at_beginning=True)
+    if _DAYS.issubset(calendar.expanded[2]):
+        fields[-3] = "*"
+    if _WEEKDAYS.issubset(calendar.expanded[4]) and "#" not in fields[-1]:
+        fields[-1] = "*"
+    return croniter(" ".join(fields), _EARLY, ret_type=datetime, second_at_beginning=True)
 
 
 class Cron:
@@ -58,7 +73,7 @@ class Cron:
     def __init__(self, text: str) -> None:
         self.text = text
         seconds, minutes, hours = text.split()[:3] if text.count(" ") == 5 else ("0", *text.split()[:2])
-        self._calendar = croniter(_SINGLE.sub(r"\1", text), _EARLY, ret_type=datetime, second_at_beginning=True)
+        self._calendar = _calendar(text)
         self.every_hour = set(self._calendar.expanded[1]) in ({"*"}, _HOURS)
         self.repeats = any(field.startswith("*") for field in (seconds, minutes, hours)) or self.every_hour
 
