@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
@@ -109,3 +110,14 @@ def _reason(reason: Mapping[str, Any]) -> str:
     if "or" in reason:
         return " or ".join(_reason(one) for one in reason["or"])
     return ", ".join(f"{name} {shown(value)}" for name, value in reason.items())
+
+
+def journal_lines(journal: dict[str, Any]) -> Iterator[str]:
+    """A journal, an entry a line: when, what, what became of it; the latest log of each task last."""
+    for log in journal["logs"]:
+        mark = "" if log["current"] else ", no longer gone by"
+        yield f"{log['task']}, log {log['generation']}{mark}: {len(log['entries'])} entries"
+        for entry in log["entries"]:
+            said = entry.get("value", entry.get("error", entry.get("key", entry.get("workflow", ""))))
+            text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+            yield f"  {entry.get('at', ''):30} {entry['id']:30} {entry['op']:10} {entry['status']:9} {text[:100]}".rstrip()

@@ -197,6 +197,63 @@ def replay(run_ids: tuple[str, ...], task: str | None, input_: str | None, chose
         _each(run_ids, lambda path: api.call("POST", f"{path}/replay", body(task=written(task), input=input_)), out)
 
 
+@runs.command()
+@click.argument("run_id")
+@asks_server
+def journal(run_id: str, api: Api, out: Output) -> None:
+    """Show the journal of a run's durable tasks: what they asked for, and what became of it."""
+    from dispatcher.cli.client import segment
+    from dispatcher.cli.results import journal_lines
+
+    answer = api.get(f"/v1/runs/{segment(run_id)}/journal")
+    out.document(answer.text, list(journal_lines(answer.value)))
+
+
+@runs.command()
+@click.argument("run_ids", metavar="RUN_ID…", nargs=-1, required=True)
+@click.option("--node", help="Id of a journal's entry: what came before it stays, it and the rest are run again.")
+@click.option("--task", help="Of a workflow: which of its durable tasks.")
+@asks_server
+def reset(run_ids: tuple[str, ...], node: str | None, task: str | None, api: Api, out: Output) -> None:
+    """Let durable tasks go on from a node of their journal, as a branch; without --node from all of it."""
+    _each(run_ids, lambda path: api.call("POST", f"{path}/reset", body(journal_node=written(node), task=written(task))), out)
+
+
+@runs.command()
+@click.argument("run_ids", metavar="RUN_ID…", nargs=-1, required=True)
+@asks_server
+def resume(run_ids: tuple[str, ...], api: Api, out: Output) -> None:
+    """Let what is blocked in runs try again, on the version that is the latest now."""
+    _each(run_ids, lambda path: api.call("POST", f"{path}/resume", b"{}"), out)
+
+
+@runs.command()
+@click.argument("run_id")
+@click.argument("data", type=JsonInput())
+@click.option("--task", help="Of a workflow: which of its durable tasks.")
+@asks_server
+def message(run_id: str, data: str, task: str | None, api: Api, out: Output) -> None:
+    """Send a message to a running durable task: JSON text, @file or -."""
+    from dispatcher.cli.client import segment
+
+    answer = api.call("POST", f"/v1/runs/{segment(run_id)}/messages", body(data=data, task=written(task)))
+    out.document(answer.text, ["delivered"])
+
+
+@runs.command()
+@click.argument("run_id")
+@click.option("--task", help="Of a workflow: which of its durable tasks.")
+@asks_server
+def checkpoint(run_id: str, task: str | None, api: Api, out: Output) -> None:
+    """Show what a durable task last saved."""
+    import json
+
+    from dispatcher.cli.client import segment
+
+    answer = api.get(f"/v1/runs/{segment(run_id)}/checkpoint", task=task)
+    out.document(answer.text, [f"saved {answer.value['at']}", json.dumps(answer.value["value"], ensure_ascii=False)])
+
+
 def _by_options(run_ids: tuple[str, ...], chosen: Chosen) -> bool:
     """Whether options choose the runs, and not ids."""
     if run_ids and chosen.filter():
