@@ -88,7 +88,7 @@ class NotDeterministicError(NonRetryableException, DispatcherError):
 
 
 class StepFailedError(DispatcherError):
-    """A step, or a scope, of a durable task has failed for good. `name` is the class of its error, `error_code` its stable word if it had one."""
+    """A step, or a scope, of a durable task has failed for good. `name` is the class of its error, `error_code` its stable word, if any."""
 
     code = "step_failed"
 

@@ -71,7 +71,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Turned:
-    """A turn of a durable task came to this. `answer` is a JSON object's text; `hit` whether the log was where it was expected, if that was asked."""
+    """A turn of a durable task came to this. `answer` is a JSON object's text; `hit` whether what was left out of the log was known here."""
 
     answer: bytes
     hit: bool | None = None
@@ -143,7 +143,8 @@ def to_response(outcome: Outcome) -> Response:
     if isinstance(outcome, Done):
         return Response(200, _JSON, outcome.output)
     if isinstance(outcome, Turned):
-        return Response(200, _JSON if outcome.hit is None else (*_JSON, (wire.HEADER_LOG, "hit" if outcome.hit else "miss")), outcome.answer)
+        marks = () if outcome.hit is None else ((wire.HEADER_LOG, "hit" if outcome.hit else "miss"),)
+        return Response(200, (*_JSON, *marks), outcome.answer)
     if isinstance(outcome, Accepted):
         return Response(202, _JSON, dump_json({} if outcome.lease is None else {"lease_ms": _ms(outcome.lease)}))
     if isinstance(outcome, Refuse):

@@ -187,7 +187,8 @@ class CancelPush(TypedDict):
 class Entry(TypedDict):
     """One entry of a durable task's log. `id` is `name#occurrence`, inside a scope `scope#0/name#0`; `at` is RFC 3339.
 
-    `pending` says what is asked of the dispatcher: a sleep (`ms` or `until`), an event (`key`, …), a child (`workflow`, `input`, …), a message.
+    `pending` says what is asked of the dispatcher: a sleep (`ms` or `until`), an event (`key`, …), a child (`workflow`, `input`, …), a
+    message.
     """
 
     id: str
@@ -221,9 +222,9 @@ _LogFrom = TypedDict("_LogFrom", {"from": int})
 
 
 class LogPart(_LogFrom):
-    """The log of a durable task, or its tail: `entries` are those from `from` on, of `len`.
-
-    `hidden` counts entries left out because their scope is closed. `prefix` is the rolling hash of what is left out, `head` of everything: h_0 is empty, h_(i+1) = sha256(h_i || entry i as it was sent), in hex.
+    """The log of a durable task, or its tail: `entries` are those from `from` on, of `len`; `hidden` counts those of them left out because
+    their scope is closed. `prefix` is the rolling hash of what comes before, `head` of everything: h_0 is empty,
+    h_(i+1) = sha256(h_i || entry i as it was sent), in hex.
     """
 
     len: int

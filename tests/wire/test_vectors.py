@@ -16,8 +16,10 @@ from dispatcher.delivery.envelope import ResultLine, parse_result
 from dispatcher.runtime.callbacks import parse_events
 from handlers_sdk import wire
 from handlers_sdk.context import Accepted
+from handlers_sdk.logcache import LogCache
 from handlers_sdk.outcomes import Done, Fail, Outcome, Refuse, to_line, to_response
 from handlers_sdk.schemas import dump_json
+from handlers_sdk.turns import malformed_turn
 
 VECTORS: dict[str, Any] = json.loads(Path(__file__).with_name("vectors.json").read_text())
 READING = Reading(now=1_767_225_600, limit=4_194_304)
@@ -36,7 +38,8 @@ def test_messages_fit_their_types(message: dict[str, Any]) -> None:
 def test_every_message_has_an_example() -> None:
     shown = {message["type"] for message in VECTORS["messages"]}
     events = {event.__name__ for event in get_args(wire.Event)}
-    assert shown == events | {"RunPush", "BatchPush", "CancelPush", "Manifest", "KeySet"}
+    durable = {"TurnPush", "TurnAnswer", "Append", "CallbackGroup", "CallbackResults"}
+    assert shown == events | durable | {"RunPush", "BatchPush", "CancelPush", "Manifest", "KeySet"}
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,24 @@ def test_the_dispatcher_understands_so(vector: dict[str, Any]) -> None:
     assert isinstance(line, ResultLine)
     means = vector.get("means_in_batch", vector["means"])
     assert _said(classify_result(line, READING), means) == means
+
+
+@pytest.mark.parametrize("vector", VECTORS["logs"], ids=lambda vector: vector["name"])
+def test_a_log_is_named_by_its_hash(vector: dict[str, Any]) -> None:
+    """The SDK's cache gives a prefix to whoever names it, whichever part of it was appended here."""
+    texts = [entry.encode() for entry in vector["entries"]]
+    entries = [json.loads(text) for text in texts]
+    for opened in range(len(texts) + 1):
+        cache = LogCache()
+        cache.keep("tsk_1", entries[:opened], opened, vector["hashes"][opened], texts[opened:], 100)
+        for length in range(opened, len(texts) + 1):
+            assert cache.prefix("tsk_1", length, vector["hashes"][length]) == entries[:length]
+            assert cache.prefix("tsk_1", length, "00" * 32) is None
+
+
+@pytest.mark.parametrize("message", [one for one in VECTORS["messages"] if one["type"] == "TurnPush"], ids=lambda message: message["name"])
+def test_the_sdk_takes_every_turn(message: dict[str, Any]) -> None:
+    assert malformed_turn(message["value"], message["value"]["mode"]) is None
 
 
 def _outcome(given: dict[str, Any]) -> Outcome:
