@@ -63,6 +63,10 @@ class _Group(msgspec.Struct, frozen=True):
     items: list[msgspec.Raw]
 
 
+_KIND, _EVENT = msgspec.json.Decoder(_Kind), msgspec.json.Decoder(CallbackEvent)
+_ITEM, _GROUP = msgspec.json.Decoder(_Item), msgspec.json.Decoder(_Group)
+
+
 def parse_events(body: bytes, content_type: str) -> list[CallbackEvent]:
     """One event, `{"events": […]}`, NDJSON, or curl's shorthand `{"done": …}`. Raises Problem invalid_json or invalid_event."""
     try:
@@ -93,9 +97,9 @@ def _parse_object(body: bytes) -> list[CallbackEvent]:
 
 def _event(text: bytes | msgspec.Raw) -> CallbackEvent:
     """One event. A turn's answer is kept as it came: its members mean other things than those of the same name elsewhere."""
-    if msgspec.json.decode(text, type=_Kind).type == "turn":
+    if _KIND.decode(text).type == "turn":
         return CallbackEvent(type="turn", turn=msgspec.Raw(bytes(text)))
-    return msgspec.json.decode(text, type=CallbackEvent)
+    return _EVENT.decode(text)
 
 
 def _shorthand(word: str, value: msgspec.Raw) -> CallbackEvent:
@@ -179,7 +183,7 @@ class Callbacks:
     async def handle_group(self, body: bytes) -> list[tuple[int, dict[str, Any]]]:
         """Take what several attempts have to say, each by its own token and as if it had called alone; appends are committed together."""
         try:
-            items = msgspec.json.decode(body, type=_Group).items
+            items = _GROUP.decode(body).items
         except msgspec.ValidationError as error:
             raise problem("invalid_event", str(error)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -191,7 +195,7 @@ class Callbacks:
     async def _handle_item(self, text: msgspec.Raw) -> tuple[int, dict[str, Any]]:
         try:
             try:
-                item = msgspec.json.decode(text, type=_Item)
+                item = _ITEM.decode(text)
                 speaker, events = self._speaker(item.token), [_event(event) for event in item.events]
             except (msgspec.MsgspecError, EventRefused) as error:
                 raise problem("invalid_event", str(error)) from None

@@ -75,7 +75,8 @@ class Journals:
     def check(self, key: TaskKey, ops: Sequence[bytes], leased_at: datetime) -> Entries:
         """Operations that may be appended. Raises OpRefused."""
         now = self._clock.now()
-        return parse_ops(ops, self.bounds, Moments(ids.created_at(key[1]) or leased_at, min(leased_at, now), now))
+        created = ids.created_at(key[1]) if any(b'"since"' in op for op in ops) else None
+        return parse_ops(ops, self.bounds, Moments(created or leased_at, min(leased_at, now), now))
 
     async def append(self, key: TaskKey, epoch: int, base: int, entries: Entries) -> Answer:
         """Append; answers once it is durable. Raises Problem for all that is refused."""
