@@ -57,7 +57,7 @@ _SPOKEN.use_24hour_time_format = True
 
 
 def _calendar(text: str) -> croniter[datetime]:
-    """What croniter makes of an expression. A day or weekday field that names all there are becomes `*`, as which it is not always taken."""
+    """What croniter makes of an expression. A day or weekday field that names all there are becomes `*`: it is not always read as one."""
     fields = _SINGLE.sub(r"\1", text).split()
     calendar = croniter(" ".join(fields), _EARLY, ret_type=datetime, second_at_beginning=True)
     if _DAYS.issubset(calendar.expanded[2]):
