@@ -11,24 +11,34 @@ CANCEL_NEWEST keeps those that arrived first, and leaves alone what has a place.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
+from typing import Final
 from uuid import UUID
 
 from dispatcher.engine.definitions.flow import Concurrency, Strategy
 
+_KEPT: Final = 20_000
+_SHOWN: Final = 200  # characters of a key that are kept to be shown
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One group: `rule` is what declares it, `key` which of its groups it is, `most` how many of it may be under way."""
+    """One group: `rule` is what declares it, `key` which of its groups it is, `most` how many of it may be under way.
 
-    id: UUID
+    `entry` is how it is stored beside a task, as JSON text.
+    """
+
+    id: str
     rule: str
     name: str | None
     key: str
     strategy: Strategy
     most: int
+    entry: str
 
     @property
     def preempts(self) -> bool:
@@ -54,9 +64,17 @@ def rule_of(declared: Concurrency, workflow_id: int, task: str) -> str:
     return f"{workflow_id}:{task}:{declared.limit_strategy}:{declared.expression}"
 
 
-def gate_id(rule: str, key: str) -> UUID:
+def gate_id(rule: str, key: str) -> str:
     """The id of a gate within its tenant: as long for a long key as for a short one."""
-    return UUID(bytes=hashlib.blake2b(f"{rule}\x00{key}".encode(), digest_size=16).digest())
+    return str(UUID(bytes=hashlib.blake2b(f"{rule}\x00{key}".encode(), digest_size=16).digest()))
+
+
+@lru_cache(maxsize=_KEPT)
+def gate(rule: str, name: str | None, key: str, strategy: Strategy, most: int) -> Gate:
+    """The gate of a group. Those that are met again and again are made once."""
+    id_ = gate_id(rule, key)
+    entry = json.dumps([id_, rule, name, key[:_SHOWN], strategy, most], ensure_ascii=False)
+    return Gate(id_, rule, name, key, strategy, most, entry)
 
 
 def dismissed(strategy: Strategy, most: int, members: Iterable[Member]) -> list[Member]:

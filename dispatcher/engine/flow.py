@@ -8,15 +8,15 @@ from typing import Any
 
 import msgspec
 
-from dispatcher.engine.concurrency import Gate, gate_id, preempts, rule_of
+from dispatcher.engine.concurrency import Gate, gate, preempts, rule_of
 from dispatcher.engine.definitions.flow import MOST_RUNS, MOST_UNITS, Concurrency, RateLimit, check_key, compile_key, compile_number
 from dispatcher.engine.definitions.reading import DefinitionError
 from dispatcher.engine.definitions.workflows import Definition
 from dispatcher.engine.expressions import ExpressionError
 from dispatcher.engine.rate_limits import Demand, bucket_id
 
-_SHOWN = 200
 Variables = Mapping[str, Any]
+Ruled = tuple[str, Concurrency]  # a limit, with what tells its groups from those of others
 
 
 class FlowError(ValueError):
@@ -39,14 +39,19 @@ class Passage:
         """Whether arriving at one of its gates may end somebody."""
         return preempts(self.gates)
 
-    def document(self) -> dict[str, list[list[object]]]:
-        """As it is stored beside the task."""
-        stored: dict[str, list[list[object]]] = {}
+    def members(self) -> list[str]:
+        """What is stored of it beside the task: members of an object, as JSON text."""
+        stored = []
         if self.gates:
-            stored["gates"] = [[str(g.id), g.rule, g.name, g.key[:_SHOWN], g.strategy, g.most] for g in self.gates]
+            stored.append(f'"gates":[{",".join([gate.entry for gate in self.gates])}]')
         if self.demands:
-            stored["units"] = [[d.key, d.units, d.most, d.duration] for d in self.demands]
+            units = [[d.key, d.units, d.most, d.duration] for d in self.demands]
+            stored.append(f'"units":{msgspec.json.encode(units).decode()}')
         return stored
+
+    def document(self) -> str:
+        """The same as an object."""
+        return f"{{{','.join(self.members())}}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +64,17 @@ class Flow:
     @property
     def document(self) -> str:
         """What is kept with a run of a graph: its own gates, and what its tasks will be given."""
-        nodes = {
-            str(node): {
-                **passage.document(),
-                "ids": [str(gate.id) for gate in passage.gates],
-                "preempts": passage.preempts,
-            }
-            for node, passage in enumerate(self.tasks)
-            if passage.gates or passage.demands
-        }
-        return msgspec.json.encode({**self.run.document(), "nodes": nodes}).decode()
+        nodes = [f'"{node}":{_node(passage)}' for node, passage in enumerate(self.tasks) if passage.gates or passage.demands]
+        members = [*self.run.members(), f'"nodes":{{{",".join(nodes)}}}']
+        return f"{{{','.join(members)}}}"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What one version of a workflow declares of it."""
 
-    workflow_id: int
-    run: tuple[Concurrency, ...]
-    tasks: tuple[tuple[str, tuple[Concurrency, ...], tuple[RateLimit, ...]], ...]
+    run: tuple[Ruled, ...]
+    tasks: tuple[tuple[tuple[Ruled, ...], tuple[RateLimit, ...]], ...]
 
     @staticmethod
     def of(workflow_id: int, definition: Definition) -> Plan | None:
@@ -89,26 +86,30 @@ class Plan:
             tasks, run = [(name, _merged(run, own), limits)], ()
         if not run and not any(own or limits for _, own, limits in tasks):
             return None
-        return Plan(workflow_id, run, tuple(tasks))
+        ruled = [(tuple((rule_of(one, workflow_id, name), one) for one in own), limits) for name, own, limits in tasks]
+        return Plan(tuple((rule_of(one, workflow_id, ""), one) for one in run), tuple(ruled))
 
     def ask(self, input: object, metadata: object) -> Flow:
         """What a run with this input (parsed JSON) has to pass. Raises FlowError."""
         given = metadata if metadata is not None else {}
         variables: Variables = {"input": input, "additional_metadata": given, "metadata": given}
-        passages = tuple(
-            Passage(self._gates(own, task, variables), tuple(_demand(limit, variables) for limit in limits))
-            for task, own, limits in self.tasks
-        )
-        return Flow(Passage(self._gates(self.run, "", variables)), passages)
+        passages = [Passage(_gates(own, variables), tuple([_demand(limit, variables) for limit in limits])) for own, limits in self.tasks]
+        return Flow(Passage(_gates(self.run, variables)), tuple(passages))
 
-    def _gates(self, declared: Sequence[Concurrency], task: str, variables: Variables) -> tuple[Gate, ...]:
-        gates = []
-        for one in declared:
-            key = _key(one.expression, "concurrency", variables) if one.expression else ""
-            rule = rule_of(one, self.workflow_id, task)
-            most = _number(one.max_runs, "max_runs", MOST_RUNS, variables)
-            gates.append(Gate(gate_id(rule, key), rule, one.name, key, one.limit_strategy, most))
-        return tuple(gates)
+
+def _gates(declared: Sequence[Ruled], variables: Variables) -> tuple[Gate, ...]:
+    gates = []
+    for rule, one in declared:
+        key = _key(one.expression, "concurrency", variables) if one.expression else ""
+        most = _number(one.max_runs, "max_runs", MOST_RUNS, variables)
+        gates.append(gate(rule, one.name, key, one.limit_strategy, most))
+    return tuple(gates)
+
+
+def _node(passage: Passage) -> str:
+    ids = f'"ids":{msgspec.json.encode([gate.id for gate in passage.gates]).decode()}'
+    members = [*passage.members(), ids, f'"preempts":{str(passage.preempts).lower()}']
+    return f"{{{','.join(members)}}}"
 
 
 def _merged(first: Sequence[Concurrency], second: Sequence[Concurrency]) -> tuple[Concurrency, ...]:

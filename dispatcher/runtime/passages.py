@@ -36,15 +36,15 @@ def give(run: Limited, flow: Flow) -> tuple[Demand, ...]:
         _pass(run, flow.run)
         return ()
     passage = flow.tasks[0]
-    run.flow = msgspec.json.encode(passage.document()).decode()
+    run.flow = passage.document()
     _pass(run, passage)
     return passage.demands
 
 
 def _pass(run: Limited, passage: Passage) -> None:
     if passage.gates:
-        run.gates = ",".join(str(gate.id) for gate in passage.gates)
-        run.gate_limits = ",".join(str(gate.most) for gate in passage.gates)
+        run.gates = ",".join([gate.id for gate in passage.gates])
+        run.gate_limits = ",".join([str(gate.most) for gate in passage.gates])
         run.preempts = passage.preempts
 
 

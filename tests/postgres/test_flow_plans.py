@@ -13,7 +13,6 @@ from dispatcher.engine.admission import Slot, queue_of
 from dispatcher.engine.rate_limits import Bucket, Parked
 from dispatcher.store import gates, queue, rate_limits
 from dispatcher.store.database import Connection, Database
-from dispatcher.store.gates import Waking
 from dispatcher.store.rate_limits import Park
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -23,13 +22,14 @@ WAITING_EACH = 3
 FILL = """
     insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, execution_ms, epoch, dispatcher_id,
                        endpoint_id, endpoint_version, started_at, deadline, gates, gate_limits, gates_held, arrived_at, flow)
-    select 1, format('run_%s_%s', lpad(g::text, 8, '0'), n), 0, 1, 1, case when n = 0 then 'running' else 'queued' end, 1, $2::timestamptz, 1000,
+    select 1, format('run_%s_%s', lpad(g::text, 8, '0'), n), 0, 1, 1, case when n = 0 then 'running' else 'queued' end, 1,
+           $2::timestamptz, 1000,
            case when n = 0 then 1 else 0 end, case when n = 0 then 1 end, case when n = 0 then 'ep_1' end, case when n = 0 then '1' end,
            case when n = 0 then $2::timestamptz end, case when n = 0 then $2::timestamptz end,
            array[lpad(to_hex(g), 32, '0')::uuid], array[1], case when n = 0 then 1 else 0 end, $2,
            jsonb_build_object('gates', jsonb_build_array(jsonb_build_array(
                lpad(to_hex(g), 32, '0')::uuid::text, 'rule', null, g::text, 'GROUP_ROUND_ROBIN', 1)))
-    from generate_series(1, $1::int) as g, generate_series(0, $3::int) as n
+    from generate_series(1, $1::int) as g, generate_series($3::int, $4::int) as n
 """
 READY = """
     insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, execution_ms)
@@ -66,7 +66,8 @@ async def _cost(database: Database, groups: int) -> dict[str, int]:
     """Pages each statement touches, with so many groups in which somebody waits."""
     found = {}
     async with database.transaction() as conn:
-        await conn.execute(FILL, groups, NOW, WAITING_EACH)
+        await conn.execute(FILL, groups, NOW, 0, 0)
+        await conn.execute(FILL, groups, NOW, 1, WAITING_EACH)
         await conn.execute(READY, NOW)
         await conn.execute(RUNS, NOW)
         assert await conn.fetchval("select count(*) from gates where waiting = $1", WAITING_EACH) == groups
@@ -142,7 +143,7 @@ async def test_what_holds_a_gate_is_counted_whoever_writes(database: Database) -
         return (row["held"], row["waiting"])
 
     async with database.transaction() as conn:
-        await conn.execute(FILL, 4, NOW, 2)
+        await conn.execute(FILL, 4, NOW, 0, 2)
         assert await counted(conn) == (4, 8)
         await conn.execute("update tasks set state = 'queued', gates_held = 0, dispatcher_id = null where state = 'running'")
         assert await conn.fetchval("select count(*) from tasks where state = 'gated'") == 12
@@ -166,12 +167,11 @@ async def test_two_that_come_at_once_do_not_both_get_the_last_place(database: Da
     from asyncpg import PostgresError
 
     async with database.transaction() as conn:
-        await conn.execute(FILL, 1, NOW, 0)
+        await conn.execute(FILL, 1, NOW, 0, 0)
         with pytest.raises(PostgresError) as refused:
             async with conn.transaction():
-                await conn.execute(FILL.replace("format('run_", "format('run_b"), 1, NOW, 0)
+                await conn.execute(FILL.replace("format('run_", "format('run_b"), 1, NOW, 0, 0)
         assert (refused.value.sqlstate, refused.value.detail) == ("DG001", str(UUID(int=1)))
-        row = gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 10))
-        assert row == list[Waking]()
+        assert gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 10)) == []
         await conn.execute("delete from tasks")
         await conn.execute("delete from gates")

@@ -98,48 +98,14 @@ create function gate_limit(g gates) returns int language sql stable as $$
            else coalesce((select l.max_runs from concurrency_limits l where l.tenant_id = g.tenant_id and l.name = g.name), g.most) end
 $$;
 
--- Adds to what one gate counts, and says whether it may be `full` for those who come in holding (there was no room, or somebody waited),
--- or is `gone`. Whoever changes several takes them in the order of their ids, as everybody does.
-create function gate_add(tenant int, gate uuid, holding int, coming int, declared int) returns text language plpgsql as $$
-declare
-    crowded boolean;
-begin
-    update gates g
-    set held = greatest(g.held + holding, 0), waiting = greatest(g.waiting + coming, 0), most = coalesce(declared, g.most),
-        arrivals = g.arrivals + greatest(coming, 0), idle_since = null,
-        wake = g.wake or (g.waiting + coming > 0
-                          and ((coming > 0 and g.strategy <> 'GROUP_ROUND_ROBIN')
-                               or g.held + holding < case when g.name is null then coalesce(declared, g.most) else gate_limit(g) end))
-    where g.tenant_id = tenant and g.id = gate
-    returning g.waiting > coming or g.held > gate_limit(g) into crowded;
-    if not found then
-        return 'gone';
-    end if;
-    return case when crowded and holding > 0 then 'full' else 'counted' end;
-end
-$$;
-
--- The same for a gate that may not be there yet; `flow` of the row that comes to it says what it is.
-create function gate_enter(tenant int, gate uuid, holding int, coming int, declared int, flow jsonb) returns text language plpgsql as $$
-declare
-    verdict text := gate_add(tenant, gate, holding, coming, declared);
-begin
-    if verdict = 'gone' and flow is not null then
-        insert into gates (tenant_id, id, rule, name, key, strategy, most)
-        select tenant, gate, v->>1, v->>2, v->>3, v->>4, (v->>5)::int
-        from jsonb_array_elements(flow->'gates') as c (v) where v->>0 = gate::text
-        on conflict (tenant_id, id) do nothing;
-        verdict := gate_add(tenant, gate, holding, coming, declared);
-    end if;
-    return verdict;
-end
-$$;
-
+-- Rows that come in. Each gate's row is changed by itself, in the order of their ids, as everybody does; one that is not there is made from
+-- the `flow` of a row that comes to it. Who comes in holding may only do so where there is room and nobody waits: otherwise nothing is
+-- written, and the gates are named.
 create function gates_inserted() returns trigger language plpgsql as $$
 declare
     d record;
-    verdict text;
-    crowded text[];
+    crowded boolean;
+    full_ids text[];
 begin
     if not exists (select from new_rows where gates is not null) then
         return null;
@@ -153,26 +119,45 @@ begin
         group by n.tenant_id, i.id
         order by n.tenant_id, i.id
     loop
-        verdict := gate_enter(d.tenant_id, d.id, d.holding, d.coming, d.declared, d.flow);
-        if verdict = 'full' then
-            crowded := array_append(crowded, d.id::text);
+        update gates g
+        set held = g.held + d.holding, waiting = g.waiting + d.coming, most = coalesce(d.declared, g.most),
+            arrivals = g.arrivals + d.coming, idle_since = null,
+            wake = g.wake or (g.waiting + d.coming > 0
+                              and ((d.coming > 0 and g.strategy <> 'GROUP_ROUND_ROBIN')
+                                   or g.held + d.holding < case when g.name is null then coalesce(d.declared, g.most)
+                                                           else gate_limit(g) end))
+        where g.tenant_id = d.tenant_id and g.id = d.id
+        returning d.holding > 0 and (g.waiting > d.coming or g.held > case when g.name is null then g.most else gate_limit(g) end)
+        into crowded;
+        if not found then
+            insert into gates as g (tenant_id, id, rule, name, key, strategy, most, held, waiting, arrivals, wake)
+            select d.tenant_id, d.id, v->>1, v->>2, v->>3, v->>4, (v->>5)::int, d.holding, d.coming, d.coming, d.coming > 0
+            from jsonb_array_elements(d.flow->'gates') as c (v) where v->>0 = d.id::text
+            on conflict (tenant_id, id) do update -- another has made it a moment ago
+            set held = g.held + excluded.held, waiting = g.waiting + excluded.waiting, arrivals = g.arrivals + excluded.arrivals,
+                wake = true, idle_since = null
+            returning d.holding > 0 and (g.waiting > d.coming or g.held > case when g.name is null then g.most else gate_limit(g) end)
+            into crowded;
+        end if;
+        if crowded then
+            full_ids := array_append(full_ids, d.id::text);
         end if;
     end loop;
-    -- Who comes in holding may only do so where there is room and nobody waits: otherwise nothing is written, and the gates are named.
-    if crowded is not null then
-        raise exception 'no room in a gate' using errcode = 'DG001', detail = array_to_string(crowded, ',');
+    if full_ids is not null then
+        raise exception 'no room in a gate' using errcode = 'DG001', detail = array_to_string(full_ids, ',');
     end if;
     return null;
 end
 $$;
 
 create function gates_updated() returns trigger language plpgsql as $$
+declare
+    d record;
 begin
     if not exists (select from new_rows where gates is not null) then
         return null;
     end if;
-    perform gate_enter(tenant_id, id, holding, coming, null, flow)
-    from (
+    for d in
         select tenant_id, id, sum(holding)::int as holding, sum(coming)::int as coming,
                (array_agg(flow) filter (where flow is not null))[1] as flow
         from (
@@ -182,27 +167,50 @@ begin
             union all select tenant_id, gate_wait, 0, -1, null from old_rows where gate_wait is not null
         ) changed
         group by tenant_id, id having sum(holding) <> 0 or sum(coming) <> 0
-        order by tenant_id, id offset 0
-    ) d;
+        order by tenant_id, id
+    loop
+        update gates g
+        set held = greatest(g.held + d.holding, 0), waiting = greatest(g.waiting + d.coming, 0),
+            arrivals = g.arrivals + greatest(d.coming, 0), idle_since = null,
+            wake = g.wake or (g.waiting + d.coming > 0
+                              and ((d.coming > 0 and g.strategy <> 'GROUP_ROUND_ROBIN')
+                                   or g.held + d.holding < case when g.name is null then g.most else gate_limit(g) end))
+        where g.tenant_id = d.tenant_id and g.id = d.id;
+        if not found and d.flow is not null then
+            insert into gates as g (tenant_id, id, rule, name, key, strategy, most, held, waiting, arrivals, wake)
+            select d.tenant_id, d.id, v->>1, v->>2, v->>3, v->>4, (v->>5)::int, d.holding, d.coming, d.coming, d.coming > 0
+            from jsonb_array_elements(d.flow->'gates') as c (v) where v->>0 = d.id::text
+            on conflict (tenant_id, id) do update
+            set held = g.held + excluded.held, waiting = g.waiting + excluded.waiting, arrivals = g.arrivals + excluded.arrivals,
+                wake = true, idle_since = null;
+        end if;
+    end loop;
     return null;
 end
 $$;
 
 create function gates_deleted() returns trigger language plpgsql as $$
+declare
+    d record;
 begin
     if not exists (select from old_rows where gates is not null) then
         return null;
     end if;
-    perform gate_add(tenant_id, id, holding, coming, null)
-    from (
+    for d in
         select tenant_id, id, sum(holding)::int as holding, sum(coming)::int as coming
         from (
-            select tenant_id, unnest(gates[1:gates_held]) as id, -1 as holding, 0 as coming from old_rows where gates_held > 0
-            union all select tenant_id, gate_wait, 0, -1 from old_rows where gate_wait is not null
-        ) changed
+            select tenant_id, unnest(gates[1:gates_held]) as id, 1 as holding, 0 as coming from old_rows where gates_held > 0
+            union all select tenant_id, gate_wait, 0, 1 from old_rows where gate_wait is not null
+        ) gone
         group by tenant_id, id
-        order by tenant_id, id offset 0
-    ) d;
+        order by tenant_id, id
+    loop
+        update gates g
+        set held = greatest(g.held - d.holding, 0), waiting = greatest(g.waiting - d.coming, 0),
+            wake = g.wake or (g.waiting > d.coming
+                              and g.held - d.holding < case when g.name is null then g.most else gate_limit(g) end)
+        where g.tenant_id = d.tenant_id and g.id = d.id;
+    end loop;
     return null;
 end
 $$;
