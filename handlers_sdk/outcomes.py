@@ -71,7 +71,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Turned:
-    """A turn of a durable task came to this. `answer` is a JSON object's text; `hit` whether what was left out of the log was known here."""
+    """A turn of a durable task came to this. `answer` is a JSON object's text; `hit` whether what the log left out was known here."""
 
     answer: bytes
     hit: bool | None = None

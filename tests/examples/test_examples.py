@@ -49,6 +49,14 @@ def documents(text: str) -> list[Any]:
 
 
 @CURL
+def test_a_durable_order_needs_no_sdk(url: str, tmp_path: Path) -> None:
+    assert len((HERE / "plain_durable.py").read_text().splitlines()) <= 40
+    with shell("plain_durable.sh", tmp_path / "out", DISPATCHER_URL=url, PORT=str(free_port())) as [run]:
+        assert (run["status"], run["output"]) == ("succeeded", {"shipped": True, "amount": 5})
+    assert invoke("endpoints", "delete", "orders", DISPATCHER_URL=url).code == 0
+
+
+@CURL
 def test_a_plain_endpoint_is_registered_and_run_with_curl_alone(url: str, tmp_path: Path) -> None:
     port = free_port()
     with shell("plain_endpoint.sh", tmp_path / "out", DISPATCHER_URL=url, PORT=str(port)) as [run]:
