@@ -60,7 +60,7 @@ CODES: Final[Mapping[str, Code]] = MappingProxyType({
     "too_many_filters": Code(409, "Too many filters", "Remove those no event needs, or raise DISPATCHER_MAX_FILTERS."),
     "run_not_finished": Code(409, "The run is not finished", "Wait until it is over, or cancel it first; then replay it."),
     "bulk_finished": Code(409, "The bulk action is over", "Nothing is left to cancel; GET it for its counts."),
-    "too_many_matched": Code(422, "Too many runs match", "Narrow the filter, as with since and until; DISPATCHER_MAX_BULK_RUNS is the limit."),
+    "too_many_matched": Code(422, "Too many runs match", "Narrow the filter, e.g. by since; DISPATCHER_MAX_BULK_RUNS is the limit."),
     "invalid_cron": Code(422, "Not a cron expression", "Write 5 fields (minute hour day month weekday), or 6 with seconds first."),
     "invalid_timezone": Code(422, "Not a time zone", "Use a name of the IANA database, such as Europe/Berlin or UTC."),
     "invalid_schedule": Code(422, "Not a moment", 'Write RFC 3339 with an offset, "in 10 minutes", or a cron expression.'),

@@ -166,12 +166,12 @@ async def test_hostile_filters_do_not_stall_the_loop(world: World, count: int) -
         nonlocal turns
         while True:
             turns += 1
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0)
 
     ticking = asyncio.create_task(turn())
     sent = await _send(node, scope="s", data={"list": list(range(300))})
     ticking.cancel()
-    assert turns > 5
+    assert turns > 50
     assert sent["runs"] == []
     event = await node.call("GET", f"/v1/events/{sent['event_id']}")
     assert len(event["filter_failures"]) == count

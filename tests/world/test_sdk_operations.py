@@ -159,10 +159,12 @@ async def test_run_many_of_2500_keeps_its_order(world: World, shop: Shop) -> Non
     refs = await count.aio_run_many_no_wait(items)
     ids = [ref.workflow_run_id for ref in refs]
     assert len(set(ids)) == 2_500
-    rows = await world.database.fetch(
-        "select id, input from runs where id = any($1) union all select id, input from run_history where id = any($1)", ids
-    )
-    inputs = {row["id"]: row["input"] for row in rows}
+
+    async def over() -> dict[str, bytes] | None:
+        rows = await world.database.fetch("select id, input from run_history where id = any($1)", ids)
+        return {row["id"]: row["input"] for row in rows} if len(rows) == len(ids) else None
+
+    inputs = await until(over, 60)
     assert [inputs[run_id] for run_id in ids] == [b'{"n":%d}' % n for n in range(2_500)]
 
 
