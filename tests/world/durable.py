@@ -31,7 +31,9 @@ async def durable_endpoint(
     return endpoint
 
 
-def answer(arrival: Arrival, status: str, *, base: int | None = None, ops: list[Any] | None = None, http: int = 200, **members: Any) -> None:
+def answer(
+    arrival: Arrival, status: str, *, base: int | None = None, ops: list[Any] | None = None, http: int = 200, **members: Any
+) -> None:
     """Answer a turn."""
     document = {"status": status, **({"base": base} if base is not None else {}), "ops": ops or [], **members}
     arrival.answer(http, document, task_protocol="1")

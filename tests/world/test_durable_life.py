@@ -187,7 +187,11 @@ async def test_again_is_delivered_at_once_and_continue_begins_a_new_log(world: W
 
 async def test_any_of_several_wakes(world: World, one: Node) -> None:
     endpoint = await durable_endpoint(world, one, entry("order"))
-    ops = [pending("event", "paid#0", key="paid"), pending("sleep", "late#0", ms=60_000), pending("event", "x#0", key="x", timeout_ms=30_000)]
+    ops = [
+        pending("event", "paid#0", key="paid"),
+        pending("sleep", "late#0", ms=60_000),
+        pending("event", "x#0", key="x", timeout_ms=30_000),
+    ]
     run_id = await _waiting(world, one, endpoint, *ops, wake={"any": ["paid#0", {"all": ["late#0", "x#0"]}]})
     await world.advance(timedelta(seconds=31))
     assert (await world.task(run_id))["state"] == "waiting"
@@ -227,7 +231,13 @@ async def test_a_wait_looks_back_and_takes_the_newest(world: World, one: Node) -
     second = await endpoint.next()
     assert log_of(second)[1]["value"]["data"] == {"n": 2}
     world.clock.advance(timedelta(seconds=1))
-    answer(second, "wait", base=2, ops=[pending("event", "paid#1", key="paid", since="2026-03-01T12:00:00Z", expression="input.n == 1")], wake="paid#1")
+    answer(
+        second,
+        "wait",
+        base=2,
+        ops=[pending("event", "paid#1", key="paid", since="2026-03-01T12:00:00Z", expression="input.n == 1")],
+        wake="paid#1",
+    )
     third = await endpoint.next()
     assert log_of(third)[3]["value"]["data"] == {"n": 1}
     answer(third, "wait", base=4, ops=[pending("event", "paid#2", key="paid")], wake="paid#2")
@@ -346,7 +356,12 @@ async def test_a_reducer_needs_no_sdk(world: World, one: Node) -> None:
         body = arrival.json
         state = body["state"] or {"at": "new"}
         if state["at"] == "new":
-            reply = {"status": "wait", "state": {"at": "unpaid"}, "ops": [{"id": "paid", "op": "event", "status": "pending", "key": "paid"}], "wake": "paid"}
+            reply = {
+                "status": "wait",
+                "state": {"at": "unpaid"},
+                "ops": [{"id": "paid", "op": "event", "status": "pending", "key": "paid"}],
+                "wake": "paid",
+            }
         elif state["at"] == "unpaid":
             amount = body["results"][0]["value"]["data"]["amount"]
             sleep = {"id": "pack", "op": "sleep", "status": "pending", "ms": 60_000}

@@ -60,7 +60,9 @@ async def test_a_bad_operation_is_refused_by_name(world: World, one: Node, op: A
     assert await world.database.fetchval("select count(*) from journal_history") == 0
 
 
-@pytest.mark.parametrize("text", [b'{"type":"append","base":0,"ops":[{"id":"a#0","op":"step","status":"ok","value":NaN}]}', b'{"ops": [', b"[]"])
+@pytest.mark.parametrize(
+    "text", [b'{"type":"append","base":0,"ops":[{"id":"a#0","op":"step","status":"ok","value":NaN}]}', b'{"ops": [', b"[]"]
+)
 async def test_what_is_no_json_is_refused(world: World, one: Node, text: bytes) -> None:
     _, _, turn = await _turn(world, one)
     reply = await one.api.post("/v1/callback", content=text, headers={"authorization": f"Bearer {turn.json['token']}"})
@@ -161,7 +163,9 @@ async def test_a_stale_turn_may_record_nothing(world: World, one: Node) -> None:
 async def test_an_occurrence_is_asked_for_once(world: World, one: Node) -> None:
     _, _, turn = await _turn(world, one)
     token = turn.json["token"]
-    twice = await one.callback(token, {"type": "append", "base": 0, "ops": [pending("sleep", "a#0", ms=1), pending("sleep", "a#0", ms=1)]}, 422)
+    twice = await one.callback(
+        token, {"type": "append", "base": 0, "ops": [pending("sleep", "a#0", ms=1), pending("sleep", "a#0", ms=1)]}, 422
+    )
     assert twice["code"] == "invalid_op"
     await one.callback(token, {"type": "append", "base": 0, "ops": [pending("sleep", "a#0", ms=1)]})
     again = await one.callback(token, {"type": "append", "base": 1, "ops": [pending("event", "a#0", key="k")]}, 422)
@@ -225,8 +229,14 @@ async def test_callbacks_in_groups_are_judged_one_by_one(world: World, one: Node
     for _ in range(3):
         await one.trigger("order")
     turns = [await endpoint.next() for _ in range(3)]
-    items = [{"token": turn.json["token"], "events": [{"type": "append", "base": 0, "ops": [step("a#0", n)]}]} for n, turn in enumerate(turns)]
-    bad = [{"token": "atk1.forged", "events": []}, {"token": turns[0].json["token"], "events": [{"type": "append", "base": 7, "ops": []}]}, {"nothing": 1}]
+    items = [
+        {"token": turn.json["token"], "events": [{"type": "append", "base": 0, "ops": [step("a#0", n)]}]} for n, turn in enumerate(turns)
+    ]
+    bad = [
+        {"token": "atk1.forged", "events": []},
+        {"token": turns[0].json["token"], "events": [{"type": "append", "base": 7, "ops": []}]},
+        {"nothing": 1},
+    ]
     reply = await one.call("POST", "/v1/callbacks", {"items": [*items, *bad]})
     assert [result["status"] for result in reply["results"]] == [200, 200, 200, 401, 412, 400]
     assert [result["body"]["len"] for result in reply["results"][:3]] == [1, 1, 1]
