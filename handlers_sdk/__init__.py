@@ -49,12 +49,14 @@ if TYPE_CHECKING:
     from handlers_sdk.events import BulkPushEventWithMetadata, Event, EventRun, V1Event, V1EventList
     from handlers_sdk.filters import DefaultFilter, V1Filter, V1FilterList, V1UpdateFilterRequest
     from handlers_sdk.flow import ConcurrencyExpression, ConcurrencyLimitStrategy, RateLimit, RateLimitDuration, V1RateLimit
+    from handlers_sdk.gathering import Broadcast
     from handlers_sdk.handlers import Handlers
     from handlers_sdk.log_lines import V1LogLine, V1LogLineList
     from handlers_sdk.logs import TaskLogHandler
     from handlers_sdk.metrics import TaskStat
     from handlers_sdk.ops import Op
     from handlers_sdk.outcomes import Response
+    from handlers_sdk.placement import DesiredWorkerLabel, StickyStrategy, WorkerLabelComparator
     from handlers_sdk.refs import WorkflowRunRef
     from handlers_sdk.retries import Retry
     from handlers_sdk.runnables import Runnable
@@ -131,6 +133,8 @@ _HOMES: Final = {
     "metrics": ("TaskStat",),
     "log_lines": ("V1LogLine", "V1LogLineList"),
     "logs": ("TaskLogHandler",),
+    "gathering": ("Broadcast",),
+    "placement": ("DesiredWorkerLabel", "StickyStrategy", "WorkerLabelComparator"),
     "outcomes": ("Response",),
     "refs": ("WorkflowRunRef",),
     "retries": ("Retry",),
@@ -168,6 +172,7 @@ __all__ = [
     "ApiUnreachableError",
     "App",
     "Attempt",
+    "Broadcast",
     "BulkAction",
     "BulkCancelReplayOpts",
     "BulkPushEventWithMetadata",
@@ -184,6 +189,7 @@ __all__ = [
     "CronWorkflowsList",
     "DefaultFilter",
     "Depends",
+    "DesiredWorkerLabel",
     "Dispatcher",
     "DispatcherError",
     "DurableContext",
@@ -230,6 +236,7 @@ __all__ = [
     "Standalone",
     "StateContext",
     "StepFailedError",
+    "StickyStrategy",
     "Suspended",
     "Task",
     "TaskDefaults",
@@ -258,6 +265,7 @@ __all__ = [
     "V1WebhookSecret",
     "V1WebhookSourceName",
     "WorkerInfo",
+    "WorkerLabelComparator",
     "Workflow",
     "WorkflowList",
     "WorkflowRunRef",

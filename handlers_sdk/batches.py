@@ -26,6 +26,7 @@ class Batch:
         self._unsettled = len(items)
         self._lines: list[bytes] = []
         self._running: set[Execution] = set()
+        self._gathered: set[Execution] = set()
         self._writer: asyncio.Future[None] | None = None
         self._fill()
 
@@ -65,14 +66,20 @@ class Batch:
                 return
             begun = self._begin(item, self._settle)
             if isinstance(begun, Execution):
-                self._free -= 1
+                if "batch" in item:  # they are served by one call, which waits for all of them
+                    self._gathered.add(begun)
+                else:
+                    self._free -= 1
                 self._running.add(begun)
             else:
                 self._report(str(item.get("id", "")) if isinstance(item, dict) else "", begun)
 
     def _settle(self, execution: Execution, outcome: Outcome) -> None:
         self._running.discard(execution)
-        self._free += 1
+        if execution in self._gathered:
+            self._gathered.discard(execution)
+        else:
+            self._free += 1
         self._report(execution.task_id, outcome)
         self._fill()
 

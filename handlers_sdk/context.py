@@ -101,6 +101,11 @@ class Context:
     # ---- identity
 
     @property
+    def item(self) -> wire.RunItem:
+        """The attempt as it was sent."""
+        return self._item
+
+    @property
     def workflow_run_id(self) -> str:
         """`run_…` of the run this task belongs to."""
         return self._item["run_id"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from handlers_sdk.annotations import calling_namespace
 from handlers_sdk.api import Api
+from handlers_sdk.context import Context
 from handlers_sdk.definitions import (
     EXECUTION_TIMEOUT,
     SCHEDULE_TIMEOUT,
@@ -21,6 +23,8 @@ from handlers_sdk.definitions import (
 from handlers_sdk.durations import Duration
 from handlers_sdk.flow import ConcurrencyForm, Limits, RateLimit
 from handlers_sdk.function import HandlerFunction
+from handlers_sdk.gathering import Batching, Gatherer
+from handlers_sdk.placement import LabelsForm, Placement, StickyStrategy
 from handlers_sdk.workflow import Standalone
 
 if TYPE_CHECKING:
@@ -55,6 +59,9 @@ class DurableDeclarations:
         retry: RetryForm | None = None,
         concurrency: ConcurrencyForm = None,
         rate_limits: Sequence[RateLimit] | None = None,
+        desired_worker_labels: LabelsForm = None,
+        slot_cost: int = 1,
+        sticky: StickyStrategy | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
         pin: Literal["task", "latest"] = "task",
@@ -79,6 +86,9 @@ class DurableDeclarations:
         retry: RetryForm | None = None,
         concurrency: ConcurrencyForm = None,
         rate_limits: Sequence[RateLimit] | None = None,
+        desired_worker_labels: LabelsForm = None,
+        slot_cost: int = 1,
+        sticky: StickyStrategy | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
         pin: Literal["task", "latest"] = "task",
@@ -103,6 +113,9 @@ class DurableDeclarations:
         retry: RetryForm | None = None,
         concurrency: ConcurrencyForm = None,
         rate_limits: Sequence[RateLimit] | None = None,
+        desired_worker_labels: LabelsForm = None,
+        slot_cost: int = 1,
+        sticky: StickyStrategy | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
         pin: Literal["task", "latest"] = "task",
@@ -125,6 +138,9 @@ class DurableDeclarations:
         retry: RetryForm | None = None,
         concurrency: ConcurrencyForm = None,
         rate_limits: Sequence[RateLimit] | None = None,
+        desired_worker_labels: LabelsForm = None,
+        slot_cost: int = 1,
+        sticky: StickyStrategy | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
         pin: Literal["task", "latest"] = "task",
@@ -148,12 +164,14 @@ class DurableDeclarations:
             backoff_max_seconds,
             retry,
             Limits.of(concurrency, rate_limits),
+            Placement.of(desired_worker_labels, slot_cost),
         )
         durability = Durability(mode, pin, checkpoint)
         namespace = calling_namespace(sys._getframe(1))  # noqa: SLF001 - annotations may name what is local to the caller
 
         def declare(fn: Callable[..., Any]) -> Standalone[Any, Any]:
-            workflow = self._settings(name or fn.__name__, description, on_events, version, default_priority, default_filters, on_crons)
+            own = name or fn.__name__
+            workflow = self._settings(own, description, on_events, version, default_priority, default_filters, on_crons, sticky)
             function = HandlerFunction(fn, input_validator, namespace)
             return Standalone(self._api, TaskDefinition(workflow, workflow.name, settings, function, durability=durability))
 
@@ -168,5 +186,80 @@ class DurableDeclarations:
         priority: int,
         filters: Sequence[DefaultFilter] | None,
         crons: Sequence[str | CronTrigger] | None,
+        sticky: StickyStrategy | None = None,
+    ) -> WorkflowSettings:
+        raise NotImplementedError
+
+
+class BatchDeclarations:
+    """The part of `Dispatcher` that declares tasks which are run many at once."""
+
+    _api: Api
+
+    def batch_task(
+        self,
+        *,
+        batch_size: int,
+        batch_interval: Duration = timedelta(seconds=1),
+        batch_group_key: str | None = None,
+        batch_group_max_runs: int | None = None,
+        name: str | None = None,
+        description: str | None = None,
+        input_validator: Any = None,
+        on_events: Sequence[str] | None = None,
+        version: str | None = None,
+        default_priority: int = Priority.LOW,
+        schedule_timeout: Duration = SCHEDULE_TIMEOUT,
+        execution_timeout: Duration = EXECUTION_TIMEOUT,
+        retries: int = 0,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+        retry: RetryForm | None = None,
+        concurrency: ConcurrencyForm = None,
+        desired_worker_labels: LabelsForm = None,
+        slot_cost: int = 1,
+        sticky: StickyStrategy | None = None,
+        default_filters: Sequence[DefaultFilter] | None = None,
+        on_crons: Sequence[str | CronTrigger] | None = None,
+    ) -> Callable[[Callable[[list[tuple[I, Context]]], Any]], Standalone[I, Any]]:
+        """Declare a task whose handler serves many runs in one call: `fn(items: list[tuple[I, Context]]) -> list[R]`, sync or async.
+
+        It is called with `batch_size` (at most 1,000) runs, or with fewer once the first has waited for `batch_interval`. With
+        `batch_group_key` (CEL over `input` and `additional_metadata`) only runs of one group are gathered, and at most
+        `batch_group_max_runs` batches of a group run at a time. It gives a result for each, in order, an exception in place of one that
+        failed, or a Broadcast for all. A batch fills the slots of one task. The rest is described in `task`.
+        """
+        settings = TaskSettings.of(
+            TaskDefaults(),
+            schedule_timeout,
+            execution_timeout,
+            retries or None,
+            backoff_factor,
+            backoff_max_seconds,
+            retry,
+            Limits.of(concurrency),
+            Placement.of(desired_worker_labels, slot_cost),
+        )
+        batching = Batching.of(batch_size, batch_interval, batch_group_key, batch_group_max_runs)
+        namespace = calling_namespace(sys._getframe(1))  # noqa: SLF001 - annotations may name what is local to the caller
+
+        def declare(fn: Callable[[list[tuple[I, Context]]], Any]) -> Standalone[I, Any]:
+            own, gatherer = name or fn.__name__, Gatherer(fn, batching)
+            workflow = self._settings(own, description, on_events, version, default_priority, default_filters, on_crons, sticky)
+            function = HandlerFunction(gatherer.member(namespace, input_validator), None, namespace)
+            return Standalone(self._api, TaskDefinition(workflow, workflow.name, settings, function, gatherer=gatherer))
+
+        return declare
+
+    def _settings(
+        self,
+        name: str,
+        description: str | None,
+        on_events: Sequence[str] | None,
+        version: str | None,
+        priority: int,
+        filters: Sequence[DefaultFilter] | None,
+        crons: Sequence[str | CronTrigger] | None,
+        sticky: StickyStrategy | None = None,
     ) -> WorkflowSettings:
         raise NotImplementedError

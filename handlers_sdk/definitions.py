@@ -8,17 +8,21 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import IntEnum
 from itertools import groupby
-from typing import Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 from handlers_sdk import wire
 from handlers_sdk.crons import CronTrigger, cron_entries
 from handlers_sdk.durations import Duration, format_duration, parse_duration
 from handlers_sdk.errors import ConfigError
-from handlers_sdk.flow import UNLIMITED, ConcurrencyExpression, Limits
 from handlers_sdk.filters import DefaultFilter
+from handlers_sdk.flow import UNLIMITED, ConcurrencyExpression, Limits
 from handlers_sdk.function import HandlerFunction
 from handlers_sdk.graph import Edges
+from handlers_sdk.placement import ANYWHERE, Placement, StickyStrategy
 from handlers_sdk.retries import Retry, RetryForm
+
+if TYPE_CHECKING:
+    from handlers_sdk.gathering import Gatherer
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 EVENT_KEY: Final = re.compile(r"[^\x00-\x1f\x7f]{1,500}")
@@ -56,6 +60,7 @@ class TaskSettings:
     backoff_max_seconds: float | None
     retry: Retry | None = None
     limits: Limits = UNLIMITED
+    placement: Placement = ANYWHERE
 
     @classmethod
     def of(
@@ -68,11 +73,14 @@ class TaskSettings:
         backoff_max_seconds: int | None = None,
         retry: RetryForm | None = None,
         limits: Limits = UNLIMITED,
+        placement: Placement = ANYWHERE,
     ) -> TaskSettings:
         """Settings as given, the defaults where None was. `retry` says all there is to say of retries."""
         if retry is not None:
             own = (retries, backoff_factor, backoff_max_seconds)
-            return replace(cls._retried(defaults, schedule_timeout, execution_timeout, Retry.of(retry), own), limits=limits)
+            return replace(
+                cls._retried(defaults, schedule_timeout, execution_timeout, Retry.of(retry), own), limits=limits, placement=placement
+            )
         try:
             return cls(
                 schedule_timeout=parse_duration(defaults.schedule_timeout if schedule_timeout is None else schedule_timeout),
@@ -81,6 +89,7 @@ class TaskSettings:
                 backoff_factor=defaults.backoff_factor if backoff_factor is None else backoff_factor,
                 backoff_max_seconds=defaults.backoff_max_seconds if backoff_max_seconds is None else backoff_max_seconds,
                 limits=limits,
+                placement=placement,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
@@ -117,6 +126,7 @@ class WorkflowSettings:
     default_filters: Sequence[DefaultFilter] = ()
     on_crons: Sequence[str | CronTrigger] = ()
     concurrency: Sequence[ConcurrencyExpression] = ()
+    sticky: StickyStrategy | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -162,6 +172,7 @@ class TaskDefinition:
     edges: Edges = field(default_factory=Edges)
     rules: Mapping[str, list[wire.RuleEntry]] = field(default_factory=dict)
     durability: Durability | None = None
+    gatherer: Gatherer | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.durability is not None and not self.function.is_async:
@@ -192,9 +203,11 @@ class TaskDefinition:
             task["output_schema"] = gives
         if self.edges.parents:
             task["parents"] = list(self.edges.parents)
+        if self.gatherer is not None:
+            task = cast("wire.TaskEntry", {**task, **self.gatherer.batching.entry()})
         if self.durability is not None:
             task |= {"kind": "durable", "mode": self.durability.mode, "pin": self.durability.pin}
-        return cast("wire.TaskEntry", {**task, **settings.limits.entry(), **self.rules})
+        return cast("wire.TaskEntry", {**task, **settings.limits.entry(), **settings.placement.entry(), **self.rules})
 
 
 def manifest_entries(definitions: Iterable[TaskDefinition]) -> list[wire.HandlerEntry]:
@@ -215,6 +228,8 @@ def _workflow_entry(workflow: WorkflowSettings, tasks: Sequence[TaskDefinition])
         entry["on_crons"] = cron_entries(workflow.on_crons)
     if workflow.concurrency:
         entry["concurrency"] = [one.entry() for one in workflow.concurrency]
+    if workflow.sticky is not None:
+        entry["sticky"] = str(workflow.sticky)
     if workflow.default_filters:
         entry["default_filters"] = [one.entry() for one in workflow.default_filters]
     if tasks[0].standalone:

@@ -17,7 +17,7 @@ from handlers_sdk.clock import unix_seconds
 from handlers_sdk.config import ClientConfig
 from handlers_sdk.context import WorkerInfo
 from handlers_sdk.crons import CronClient, CronTrigger
-from handlers_sdk.declaring import DurableDeclarations
+from handlers_sdk.declaring import BatchDeclarations, DurableDeclarations
 from handlers_sdk.decorators import DeclareStandalone, DeclareStandaloneOf
 from handlers_sdk.definitions import (
     EXECUTION_TIMEOUT,
@@ -40,6 +40,7 @@ from handlers_sdk.lifespan import Lifespan, LifespanFn
 from handlers_sdk.log_lines import LogsClient
 from handlers_sdk.logs import TaskLogHandler
 from handlers_sdk.metrics import MetricsClient
+from handlers_sdk.placement import LabelsForm, Placement, StickyStrategy
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.refs import WorkflowRunRef
 from handlers_sdk.retries import RetryForm
@@ -57,7 +58,7 @@ I = TypeVar("I")  # noqa: E741 - the input
 SLOTS = 100
 
 
-class Dispatcher(DurableDeclarations):
+class Dispatcher(DurableDeclarations, BatchDeclarations):
     """The dispatcher as a program sees it. Configuration comes from DISPATCHER_* variables unless a ClientConfig is given."""
 
     def __init__(self, config: ClientConfig | None = None) -> None:
@@ -103,6 +104,9 @@ class Dispatcher(DurableDeclarations):
         retry: RetryForm | None = None,
         concurrency: ConcurrencyForm = None,
         rate_limits: Sequence[RateLimit] | None = None,
+        desired_worker_labels: LabelsForm = None,
+        slot_cost: int = 1,
+        sticky: StickyStrategy | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> DeclareStandalone: ...
@@ -124,6 +128,9 @@ class Dispatcher(DurableDeclarations):
         retry: RetryForm | None = None,
         concurrency: ConcurrencyForm = None,
         rate_limits: Sequence[RateLimit] | None = None,
+        desired_worker_labels: LabelsForm = None,
+        slot_cost: int = 1,
+        sticky: StickyStrategy | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> DeclareStandaloneOf[I]: ...
@@ -144,6 +151,9 @@ class Dispatcher(DurableDeclarations):
         retry: RetryForm | None = None,
         concurrency: ConcurrencyForm = None,
         rate_limits: Sequence[RateLimit] | None = None,
+        desired_worker_labels: LabelsForm = None,
+        slot_cost: int = 1,
+        sticky: StickyStrategy | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> Any:
@@ -161,11 +171,13 @@ class Dispatcher(DurableDeclarations):
             backoff_max_seconds,
             retry,
             Limits.of(concurrency, rate_limits),
+            Placement.of(desired_worker_labels, slot_cost),
         )
         namespace = calling_namespace(sys._getframe(1))  # noqa: SLF001 - annotations may name what is local to the caller
 
         def declare(fn: Callable[..., Any]) -> Standalone[Any, Any]:
-            workflow = self._settings(name or fn.__name__, description, on_events, version, default_priority, default_filters, on_crons)
+            own = name or fn.__name__
+            workflow = self._settings(own, description, on_events, version, default_priority, default_filters, on_crons, sticky)
             function = HandlerFunction(fn, input_validator, namespace)
             return Standalone(self._api, TaskDefinition(workflow, workflow.name, settings, function))
 
@@ -182,6 +194,7 @@ class Dispatcher(DurableDeclarations):
         default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
         concurrency: ConcurrencyForm = None,
+        sticky: StickyStrategy | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> Workflow[EmptyModel]: ...
@@ -197,6 +210,7 @@ class Dispatcher(DurableDeclarations):
         default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
         concurrency: ConcurrencyForm = None,
+        sticky: StickyStrategy | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> Workflow[I]: ...
@@ -210,6 +224,7 @@ class Dispatcher(DurableDeclarations):
         default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
         concurrency: ConcurrencyForm = None,
+        sticky: StickyStrategy | None = None,
         default_filters: Sequence[DefaultFilter] | None = None,
         on_crons: Sequence[str | CronTrigger] | None = None,
     ) -> Workflow[Any]:
@@ -218,9 +233,10 @@ class Dispatcher(DurableDeclarations):
         `on_events` are the event keys that start a run, `*` standing for any run of characters. `default_priority` is 1 to 3.
         `version` goes into the version of the endpoint. With `default_filters` only events in the scope of one, for which it holds, start a
         run, one for each that does. `on_crons` are cron expressions in UTC, or CronTriggers, at whose ticks a run starts.
-        `concurrency` limits how many runs are under way, from their first task to their end.
+        `concurrency` limits how many runs are under way, from their first task to their end. With `sticky` all tasks of a run go to the
+        endpoint it began at.
         """
-        declared = self._settings(name, description, on_events, version, default_priority, default_filters, on_crons)
+        declared = self._settings(name, description, on_events, version, default_priority, default_filters, on_crons, sticky)
         settings = replace(declared, concurrency=concurrency_of(concurrency))
         return Workflow(self._api, settings, input_validator or EmptyModel, task_defaults or TaskDefaults())
 
@@ -233,11 +249,11 @@ class Dispatcher(DurableDeclarations):
         priority: int,
         filters: Sequence[DefaultFilter] | None,
         crons: Sequence[str | CronTrigger] | None,
+        sticky: StickyStrategy | None = None,
     ) -> WorkflowSettings:
         keys = tuple(self.config.namespaced(key) for key in on_events or ())
-        return WorkflowSettings(
-            self.config.namespaced(name), description, keys, version, priority, tuple(filters or ()), tuple(crons or ())
-        )
+        own, given = self.config.namespaced(name), (tuple(filters or ()), tuple(crons or ()))
+        return WorkflowSettings(own, description, keys, version, priority, *given, sticky=sticky)
 
     # ---- serving
 

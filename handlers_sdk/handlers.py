@@ -122,9 +122,13 @@ class Handlers:
         if definition is None:
             return Refuse(404, "unknown_handler", f"version {self.version} has no handler named {item['name']!r}")
         if (item["id"], item["attempt"]) in self.host.running:
+            self._not_coming(definition, item)
             return Refuse(409, "already_running", f"attempt {item['attempt']} of {item['id']} is running here")
         if asyncio.get_running_loop().time() >= received + item["timeout_ms"] / 1000:
+            self._not_coming(definition, item)
             return timed_out(item["timeout_ms"])  # its time went by while the batch's other items had the slots
+        if definition.gatherer is not None:
+            settle = definition.gatherer.watched(item, settle)
         if definition.settings.retry is not None:
             settle = paced(settle, definition.settings, item)
         if (durability := definition.durability) is None:
@@ -137,6 +141,10 @@ class Handlers:
             execution = TurnExecution(self.host, definition.function, definition.task_name, item, base, settle, durability.checkpoint)
         execution.start(received)
         return execution
+
+    def _not_coming(self, definition: TaskDefinition, item: wire.RunItem) -> None:
+        if definition.gatherer is not None:
+            definition.gatherer.left(item)
 
     async def _run(self, push: Any, received: float) -> Response:
         settled: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()

@@ -11,6 +11,7 @@ from handlers_sdk.children import REMEMBERED, ChildOf
 from handlers_sdk.definitions import check_priority
 from handlers_sdk.durations import Duration, format_duration, parse_duration
 from handlers_sdk.errors import ApiError, ApiUnreachableError, DispatcherError, IdempotencyCollisionError
+from handlers_sdk.placement import LabelsForm, label_entries
 from handlers_sdk.runs import WAIT_SECONDS, Run
 from handlers_sdk.schemas import dump_json
 
@@ -26,6 +27,8 @@ class TriggerWorkflowOptions:
     `idempotency_ttl` (the dispatcher's default when None): a second one raises IdempotencyCollisionError. `child_key` names the run among
     the children of the task that starts it, in place of the call's place: the same key gives the same
     child. Outside of tasks it has no effect.
+    `desired_worker_labels` are asked of the endpoints of its tasks beside what those ask themselves. A `sticky` child begins where its
+    parent is, if its workflow is sticky.
     """
 
     additional_metadata: Mapping[str, Any] | None = None
@@ -33,6 +36,8 @@ class TriggerWorkflowOptions:
     idempotency_key: str | None = None
     idempotency_ttl: Duration | None = None
     child_key: str | None = None
+    desired_worker_labels: LabelsForm = None
+    sticky: bool = False
 
     def __post_init__(self) -> None:
         if self.priority is not None:
@@ -46,6 +51,8 @@ class TriggerWorkflowOptions:
             "priority": self.priority,
             "idempotency_key": self.idempotency_key,
             "idempotency_ttl": ttl,
+            "labels": label_entries(self.desired_worker_labels) or None,
+            "sticky": self.sticky or None,
         }
         return {name: value for name, value in named.items() if value is not None}
 

@@ -551,6 +551,7 @@ class TaskEntry(TypedDict):
     mode: NotRequired[Literal["replay", "state"]]
     pin: NotRequired[Literal["task", "latest"]]
     concurrency: NotRequired[list[dict[str, Any]]]
+    sticky: NotRequired[str]
     rate_limits: NotRequired[list[dict[str, Any]]]
 
 

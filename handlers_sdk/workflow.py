@@ -17,6 +17,7 @@ from handlers_sdk.flow import ConcurrencyForm, Limits, RateLimit
 from handlers_sdk.function import HandlerFunction
 from handlers_sdk.graph import Edges, check_graph
 from handlers_sdk.mocks import mock_context
+from handlers_sdk.placement import LabelsForm, Placement
 from handlers_sdk.retries import RetryForm
 from handlers_sdk.runnables import Runnable
 from handlers_sdk.schemas import EmptyModel, codec_for
@@ -172,6 +173,8 @@ class Workflow(Runnable[I, dict[str, Any]]):
         retry: RetryForm | None = None,
         concurrency: ConcurrencyForm = None,
         rate_limits: Sequence[RateLimit] | None = None,
+        desired_worker_labels: LabelsForm = None,
+        slot_cost: int = 1,
     ) -> DeclareTask[I]:
         """Declare a task of the workflow: `fn(input, ctx, **dependencies)`, sync or async. None takes the workflow's `task_defaults`.
 
@@ -183,7 +186,7 @@ class Workflow(Runnable[I, dict[str, Any]]):
         the same as a number, or as {"attempts": 3, "delay": 5000} in milliseconds, also with "backoff": "exponential" and "jitter": True.
 
         `concurrency` (a number, or ConcurrencyExpressions) limits how many of a group run at a time, `rate_limits` how many start in a
-        window of time.
+        window of time. `desired_worker_labels` say which endpoints may run it, or should; `slot_cost` how many slots it fills there.
         """
         settings = TaskSettings.of(
             self._task_defaults,
@@ -194,6 +197,7 @@ class Workflow(Runnable[I, dict[str, Any]]):
             backoff_max_seconds,
             retry,
             Limits.of(concurrency, rate_limits),
+            Placement.of(desired_worker_labels, slot_cost),
         )
         rules = {"wait_for": wait_for, "skip_if": skip_if, "cancel_if": cancel_if}
         edges = Edges(self._names(parents or ()), **{name: self._own(rule or ()) for name, rule in rules.items()})
@@ -214,6 +218,8 @@ class Workflow(Runnable[I, dict[str, Any]]):
         retry: RetryForm | None = None,
         concurrency: ConcurrencyForm = None,
         rate_limits: Sequence[RateLimit] | None = None,
+        desired_worker_labels: LabelsForm = None,
+        slot_cost: int = 1,
         pin: Literal["task", "latest"] = "task",
         checkpoint: Literal["step", "turn"] = "step",
     ) -> DeclareDurableTask[I]:
@@ -230,6 +236,7 @@ class Workflow(Runnable[I, dict[str, Any]]):
             backoff_max_seconds,
             retry,
             Limits.of(concurrency, rate_limits),
+            Placement.of(desired_worker_labels, slot_cost),
         )
         rules = {"wait_for": wait_for, "skip_if": skip_if, "cancel_if": cancel_if}
         edges = Edges(self._names(parents or ()), **{name: self._own(rule or ()) for name, rule in rules.items()})
@@ -247,6 +254,8 @@ class Workflow(Runnable[I, dict[str, Any]]):
         retry: RetryForm | None = None,
         concurrency: ConcurrencyForm = None,
         rate_limits: Sequence[RateLimit] | None = None,
+        desired_worker_labels: LabelsForm = None,
+        slot_cost: int = 1,
     ) -> DeclareTask[I]:
         """Declare the task that runs once when a task has failed for good: at the first such failure, never on cancellation.
 
@@ -261,6 +270,7 @@ class Workflow(Runnable[I, dict[str, Any]]):
             backoff_max_seconds,
             retry,
             Limits.of(concurrency, rate_limits),
+            Placement.of(desired_worker_labels, slot_cost),
         )
         return self._declare("on_failure", name, settings, Edges(), calling_namespace(sys._getframe(1)))  # noqa: SLF001 - as in `task`
 
@@ -275,6 +285,8 @@ class Workflow(Runnable[I, dict[str, Any]]):
         retry: RetryForm | None = None,
         concurrency: ConcurrencyForm = None,
         rate_limits: Sequence[RateLimit] | None = None,
+        desired_worker_labels: LabelsForm = None,
+        slot_cost: int = 1,
     ) -> DeclareTask[I]:
         """Declare the task that runs once all tasks have succeeded or were skipped. Settings are those of `task`."""
         settings = TaskSettings.of(
@@ -286,6 +298,7 @@ class Workflow(Runnable[I, dict[str, Any]]):
             backoff_max_seconds,
             retry,
             Limits.of(concurrency, rate_limits),
+            Placement.of(desired_worker_labels, slot_cost),
         )
         return self._declare("on_success", name, settings, Edges(), calling_namespace(sys._getframe(1)))  # noqa: SLF001 - as in `task`
 

@@ -100,8 +100,8 @@ def test_options_as_a_value_and_as_keywords(api: FakeApi, charge: Standalone[Ord
     for wrong in ({"priority": 4}, {"priority": 0}):
         with pytest.raises(ConfigError, match="priority"):
             charge.run(Order(id=1), **wrong)  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match="sticky"):
-        charge.run(Order(id=1), sticky=True)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="colour"):
+        charge.run(Order(id=1), colour="red")  # type: ignore[call-overload]
 
 
 def test_an_input_that_does_not_fit_is_refused_before_it_is_sent(api: FakeApi, charge: Standalone[Order, Receipt]) -> None:

@@ -127,10 +127,10 @@ def test_the_arguments_are_those_that_work() -> None:
     task = set(inspect.signature(Dispatcher.task).parameters) - {"self"}
     workflow = set(inspect.signature(Dispatcher.workflow).parameters) - {"self"}
     settings = {"schedule_timeout", "execution_timeout", "retries", "backoff_factor", "backoff_max_seconds", "retry"}
-    settings |= {"concurrency", "rate_limits"}
+    settings |= {"concurrency", "rate_limits", "desired_worker_labels", "slot_cost"}
     declared = {"name", "description", "input_validator", "on_events", "version", "default_priority", "default_filters", "on_crons"}
-    assert task == declared | settings
-    assert workflow == declared | {"task_defaults", "concurrency"}
+    assert task == declared | settings | {"sticky"}
+    assert workflow == declared | {"task_defaults", "concurrency", "sticky"}
     assert set(inspect.signature(Workflow.task).parameters) - {"self"} == {"name", "parents"} | settings | {
         "wait_for",
         "skip_if",
