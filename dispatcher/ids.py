@@ -5,6 +5,7 @@ They sort by creation time as text, so the id is also the order of arrival and, 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from datetime import UTC, datetime
@@ -78,6 +79,11 @@ def parse_task_id(identifier: str) -> tuple[str, int] | None:
     if not node.isascii() or not node.isdigit() or node.startswith("0") or not 0 < int(node) <= NODE_LIMIT:
         return None
     return f"run_{ulid}", int(node)
+
+
+def seed(tenant_id: int, run_id: str, node: int) -> str:
+    """What a durable task's randomness is made of: the same for all of its life, and after."""
+    return hashlib.sha256(f"{tenant_id}/{task_id(run_id, node)}".encode()).hexdigest()[:32]
 
 
 def attempt_id(run_id: str, node: int, number: int) -> str:

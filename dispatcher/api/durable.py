@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.triggering import Moment
+from dispatcher.delivery import rfc3339
+from dispatcher.ids import seed
 from dispatcher.runtime.durable import entries_of
 
 
@@ -37,12 +39,18 @@ class NoBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Log(msgspec.Struct, frozen=True):
-    """A log of a task. A task that continued, or was reset, has one for each of its `generation`s; the last is the one it goes by."""
+    """A log of a task. A task that continued, or was reset, has one for each of its `generation`s; the last is the one it goes by.
+
+    `seed` and `started_at` are what its turns were sent with, `input` too where it is another than the run's.
+    """
 
     task: str
     generation: int
     current: bool
+    seed: str
+    started_at: Moment | None
     entries: list[dict[str, Any]]
+    input: Any | UnsetType = UNSET
 
 
 class Journal(msgspec.Struct, frozen=True):
@@ -89,6 +97,9 @@ async def journal(call: Call) -> Answer:
             "task": names[log.node] if log.node < len(names) else str(log.node),
             "generation": log.generation,
             "current": last[log.node] == number,
+            "seed": seed(call.tenant_id, run_id, log.node),
+            "started_at": rfc3339(log.since) if log.since is not None else None,
+            **({"input": Raw(log.input)} if log.input is not None else {}),
             "entries": [Raw(entry) for entry in entries_of(log)],
         }
         for number, log in enumerate(kept)

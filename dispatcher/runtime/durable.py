@@ -127,7 +127,7 @@ class Durable:
             raise problem("unknown_node", f"the journal of {run_id} has no node {node_id!r}")
         key = (tenant_id, run_id, node)
         generation = max((log.generation for log in kept), default=0) + 1
-        seed = await self._seed(key, generation, branch, kept[-1].since if kept else None, created)
+        seed = await self._seed(key, generation, branch, kept[-1] if kept else None, created)
         await self._begin_anew(seed, live=run.live)
 
     async def replays_from_log(self, tenant_id: int, run_id: str) -> bool:
@@ -138,7 +138,7 @@ class Durable:
         definition = (await self.directory.workflow_version(tenant_id, run.workflow_id, run.workflow_version)).definition
         return not definition.is_graph and definition.tasks[0].durable and definition.tasks[0].mode == "replay"
 
-    async def _seed(self, key: TaskKey, generation: int, branch: rules.Branch, since: datetime | None, created: datetime) -> Seed:
+    async def _seed(self, key: TaskKey, generation: int, branch: rules.Branch, log: Kept | None, created: datetime) -> Seed:
         """What stays, with what it still waits for. Children that ended with their parent are not waited for: they are asked for again."""
         waits_left: list[rules.Wait] = []
         children: dict[str, str] = {}
@@ -156,7 +156,8 @@ class Durable:
                 children[wait.id] = child.id
             waits_left.append(wait)
         entries = [entry for entry in branch.entries if rules.name_of(entry) not in dropped]
-        return Seed(key, 0, generation, entries, rules.closed_by(entries), rules.saved_by(entries), since, waits_left, children)
+        since, given = (log.since, log.input) if log is not None else (None, None)
+        return Seed(key, 0, generation, entries, rules.closed_by(entries), rules.saved_by(entries), since, waits_left, children, given)
 
     async def _begin_anew(self, seed: Seed, *, live: bool) -> None:
         now = self.clock.now()

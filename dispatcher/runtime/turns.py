@@ -6,7 +6,6 @@ the request. Answering one appends the operations in the answer, compare on what
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -22,7 +21,7 @@ from dispatcher.engine.admission import place_of
 from dispatcher.engine.answers import Again, Answer, EndpointBroken, EndpointGone, Failed, LocalFault, Mismatched, Turned
 from dispatcher.engine.journal import OpRefused, cancel_entry, completion, rolled, split, visible
 from dispatcher.errors import Problem
-from dispatcher.ids import task_id
+from dispatcher.ids import seed
 from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.journals import Journals, is_passing
 from dispatcher.runtime.work import Assignment, Turn
@@ -110,10 +109,10 @@ class Turns:
 
     def _members(self, assignment: Assignment, number: int, since: datetime, kind: bytes) -> bytes:
         """What a turn's envelope has beside a run's, as members of a JSON object."""
-        seed = hashlib.sha256(f"{assignment.tenant_id}/{task_id(assignment.run_id, assignment.node)}".encode()).hexdigest()[:32]
+        grain = seed(assignment.tenant_id, assignment.run_id, assignment.node)
         budget = (assignment.deadline - assignment.started_at) * 9 // 10 // _MILLISECOND
         return b'"type":"turn","turn":%d,"now":"%b","started_at":"%b","seed":"%b","budget_ms":%d,%b' % (
-            number, rfc3339(assignment.started_at).encode(), rfc3339(since).encode(), seed.encode(), budget, kind,
+            number, rfc3339(assignment.started_at).encode(), rfc3339(since).encode(), grain.encode(), budget, kind,
         )  # fmt: skip
 
     # ---- where to

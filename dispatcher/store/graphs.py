@@ -238,12 +238,15 @@ END = Statement(
         where e.durable and j.tenant_id = e.tenant_id and j.run_id = e.run_id and j.node = e.node
         returning j.*
     ), logs as (
-        insert into journal_history (tenant_id, run_id, node, generation, count, entries, checkpoint, checkpoint_at, since, finished_at)
+        insert into journal_history (tenant_id, run_id, node, generation, count, entries, checkpoint, checkpoint_at, since, input,
+                                     finished_at)
         select l.tenant_id, l.run_id, l.node, l.generation, sum(l.count), string_agg(l.entries, ','::bytea order by l.base),
                (array_agg(l.checkpoint order by l.base desc) filter (where l.checkpoint is not null))[1],
-               max(l.at) filter (where l.checkpoint is not null), e.log_since, $7
+               max(l.at) filter (where l.checkpoint is not null),
+               case when l.generation = coalesce(e.generation, 0) then e.log_since end,
+               case when l.generation = coalesce(e.generation, 0) then e.input end, $7
         from log_rows l join ended e using (tenant_id, run_id, node)
-        group by l.tenant_id, l.run_id, l.node, l.generation, e.log_since
+        group by l.tenant_id, l.run_id, l.node, l.generation, e.generation, e.log_since, e.input
     ), task_rows as (
         insert into task_history (tenant_id, run_id, node, status, output, output_type, error, epoch, app_retries, infra_retries,
                                   endpoint_id, endpoint_version, started_at, finished_at, progress, durable, ended_at,

@@ -129,6 +129,7 @@ class Kept:
     entries: bytes | None
     live: bool
     since: datetime | None
+    input: bytes | None
     finished_at: datetime | None
 
 
@@ -290,11 +291,13 @@ MERGE = Statement(
 
 LOGS = Statement(
     """
-    select j.node, j.generation, string_agg(j.entries, ','::bytea order by j.base) as entries, true as live, null::timestamptz as since,
+    select j.node, j.generation, string_agg(j.entries, ','::bytea order by j.base) as entries, true as live, t.log_since as since, t.input,
            null::timestamptz as finished_at
-    from journal j where j.tenant_id = $1 and j.run_id = $2 group by j.node, j.generation
+    from journal j
+    left join tasks t on t.tenant_id = $1 and t.run_id = $2 and t.node = j.node and coalesce(t.generation, 0) = j.generation
+    where j.tenant_id = $1 and j.run_id = $2 group by j.node, j.generation, t.log_since, t.input
     union all
-    select h.node, h.generation, h.entries, false, h.since, h.finished_at
+    select h.node, h.generation, h.entries, false, h.since, h.input, h.finished_at
     from journal_history h where h.tenant_id = $1 and h.run_id = $2 and h.finished_at >= $3
     order by node, live, finished_at, generation
     """,
@@ -441,7 +444,8 @@ SEED = Statement(
         set generation = $4, log_len = $5, log_bytes = length($6::bytea), log_since = coalesce(t.log_since, $9), known_len = null,
             hashed_len = null, hashed = null, memory = null, wake = null, wake_at = null, marks = coalesce(t.marks, 0) + 1,
             state = 'queued', due_at = $10, schedule_deadline = null, error = null, cleanup = null, inbox_closed = null,
-            app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null, pin_endpoint = null, pin_version = null
+            app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null, pin_endpoint = null, pin_version = null,
+            input = coalesce($20, t.input)
         where t.tenant_id = $1 and t.run_id = $2 and t.node = $3 and t.durable and t.epoch = $11
           and t.state in ('waiting', 'blocked', 'queued', 'scheduled')
         returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.requirement
@@ -487,6 +491,7 @@ class Seed:
     since: datetime | None
     waits: Sequence[Wait]
     children: dict[str, str]
+    input: bytes | None
 
 
 async def seed(db: Database | Connection, wanted: Seed, now: datetime) -> list[Seeded]:
@@ -511,6 +516,7 @@ async def seed(db: Database | Connection, wanted: Seed, now: datetime) -> list[S
         [wait.expression for wait in waits],
         [wait.since for wait in waits],
         [wait.due_at for wait in waits],
+        wanted.input,
     )
     return SEED.read(records)
 

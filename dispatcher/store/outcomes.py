@@ -66,7 +66,7 @@ FINISH = Statement(
         where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
           and (t.cancel_at is null or g.status = 'cancelled')
         returning t.tenant_id, t.run_id, t.node, t.epoch, t.app_retries, t.infra_retries, t.endpoint_id, t.endpoint_version,
-                  t.started_at, t.progress, t.durable, t.log_since, t.retry_base, g.status, g.attempt, g.output, g.output_type, g.error::jsonb as error,
+                  t.started_at, t.progress, t.durable, t.log_since, t.generation, t.input, t.retry_base, g.status, g.attempt, g.output, g.output_type, g.error::jsonb as error,
                   g.http_status, g.latency_ms, g.response
     ), closed as (
         delete from runs r using ended e where r.tenant_id = e.tenant_id and r.id = e.run_id
@@ -100,12 +100,15 @@ FINISH = Statement(
         where e.durable and j.tenant_id = e.tenant_id and j.run_id = e.run_id and j.node = e.node
         returning j.*
     ), logs as (
-        insert into journal_history (tenant_id, run_id, node, generation, count, entries, checkpoint, checkpoint_at, since, finished_at)
+        insert into journal_history (tenant_id, run_id, node, generation, count, entries, checkpoint, checkpoint_at, since, input,
+                                     finished_at)
         select l.tenant_id, l.run_id, l.node, l.generation, sum(l.count), string_agg(l.entries, ','::bytea order by l.base),
                (array_agg(l.checkpoint order by l.base desc) filter (where l.checkpoint is not null))[1],
-               max(l.at) filter (where l.checkpoint is not null), e.log_since, $14
+               max(l.at) filter (where l.checkpoint is not null),
+               case when l.generation = coalesce(e.generation, 0) then e.log_since end,
+               case when l.generation = coalesce(e.generation, 0) then e.input end, $14
         from log_rows l join ended e using (tenant_id, run_id, node)
-        group by l.tenant_id, l.run_id, l.node, l.generation, e.log_since
+        group by l.tenant_id, l.run_id, l.node, l.generation, e.generation, e.log_since, e.input
     ), waits_left as (
         delete from waits w using ended e
         where e.durable and w.tenant_id = e.tenant_id and w.run_id = e.run_id and w.node = e.node

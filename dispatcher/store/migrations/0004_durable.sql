@@ -61,6 +61,7 @@ create table journal_history (
     checkpoint    bytea,
     checkpoint_at timestamptz,
     since         timestamptz,
+    input         bytea,
     finished_at   timestamptz not null,
     primary key (tenant_id, run_id, node, generation, finished_at)
 ) partition by range (finished_at);
