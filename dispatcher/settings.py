@@ -53,9 +53,7 @@ class Settings:
     max_crons: int = 10_000  # crons one tenant may have
     max_bulk_schedules: int = 10_000  # schedules one bulk update or delete may match
     cron_grace: float = 60.0  # how late a tick may be found by a dispatcher that was running when it came, and still counts as on time
-    cron_tolerance: float = (
-        2.0  # the same for one that was not: later ones were missed, and the policy of the cron says what becomes of them
-    )
+    cron_tolerance: float = 2.0  # the same for one that was not: later ones were missed, and the policy of the cron decides
     misfire_grace: float = 3_600.0  # how late a schedule still runs that says nothing else
     schedule_tolerance: float = 5.0  # how far in the past a schedule may lie when it is made, because clocks differ
     intake_queue: int = 20_000  # runs waiting for their commit before new ones are refused with 503

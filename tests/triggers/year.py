@@ -174,11 +174,15 @@ class Year:
         self.dispatchers.append(one)
         await one.look()
 
+    @property
+    def _tenant_id(self) -> int:
+        return self.dispatchers[0].services.directory.slugs["default"]
+
     async def _register(self) -> None:
         first = self.dispatchers[0].services
         triggers = [{"expression": e, "timezone": z, "missed": m, "name": f"{e} {z}"} for e, z, m in self.plan.crons]
         entry: dict[str, Any] = {"name": "work", "on_crons": triggers}
-        await first.registration.put(1, "plain", url="http://127.0.0.1:9/", handlers=[entry])
+        await first.registration.put(self._tenant_id, "plain", url="http://127.0.0.1:9/", handlers=[entry])
         rows = await self.database.fetch("select id, name from crons")
         ids = {row["name"]: row["id"] for row in rows}
         for expression, zone, missed in self.plan.crons:
@@ -268,7 +272,7 @@ class Year:
         at = self.clock.now() + timedelta(seconds=self.random.randrange(60, 40 * 3600))
         missed = self.random.choice(["run_once", "skip"])
         wanted = ScheduleWanted("work", at, b"{}", None, None, missed, None)
-        row = await self.random.choice(self.dispatchers).services.schedules.create(1, wanted)
+        row = await self.random.choice(self.dispatchers).services.schedules.create(self._tenant_id, wanted)
         self.schedules[row.id] = (at, missed)
         self.report.happenings["schedules"] += 1
 
