@@ -177,18 +177,19 @@ class DurableDeclarations:
 
         return declare
 
-    def _settings(
-        self,
-        name: str,
-        description: str | None,
-        on_events: Sequence[str] | None,
-        version: str | None,
-        priority: int,
-        filters: Sequence[DefaultFilter] | None,
-        crons: Sequence[str | CronTrigger] | None,
-        sticky: StickyStrategy | None = None,
-    ) -> WorkflowSettings:
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def _settings(
+            self,
+            name: str,
+            description: str | None,
+            on_events: Sequence[str] | None,
+            version: str | None,
+            priority: int,
+            filters: Sequence[DefaultFilter] | None,
+            crons: Sequence[str | CronTrigger] | None,
+            sticky: StickyStrategy | None = None,
+        ) -> WorkflowSettings: ...
 
 
 class BatchDeclarations:
@@ -251,15 +252,16 @@ class BatchDeclarations:
 
         return declare
 
-    def _settings(
-        self,
-        name: str,
-        description: str | None,
-        on_events: Sequence[str] | None,
-        version: str | None,
-        priority: int,
-        filters: Sequence[DefaultFilter] | None,
-        crons: Sequence[str | CronTrigger] | None,
-        sticky: StickyStrategy | None = None,
-    ) -> WorkflowSettings:
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def _settings(
+            self,
+            name: str,
+            description: str | None,
+            on_events: Sequence[str] | None,
+            version: str | None,
+            priority: int,
+            filters: Sequence[DefaultFilter] | None,
+            crons: Sequence[str | CronTrigger] | None,
+            sticky: StickyStrategy | None = None,
+        ) -> WorkflowSettings: ...

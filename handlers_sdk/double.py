@@ -20,12 +20,12 @@ from handlers_sdk import wire
 from handlers_sdk.errors import ConfigError
 from handlers_sdk.handlers import Handlers
 from handlers_sdk.ops import ms_of, text_of
+from handlers_sdk.verbatim import raw_items
 
 START_MS: Final = 1_767_225_600_000
 API: Final = "http://dispatcher.test"
 TURNS_MAX: Final = 100_000
 _ENDED: Final = ("succeeded", "failed", "cancelled")
-_JSON: Final = json.JSONDecoder()
 
 
 class Crash(Exception):  # noqa: N818 - what happens to the endpoint, not an error of anybody's
@@ -675,36 +675,6 @@ class Double(httpx.AsyncBaseTransport):
             delivered = self.message(run.id, json.loads(content)["data"])
             return (202, b'{"delivered":true}') if delivered else (409, b'{"code":"inbox_closed"}')
         return 404, b'{"code":"not_found"}'
-
-
-def raw_items(text: bytes, member: str) -> list[bytes]:
-    """The items of an array member of a JSON object, as they stand in the text."""
-    whole = text.decode()
-    at = _skip(whole, 1)
-    while whole[at] != "}":
-        key, at = _JSON.raw_decode(whole, at)
-        start = _skip(whole, at)
-        _, at = _JSON.raw_decode(whole, start)
-        if key == member:
-            return _items(whole, start)
-        at = _skip(whole, at)
-    return []
-
-
-def _items(whole: str, at: int) -> list[bytes]:
-    items: list[bytes] = []
-    at = _skip(whole, at + 1)
-    while whole[at] != "]":
-        _, end = _JSON.raw_decode(whole, at)
-        items.append(whole[at:end].encode())
-        at = _skip(whole, end)
-    return items
-
-
-def _skip(whole: str, at: int) -> int:
-    while whole[at] in " \t\r\n,:":
-        at += 1
-    return at
 
 
 def _response(status: int, body: bytes) -> httpx.Response:

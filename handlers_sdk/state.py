@@ -79,7 +79,7 @@ class StateContext(Context):
         """Whether the run was cancelled: this turn is for cleaning up."""
         return "cancel" in self.results
 
-    def sleep(self, name: str, duration: Duration) -> None:
+    def sleep_for(self, name: str, duration: Duration) -> None:
         """Settle so long from now."""
         self._ask(name, wire.OP_SLEEP, {"ms": milliseconds(duration)})
 

@@ -263,7 +263,7 @@ def test_asking_from_outside_is_refused() -> None:
 
     replay = replayed(handler, [])
     with pytest.raises(NotDeterministicError, match="inside of a step"):
-        replay.step("a", None, PLAIN)
+        _ = replay.step("a", None, PLAIN)
 
 
 def test_a_closed_scope_takes_nothing_and_is_not_run_again() -> None:
@@ -273,11 +273,11 @@ def test_a_closed_scope_takes_nothing_and_is_not_run_again() -> None:
         async def part() -> int:
             async def late() -> None:
                 await replay.ask("nap", "sleep", {"ms": 1})
-                replay.step("late", None, PLAIN)
+                _ = replay.step("late", None, PLAIN)
 
             kept.append(late)
             task = asyncio.create_task(late())
-            assert task
+            assert task is not None
             return 5
 
         value = await replay.scope("part", part, PLAIN)
@@ -297,7 +297,7 @@ def test_a_closed_scope_takes_nothing_and_is_not_run_again() -> None:
         async def part() -> asyncio.Task[None]:
             async def late() -> None:
                 await asyncio.sleep(0)
-                replay.step("late", None, PLAIN)
+                _ = replay.step("late", None, PLAIN)
 
             kept.append(late)
             leaked.append(asyncio.create_task(late()))

@@ -85,7 +85,7 @@ async def perform(tree: Tree, ctx: DurableContext) -> Any:
             return await ctx.scope("scope", perform, tree["of"], ctx)
         case "many":
             found = await asyncio.gather(*[ctx.run_child(program, {"tree": one}) for one in tree["of"]], return_exceptions=True)
-            return ["failed" if isinstance(one, Exception) else one[0] for one in found]
+            return ["failed" if isinstance(one, BaseException) else one[0] for one in found]
     raise AssertionError(tree)
 
 

@@ -21,9 +21,9 @@ from handlers_sdk import (
     RetryableException,
     StateContext,
 )
-from handlers_sdk.double import raw_items
 from handlers_sdk.exported import Export, read_export, replay_export
 from handlers_sdk.testing import DurableTester
+from handlers_sdk.verbatim import raw_items
 from tests.sdk.fake_api import Asked, FakeApi, problem
 from tests.sdk.pushing import API, ENDPOINT, SECRET, Answer, batch, clock, item, push, run
 
@@ -62,13 +62,12 @@ def said(answer: Answer) -> dict[str, Any]:
 
 
 def order_app(dispatcher: Dispatcher, **options: Any) -> App:
-    @dispatcher.durable_task(**options)
     async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
         first = await ctx.run("first", echo, 1)
         await ctx.aio_sleep_for("1h")
         return [first, await ctx.run("second", echo, 2)]
 
-    return dispatcher.app([order], clock=clock)
+    return dispatcher.app([dispatcher.durable_task(**options)(order)], clock=clock)
 
 
 async def test_a_turn_appends_its_steps_and_answers_what_it_waits_for(api: FakeApi, dispatcher: Dispatcher) -> None:
@@ -103,7 +102,7 @@ async def test_turns_travel_in_batches_beside_runs(dispatcher: Dispatcher) -> No
         return 1
 
     @dispatcher.durable_task()
-    async def durable(input: EmptyModel, ctx: DurableContext) -> int:
+    async def durable(input: EmptyModel, ctx: DurableContext) -> Any:
         return await ctx.run("s", echo, 2)
 
     members = {name: value for name, value in turn("durable").items() if name not in ("protocol", "type", "audience", "api")}
@@ -233,11 +232,11 @@ async def test_another_code_is_told_with_the_node(dispatcher: Dispatcher) -> Non
 
 
 async def outcome_of(dispatcher: Dispatcher, body: Any, **options: Any) -> dict[str, Any]:
-    @dispatcher.durable_task(name="odd", **options)
     async def odd(input: dict[str, Any], ctx: DurableContext) -> Any:
         return await body(ctx)
 
-    return said(await push(dispatcher.app([odd], clock=clock), turn("odd")))
+    declared = dispatcher.durable_task(name="odd", **options)(odd)
+    return said(await push(dispatcher.app([declared], clock=clock), turn("odd")))
 
 
 class Opaque:
@@ -318,7 +317,7 @@ async def test_results_are_validated_as_annotated_live_and_from_the_log(dispatch
 
     live = await outcome_of(dispatcher, body)
     assert live["output"] == ["Bill", 2026, "tuple", [1, 2]]
-    log = [
+    log: list[dict[str, Any]] = [
         {"id": "bill#0", "op": "step", "status": "ok", "value": {"amount": 3, "paid_at": AT}, "at": AT},
         {"id": "pair#0", "op": "step", "status": "ok", "value": [1, 2], "at": AT},
         {"id": "plain#0", "op": "step", "status": "ok", "value": [1, 2], "at": AT},
@@ -341,7 +340,7 @@ async def test_events_are_validated_and_children_are_asked_for_by_name(dispatche
 
 
 def shipping(dispatcher: Dispatcher) -> Any:
-    ship = dispatcher.stubs.task("ship")
+    ship = dispatcher.stubs.task("ship", dict[str, Any])
 
     @dispatcher.durable_task()
     async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
@@ -354,7 +353,7 @@ def shipping(dispatcher: Dispatcher) -> Any:
 
 
 async def test_what_blocks_is_refused_with_what_to_use(dispatcher: Dispatcher) -> None:
-    ship = dispatcher.stubs.task("ship")
+    ship = dispatcher.stubs.task("ship", dict[str, Any])
 
     async def body(ctx: DurableContext) -> Any:
         return ship.run({})
@@ -372,7 +371,7 @@ def runs_of(asked: list[Asked]) -> list[dict[str, Any]]:
 
 
 async def test_a_plain_tasks_children_are_started_once(api: FakeApi, dispatcher: Dispatcher) -> None:
-    child = dispatcher.stubs.task("child")
+    child = dispatcher.stubs.task("child", dict[str, Any])
 
     def answer(asked: Asked) -> tuple[int, Any]:
         document = {"id": "run_1", "status": "succeeded", "output": 5, "duplicate": True}
@@ -404,7 +403,7 @@ async def test_a_plain_tasks_children_are_started_once(api: FakeApi, dispatcher:
 
 async def test_outside_of_tasks_a_child_key_says_nothing_and_own_keys_collide(api: FakeApi, dispatcher: Dispatcher) -> None:
     api.answer = lambda _: (200, {"id": "run_1", "status": "succeeded", "output": 5, "duplicate": False})
-    child = dispatcher.stubs.task("child")
+    child = dispatcher.stubs.task("child", dict[str, Any])
     assert await child.aio_run({}, child_key="x") == 5
     assert runs_of(api.asked) == [{"workflow": "child", "input": {}}]
 
@@ -428,7 +427,7 @@ def reducer_app(dispatcher: Dispatcher) -> App:
             return None
         if ctx.state is None:
             ctx.event("paid", "order/9/paid", timeout="1d")
-            ctx.sleep("reminder", "1h")
+            ctx.sleep_for("reminder", "1h")
             return ctx.wait({"at": "payment"})
         if "reminder" in ctx.results:
             ctx.child("mail", "mail", {"to": "you"}, on_cancel="abandon")

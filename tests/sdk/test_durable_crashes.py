@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -86,7 +87,7 @@ def either_events(tester: DurableTester) -> None:
 async def loop(input: dict[str, Any], ctx: DurableContext) -> int:
     total = 0
     for n in range(input["n"]):
-        total += await ctx.run("add", echo, n)
+        total += int(await ctx.run("add", echo, n))
         if n % 100 == 99:
             await ctx.aio_sleep_for("1s")
     return total
@@ -180,7 +181,7 @@ async def scoped(input: dict[str, Any], ctx: DurableContext) -> Any:
         got: int = await ctx.run("fetch", echo, n)
         await ctx.aio_sleep_for("1s")
         inner = await ctx.scope("inner", part, n)
-        return got + inner
+        return int(got + inner)
 
     async def part(n: int) -> int:
         value: int = await ctx.run("part", echo, n * 10)
@@ -198,7 +199,7 @@ async def tried(input: dict[str, Any], ctx: DurableContext) -> Any:
         calls["n"] += 1
         raise ConnectionError("no answer")
 
-    said = []
+    said: list[Any] = []
     try:
         await ctx.run("flaky", flaky, retries=3, backoff_factor=2, backoff_max_seconds=3)
     except StepFailedError as error:
@@ -242,7 +243,8 @@ async def timers(input: dict[str, Any], ctx: DurableContext) -> Any:
     except TimeoutError:
         said.append("timeout")
     said.append(await asyncio.wait_for(ctx.run("quick", echo, 1), 60))
-    await asyncio.sleep(5)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.Event().wait(), 5)
     return [*said, ctx.now().isoformat()]
 
 

@@ -25,7 +25,7 @@ async def echo(value: Any) -> Any:
 async def worker(input: dict[str, Any], ctx: DurableContext) -> Any:
     done = []
     while (message := await ctx.receive(timeout="1h")) is not None:
-        if message == "shutdown" or message == {"$cancel": True}:
+        if message in ("shutdown", {"$cancel": True}):
             await ctx.close_inbox()
             break
         done.append(await ctx.run("process", echo, message))
@@ -135,7 +135,7 @@ def answers(asked: Asked) -> tuple[int, Any]:
 async def test_start_returns_at_once_and_the_rest_speaks_of_the_run() -> None:
     api = FakeApi(answers)
     client = api.dispatcher()
-    task = client.stubs.task("worker")
+    task = client.stubs.task("worker", dict[str, Any])
     assert await task.aio_start({"url": "x"}, timeout="1h", retry=3) == TaskInfo(f"run_{ULID}", f"str_{ULID}", None)
     assert task.start(additional_metadata={"of": "a"}) == TaskInfo(f"run_{ULID}", f"str_{ULID}", None)
     first, second = (asked.json for asked in api.asked)

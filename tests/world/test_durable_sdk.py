@@ -84,7 +84,8 @@ async def shop(world: World, node: Node) -> AsyncIterator[Shop]:
 
 
 async def ended(node: Node, run_id: str) -> dict[str, Any]:
-    return await node.call("GET", f"/v1/runs/{run_id}?wait=20s")
+    run: dict[str, Any] = await node.call("GET", f"/v1/runs/{run_id}?wait=20s")
+    return run
 
 
 async def waiting(node: Node, run_id: str) -> None:
