@@ -451,6 +451,7 @@ def _wire(parts: _Parts, loops: dict[str, Loop]) -> None:
     parts.services.replays.on_ready = revived
     parts.services.replays.on_graphs = graphs_revived
     parts.services.bulk.on_made = loops["bulk"].wake
+    parts.services.bulk.go_on = lambda tenant_id, run_id: parts.services.durable.reset(tenant_id, run_id, None, None)
     parts.signals.on("ready", ready)
     parts.signals.on("registry", lambda _: loops["registry"].wake())
     parts.signals.on("finished", parts.services.streams.finished_ids)

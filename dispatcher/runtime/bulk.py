@@ -1,19 +1,21 @@
 """Bulk actions: cancelling or replaying many runs, in sets, by whichever dispatcher gets to it.
 
 Which runs is settled when an action is made. A set of runs to replay is begun again and struck off in one transaction, so that a
-dispatcher that is killed in between neither forgets one nor begins one twice; cancelling one twice changes nothing.
+dispatcher that is killed in between neither forgets one nor begins one twice; cancelling one twice changes nothing. Durable runs go on
+from their logs, one by one: of those a few may be made to go on a second time by such an end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from dispatcher.clock import Clock
-from dispatcher.errors import problem
+from dispatcher.errors import Problem, problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime.cancellation import Cancellation
 from dispatcher.runtime.replays import Replays
@@ -31,6 +33,10 @@ _ACTIONS: Final = 10  # actions that get a turn in one tick, lest a large one ho
 _TOGETHER: Final = 25  # runs one call to cancel is given: each is settled by itself
 
 
+async def _nowhere(_tenant_id: int, _run_id: str) -> None:
+    raise problem("not_durable", "no durable task is carried out here")
+
+
 class Bulk:
     """Makes bulk actions, and carries them out."""
 
@@ -46,6 +52,7 @@ class Bulk:
         self._chunk = settings.bulk_chunk
         self._ids = IdMaker()
         self.on_made: Callable[[], None] = lambda: None
+        self.go_on: Callable[[int, str], Awaitable[None]] = _nowhere
 
     async def match(
         self, tenant_id: int, kind: Kind, wanted: RunFilter, workflows: Sequence[str] | None, run_ids: Sequence[str] | None
@@ -102,12 +109,27 @@ class Bulk:
         tenant_id = action.tenant_id
         async with self._database.transaction() as conn:
             run_ids = await store.take(conn, tenant_id, action.id, self._chunk)
-            revived = await self._replays.revive(conn, tenant_id, run_ids, now)
+            logged = await self._replays.with_logs(conn, tenant_id, run_ids)
+            plain = [run_id for run_id in run_ids if run_id not in logged]
+            revived = await self._replays.revive(conn, tenant_id, plain, now)
+            first = [run_id for run_id in run_ids if run_id in logged][:_TOGETHER]
+            went_on = await self._gone_on(tenant_id, first)
+            run_ids = [*plain, *first]
             await store.drop(conn, tenant_id, action.id, run_ids)
-            await store.count(conn, tenant_id, action.id, len(revived), len(run_ids) - len(revived))
+            done = len(revived) + went_on
+            await store.count(conn, tenant_id, action.id, done, len(run_ids) - done)
             await store.finish(conn, tenant_id, action.id, now)
         self._replays.announce(tenant_id, revived)
         return bool(run_ids)
+
+    async def _gone_on(self, tenant_id: int, run_ids: Sequence[str]) -> int:
+        """Let durable runs go on from their logs, each in a transaction of its own; answers how many did."""
+        count = 0
+        for run_id in run_ids:
+            with contextlib.suppress(Problem):  # somebody else has begun it meanwhile
+                await self.go_on(tenant_id, run_id)
+                count += 1
+        return count
 
     async def _cancel(self, action: Running, now: datetime) -> bool:
         tenant_id = action.tenant_id

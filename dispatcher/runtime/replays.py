@@ -76,6 +76,15 @@ class Replays:
                 revivals.append(revival)
         return await replays.revive(conn, tenant_id, revivals, now)
 
+    async def with_logs(self, conn: Connection, tenant_id: int, run_ids: Sequence[str]) -> set[str]:
+        """Those of these runs that are over and go on from the log of their durable task, instead of beginning anew."""
+        found = set[str]()
+        for run in await replays.ended(conn, tenant_id, run_ids):
+            definition = (await self._directory.workflow_version(tenant_id, run.workflow_id, run.workflow_version)).definition
+            if not definition.is_graph and definition.tasks[0].durable and definition.tasks[0].mode == "replay":
+                found.add(run.id)
+        return found
+
     def announce(self, tenant_id: int, revived: Sequence[Revived]) -> None:
         """Let runs that are live again be taken up."""
         graphs = [(tenant_id, run.id) for run in revived if run.graph is not None]

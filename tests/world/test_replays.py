@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.world.durable import answer, durable_endpoint, entry, log_of, step
 from tests.world.world import Node, World, until
 
 HANDLER = {"name": "work", "retries": 1}
@@ -323,6 +324,31 @@ async def test_two_dispatchers_share_an_action_and_begin_each_run_once(world: Wo
     for run_id in run_ids:
         assert (await _run(one, run_id))["status"] == "succeeded"
     assert sorted(seen) == sorted(run_ids)
+
+
+async def test_durable_runs_go_on_from_their_logs(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"), {"name": "work"})
+    run_ids = [await one.trigger("order"), await one.trigger("work")]
+    for _ in run_ids:
+        arrival = await endpoint.next()
+        if arrival.json["type"] == "turn":
+            await one.callback(arrival.json["token"], {"type": "append", "base": 0, "ops": [step("charge#0", {"paid": 1})]})
+            answer(arrival, "failed", base=1, error={"name": "E", "message": "broken"}, retry=False)
+        else:
+            arrival.answer(500, {"error": {"name": "E", "message": "broken"}})
+    for run_id in run_ids:
+        assert (await _run(one, run_id))["status"] == "failed"
+    begun = await one.call("POST", "/v1/runs/replay", {"ids": run_ids})
+    for _ in run_ids:
+        again = await endpoint.next()
+        if again.json["type"] == "turn":
+            assert [e["id"] for e in log_of(again)] == ["charge#0"]
+            answer(again, "done", base=1, output={"ok": True})
+        else:
+            again.answer(200, {"ok": True})
+    assert (await _finished(one, begun["id"]))["done"] == 2
+    for run_id in run_ids:
+        assert (await _run(one, run_id))["output"] == {"ok": True}
 
 
 async def test_a_bulk_action_over_the_limit_is_refused(world: World) -> None:
