@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -21,6 +21,8 @@ from dispatcher.store.queue import Claimed
 
 _MOST_REQUIREMENTS = 1_000  # of one workflow, looked at in one sweep
 _FIRST_BITE = 100
+_LEAST_BITE = 8
+_GROWTH = 4
 _BITE_BYTES = 16_777_216  # how much input one claim should bring along, judged by the one before
 
 
@@ -110,12 +112,20 @@ class Claims:
                 self._capacity.give_back(slot.place, slot.slots)
         if len(claimed) < len(slots) and len(waiting) == 1:
             self._capacity.backlog.difference_update(waiting)
-        if claimed:
-            mean = sum(len(row.input) for row in claimed) // len(claimed)
-            self._bite = max(min(self._most, _BITE_BYTES // (mean + 1)), 1)
+        self._bite = self._next_bite(len(slots), claimed)
         self._metrics.claimed += len(claimed)
         self._start(assignments)
         return bool(claimed)
+
+    def _next_bite(self, asked: int, claimed: Sequence[Claimed]) -> int:
+        """How much the next claim asks for: more while there was as much as was asked for, otherwise little more than there was.
+
+        Room is found for what is asked, not for what comes, so a trickle of tasks must not ask for a flood.
+        """
+        mean = sum(len(row.input) for row in claimed) // (len(claimed) or 1)
+        most = max(min(self._most, _BITE_BYTES // (mean + 1)), 1)
+        had = max(asked, self._bite) if len(claimed) == asked else max(len(claimed), _LEAST_BITE)
+        return min(_GROWTH * had, most)
 
     async def assignments(self, claimed: list[Claimed]) -> list[Assignment]:
         """What has been leased, with all its requests need."""
