@@ -26,7 +26,9 @@ async def node(world: World, monkeypatch: pytest.MonkeyPatch) -> Node:
 @pytest.fixture
 async def endpoint(world: World, node: Node) -> Endpoint:
     """Answers at once with what it was sent."""
-    endpoint = await world.endpoint(node, [{"name": "echo"}, {"name": "hold", "execution_timeout": "1h"}, {"name": "on", "on_events": ["order:*"]}])
+    endpoint = await world.endpoint(
+        node, [{"name": "echo"}, {"name": "hold", "execution_timeout": "1h"}, {"name": "on", "on_events": ["order:*"]}]
+    )
 
     def echo(arrival: Arrival) -> None:
         item = arrival.json
