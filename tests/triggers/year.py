@@ -127,7 +127,7 @@ class Plan:
     days: int
     dispatchers: int
     seed: int
-    crons: tuple[tuple[str, str, str], ...] = tuple(CRONS)
+    often: float = 1.0
 
 
 @dataclass(slots=True)
@@ -180,18 +180,18 @@ class Year:
 
     async def _register(self) -> None:
         first = self.dispatchers[0].services
-        triggers = [{"expression": e, "timezone": z, "missed": m, "name": f"{e} {z}"} for e, z, m in self.plan.crons]
+        triggers = [{"expression": e, "timezone": z, "missed": m, "name": f"{e} {z}"} for e, z, m in CRONS]
         entry: dict[str, Any] = {"name": "work", "on_crons": triggers}
         await first.registration.put(self._tenant_id, "plain", url="http://127.0.0.1:9/", handlers=[entry])
         rows = await self.database.fetch("select id, name from crons")
         ids = {row["name"]: row["id"] for row in rows}
-        for expression, zone, missed in self.plan.crons:
+        for expression, zone, missed in CRONS:
             ticks = counted(expression, zone, self.plan.start, self.end + 2 * DAY)
             self.crons[ids[f"{expression} {zone}"]] = Expected(missed, ticks)
 
     async def _step(self) -> None:
         """Mostly time goes on to what is due next; sometimes something happens before it."""
-        chance = self.random.random()
+        chance = self.random.random() / self.plan.often
         if chance < 0.004:
             await self._restart_one()
         elif chance < 0.008:
