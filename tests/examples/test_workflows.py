@@ -109,6 +109,9 @@ def test_an_album_runs_a_workflow_for_each_of_its_pictures(client: Dispatcher) -
     output = ref.result(60)
     assert output["develop"] == {"framed": [f"p{n}.small.framed" for n in range(12)]}
     assert output["cover"] == {"cover": "cover.small.framed"}
+    children: Any = client.runs.get(ref.workflow_run_id)
+    assert len(children.children) == 12 + 2
+    assert {client.runs.get(child).parent_run_id for child in children.children} == {ref.workflow_run_id}
 
 
 def test_many_runs_at_once(client: Dispatcher) -> None:
