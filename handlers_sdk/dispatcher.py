@@ -295,16 +295,20 @@ class Dispatcher(DurableDeclarations, BatchDeclarations):
         version: str = "",
         register: bool = True,
         shutdown_seconds: int = 30,
+        durable_slots: int | None = None,
     ) -> None:
         """Run the app with uvicorn and register it as endpoint `name`; returns when it was told to stop and has finished its work.
 
         `url` is where the dispatcher reaches this process, `http://host:port` unless given. SIGTERM and SIGINT stop taking work, give
-        what is running `shutdown_seconds` to end, and end the process normally. With `register=False` nothing is registered.
+        what is running `shutdown_seconds` to end, and end the process normally. With `register=False` nothing is registered. Turns of
+        durable tasks are counted apart, up to `durable_slots` at a time (the dispatcher's default when None): they starve nobody.
         """
         from handlers_sdk.serve import Endpoint, serve  # uvicorn is needed by no one else
 
         app = self.app(workflows, slots, labels, lifespan, name=name, version=version)
-        endpoint = Endpoint(name=name, url=url, version=app.handlers.version, slots=slots, labels=dict(labels or {}))
+        endpoint = Endpoint(
+            name=name, url=url, version=app.handlers.version, slots=slots, labels=dict(labels or {}), durable_slots=durable_slots
+        )
         serve(app, self._api if register else None, endpoint, host, port, shutdown_seconds)
 
     # ---- the rest

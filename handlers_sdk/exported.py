@@ -33,6 +33,7 @@ class Export:
     entries: Sequence[Mapping[str, Any]]
     seed: str
     started_at: str
+    input: Any = None
 
     @property
     def task_run_id(self) -> str:
@@ -55,8 +56,8 @@ def read_export(text: str) -> Export:
         journal = {"entries": journal}
     log: Mapping[str, Any] = next((one for one in reversed(journal.get("logs") or ()) if one.get("current")), {})
     entries = log.get("entries") or journal.get("entries") or []
-    started = log.get("started_at") or journal.get("started_at") or run.get("started_at") or (entries[0].get("at") if entries else "")
-    return Export(run, str(log.get("task", "")), entries, str(log.get("seed") or journal.get("seed") or ""), str(started))
+    started = log.get("started_at") or run.get("started_at") or (entries[0].get("at") if entries else "")
+    return Export(run, str(log.get("task", "")), entries, str(log.get("seed") or ""), str(started), log.get("input", run.get("input")))
 
 
 def replay_export(export: Export, definitions: Sequence[TaskDefinition]) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def replay_export(export: Export, definitions: Sequence[TaskDefinition]) -> dict
     outcome, asked = replay_definition(
         definition,
         export.entries,
-        export.run.get("input"),
+        export.input,
         {
             "id": export.task_run_id,
             "run_id": export.run.get("id"),

@@ -193,6 +193,30 @@ class RunsClient(RunActions):
         """Send a message to a long-running task, in order; False when its inbox is closed or it has ended."""
         return await PORTAL.aio_call(self._send(run_id, dump_json({"data": data}, "input")))
 
+    def journal(self, run_id: str) -> dict[str, Any]:
+        """What a durable task has recorded: `entries` are those it goes by, `logs` all there are, each with its task, seed and input."""
+        return PORTAL.call(self._journal(run_id))
+
+    async def aio_journal(self, run_id: str) -> dict[str, Any]:
+        """What a durable task has recorded: `entries` are those it goes by, `logs` all there are, each with its task, seed and input."""
+        return await PORTAL.aio_call(self._journal(run_id))
+
+    def reset(self, run_id: str, journal_node: str | None = None) -> None:
+        """Let a durable task go on from an entry of its journal (`charge#0`): what came before stays, the rest is done again."""
+        PORTAL.call(self._reset(run_id, journal_node))
+
+    async def aio_reset(self, run_id: str, journal_node: str | None = None) -> None:
+        """Let a durable task go on from an entry of its journal (`charge#0`): what came before stays, the rest is done again."""
+        await PORTAL.aio_call(self._reset(run_id, journal_node))
+
+    def resume(self, run_id: str) -> None:
+        """Let what is blocked try again, on the version that is the latest now."""
+        PORTAL.call(self._resume(run_id))
+
+    async def aio_resume(self, run_id: str) -> None:
+        """Let what is blocked try again, on the version that is the latest now."""
+        await PORTAL.aio_call(self._resume(run_id))
+
     def restore(self, run_id: str) -> Any:
         """The state a long-running task has saved last; None when it has saved none."""
         return PORTAL.call(self._restore(run_id))
@@ -276,6 +300,17 @@ class RunsClient(RunActions):
 
     async def _send(self, run_id: str, content: bytes) -> bool:
         return await send_message(self._api, run_id, content)
+
+    async def _journal(self, run_id: str) -> dict[str, Any]:
+        _, body = await self._api.request("GET", f"/v1/runs/{run_id}/journal", repeatable=True)
+        return dict(body)
+
+    async def _reset(self, run_id: str, journal_node: str | None) -> None:
+        content = dump_json({} if journal_node is None else {"journal_node": journal_node}, "input")
+        await self._api.request("POST", f"/v1/runs/{run_id}/reset", content=content)
+
+    async def _resume(self, run_id: str) -> None:
+        await self._api.request("POST", f"/v1/runs/{run_id}/resume", content=b"{}", repeatable=True)
 
     async def _restore(self, run_id: str) -> Any:
         return await saved_state(self._api, run_id)

@@ -35,6 +35,7 @@ class Endpoint:
     version: str
     slots: int
     labels: Mapping[str, str | int] = field(default_factory=dict)
+    durable_slots: int | None = None
 
 
 def serve(app: App, api: Api | None, endpoint: Endpoint, host: str, port: int, shutdown_seconds: int) -> None:
@@ -103,7 +104,8 @@ class Server(uvicorn.Server):
 async def register(api: Api, endpoint: Endpoint) -> dict[str, Any]:
     """Register an endpoint, waiting for a dispatcher that cannot be reached. ApiError when it refuses."""
     body = {"url": endpoint.url, "version": endpoint.version, "slots": endpoint.slots}
-    content = dump_json(body | ({"labels": endpoint.labels} if endpoint.labels else {}))
+    durable = {} if endpoint.durable_slots is None else {"durable_slots": endpoint.durable_slots}
+    content = dump_json(body | durable | ({"labels": endpoint.labels} if endpoint.labels else {}))
     pause = REGISTER_PAUSE_SECONDS
     while True:
         try:

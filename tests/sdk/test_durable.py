@@ -513,10 +513,13 @@ async def test_an_exported_run_is_replayed_here(dispatcher: Dispatcher) -> None:
     for text in (json.dumps(document) + "\n" + json.dumps(journal, indent=1), json.dumps({**document, "journal": run.entries})):
         export = read_export(text)
         assert replay_export(export, app.handlers.definitions)["output"] == run.output
-    cut = Export(document, "", run.entries[:2], "", AT)
+    logs = [{"task": "order", "current": True, "seed": "5eed", "started_at": AT, "input": {"n": 1}, "entries": run.entries}]
+    told = read_export(json.dumps({**document, "journal": {"entries": [], "logs": logs}}))
+    assert (told.seed, told.started_at, told.input, told.task_run_id) == ("5eed", AT, {"n": 1}, run.task_id)
+    cut = Export(document, "", run.entries[:2], "", AT, {})
     assert replay_export(cut, app.handlers.definitions) == {"task": "order", "entries": 2, "outcome": "waits", "asks": ["sleep#0"]}
     other = [{**entry, "id": entry["id"].replace("second", "last")} for entry in run.entries]
-    assert replay_export(Export(document, "", other, "", AT), app.handlers.definitions)["outcome"] == "mismatch"
+    assert replay_export(Export(document, "", other, "", AT, {}), app.handlers.definitions)["outcome"] == "mismatch"
 
 
 def app_workflow(dispatcher: Dispatcher) -> Any:

@@ -148,6 +148,19 @@ async def test_start_returns_at_once_and_the_rest_speaks_of_the_run() -> None:
     assert [client.runs.restore(f"run_{ULID}"), await client.runs.aio_restore(other)] == [{"n": 1}, None]
 
 
+async def test_journals_resets_and_resumes_are_asked_for() -> None:
+    api = FakeApi(lambda asked: (200, {"id": "run_1", "entries": [], "logs": []} if asked.method == "GET" else {"id": "run_1"}))
+    runs = api.dispatcher().runs
+    assert runs.journal("run_1") == await runs.aio_journal("run_1")
+    runs.reset("run_1", "charge#0")
+    await runs.aio_reset("run_1")
+    runs.resume("run_1")
+    await runs.aio_resume("run_1")
+    assert [(asked.path.rpartition("/")[2], asked.content) for asked in api.asked if asked.method == "POST"] == [
+        ("reset", b'{"journal_node":"charge#0"}'), ("reset", b"{}"), ("resume", b"{}"), ("resume", b"{}"),
+    ]  # fmt: skip
+
+
 def test_states_have_their_documented_names() -> None:
     def named(status: str, code: str = "") -> str:
         return task_status(Run.model_validate({"id": "run_1", "status": status, "error": {"code": code, "message": ""} if code else None}))
