@@ -67,7 +67,7 @@ class Cancelled(msgspec.Struct, frozen=True, omit_defaults=True):
     already: bool = False
 
 
-class ReplayBody(msgspec.Struct, forbid_unknown_fields=True):
+class RunReplayBody(msgspec.Struct, forbid_unknown_fields=True):
     """What to run again: the whole run, with another `input` where one is given, or `task` and all that comes after it.
 
     A durable task goes on from its log, or from `journal_node` in it; with another input it begins anew.
@@ -78,7 +78,7 @@ class ReplayBody(msgspec.Struct, forbid_unknown_fields=True):
     journal_node: str | None = None
 
 
-_REPLAY: Final = msgspec.json.Decoder(ReplayBody)
+_REPLAY: Final = msgspec.json.Decoder(RunReplayBody)
 _CANCEL: Final = msgspec.json.Decoder(CancelBody)
 
 
@@ -162,7 +162,7 @@ async def cancel_run(call: Call) -> Answer:
 async def replay_run(call: Call) -> Answer:
     """Run a finished run again under its own id: whole, or one task of a graph with what comes after it. Its attempts count on."""
     run_id, wait = call.path["run_id"], _seconds(call)
-    body: ReplayBody = await call.json(_REPLAY)
+    body: RunReplayBody = await call.json(_REPLAY)
     given = bytes(body.input) if body.input is not UNSET else None
     if given is not None and body.task is not None:
         raise problem("invalid_value", "input: a run that goes on from one of its tasks keeps its input", field="input")
@@ -236,7 +236,7 @@ ROUTES: Final = (
         problems=(*_BAD_BODY, "not_found", "run_finished"),
     ),
     Route(
-        "POST", "/v1/runs/{run_id}/replay", replay_run, "runs:write", {200: RunView, 202: RunView}, WaitQuery, ReplayBody,
+        "POST", "/v1/runs/{run_id}/replay", replay_run, "runs:write", {200: RunView, 202: RunView}, WaitQuery, RunReplayBody,
         (*_BAD_BODY, "body_too_large", "unsupported_media_type", "not_found", "run_not_finished", "database_unavailable"),
     ),
 )  # fmt: skip

@@ -117,7 +117,7 @@ EVENT_RUNS = Statement(
         where r.graph is not null
     ), attempt as (
         select t.id, a.number, a.status, a.error, a.started_at, a.finished_at
-        from task t join attempts a on a.tenant_id = $1 and a.run_id = t.id and a.node = 0 and a.finished_at >= $3
+        from task t join attempts a on t.epoch > 0 and a.tenant_id = $1 and a.run_id = t.id and a.node = 0 and a.finished_at >= $3
         union all
         select id, epoch, case state when 'running' then 'running' end, error, started_at, finished_at
         from task where epoch = 0 or state = 'running'

@@ -148,6 +148,22 @@ async def test_the_runs_of_an_event_show_what_was_replayed(world: World, one: No
     ]  # fmt: skip
 
 
+async def test_a_graph_an_event_started_is_one_run_of_it(world: World, one: Node) -> None:
+    tasks = [{"name": "a", "body": "v1"}, {"name": "b", "body": "v1", "parents": ["a"]}]
+    endpoint = await world.endpoint(one, [{"name": "order", "kind": "workflow", "tasks": tasks, "on_events": ["order:new"]}])
+    sent = await one.call("POST", "/v1/events", {"type": "order:new", "data": {"n": 1}})
+    path = f"/v1/events/{sent['event_id']}/runs"
+    first = await endpoint.next()
+    (row,) = (await one.call("GET", path))["rows"]
+    assert (row["run_id"], row["function"], row["status"], row["result"]) == (sent["runs"][0], "order", "running", None)
+    first.answer(200, {"a": 1})
+    (await endpoint.next()).answer(200, {"b": 2})
+    await _run(one, sent["runs"][0])
+    (row,) = (await one.call("GET", path))["rows"]
+    assert (row["status"], row["result"], row["origin_run_id"]) == ("succeeded", {"a": {"a": 1}, "b": {"b": 2}}, None)
+    assert row["duration_ms"] is not None
+
+
 # ---- graphs
 
 GRAPH = {
