@@ -218,7 +218,7 @@ def _join(
     deliveries = Deliveries(
         database, directory, capacity, courier, settlement, tokens, clock, settings, metrics, circuits, recorder, turns
     )  # fmt: skip
-    waits = Waits(database, capacity, clock, settings)
+    waits = Waits(database, capacity, clock, settings, tell=recorder.write)
     membership = Membership(database, directory, capacity, deliveries, settlement, signals, clock, settings, name)
     cancellation = Cancellation(database, directory, settlement, signals, clock, settings)
     gates = Gates(database, directory, capacity, cancellation, signals)

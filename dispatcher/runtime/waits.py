@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -23,14 +23,17 @@ from dispatcher.engine import journal as rules
 from dispatcher.engine.definitions import compile_condition
 from dispatcher.engine.expressions import Expression, ExpressionError
 from dispatcher.runtime.capacity import Capacity
+from dispatcher.runtime.group_commit import QueueFull
 from dispatcher.settings import Settings
 from dispatcher.store import waits
 from dispatcher.store.database import Database
+from dispatcher.store.logs import NewLine
 from dispatcher.store.waits import Arrival, Awaited, Looking, Marked, Pair, Past, Waiter
 
 _log = logging.getLogger(__name__)
 
 RunKey = tuple[int, str]
+Wait = tuple[int, str, int, str]
 _EVENTS = 200
 _PAIRS = 5_000
 _SET = 1_000
@@ -38,6 +41,7 @@ _SKEW = timedelta(seconds=5)  # what clocks of dispatchers may be apart for an e
 _LOOKS = (timedelta(seconds=1), timedelta(minutes=1))  # after registering; longer than any statement takes
 _EVALUATIONS = 200  # in a row, before others get their turn
 _EXPRESSIONS_KEPT = 10_000
+_TOLD = 10_000
 
 
 @lru_cache(maxsize=_EXPRESSIONS_KEPT)
@@ -50,6 +54,8 @@ class _Body:
     """An event's data, parsed when the first expression asks for it."""
 
     event: Awaited | Past
+    faults: dict[str, str] = field(default_factory=dict)
+    """Why expressions could not be asked of it."""
     _parsed: Any = None
     _done: bool = False
 
@@ -62,7 +68,7 @@ class _Body:
                 self._parsed, self._done = msgspec.json.decode(self.event.data), True
             return _expression(expression)(input=self._parsed)
         except (ExpressionError, msgspec.DecodeError, RecursionError) as error:
-            _log.info("the condition %r cannot be asked of event %s: %s", expression, self.event.id, error)
+            self.faults[expression] = f"the condition {expression!r} cannot be asked of event {self.event.id}: {error}"
             return False
 
     def document(self) -> bytes:
@@ -85,6 +91,8 @@ class Waits:
     on_ready: Callable[[], None] = lambda: None
     on_graphs: Callable[[list[RunKey]], None] = lambda _runs: None
     cancel: Callable[[int, Sequence[str], str], Awaitable[Any]] = field(default=lambda *_: asyncio.sleep(0))
+    tell: Callable[[Sequence[NewLine]], Awaitable[None]] = field(default=lambda _: asyncio.sleep(0))
+    _told: set[Wait] = field(default_factory=set)
 
     async def tick(self, now: datetime) -> bool:
         """Everything that can be done now; True when there may be more."""
@@ -113,24 +121,62 @@ class Waits:
         """Bring events to all that wait for them. Where there are very many, one event at a time, page by page."""
         found = await waits.pairs(self.database, events, _SKEW, _PAIRS, now)
         if len(found) < _PAIRS:
-            return await waits.arrive(self.database, await _arrivals(events, found), events, now)
+            return await waits.arrive(self.database, await self._arrivals(events, found, now), events, now)
         settled: list[Waiter] = []
         for event in events:
             page, last = [event], None
             while len(pairs := await waits.pairs(self.database, page, _SKEW, _PAIRS, now, last)) == _PAIRS:
-                settled += await waits.arrive(self.database, await _arrivals(page, pairs), (), now)
+                settled += await waits.arrive(self.database, await self._arrivals(page, pairs, now), (), now)
                 last = pairs[-1]
-            settled += await waits.arrive(self.database, await _arrivals(page, pairs), page, now)
+            settled += await waits.arrive(self.database, await self._arrivals(page, pairs, now), page, now)
         return settled
+
+    async def _arrivals(self, events: Sequence[Awaited], pairs: Sequence[Pair], now: datetime) -> list[Arrival]:
+        """The waits whose expressions hold, each once. What could not be asked is told."""
+        bodies = {event.id: _Body(event) for event in events}
+        documents: dict[str, bytes] = {}
+        arrivals, faults = dict[tuple[str, int, str], Arrival](), dict[Wait, str]()
+        asked = 0
+        for pair in pairs:
+            asked += pair.expression is not None
+            if asked >= _EVALUATIONS:
+                asked = 0
+                await asyncio.sleep(0)
+            wait, body = (pair.run_id, pair.node, pair.id), bodies[pair.event_id]
+            if wait not in arrivals and body.satisfies(pair.expression):
+                if pair.event_id not in documents:
+                    documents[pair.event_id] = body.document()
+                arrivals[wait] = Arrival((pair.tenant_id, pair.run_id, pair.node), pair.id, documents[pair.event_id])
+            elif pair.expression in body.faults:
+                faults[(pair.tenant_id, *wait)] = body.faults[pair.expression]
+        await self._complain(faults, now)
+        return list(arrivals.values())
+
+    async def _complain(self, faults: Mapping[Wait, str], now: datetime) -> None:
+        """Say in a run's log that its condition could not be asked: once a condition, however many events there are to fail it."""
+        news = {wait: text for wait, text in faults.items() if wait not in self._told}
+        if not news:
+            return
+        if len(self._told) > _TOLD:
+            self._told.clear()
+        self._told.update(news)
+        try:
+            await self.tell([NewLine(wait[0], wait[1], wait[2], 0, now, "error", text) for wait, text in news.items()])
+        except QueueFull:
+            _log.warning("%d conditions that could not be asked were not told of", len(news))
 
     async def _look_back(self, looking: Sequence[Looking], now: datetime) -> list[Waiter]:
         """Settle waits with what was there before them: the newest event that fits."""
         past = await waits.past(self.database, looking, self.settings.wait_scan)
-        arrivals = []
+        arrivals, faults = list[Arrival](), dict[Wait, str]()
         for place, wait in enumerate(looking):
-            found = next((body for row in past.get(place, ()) if (body := _Body(row)).satisfies(wait.expression)), None)
+            bodies = [_Body(row) for row in past.get(place, ())]
+            found = next((body for body in bodies if body.satisfies(wait.expression)), None)
             if found is not None:
                 arrivals.append(Arrival((wait.tenant_id, wait.run_id, wait.node), wait.id, found.document()))
+            if texts := [text for body in bodies for text in body.faults.values()]:
+                faults[(wait.tenant_id, wait.run_id, wait.node, wait.id)] = texts[0]
+        await self._complain(faults, now)
         settled = await waits.arrive(self.database, arrivals, (), now) if arrivals else []
         await waits.looked(self.database, looking, [_look_again(wait.created_at, now) for wait in looking])
         return settled
@@ -169,25 +215,6 @@ def _awake(task: Marked) -> bool:
     except rules.OpRefused:
         return True  # nobody else will ever wake it: let its code see
     return rules.awake(wake, {name: outcome == "ok" for name, outcome in zip(task.ids, task.outcomes, strict=True)})
-
-
-async def _arrivals(events: Sequence[Awaited], pairs: Sequence[Pair]) -> list[Arrival]:
-    """The waits whose expressions hold, each once."""
-    bodies = {event.id: _Body(event) for event in events}
-    documents: dict[str, bytes] = {}
-    arrivals: dict[tuple[str, int, str], Arrival] = {}
-    asked = 0
-    for pair in pairs:
-        asked += pair.expression is not None
-        if asked >= _EVALUATIONS:
-            asked = 0
-            await asyncio.sleep(0)
-        wait = (pair.run_id, pair.node, pair.id)
-        if wait not in arrivals and bodies[pair.event_id].satisfies(pair.expression):
-            if pair.event_id not in documents:
-                documents[pair.event_id] = bodies[pair.event_id].document()
-            arrivals[wait] = Arrival((pair.tenant_id, pair.run_id, pair.node), pair.id, documents[pair.event_id])
-    return list(arrivals.values())
 
 
 def _look_again(registered: datetime, now: datetime) -> datetime | None:

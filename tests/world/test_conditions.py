@@ -27,7 +27,7 @@ from tests.world.graph_runs import (
     statuses,
     task,
 )
-from tests.world.world import START, Node, World
+from tests.world.world import START, Node, World, until
 
 EVENT = [{"event": "go"}]
 
@@ -139,6 +139,26 @@ async def test_events_are_chosen_by_expressions(world: World, one: Node, express
     await armed(one, run_id, "only")
     await pushed(one, "go", data)
     await settled(one, run_id, beside="succeeded", only="succeeded" if holds else "pending")
+
+
+async def test_an_expression_that_errs_is_told_of_once(world: World, one: Node) -> None:
+    """In the run's own log, however many events it is asked of; also for those that were there before the wait."""
+    await graph(world, one, {"name": "only", "wait_for": [{"event": "go", "expression": "input.n > 1"}]}, {"name": "beside"})
+    run_id = await one.trigger("flow")
+    await armed(one, run_id, "only")
+    unfit: list[Any] = [{}, {"n": "x"}, []]
+    for data in unfit:
+        await pushed(one, "go", data)
+
+    async def lines() -> Any:
+        return (await one.call("GET", f"/v1/runs/{run_id}/logs"))["rows"]
+
+    (line,) = await until(lines)
+    assert line["level"] == "error"
+    assert "the condition 'input.n > 1' cannot be asked of event evt_" in line["message"]
+    await pushed(one, "go", {"n": 2})
+    assert (await finished(one, run_id))["status"] == "succeeded"
+    assert len(await lines()) == 1
 
 
 async def test_scopes(world: World, one: Node) -> None:
