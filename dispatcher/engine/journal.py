@@ -108,7 +108,7 @@ class Child:
 class Entries:
     """Operations that have passed every check which needs no look at the log.
 
-    `parents` are the scopes they are in, which must be open; `closes` the scopes they close; `settled` the retried steps that are over.
+    `parents` are the scopes they are in, which must be open; `closes` the scopes they close.
     """
 
     raw: tuple[bytes, ...] = ()
@@ -116,13 +116,17 @@ class Entries:
     children: tuple[Child, ...] = ()
     parents: tuple[str, ...] = ()
     closes: tuple[str, ...] = ()
-    settled: tuple[str, ...] = ()
     checkpoint: bytes | None = None
     closes_inbox: bool = False
     only_steps: bool = True
 
     def __len__(self) -> int:
         return len(self.raw)
+
+    @property
+    def plain(self) -> bool:
+        """Whether these are steps that are over, in no scope: there is nothing to look at beside the length of the log."""
+        return self.only_steps and not self.waits and not self.parents
 
     @property
     def text(self) -> bytes:
@@ -172,7 +176,6 @@ class _Reading:
         self._children: list[Child] = []
         self._parents: dict[str, None] = {}
         self._closes: dict[str, None] = {}
-        self._settled: list[str] = []
         self._checkpoint: bytes | None = None
         self._closes_inbox = False
         self._only_steps = True
@@ -184,7 +187,6 @@ class _Reading:
             tuple(self._children),
             tuple(self._parents),
             tuple(self._closes),
-            tuple(self._settled),
             self._checkpoint,
             self._closes_inbox,
             self._only_steps,
@@ -232,8 +234,6 @@ class _Reading:
             self._wait(Wait(op.id, "step", due_at=self._moments.now + _retry_delay(op)))
         elif op.status not in ("ok", "error") or (op.status == "error" and op.op in ("patch", "checkpoint")):
             raise OpRefused("invalid_op", f"a {op.op} cannot be {op.status[:50]!r}")
-        elif op.op == "step":
-            self._settled.append(op.id)
         elif op.op == "scope":
             self._closes[op.id] = None
             self._parents.pop(op.id, None)

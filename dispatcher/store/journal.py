@@ -176,19 +176,19 @@ APPEND = Statement(
     with given as (
         select * from unnest(
             $1::int[], $2::text[], $3::smallint[], $4::int[], $5::int[], $6::int[], $7::bytea[], $8::text[], $9::text[], $10::text[],
-            $11::bytea[], $12::boolean[], $13::boolean[], $14::text[]
-        ) as g (tenant_id, run_id, node, epoch, base, count, entries, parents, closes, settled, checkpoint, closes_inbox, only_steps, waits)
+            $11::bytea[], $12::boolean[], $13::boolean[]
+        ) as g (tenant_id, run_id, node, epoch, base, count, entries, parents, closes, waits, checkpoint, closes_inbox, only_steps)
     ), grown as (
         update tasks t
         set log_len = g.base + g.count, log_bytes = coalesce(t.log_bytes, 0) + length(g.entries),
             log_since = coalesce(t.log_since, t.started_at), app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null,
             inbox_closed = case when g.closes_inbox then true else t.inbox_closed end,
-            lease_until = case when t.lease > interval '0' then greatest(t.lease_until, least($25::timestamptz + t.lease, t.deadline))
+            lease_until = case when t.lease > interval '0' then greatest(t.lease_until, least($24::timestamptz + t.lease, t.deadline))
                                else t.lease_until end
         from given g
         where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
-          and coalesce(t.log_len, 0) = g.base and g.base + g.count <= $26
-          and coalesce(t.log_bytes, 0) + length(g.entries) <= $27 and (t.cleanup is null or g.only_steps)
+          and coalesce(t.log_len, 0) = g.base and g.base + g.count <= $25
+          and coalesce(t.log_bytes, 0) + length(g.entries) <= $26 and (t.cleanup is null or g.only_steps)
           and (g.parents is null or not exists (
                select from journal j
                where j.tenant_id = g.tenant_id and j.run_id = g.run_id and j.node = g.node and j.generation = coalesce(t.generation, 0)
@@ -198,28 +198,50 @@ APPEND = Statement(
                where w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node and w.kind <> 'step'
                  and w.id = any(array(select jsonb_array_elements_text(g.waits::jsonb)))))
         returning t.tenant_id, t.run_id, t.node, coalesce(t.generation, 0) as generation, t.log_len, t.lease_until, t.deadline,
-                  t.cancel_at, t.cancel_reason, g.base, g.count, g.entries, g.closes, g.settled, g.checkpoint
+                  t.cancel_at, t.cancel_reason, g.base, g.count, g.entries, g.closes, g.checkpoint
     ), segments as (
         insert into journal (tenant_id, run_id, node, generation, base, count, entries, scopes, checkpoint, at)
         select tenant_id, run_id, node, generation, base, count, entries,
-               case when closes is not null then array(select jsonb_array_elements_text(closes::jsonb)) end, checkpoint, $25
+               case when closes is not null then array(select jsonb_array_elements_text(closes::jsonb)) end, checkpoint, $24
         from grown where count > 0
-    ), retried as (
-        delete from waits w using grown g
-        where g.settled is not null and w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node and w.kind = 'step'
-          and w.id = any(array(select jsonb_array_elements_text(g.settled::jsonb)))
     ), registered as (
         insert into waits as w (tenant_id, run_id, node, id, graph, kind, event_key, scope, expression, since, due_at, look_at, created_at,
                                 settled_at, outcome, value, position)
         select n.tenant_id, n.run_id, n.node, n.id, false, n.kind, n.event_key, n.scope, n.expression, n.since, n.due_at,
-               case when n.kind = 'event' then $25::timestamptz end, $25, case when n.outcome is not null then $25 end, n.outcome, n.value,
+               case when n.kind = 'event' then $24::timestamptz end, $24, case when n.outcome is not null then $24 end, n.outcome, n.value,
                case when n.outcome is not null then nextval('wait_positions') end
-        from unnest($15::int[], $16::text[], $17::smallint[], $18::text[], $19::text[], $20::text[], $21::text[], $22::text[],
-                    $23::timestamptz[], $24::timestamptz[], $28::text[], $29::bytea[])
+        from unnest($14::int[], $15::text[], $16::smallint[], $17::text[], $18::text[], $19::text[], $20::text[], $21::text[],
+                    $22::timestamptz[], $23::timestamptz[], $27::text[], $28::bytea[])
              as n (tenant_id, run_id, node, id, kind, event_key, scope, expression, since, due_at, outcome, value)
         join grown g using (tenant_id, run_id, node)
         on conflict (tenant_id, run_id, node, id) do update
         set due_at = excluded.due_at, settled_at = null, outcome = null, position = null, created_at = excluded.created_at
+    )
+    select tenant_id, run_id, node, log_len, lease_until, deadline, cancel_at, cancel_reason from grown
+    """,
+    Appended,
+)
+
+# The same for what most appends are: steps that are over, in no scope.
+APPEND_STEPS = Statement(
+    """
+    with given as (
+        select * from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::int[], $6::int[], $7::bytea[])
+            as g (tenant_id, run_id, node, epoch, base, count, entries)
+    ), grown as (
+        update tasks t
+        set log_len = g.base + g.count, log_bytes = coalesce(t.log_bytes, 0) + length(g.entries),
+            log_since = coalesce(t.log_since, t.started_at), app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null,
+            lease_until = case when t.lease > interval '0' then greatest(t.lease_until, least($8::timestamptz + t.lease, t.deadline))
+                               else t.lease_until end
+        from given g
+        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
+          and coalesce(t.log_len, 0) = g.base and g.base + g.count <= $9 and coalesce(t.log_bytes, 0) + length(g.entries) <= $10
+        returning t.tenant_id, t.run_id, t.node, coalesce(t.generation, 0) as generation, t.log_len, t.lease_until, t.deadline,
+                  t.cancel_at, t.cancel_reason, g.base, g.count, g.entries
+    ), segments as (
+        insert into journal (tenant_id, run_id, node, generation, base, count, entries, at)
+        select tenant_id, run_id, node, generation, base, count, entries, $8 from grown where count > 0
     )
     select tenant_id, run_id, node, log_len, lease_until, deadline, cancel_at, cancel_reason from grown
     """,
@@ -337,6 +359,8 @@ async def append(
     db: Database | Connection, items: Sequence[NewEntries], now: datetime, most_entries: int, most_bytes: int
 ) -> dict[TaskKey, Appended]:
     """Append to logs, and register what the entries wait for; answers the tasks whose append landed. One task may appear once."""
+    if all(item.entries.plain for item in items):
+        return await _append_steps(db, items, now, most_entries, most_bytes)
     waits = [(item, wait) for item in items for wait in item.entries.waits]
     records = await db.fetch(
         APPEND.sql,
@@ -347,11 +371,10 @@ async def append(
         [item.entries.text for item in items],
         [_names(item.entries.parents) for item in items],
         [_names(item.entries.closes) for item in items],
-        [_names(item.entries.settled) for item in items],
+        [_names([wait.id for wait in item.entries.waits if wait.kind != "step"]) for item in items],
         [item.entries.checkpoint for item in items],
         [item.entries.closes_inbox for item in items],
         [item.entries.only_steps for item in items],
-        [_names([wait.id for wait in item.entries.waits if wait.kind != "step"]) for item in items],
         *_keys([item.key for item, _ in waits]),
         [wait.id for _, wait in waits],
         [wait.kind for _, wait in waits],
@@ -367,6 +390,23 @@ async def append(
         [item.given[wait.id][1] if wait.id in item.given else None for item, wait in waits],
     )
     return {(row.tenant_id, row.run_id, row.node): row for row in APPEND.read(records)}
+
+
+async def _append_steps(
+    db: Database | Connection, items: Sequence[NewEntries], now: datetime, most_entries: int, most_bytes: int
+) -> dict[TaskKey, Appended]:
+    records = await db.fetch(
+        APPEND_STEPS.sql,
+        *_keys([item.key for item in items]),
+        [item.epoch for item in items],
+        [item.base for item in items],
+        [len(item.entries) for item in items],
+        [item.entries.text for item in items],
+        now,
+        most_entries,
+        most_bytes,
+    )
+    return {(row.tenant_id, row.run_id, row.node): row for row in APPEND_STEPS.read(records)}
 
 
 async def heads(db: Database | Connection, keys: Sequence[TaskKey]) -> dict[TaskKey, Head]:

@@ -99,7 +99,7 @@ def test_what_is_known_of_operations() -> None:
         {"id": "in#0", "op": "message", "status": "closed"},
     )
     assert entries.parents == ("i#0",) and entries.closes == ("i#0/j#1",) and entries.checkpoint == b'{"n": 2}'
-    assert entries.closes_inbox and not entries.only_steps and entries.settled == ("i#0/j#1/a#0",)
+    assert entries.closes_inbox and not entries.only_steps
     (child,) = entries.children
     assert (child.workflow, child.abandon, child.priority, child.metadata, child.input) == ("ship", True, 3, b'{"a": 1}', b"{}")
     assert _ops({"id": "a#0", "op": "step", "status": "error", "error": {}}).only_steps
