@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 _SET = 200
 _PASS_AT_ONCE = 1_000
 _CROWDED_KEPT = 100_000
+_TIMED_EVERY = timedelta(seconds=1)
 _LATE = "No place in its concurrency group became free within its schedule timeout."
 RunKey = tuple[int, str]
 
@@ -42,6 +43,7 @@ class Gates:
         self._signals = signals
         self._crowded: set[str] = set()
         self._queueing = True
+        self._timed_at: datetime | None = None
         self.wake: Callable[[], None] = lambda: None
         self.on_ready: Callable[[], None] = lambda: None
         self.on_graphs: Callable[[list[RunKey]], None] = lambda _runs: None
@@ -101,10 +103,9 @@ class Gates:
 
     async def tick(self, now: datetime, limit: int) -> bool:
         """Look at gates where something has happened; True when there may be more."""
-        await gates.enter(self._database, now, limit)
-        await gates.expire_limits(self._database, now)
-        for run in await gates.late(self._database, now, limit):
-            await self._cancellation.cancel(run.tenant_id, [run.id], _LATE)
+        if self._timed_at is None or now >= self._timed_at:
+            self._timed_at = now + _TIMED_EVERY
+            await self._time(now, limit)
         waking = await gates.waking(self._database, _SET)
         if not waking:
             self._queueing = await gates.anybody_waits(self._database)
@@ -114,6 +115,13 @@ class Gates:
         await self._dismiss([gate for gate in waking if gate.strategy != "GROUP_ROUND_ROBIN"])
         self._announce(await gates.admit(self._database, waking, now, _PASS_AT_ONCE))
         return True
+
+    async def _time(self, now: datetime, limit: int) -> None:
+        """What happens because time passes: runs that are due stand in line, those that stood too long go, changed limits end."""
+        await gates.enter(self._database, now, limit)
+        await gates.expire_limits(self._database, now)
+        for run in await gates.late(self._database, now, limit):
+            await self._cancellation.cancel(run.tenant_id, [run.id], _LATE)
 
     async def _dismiss(self, preempting: Sequence[Waking]) -> None:
         if not preempting:

@@ -40,7 +40,6 @@ class Rates:
     dispatcher_id: Callable[[], int]
     on_parked: Callable[[datetime], None] = lambda _until: None
     on_ready: Callable[[], None] = lambda: None
-    limited: int = 0
     _commits: GroupCommit[Assignment, None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,7 +82,6 @@ class Rates:
             if parked is not None:
                 self.capacity.give_back(assignment.endpoint.place, assignment.slots)
         if until:
-            self.limited += len(until)
             self.on_parked(min(until))
         return [None] * len(asking)
 
