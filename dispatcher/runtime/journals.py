@@ -88,7 +88,9 @@ class Journals:
             landed = await asyncio.shield(self._commits.submit(item))
         except QueueFull:
             raise problem("overloaded", "more is being recorded than can be written; repeat this a little later") from None
-        except DatabaseUnavailable as error:
+        except Exception as error:
+            if not (isinstance(error, DatabaseUnavailable) or is_transient(error)):
+                raise
             detail = "the database did not confirm the append; repeat it: what landed is recognised"
             raise problem("database_unavailable", detail) from error
         if landed is not None:
@@ -248,8 +250,3 @@ def _result(run: ChildRun) -> tuple[str, bytes | None]:
         return "ok", json.dumps(run.output.decode("utf-8", "replace")).encode()
     error = (run.error or json.dumps({"code": f"child_{run.status}", "message": f"The child {run.status}."})).encode()
     return ("error", error) if run.status == "failed" else ("cancelled", None)
-
-
-def transient(error: BaseException) -> bool:
-    """Whether the database may take it another time."""
-    return isinstance(error, DatabaseUnavailable) or is_transient(error)
