@@ -116,6 +116,7 @@ class Double(httpx.AsyncBaseTransport):
         self.answers: list[dict[str, Any]] = []
         self.mismatch: dict[str, Any] | None = None
         self.violations: list[str] = []
+        self.said: list[dict[str, Any]] = []
         self._boot = boot
         self._children = dict(children or {})
         self._expressions = expressions
@@ -640,6 +641,8 @@ class Double(httpx.AsyncBaseTransport):
                 status, document = await self._append(run, json.loads(event)["base"], raw_items(event, "ops"))
                 if status != 200:
                     return status, json.dumps(document).encode()
+            else:
+                self.said.append(json.loads(event))
         return 200, json.dumps(document).encode()
 
     async def _append(self, run: DoubleRun, base: int, texts: list[bytes]) -> tuple[int, dict[str, Any]]:

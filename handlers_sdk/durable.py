@@ -19,7 +19,7 @@ from uuid import UUID
 
 from handlers_sdk import wire
 from handlers_sdk.conditions import Condition, OrGroup, SleepCondition, UserEventCondition, alternatives
-from handlers_sdk.context import Context, Control
+from handlers_sdk.context import DEFAULT_STREAM, Context, Control
 from handlers_sdk.durations import Duration, format_duration, milliseconds, parse_duration
 from handlers_sdk.errors import ConfigError, ContinuedAsNew, NotDeterministicError
 from handlers_sdk.ops import PLAIN, Op, text_of
@@ -376,6 +376,45 @@ class DurableContext(Context):
     def restore(self, run_id: str | None = None) -> Op[Any]:
         """The state that this run, or another, had saved when this was called first; None when there was none."""
         return self.run("restore", self._durable.saved, run_id or self.workflow_run_id)
+
+    # ---- saying something: once, not again in every replay
+
+    def log(self, line: str | Mapping[str, Any], raise_on_error: bool = False, level: wire.LogLevel = "info") -> None:
+        """Send a log line. What an earlier turn said is not said again."""
+        if not self._repeats:
+            super().log(line, raise_on_error and not self._in_handler, level)
+
+    async def aio_log(self, line: str | Mapping[str, Any], raise_on_error: bool = False, level: wire.LogLevel = "info") -> None:
+        """Send a log line. In a step, `raise_on_error` waits for it to arrive."""
+        if self._in_handler:
+            self.log(line, level=level)
+        else:
+            await super().aio_log(line, raise_on_error, level)
+
+    def put_stream(self, data: str | bytes, stream: str = DEFAULT_STREAM) -> None:
+        """Send a piece of a stream. What an earlier turn sent is not sent again."""
+        if not self._repeats:
+            super().put_stream(data, stream)
+
+    async def aio_put_stream(self, data: str | bytes, stream: str = DEFAULT_STREAM) -> None:
+        """Send a piece of a stream; in a step, wait until it has arrived."""
+        if self._in_handler:
+            self.put_stream(data, stream)
+        else:
+            await super().aio_put_stream(data, stream)
+
+    def progress(self, fraction: float, note: str = "") -> None:
+        """Say how far the task is. What an earlier turn said is not said again."""
+        if not self._repeats:
+            super().progress(fraction, note)
+
+    @property
+    def _in_handler(self) -> bool:
+        return asyncio._get_running_loop() is self._replay.loop  # noqa: SLF001 - None is an answer too
+
+    @property
+    def _repeats(self) -> bool:
+        return self._in_handler and self._replay.repeating
 
     # ---- changing
 

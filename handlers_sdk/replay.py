@@ -234,9 +234,9 @@ class Replay:
         return wake_of(self.loop.tasks, [op for op in self._waiting.values() if not op.done()])
 
     @property
-    def waiting(self) -> bool:
-        """Whether anything is asked of the dispatcher."""
-        return any(not op.done() for op in self._waiting.values())
+    def repeating(self) -> bool:
+        """Whether the handler is where it was in an earlier turn, going by what that recorded."""
+        return self._position < self._frontier
 
     @property
     def open_ids(self) -> list[str]:

@@ -43,6 +43,7 @@ class FakeApi(httpx.AsyncBaseTransport):
     answer: Callable[[Asked], Reply] = field(default=lambda _: (200, {"ok": True, "cancel": None}))
     asked: list[Asked] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    groups: bool = True
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """One request, without a network."""
@@ -50,7 +51,11 @@ class FakeApi(httpx.AsyncBaseTransport):
         asked = Asked(request.method, request.url.path, request.url.params, request.headers, content)
         with self.lock:
             self.asked.append(asked)
-        reply = self._grouped(asked) if asked.path == "/v1/callbacks" else self.answer(asked)
+        reply: Reply = problem(404, "not_found")
+        if asked.path != "/v1/callbacks":
+            reply = self.answer(asked)
+        elif self.groups:
+            reply = self._grouped(asked)
         if isinstance(reply, Exception):
             raise reply
         status, body = reply

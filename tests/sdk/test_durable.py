@@ -362,6 +362,36 @@ async def test_what_blocks_is_refused_with_what_to_use(dispatcher: Dispatcher) -
     assert "aio_run" in answer["error"]["message"]
 
 
+async def test_what_a_handler_says_is_said_once(dispatcher: Dispatcher) -> None:
+    @dispatcher.durable_task()
+    async def talk(input: EmptyModel, ctx: DurableContext) -> None:
+        async def step() -> None:
+            await ctx.aio_log("in a step", raise_on_error=True)
+
+        for n in range(3):
+            ctx.log(f"line {n}")
+            await ctx.aio_put_stream(f"piece {n}")
+            ctx.progress(n / 3)
+            await ctx.aio_sleep_for("1s")
+        await ctx.aio_log("awake")
+        await ctx.run("step", step)
+
+    tester = DurableTester([talk])
+    run = await tester.run(talk)
+    assert (run.status, run.turn) == ("succeeded", 4)
+    said = [event.get("message") or event.get("data") or event.get("fraction") for event in tester.double.said]
+    assert said == ["line 0", "piece 0", 0.0, "line 1", "piece 1", 1 / 3, "line 2", "piece 2", 2 / 3, "awake", "in a step"]
+
+
+async def test_a_dispatcher_that_takes_one_attempt_at_a_time_is_spoken_to_so(api: FakeApi, dispatcher: Dispatcher) -> None:
+    api.answer = lambda _: (200, {"ok": True})
+    api.groups = False
+    app = order_app(dispatcher)
+    for number in (1, 2):
+        assert said(await push(app, {**turn("order"), "id": item("order", number=number)["id"]}))["base"] == 1
+    assert [asked.path for asked in api.asked] == ["/v1/callbacks", "/v1/callback", "/v1/callback"]
+
+
 # ---- children of plain tasks
 
 
