@@ -207,7 +207,7 @@ def _decision(row: GraphRow, workflow: Workflow, state: GraphState, change: Adva
         "".join(_LETTER[status] for status in statuses),
         msgspec.json.encode({str(node): reason for node, reason in change.reasons.items()}).decode() if change.reasons else None,
         [_new_task(row, workflow, node) for node in change.start],
-        [wait for node in change.arm for wait in _waits(node, tasks[node], now)],
+        [wait for node in change.arm for wait in _waits(node, tasks[node], _done(row, tasks[node], now))],
         [node for node in waited if statuses[node] != "waiting"],
         change.finish,
         _names(workflow) if change.finish is not None and row.parent_run_id is not None else None,
@@ -221,13 +221,22 @@ def _new_task(row: GraphRow, workflow: Workflow, node: int) -> NewTask:
     return NewTask(node, workflow.schedule_ms[node], workflow.execution_ms[node], durable, asked.text(), asked.slots)
 
 
-def _waits(node: int, task: TaskDefinition, now: datetime) -> Iterable[NewWait]:
-    """The conditions of a task that are settled by time or by events, counted from now."""
+def _done(row: GraphRow, task: TaskDefinition, now: datetime) -> datetime:
+    """When a task's parents were done, which is what its conditions count from: looking may take its time, and events do not wait for it.
+
+    The last of its parents has ended just now, or was skipped because of something that has; else it is the beginning, or a replay.
+    """
+    ended = dict(zip(row.settled, row.ended, strict=True))
+    return max((ended[parent] for parent in task.parents if parent in ended), default=min(ended.values(), default=now))
+
+
+def _waits(node: int, task: TaskDefinition, since: datetime) -> Iterable[NewWait]:
+    """The conditions of a task that are settled by time or by events, counted from when its parents were done."""
     for number, condition in enumerate(conditions(task)):
         if isinstance(condition, Sleep):
-            yield NewWait(node, str(number), "sleep", None, None, None, now + condition.duration)
+            yield NewWait(node, str(number), "sleep", None, None, None, since, since + condition.duration)
         elif isinstance(condition, UserEvent):
-            yield NewWait(node, str(number), "event", condition.key, condition.scope, condition.expression, None)
+            yield NewWait(node, str(number), "event", condition.key, condition.scope, condition.expression, since, None)
 
 
 def _fault_line(row: GraphRow, workflow: Workflow, node: int, text: str, now: datetime) -> NewLine:

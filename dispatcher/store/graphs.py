@@ -26,8 +26,8 @@ class DueRun:
 
 @dataclass(frozen=True, slots=True)
 class GraphRow:
-    """A run of a graph. `settled` and `statuses` are tasks that are over and not yet in the letters; `met` are conditions that came true,
-    as nodes and their numbers.
+    """A run of a graph. `settled`, `statuses` and `ended` are tasks that are over and not yet in the letters, and when; `met` are
+    conditions that came true, as nodes and their numbers.
     """
 
     tenant_id: int
@@ -43,6 +43,7 @@ class GraphRow:
     sticky_endpoint: str | None
     settled: list[int]
     statuses: list[str]
+    ended: list[datetime]
     met_nodes: list[int]
     met: list[int]
 
@@ -74,7 +75,7 @@ class NewTask:
 
 @dataclass(slots=True)
 class NewWait:
-    """A condition of a task that waits: a moment, or an event. `id` is its number among the task's conditions."""
+    """A condition of a task that waits: a moment, or an event since a moment. `id` is its number among the task's conditions."""
 
     node: int
     id: str
@@ -82,6 +83,7 @@ class NewWait:
     event_key: str | None
     scope: str | None
     expression: str | None
+    since: datetime
     due_at: datetime | None
 
 
@@ -111,11 +113,12 @@ DUE = Statement(
 LOAD = Statement(
     """
     select r.tenant_id, r.id, r.workflow_id, r.workflow_version, r.graph, r.revision, r.priority, r.cancel_reason, r.parent_run_id,
-           r.labels, r.sticky_endpoint, t.settled, t.statuses, w.met_nodes, w.met
+           r.labels, r.sticky_endpoint, t.settled, t.statuses, t.ended, w.met_nodes, w.met
     from unnest($1::int[], $2::text[]) as g (tenant_id, id)
     join runs r using (tenant_id, id)
     cross join lateral (
-        select coalesce(array_agg(node), '{}') as settled, coalesce(array_agg(status), '{}') as statuses
+        select coalesce(array_agg(node), '{}') as settled, coalesce(array_agg(status), '{}') as statuses,
+               coalesce(array_agg(finished_at), '{}') as ended
         from tasks t
         where t.tenant_id = r.tenant_id and t.run_id = r.id and t.state = 'settled' and substr(r.graph, t.node + 1, 1) = 'a'
     ) t
@@ -175,11 +178,11 @@ ADVANCE = Statement(
           and w.tenant_id = l.tenant_id and w.run_id = l.id and w.node = l.node and w.graph
     ), armed as (
         insert into waits (tenant_id, run_id, node, id, graph, kind, event_key, scope, expression, since, due_at, look_at, created_at)
-        select m.tenant_id, m.id, n.node, n.wait, true, n.kind, n.event_key, n.scope, n.expression, $12, n.due_at,
+        select m.tenant_id, m.id, n.node, n.wait, true, n.kind, n.event_key, n.scope, n.expression, n.since, n.due_at,
                case when n.event_key is not null then $12 end, $12
         from unnest($13::int[], $14::text[], $15::smallint[], $16::text[], $17::text[], $18::text[], $19::text[], $20::text[],
-                    $24::timestamptz[])
-             as n (tenant_id, id, node, wait, kind, event_key, scope, expression, due_at)
+                    $27::timestamptz[], $24::timestamptz[])
+             as n (tenant_id, id, node, wait, kind, event_key, scope, expression, since, due_at)
         join moved m using (tenant_id, id)
     )
     select tenant_id, id from moved
@@ -339,6 +342,7 @@ async def _advance(db: Database, decisions: Sequence[Decision], now: datetime) -
         [wait.due_at for _, wait in waits],
         [task.requirement for _, task in tasks],
         [task.slots for _, task in tasks],
+        [wait.since for _, wait in waits],
         lane="settle",
     )
     return ADVANCE.read(records)

@@ -121,6 +121,28 @@ async def test_what_came_before_the_parents_were_done_is_not_looked_back_for(wor
     assert (await finished(one, run_id))["status"] == "succeeded"
 
 
+async def test_conditions_count_from_when_the_parents_were_done_however_late_that_is_seen(world: World, one: Node) -> None:
+    """Nobody looks at the run for a minute after its first task has ended: sleeps are no longer for it, and no event is missed."""
+    rules = [{"name": "slept", "wait_for": [{"sleep": "90s"}]}, {"name": "told", "wait_for": EVENT}]
+    endpoint = await graph(world, one, {"name": "first"}, *({**rule, "parents": ["first"]} for rule in rules))
+    endpoint.way = None
+    run_id = await one.trigger("flow")
+    arrival = await endpoint.next()
+    hint, one.runtime.services.settlement.on_task_over = one.runtime.services.settlement.on_task_over, lambda _runs: None
+    answer(endpoint)
+    arrival.answer(200, {})
+    await settled(one, run_id, first="succeeded", told="pending")
+    one.runtime.services.settlement.on_task_over = hint
+    world.clock.advance(timedelta(seconds=1))
+    await one.call("POST", "/v1/events", {"type": "go", "data": {}})
+    world.clock.advance(timedelta(minutes=1))
+    await one.turn("graphs")
+    run = await armed(one, run_id, "slept")
+    assert moment(task(run, "slept")["waiting_for"][0]["sleep_until"]) == START + timedelta(seconds=90)
+    await one.turn("waits", "graphs")
+    await settled(one, run_id, told="succeeded", slept="pending")
+
+
 @pytest.mark.parametrize(
     ("expression", "data", "holds"),
     [
