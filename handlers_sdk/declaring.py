@@ -40,6 +40,7 @@ class DurableDeclarations:
     """The part of `Dispatcher` that declares durable tasks."""
 
     _api: Api
+    _settings: Callable[..., WorkflowSettings]
 
     @overload
     def durable_task(
@@ -177,25 +178,12 @@ class DurableDeclarations:
 
         return declare
 
-    if TYPE_CHECKING:
-
-        def _settings(
-            self,
-            name: str,
-            description: str | None,
-            on_events: Sequence[str] | None,
-            version: str | None,
-            priority: int,
-            filters: Sequence[DefaultFilter] | None,
-            crons: Sequence[str | CronTrigger] | None,
-            sticky: StickyStrategy | None = None,
-        ) -> WorkflowSettings: ...
-
 
 class BatchDeclarations:
     """The part of `Dispatcher` that declares tasks which are run many at once."""
 
     _api: Api
+    _settings: Callable[..., WorkflowSettings]
 
     def batch_task(
         self,
@@ -251,17 +239,3 @@ class BatchDeclarations:
             return Standalone(self._api, TaskDefinition(workflow, workflow.name, settings, function, gatherer=gatherer))
 
         return declare
-
-    if TYPE_CHECKING:
-
-        def _settings(
-            self,
-            name: str,
-            description: str | None,
-            on_events: Sequence[str] | None,
-            version: str | None,
-            priority: int,
-            filters: Sequence[DefaultFilter] | None,
-            crons: Sequence[str | CronTrigger] | None,
-            sticky: StickyStrategy | None = None,
-        ) -> WorkflowSettings: ...

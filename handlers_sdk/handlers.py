@@ -131,6 +131,8 @@ class Handlers:
             settle = definition.gatherer.watched(item, settle)
         if definition.settings.retry is not None:
             settle = paced(settle, definition.settings, item)
+        if definition.durability is None and ("turn" in item or item.get("type") == wire.PUSH_TURN):
+            return Refuse(400, "malformed", f"{item['name']} is no durable task: it takes runs, not turns")
         if (durability := definition.durability) is None:
             execution = Execution(self.host, definition.function, definition.task_name, item, base, settle)
         elif (wrong := malformed_turn(item, durability.mode)) is not None:

@@ -346,7 +346,8 @@ async def test_requests_that_are_no_work_are_told_so(dispatcher: Dispatcher) -> 
 
     assert await status(run_body("unknown")) == (404, "unknown_handler")
     assert await status({**run_body("noop"), "protocol": 2}) == (415, "unsupported")
-    assert await status({**run_body("noop"), "type": "turn"}) == (415, "unsupported")
+    assert await status({**run_body("noop"), "type": "dance"}) == (415, "unsupported")
+    assert await status({**run_body("noop"), "type": "turn"}) == (400, "malformed")
     assert await status({**run_body("noop"), "attempt": "1"}) == (400, "malformed")
     assert await status({"protocol": 1, "type": "batch", "items": {}}) == (400, "malformed")
     assert (await app.handlers.handle("PUT", {}, b"")).status == 405
