@@ -10,16 +10,15 @@ CANCEL_NEWEST keeps those that arrived first, and leaves alone what has a place.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Final
-from uuid import UUID
 
 from dispatcher.engine.definitions.flow import Concurrency, Strategy
+from dispatcher.engine.digests import digest_id
 
 _KEPT: Final = 20_000
 _SHOWN: Final = 200  # characters of a key that are kept to be shown
@@ -66,7 +65,7 @@ def rule_of(declared: Concurrency, workflow_id: int, task: str) -> str:
 
 def gate_id(rule: str, key: str) -> str:
     """The id of a gate within its tenant: as long for a long key as for a short one."""
-    return str(UUID(bytes=hashlib.blake2b(f"{rule}\x00{key}".encode(), digest_size=16).digest()))
+    return digest_id(b"gate", f"{rule}\x00{key}")
 
 
 @lru_cache(maxsize=_KEPT)

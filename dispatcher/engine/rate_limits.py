@@ -7,22 +7,21 @@ longest is full again.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from uuid import UUID
 
 from dispatcher.engine.definitions.flow import SECONDS, Duration
+from dispatcher.engine.digests import digest_id
 
 _EARLY = timedelta(milliseconds=10)  # clocks and timers are not exacter than that
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A limit at a moment: `value` units are left of `most`, full again a window after `refilled_at`. `fixed` says that somebody has set it."""
+    """A limit at a moment: `value` units are left of `most`, full again a window after `refilled_at`. `fixed`: somebody has set it."""
 
-    id: UUID
+    id: str
     key: str
     fixed: bool
     most: int
@@ -40,7 +39,7 @@ class Bucket:
 class Demand:
     """Units a task takes of one limit at its start. `most` and `duration` are given where the limit is made by its use."""
 
-    id: UUID
+    id: str
     key: str
     units: int
     most: int | None = None
@@ -51,14 +50,14 @@ class Demand:
 class Parked:
     """A task that got no units: which bucket keeps it longest, how many it wants of it, and when that is full again."""
 
-    bucket: UUID
+    bucket: str
     units: int
     until: datetime
 
 
-def bucket_id(key: str) -> UUID:
+def bucket_id(key: str) -> str:
     """The id of a limit within its tenant."""
-    return UUID(bytes=hashlib.blake2b(key.encode(), digest_size=16, person=b"rate limit").digest())
+    return digest_id(b"rate limit", key)
 
 
 def window(duration: Duration) -> timedelta:
@@ -86,8 +85,8 @@ def returned(bucket: Bucket, units: int, taken_at: datetime) -> Bucket:
 
 
 def take(
-    buckets: Mapping[UUID, Bucket], asking: Sequence[Sequence[Demand]], now: datetime
-) -> tuple[list[Parked | None], dict[UUID, Bucket]]:
+    buckets: Mapping[str, Bucket], asking: Sequence[Sequence[Demand]], now: datetime
+) -> tuple[list[Parked | None], dict[str, Bucket]]:
     """Who of those asking, in turn, gets all units they want; answers a verdict for each (None: they may start) and the buckets after it.
 
     A limit that is not there limits nothing.
@@ -95,7 +94,7 @@ def take(
     left = {id_: filled(bucket, now) for id_, bucket in buckets.items()}
     verdicts: list[Parked | None] = []
     for demands in asking:
-        wanted: dict[UUID, int] = {}
+        wanted: dict[str, int] = {}
         for demand in demands:
             if demand.id in left:
                 if demand.most is not None and demand.duration is not None and not left[demand.id].fixed:

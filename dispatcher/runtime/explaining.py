@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from dispatcher.engine.admission import place_of, queue_of
 from dispatcher.runtime.capacity import Capacity
@@ -27,14 +26,14 @@ class Explaining:
         """What each task of a run that is ready to run waits for, by node; under None what a run of a graph itself waits for."""
         rows = await gates.waiting(self.database, tenant_id, run_id)
         known = await gates.show(self.database, tenant_id, [row.gate for row in rows if row.gate is not None])
-        buckets = await rate_limits.get(self.database, tenant_id, [UUID(row.parked_on) for row in rows if row.parked_on is not None])
+        buckets = await rate_limits.get(self.database, tenant_id, [row.parked_on for row in rows if row.parked_on is not None])
         reasons: dict[int | None, list[dict[str, Any]]] = {}
         for row in rows:
             if row.gate is not None and row.gate in known and row.arrived_at is not None:
                 ahead = await gates.ahead(self.database, tenant_id, row.gate, row.arrived_at, run_id)
                 reasons[row.node] = [_place(known[row.gate], ahead, row.arrived_at)]
             elif row.parked_on is not None:
-                bucket = buckets.get(UUID(row.parked_on))
+                bucket = buckets.get(row.parked_on)
                 if bucket is not None:
                     reasons[row.node] = [_units(bucket, row)]
             elif row.state == "queued":

@@ -101,26 +101,26 @@ class Gates:
 
     # ---- the loop
 
-    async def tick(self, now: datetime, limit: int) -> bool:
-        """Look at gates where something has happened; True when there may be more."""
+    async def tick(self, now: datetime) -> datetime | None:
+        """Look at gates where something has happened; answers when to look again, where that is at once."""
         if self._timed_at is None or now >= self._timed_at:
             self._timed_at = now + _TIMED_EVERY
-            await self._time(now, limit)
+            await self._time(now)
         waking = await gates.waking(self._database, _SET)
         if not waking:
             self._queueing = await gates.anybody_waits(self._database)
             if not self._queueing:
                 self._crowded.clear()
-            return False
+            return None
         await self._dismiss([gate for gate in waking if gate.strategy != "GROUP_ROUND_ROBIN"])
         self._announce(await gates.admit(self._database, waking, now, _PASS_AT_ONCE))
-        return True
+        return now
 
-    async def _time(self, now: datetime, limit: int) -> None:
+    async def _time(self, now: datetime) -> None:
         """What happens because time passes: runs that are due stand in line, those that stood too long go, changed limits end."""
-        await gates.enter(self._database, now, limit)
+        await gates.enter(self._database, now, _PASS_AT_ONCE)
         await gates.expire_limits(self._database, now)
-        for run in await gates.late(self._database, now, limit):
+        for run in await gates.late(self._database, now, _PASS_AT_ONCE):
             await self._cancellation.cancel(run.tenant_id, [run.id], _LATE)
 
     async def _dismiss(self, preempting: Sequence[Waking]) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from dispatcher.clock import Clock
 from dispatcher.engine.rate_limits import Bucket, Demand, Parked, take
@@ -27,6 +26,7 @@ _log = logging.getLogger(__name__)
 _SET = 500
 _BOUND = 1_000_000  # leases are bounded elsewhere
 _PASS_AT_ONCE = 1_000
+_BUCKETS = 1_000
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ class Rates:
         taken_at = assignment.units_at
         if taken_at is None:
             return
-        units: dict[UUID, int] = {}
+        units: dict[str, int] = {}
         for demand in assignment.demands:
             units[demand.id] = units.get(demand.id, 0) + demand.units
         await rate_limits.give_back(
@@ -129,10 +129,12 @@ class Rates:
         )
         self.on_parked(self.clock.now())
 
-    async def tick(self, now: datetime, limit: int) -> bool:
-        """Let those whose window has come back into their queues; True when there may be more."""
-        ready = await rate_limits.refill(self.database, now, limit, _PASS_AT_ONCE)
+    async def tick(self, now: datetime) -> datetime | None:
+        """Let those whose window has come back into their queues; answers when to look again."""
+        ready = await rate_limits.refill(self.database, now, _BUCKETS, _PASS_AT_ONCE)
         self.capacity.backlog.update(ready)
         if ready:
             self.on_ready()
-        return bool(ready)
+            return now
+        again = await rate_limits.next_refill(self.database)
+        return again if again is not None and again > now else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 from dispatcher.engine.admission import Queue
 from dispatcher.engine.definitions.flow import SECONDS, Duration
@@ -18,7 +17,7 @@ from dispatcher.store.outcomes import Applied, TaskKey
 from dispatcher.store.queue import Line
 from dispatcher.store.statement import Statement
 
-BucketKey = tuple[int, UUID]
+BucketKey = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class BucketRow:
     """A bucket of a tenant."""
 
     tenant_id: int
-    id: UUID
+    id: str
     key: str
     fixed: bool
     most: int
@@ -53,7 +52,7 @@ class Park:
 
 LOCK = Statement(
     """
-    select b.tenant_id, b.id, b.key, b.fixed, b.most, b.duration, b.value, b.refilled_at, b.refill_at, b.updated_at
+    select b.tenant_id, b.id::text, b.key, b.fixed, b.most, b.duration, b.value, b.refilled_at, b.refill_at, b.updated_at
     from unnest($1::int[], $2::uuid[]) as g (tenant_id, id)
     cross join lateral (select * from rate_limits b where b.tenant_id = g.tenant_id and b.id = g.id and not b.gone for update) b
     """,
@@ -74,7 +73,8 @@ MAKE = """
 SETTLE = Statement(
     """
     with given as (
-        select * from unnest($7::int[], $8::text[], $9::smallint[], $10::int[], $11::timestamptz[], $12::uuid[], $13::int[], $14::timestamptz[])
+        select * from unnest($7::int[], $8::text[], $9::smallint[], $10::int[], $11::timestamptz[], $12::uuid[], $13::int[],
+                             $14::timestamptz[])
             as g (tenant_id, run_id, node, epoch, schedule_deadline, bucket, units, until)
     ), buckets as (
         update rate_limits b
@@ -162,7 +162,7 @@ PUT = Statement(
         refilled_at = case when b.gone then excluded.refilled_at else b.refilled_at end, updated_at = excluded.updated_at,
         refill_at = case when exists (select from tasks t where t.tenant_id = $1 and t.parked_on = $2)
                          then case when b.gone then $7 else b.refilled_at + $6 * interval '1 millisecond' end end
-    returning tenant_id, id, key, fixed, most, duration, value, refilled_at, refill_at, updated_at
+    returning tenant_id, id::text, key, fixed, most, duration, value, refilled_at, refill_at, updated_at
     """,
     BucketRow,
 )
@@ -173,7 +173,7 @@ DELETE = """
 
 PAGE = Statement(
     """
-    select tenant_id, id, key, fixed, most, duration, value, refilled_at, refill_at, updated_at from rate_limits
+    select tenant_id, id::text, key, fixed, most, duration, value, refilled_at, refill_at, updated_at from rate_limits
     where tenant_id = $1 and key collate "C" > $2 and not gone order by key collate "C" limit $3
     """,
     BucketRow,
@@ -181,7 +181,7 @@ PAGE = Statement(
 
 GET = Statement(
     """
-    select tenant_id, id, key, fixed, most, duration, value, refilled_at, refill_at, updated_at from rate_limits
+    select tenant_id, id::text, key, fixed, most, duration, value, refilled_at, refill_at, updated_at from rate_limits
     where tenant_id = $1 and id = any($2::uuid[]) and not gone
     """,
     BucketRow,
@@ -276,12 +276,12 @@ async def give_back(db: Database, units: Sequence[tuple[BucketKey, int, datetime
     )
 
 
-async def put(db: Database, tenant_id: int, bucket: UUID, key: str, most: int, duration: Duration, now: datetime) -> BucketRow:
+async def put(db: Database, tenant_id: int, bucket: str, key: str, most: int, duration: Duration, now: datetime) -> BucketRow:
     """Set a limit: lowering takes away what is too much, raising adds nothing before the next window."""
     return PUT.read(await db.fetch(PUT.sql, tenant_id, bucket, key, most, duration, SECONDS[duration] * 1000, now))[0]
 
 
-async def delete(db: Database, tenant_id: int, bucket: UUID, now: datetime) -> bool:
+async def delete(db: Database, tenant_id: int, bucket: str, now: datetime) -> bool:
     """Let a limit be no more; False when there is none. Those parked on it get their turn."""
     return await db.fetchval(DELETE, tenant_id, bucket, now) is not None
 
@@ -291,7 +291,7 @@ async def page(db: Database, tenant_id: int, after: str, limit: int) -> list[Buc
     return PAGE.read(await db.fetch(PAGE.sql, tenant_id, after, limit))
 
 
-async def get(db: Database, tenant_id: int, ids: Sequence[UUID]) -> dict[UUID, BucketRow]:
+async def get(db: Database, tenant_id: int, ids: Sequence[str]) -> dict[str, BucketRow]:
     """Limits by id, those that are there."""
     if not ids:
         return {}

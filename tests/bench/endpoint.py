@@ -142,7 +142,7 @@ def gated(emitter: Emitter) -> Application:
             if ctx.workflow_name != "noop-gates-fair":
                 emitter.emit(input.id)
             else:
-                await asyncio.sleep(_FAIR_SECONDS)
+                await asyncio.wait([asyncio.get_running_loop().create_future()], timeout=_FAIR_SECONDS)
             return {"id": input.id}
 
         tasks.append(task)

@@ -107,7 +107,7 @@ async def test_ten_thousand_groups_cost_what_ten_cost(database: Database) -> Non
 
 async def test_a_refill_costs_what_it_lets_go(database: Database) -> None:
     """Of many parked on one limit only those are looked at that get their turn."""
-    bucket = UUID(int=1)
+    bucket = str(UUID(int=1))
     async with database.transaction() as conn:
         await conn.execute(READY, NOW)
         await conn.execute(
