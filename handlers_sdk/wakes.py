@@ -62,7 +62,8 @@ def wake_of(tasks: Iterable[asyncio.Task[Any]], ops: Sequence[Op[Any]]) -> dict[
     found += [op.id for op in ops if op.id not in reader.seen and op._callbacks]  # noqa: SLF001 - what waits for it
     if not found:
         return None
-    distinct = [wake for index, wake in enumerate(found) if wake not in found[:index]] if len(found) < 1000 else found
+    ids = dict.fromkeys(wake for wake in found if isinstance(wake, str))
+    distinct: list[Wake] = [*ids, *(wake for wake in found if not isinstance(wake, str))]
     return distinct[0] if len(distinct) == 1 and isinstance(distinct[0], dict) else {"any": distinct}
 
 
