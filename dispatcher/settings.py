@@ -98,6 +98,7 @@ class Settings:
     log_inline_bytes: int = 65_536  # a log no larger is sent whole with each turn; of a larger one only what is new
     wait_scan: int = 1_000  # stored events a wait with an expression looks back at, newest first
     inbox_message_bytes: int = 262_144  # largest message to a running task
+    child_key_ttl: float = 2_592_000.0  # how long a task that is retried finds the children it has started by their keys
 
     # --- keeping
     heartbeat: float = 3.0  # seconds between a dispatcher's signs of life

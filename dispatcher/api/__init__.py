@@ -88,7 +88,9 @@ def create_app(services: Services) -> Litestar:
     """
     settings = services.settings
     limits = BodyLimits(settings.max_body_bytes, settings.max_bulk_bytes, settings.max_bulk_bytes, settings.max_json_depth)
-    edge = Edge(services, Guard(settings, services.clock, services.database, services.directory), limits)
+    guard = Guard(settings, services.clock, services.database, services.directory)
+    guard.attempts = services.durable.tokens.read
+    edge = Edge(services, guard, limits)
     by_path: dict[str, list[Route]] = {}
     for known in ROUTES:
         by_path.setdefault(known.path, []).append(known)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -21,6 +21,7 @@ from dispatcher.api.credentials import parse_token
 from dispatcher.clock import Clock
 from dispatcher.errors import problem
 from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.tokens import PREFIX, AttemptToken
 from dispatcher.settings import Settings
 from dispatcher.store import tokens
 from dispatcher.store.database import Database, DatabaseUnavailable, is_transient
@@ -37,12 +38,13 @@ _UNKNOWN: Final = "the token is unknown, expired or revoked"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """On whose behalf a call is made. `token_id` is None for the developer on this machine."""
+    """On whose behalf a call is made. `token_id` is None for the developer on this machine, and for a running `attempt`."""
 
     tenant_id: int
     tenant: str
     scopes: frozenset[str]
     token_id: str | None
+    attempt: AttemptToken | None = None
 
     def may(self, scope: str) -> bool:
         """Whether this caller has a scope."""
@@ -65,6 +67,7 @@ class Guard:
         self._directory = directory
         self._remembered: dict[bytes, _Remembered] = {}
         self._local: Caller | None = None
+        self.attempts: Callable[[str, int], AttemptToken | None] = lambda _token, _now: None
         self.nobody = Caller(0, "", frozenset(), None)
         """Who calls an open route, and has nothing of its own there."""
 
@@ -81,7 +84,10 @@ class Guard:
         authorization = headers.get(b"authorization")
         if authorization is None:
             raise problem("unauthorized", _MISSING)
-        parts = parse_token(bearer(headers))
+        token = bearer(headers)
+        if token.startswith(f"{PREFIX}."):
+            return self._attempt(token)
+        parts = parse_token(token)
         if parts is None:
             raise problem("unauthorized", "the token is damaged or not one of this server; it starts with dsp_live_")
         public_id, secret_hash = parts
@@ -99,6 +105,13 @@ class Guard:
         if row.last_used_at is None or row.last_used_at < now - tokens.USE_RESOLUTION:
             await self._note_use(public_id, now)
         return caller
+
+    def _attempt(self, token: str) -> Caller:
+        found = self.attempts(token, int(self._clock.now().timestamp()))
+        picture = self._directory.pictures.get(found.tenant_id) if found is not None else None
+        if found is None or picture is None:
+            raise problem("unauthorized", "the attempt token is forged, damaged or expired")
+        return Caller(found.tenant_id, picture.tenant.slug, frozenset(), None, found)
 
     def forget(self, public_id: str) -> None:
         """Do not take this token on trust any longer."""

@@ -104,6 +104,8 @@ class Route:
     problems: tuple[str, ...] = ()
     tag: str = ""
     raw: bool = False
+    attempts: bool = False
+    """Whether the token of a running attempt is enough."""
     streams: bool = False
     """Whether it answers, or may answer, with server-sent events."""
 
@@ -138,7 +140,7 @@ class Edge:
         caller = self.guard.known(headers, scope["client"]) if route.scope is not None else self.guard.nobody
         if caller is None:
             caller = await self.guard.identify(headers, scope["client"])
-        if route.scope is not None and not caller.may(route.scope):
+        if route.scope is not None and not caller.may(route.scope) and not (route.attempts and caller.attempt is not None):
             raise problem("forbidden", f"this token does not have the scope {route.scope}")
         path = scope.get("path_params", _NO_PARAMETERS)
         if any("\x00" in value for value in path.values()):

@@ -12,7 +12,19 @@ from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import PageQuery, SearchText, page, position, search_query
 from dispatcher.api.metadata import metadata_pairs
 from dispatcher.api.run_documents import RunView, explained, show_run
-from dispatcher.api.triggering import RUN, RUNS, Moment, RunBody, RunsBody, check_count, decode_item, in_bulk, one_of_schemas, run_request
+from dispatcher.api.triggering import (
+    RUN,
+    RUNS,
+    Moment,
+    RunBody,
+    RunsBody,
+    check_attempt,
+    check_count,
+    decode_item,
+    in_bulk,
+    one_of_schemas,
+    run_request,
+)
 from dispatcher.api.views import Fate, RunCreated, RunSummaryView, show_summary
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.intake import RunAccepted, RunRequest
@@ -86,6 +98,7 @@ async def create_run(call: Call) -> Answer:
     """Start a run. Answered once it is durable, or with `wait` once it has ended (200) or the time is up (202)."""
     body: RunBody = await call.json(RUN)
     wait = _seconds(call)
+    await check_attempt(call)
     request = run_request(call, body)
     accepted = (await call.services.intake.trigger([request]))[0]
     if isinstance(accepted, Problem):
@@ -102,6 +115,7 @@ async def create_runs(call: Call) -> Answer:
     settings = call.services.settings
     body: RunsBody = await call.json_items(RUNS)
     check_count(body.runs, settings.max_bulk_items)
+    await check_attempt(call)
 
     def make(item: Raw, at: str) -> RunRequest:
         return run_request(call, decode_item(item, RUN, at, call.limits), f"{at}.")
@@ -223,11 +237,15 @@ _BUSY: Final = ("overloaded", "database_unavailable")
 ROUTES: Final = (
     Route(
         "POST", "/v1/runs", create_run, "runs:write", {201: RunCreated, 200: RunView, 202: RunView}, WaitQuery, RunBody,
-        (*_BAD_BODY, "body_too_large", "unsupported_media_type", "unknown_workflow", "limit_failed", *_BUSY),
+        (
+            *_BAD_BODY, "body_too_large", "unsupported_media_type", "unknown_workflow", "limit_failed", "stale_attempt", "task_ended",
+            *_BUSY,
+        ), attempts=True,
     ),
     Route(
         "POST", "/v1/runs/bulk", create_runs, "runs:write", {200: Rows}, body=RunsBody,
-        problems=(*_BAD_BODY, "body_too_large", "bulk_too_large", "unsupported_media_type", *_BUSY),
+        problems=(*_BAD_BODY, "body_too_large", "bulk_too_large", "unsupported_media_type", "stale_attempt", "task_ended", *_BUSY),
+        attempts=True,
     ),
     Route("GET", "/v1/runs", list_runs, "runs:read", {200: RunPage}, RunsQuery, problems=("invalid_value", "unknown_parameter")),
     Route("GET", "/v1/runs/{run_id}", get_run, "runs:read", {200: RunView, 202: RunView}, WaitQuery, problems=("not_found",)),

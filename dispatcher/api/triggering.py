@@ -6,7 +6,7 @@ Inputs, data and metadata are never parsed here: they are passed on as the bytes
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -23,6 +23,8 @@ from dispatcher.engine.schedules import UTC_NAME, ScheduleError, parse_when, zon
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.firing import Plan
 from dispatcher.runtime.intake import EventRequest, RunRequest
+from dispatcher.runtime.tokens import AttemptToken
+from dispatcher.store import tasks
 
 T = TypeVar("T")
 Request = TypeVar("Request")
@@ -43,7 +45,8 @@ class RunBody(msgspec.Struct, forbid_unknown_fields=True):
     """A run to start. `idempotency_ttl` is a duration such as "24h"; `run_at` is at most ten years ahead.
 
     `labels` are asked of the endpoints of its tasks, as `desired_labels` of a task. A child that is `sticky` begins where its parent is,
-    if its workflow is sticky too.
+    if its workflow is sticky too. With the token of a running attempt it is that attempt's child, and the same child for the same
+    `child_key`, whichever attempt of the task asks for it.
     """
 
     workflow: Name
@@ -56,6 +59,7 @@ class RunBody(msgspec.Struct, forbid_unknown_fields=True):
     parent_run_id: str | None = None
     labels: dict[str, Any] | None = None
     sticky: bool = False
+    child_key: Key | None = None
 
 
 class EventBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -111,6 +115,40 @@ _PLAN: Final = msgspec.json.Decoder(_PlanData)
 
 def run_request(call: Call, body: RunBody, at: str = "") -> RunRequest:
     """A run as intake takes it. Raises Problem for what a struct cannot say."""
+    if call.caller.attempt is not None:
+        return _child(call, call.caller.attempt, body, at)
+    if body.child_key is not None:
+        raise problem("invalid_value", f"{at}child_key: for tasks that start children, with the token of their attempt", field="child_key")
+    return _run(call, body, at)
+
+
+def _child(call: Call, attempt: AttemptToken, body: RunBody, at: str) -> RunRequest:
+    """A run that a running attempt starts. What it starts again after a retry is what it has started before."""
+    if body.parent_run_id not in (None, attempt.run_id) or (body.idempotency_key is not None and body.child_key is not None):
+        detail = f"{at}parent_run_id: the attempt's own run, if any; child_key stands for idempotency_key"
+        raise problem("invalid_value", detail, field="parent_run_id")
+    request = _run(call, body, at)
+    request.parent_run_id, request.parent_node, request.trigger = attempt.run_id, attempt.node, "child"
+    if body.child_key is not None:
+        request.idempotency_key = f"child:{ids.task_id(attempt.run_id, attempt.node)}:{body.child_key}"
+        request.idempotency_ttl = timedelta(seconds=call.services.settings.child_key_ttl)
+    return request
+
+
+async def check_attempt(call: Call) -> None:
+    """Refuse an attempt that no longer owns its task: what it starts nobody would wait for."""
+    attempt = call.caller.attempt
+    if attempt is None:
+        return
+    task = await tasks.load_one(call.services.database, (attempt.tenant_id, attempt.run_id, attempt.node))
+    name = ids.task_id(attempt.run_id, attempt.node)
+    if task is None:
+        raise problem("task_ended", f"{name} is over")
+    if task.epoch != attempt.epoch or task.state != "running":
+        raise problem("stale_attempt", f"attempt {attempt.epoch} of {name} no longer owns the task")
+
+
+def _run(call: Call, body: RunBody, at: str) -> RunRequest:
     return RunRequest(
         tenant_id=call.caller.tenant_id,
         workflow=body.workflow,

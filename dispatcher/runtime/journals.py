@@ -14,6 +14,8 @@ from datetime import datetime
 
 from dispatcher import ids
 from dispatcher.clock import Clock
+from dispatcher.engine.definitions import DefinitionError
+from dispatcher.engine.definitions.placement import parse_desired_labels
 from dispatcher.engine.journal import Bounds, Child, Entries, Moments, OpRefused, parse_ops, repeated, split
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.group_commit import GroupCommit, QueueFull
@@ -154,7 +156,7 @@ class Journals:
                 if known.status is not None:
                     row.given[child.id] = _result(known)
                 continue
-            made = self._intake.prepare(_request(item.key, child))
+            made = self._made(item.key, child)
             if isinstance(made, Problem):
                 row.given[child.id] = ("error", json.dumps({"code": made.code, "message": made.detail}).encode())
             else:
@@ -164,6 +166,12 @@ class Journals:
                 submissions.append(made)
         item.known = {name: run for name, run in item.known.items() if run.id not in {s.runs[0].id for s in submissions}}
         return row, submissions
+
+    def _made(self, parent: TaskKey, child: Child) -> Submission | Problem:
+        try:
+            return self._intake.prepare(_request(parent, child))
+        except DefinitionError as error:
+            return problem("invalid_value", str(error))
 
     async def _refused(self, item: _Item) -> Answer:
         """Why an append did not land. One that is there already has landed before."""
@@ -239,6 +247,7 @@ def _request(parent: TaskKey, child: Child) -> RunRequest:
         parent_node=parent[2],
         parent_wait=child.key or child.id,
         on_its_own=child.abandon,
+        labels=parse_desired_labels(dict(child.labels) if child.labels else None, "labels"),
     )
 
 

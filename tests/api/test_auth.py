@@ -23,6 +23,8 @@ OPEN = {
     "/.well-known/task-keys",
     "/openapi.json",
     "/v1/callback",
+    "/v1/callbacks",
+    "/v1/log",
     "/errors/{code}",
     "/hooks/{tenant}/{webhook}",
 }

@@ -98,8 +98,11 @@ def test_what_is_known_of_operations() -> None:
         },
         {"id": "in#0", "op": "message", "status": "closed"},
     )
-    assert entries.parents == ("i#0",) and entries.closes == ("i#0/j#1",) and entries.checkpoint == b'{"n": 2}'
-    assert entries.closes_inbox and not entries.only_steps
+    assert entries.parents == ("i#0",)
+    assert entries.closes == ("i#0/j#1",)
+    assert entries.checkpoint == b'{"n": 2}'
+    assert entries.closes_inbox
+    assert not entries.only_steps
     (child,) = entries.children
     assert (child.workflow, child.abandon, child.priority, child.metadata, child.input) == ("ship", True, 3, b'{"a": 1}', b"{}")
     assert _ops({"id": "a#0", "op": "step", "status": "error", "error": {}}).only_steps
@@ -142,9 +145,9 @@ def _oracle(wake: Any, settled: dict[str, bool]) -> bool:
     if isinstance(wake, str):
         return wake in settled
     if "any" in wake:
-        return any([_oracle(one, settled) for one in wake["any"]])
-    failed = wake.get("fail_fast", False) and any([settled.get(name) is False for name in _names(wake)])
-    return failed or all([_oracle(one, settled) for one in wake["all"]])
+        return any(_oracle(one, settled) for one in wake["any"])
+    failed = wake.get("fail_fast", False) and any(settled.get(name) is False for name in _names(wake))
+    return failed or all(_oracle(one, settled) for one in wake["all"])
 
 
 def _names(wake: Any) -> list[str]:
@@ -219,18 +222,25 @@ def test_what_became_of_operations() -> None:
         ),
     ]:
         entry = journal.completion(wait)
-        assert entry is not None and json.loads(entry) == document
+        assert entry is not None
+        assert json.loads(entry) == document
     assert journal.completion(Settled("a", "step", "ok", NOW)) is None, "a step is run again, which says it all"
 
 
 def test_a_repetition_is_recognised() -> None:
     known = [b'{"id":"a","at":"t"}', b'{"id":"b","at":"t"}']
-    assert journal.repeated(known, known) and journal.repeated(known, known[:1]) and journal.repeated(known, [])
+    assert journal.repeated(known, known)
+    assert journal.repeated(known, known[:1])
+    assert journal.repeated(known, [])
     assert journal.repeated(known, [b'{"id": "a"}']), "it was offered without `at`, and given one"
     assert (
         not journal.repeated(known, known[1:])
-        and not journal.repeated(known[:1], known)
-        and not journal.repeated(known, [b'{"id":"a","at":"u"}'])
+    )
+    assert (
+        not journal.repeated(known[:1], known)
+    )
+    assert (
+        not journal.repeated(known, [b'{"id":"a","at":"u"}'])
     )
 
 
@@ -267,7 +277,8 @@ def test_there_is_no_branch_at_a_node_that_is_not_there() -> None:
 
 def test_a_cancel_is_no_part_of_a_branch() -> None:
     found = branch([*_log("a"), journal.cancel_entry("x", NOW)], None)
-    assert found is not None and len(found.entries) == 1
+    assert found is not None
+    assert len(found.entries) == 1
 
 
 # ---- answers

@@ -67,16 +67,21 @@ def test_what_a_turn_answers(answer: Answer, change: Yield | Finish) -> None:
 
 def test_again_without_progress_is_a_failure_like_any_other() -> None:
     change = step(RUNNING, POLICY, Again(grew=False), NOW)
-    assert isinstance(change, Requeue) and change.error.code == "no_progress" and change.app_retries == 1
+    assert isinstance(change, Requeue)
+    assert change.error.code == "no_progress"
+    assert change.app_retries == 1
     last = step(replace(RUNNING, app_retries=POLICY.retries), POLICY, Again(grew=False), NOW)
-    assert isinstance(last, Finish) and last.status == "failed"
+    assert isinstance(last, Finish)
+    assert last.status == "failed"
 
 
 @pytest.mark.parametrize("answer", [Failed("x", "x"), TimedOut("x"), Unreachable("x", "x"), Pushback(None, "x")])
 def test_a_task_that_has_begun_waits_for_a_slot_as_long_as_it_takes(answer: Answer) -> None:
     begun, fresh = step(RUNNING, POLICY, answer, NOW), step(replace(RUNNING, begun=False), POLICY, answer, NOW)
-    assert isinstance(begun, Requeue) and begun.schedule_deadline is None
-    assert isinstance(fresh, Requeue) and fresh.schedule_deadline is not None
+    assert isinstance(begun, Requeue)
+    assert begun.schedule_deadline is None
+    assert isinstance(fresh, Requeue)
+    assert fresh.schedule_deadline is not None
 
 
 def test_a_task_that_has_begun_is_blocked_where_others_fail_for_their_endpoint() -> None:
@@ -95,12 +100,14 @@ def test_a_cancel_between_turns_gives_one_more(state: State) -> None:
 @pytest.mark.parametrize("state", ["queued", "scheduled", "gated"])
 def test_a_cancel_before_the_first_turn_ends_it(state: State) -> None:
     change = step(replace(RUNNING, state=state, begun=False), POLICY, CancelRequested("why", timedelta(0)), NOW)
-    assert isinstance(change, Finish) and change.status == "cancelled"
+    assert isinstance(change, Finish)
+    assert change.status == "cancelled"
 
 
 def test_what_is_blocked_cannot_clean_up() -> None:
     change = step(replace(RUNNING, state="blocked"), POLICY, CancelRequested("why", timedelta(0)), NOW)
-    assert isinstance(change, Finish) and change.status == "cancelled"
+    assert isinstance(change, Finish)
+    assert change.status == "cancelled"
 
 
 def test_a_live_turn_is_told_and_one_that_gives_way_cleans_up() -> None:
@@ -109,21 +116,26 @@ def test_a_live_turn_is_told_and_one_that_gives_way_cleans_up() -> None:
     for answer in (Suspended(b'"a"'), Again(grew=False)):
         assert isinstance(step(cancelling, POLICY, answer, NOW), CleanUp)
     late = step(cancelling, POLICY, Succeeded(b"1"), NOW)
-    assert isinstance(late, Finish) and late.status == "cancelled"
+    assert isinstance(late, Finish)
+    assert late.status == "cancelled"
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(answer).__name__)
 def test_a_turn_to_clean_up_in_ends_the_task_whatever_comes_of_it(answer: Answer) -> None:
     change = step(replace(RUNNING, cleanup=True), POLICY, answer, NOW)
-    assert isinstance(change, Finish) and (change.status, change.attempt) == ("cancelled", "cancelled")
+    assert isinstance(change, Finish)
+    assert (change.status, change.attempt) == ("cancelled", "cancelled")
 
 
 def test_nobody_who_cleans_up_does_not_keep_it_alive() -> None:
     waiting = replace(RUNNING, state="queued", cleanup=True)
     expired = step(waiting, POLICY, ScheduleExpired(), NOW)
-    assert isinstance(expired, Finish) and expired.error is not None and expired.error.code == "cancelled"
+    assert isinstance(expired, Finish)
+    assert expired.error is not None
+    assert expired.error.code == "cancelled"
     lost = step(replace(RUNNING, cleanup=True), POLICY, LeaseEnded(), NOW)
-    assert isinstance(lost, Finish) and lost.status == "cancelled"
+    assert isinstance(lost, Finish)
+    assert lost.status == "cancelled"
     assert isinstance(step(waiting, POLICY, CancelRequested("again", timedelta(0)), NOW), Refused)
 
 

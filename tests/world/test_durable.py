@@ -14,11 +14,13 @@ async def test_a_turn_says_all_a_handler_needs(world: World, one: Node) -> None:
     endpoint = await durable_endpoint(world, one, entry("order"))
     run_id = await one.trigger("order", input={"n": 1})
     body = (await endpoint.next()).json
-    assert body["type"] == "turn" and body["mode"] == "replay"
+    assert body["type"] == "turn"
+    assert body["mode"] == "replay"
     assert (body["turn"], body["attempt"], body["input"], body["run_id"]) == (1, 1, {"n": 1}, run_id)
     assert body["log"] == {"len": 0, "from": 0, "prefix": "", "head": "", "entries": []}
     assert body["now"] == body["started_at"] == "2026-03-01T12:00:00.000Z"
-    assert body["budget_ms"] == 54_000 and body["timeout_ms"] == 60_000
+    assert body["budget_ms"] == 54_000
+    assert body["timeout_ms"] == 60_000
     assert len(body["seed"]) == 32
 
 
@@ -39,7 +41,9 @@ async def test_a_step_is_in_the_log_of_the_next_turn_as_it_was_written(world: Wo
     texts = second.body.split(b'"entries":[', 1)[1]
     sleep, over = json.dumps(log_of(second)[1]).encode(), second.json["log"]["entries"][2]
     assert second.json["log"]["head"] == rolled([raw, sleep, texts[texts.rindex(b'{"id":"nap#0"') : -3]]), texts
-    assert over["status"] == "ok" and second.json["turn"] == 2 and second.json["attempt"] == 2
+    assert over["status"] == "ok"
+    assert second.json["turn"] == 2
+    assert second.json["attempt"] == 2
     answer(second, "done", base=3, output={"ok": True})
     over_row = await world.over(run_id)
     assert (over_row["status"], json.loads(over_row["output"])) == ("succeeded", {"ok": True})
@@ -50,8 +54,12 @@ async def test_a_suspended_task_holds_nothing(world: World, one: Node) -> None:
     run_id = await one.trigger("order")
     answer(await endpoint.next(), "wait", base=0, ops=[pending("sleep", "nap#0", ms=3_600_000)], wake="nap#0")
     row = await world.task(run_id, state="waiting")
-    assert row["dispatcher_id"] is None and row["lease_until"] is None and row["deadline"] is None and row["schedule_deadline"] is None
-    assert not one.runtime.deliveries.open and one.runtime.capacity.total == 0
+    assert row["dispatcher_id"] is None
+    assert row["lease_until"] is None
+    assert row["deadline"] is None
+    assert row["schedule_deadline"] is None
+    assert not one.runtime.deliveries.open
+    assert one.runtime.capacity.total == 0
     document = await one.call("GET", f"/v1/runs/{run_id}")
     assert document["status"] == "waiting", document
     await world.advance(timedelta(minutes=59))
@@ -68,7 +76,8 @@ async def test_children_start_with_the_append_that_asks_for_them(world: World, o
     reply = await one.callback(first.json["token"], {"type": "append", "base": 0, "ops": ops})
     assert set(reply["children"]) == {"c#0", "c#1", "c#2"}
     again = await one.callback(first.json["token"], {"type": "append", "base": 0, "ops": ops})
-    assert again["duplicate"] and again["children"] == reply["children"]
+    assert again["duplicate"]
+    assert again["children"] == reply["children"]
     answer(first, "wait", base=3, wake={"all": ["c#0", "c#1", "c#2"]})
     outputs: dict[str, Any] = {}
     for _ in range(3):

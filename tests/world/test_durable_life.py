@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dispatcher.runtime.intake import RunAccepted, RunRequest
 from tests.world.durable import answer, durable_endpoint, entry, log_of, pending, rolled, step
 from tests.world.endpoint import Arrival, Endpoint, manifest
 from tests.world.world import Node, World, until
@@ -50,7 +51,7 @@ async def test_a_live_turn_that_gives_way_to_a_cancel_is_cleaned_up_after(world:
     assert told["cancel"]["reason"] == "stop"
     answer(turn, "again", base=2)
     second = next_turn = await endpoint.next()
-    while "cancel" == second.json.get("type"):
+    while second.json.get("type") == "cancel":
         second.answer(200)
         second = next_turn = await endpoint.next()
     assert [e["id"] for e in log_of(next_turn)] == ["a#0", "b#0", "cancel#0"]
@@ -145,9 +146,11 @@ async def test_a_failed_child_and_a_cancelled_one_say_so(world: World, one: Node
     while second.json["type"] == "cancel":
         second = await endpoint.next()
     over = {e["id"]: e for e in log_of(second)[3:]}
-    assert over["a#0"]["status"] == "error" and over["a#0"]["error"]["message"] == "bad input", over
+    assert over["a#0"]["status"] == "error"
+    assert over["a#0"]["error"]["message"] == "bad input", over
     assert over["b#0"]["status"] == "cancelled"
-    assert over["c#0"]["status"] == "error" and over["c#0"]["error"]["code"] == "unknown_workflow"
+    assert over["c#0"]["status"] == "error"
+    assert over["c#0"]["error"]["code"] == "unknown_workflow"
     answer(second, "done", base=6)
     assert (await world.over(run_id))["status"] == "succeeded"
 
@@ -256,7 +259,8 @@ async def test_a_mismatch_blocks_until_a_version_that_may_fit_registers(world: W
     at = {"id": "b#0", "expected": {"id": "a#0", "op": "step"}, "got": {"id": "b#0", "op": "step"}}
     answer(await endpoint.next(), "mismatch", at=at)
     row = await world.task(run_id, state="blocked")
-    assert json.loads(row["error"])["detail"] == at and row["app_retries"] == 0
+    assert json.loads(row["error"])["detail"] == at
+    assert row["app_retries"] == 0
     document = await one.call("GET", f"/v1/runs/{run_id}")
     assert document["status"] == "blocked", document
     assert document["tasks"][0]["error"]["code"] == "code_mismatch", document["tasks"][0]
@@ -319,11 +323,14 @@ async def test_a_long_log_travels_as_its_tail_and_a_hash(world: World) -> None:
     second = await endpoint.next()
     assert second.json["log"] == {"len": 10, "from": 10, "prefix": rolled(texts), "head": rolled(texts), "entries": []}
     read = await one.api.get("/v1/log?from=2&to=5", headers={"authorization": f"Bearer {second.json['token']}"})
-    assert read.status_code == 200 and [e["id"] for e in read.json()["entries"]] == ["s#2", "s#3", "s#4"]
-    assert read.json()["head"] == rolled(texts) and texts[3] in read.content
+    assert read.status_code == 200
+    assert [e["id"] for e in read.json()["entries"]] == ["s#2", "s#3", "s#4"]
+    assert read.json()["head"] == rolled(texts)
+    assert texts[3] in read.content
     second.answer(200, {"status": "again", "base": 10, "ops": []}, task_protocol="1", task_log="miss")
     third = await endpoint.next()
-    assert third.json["log"]["from"] == 0 and len(log_of(third)) == 10
+    assert third.json["log"]["from"] == 0
+    assert len(log_of(third)) == 10
     answer(third, "done", base=10, output=1)
     assert (await world.over(run_id))["status"] == "succeeded"
     late = await one.api.get("/v1/log", headers={"authorization": f"Bearer {third.json['token']}"})
@@ -464,7 +471,8 @@ async def test_a_finished_run_is_replayed_from_its_log(world: World, one: Node) 
     await world.over(run_id)
     await one.call("POST", f"/v1/runs/{run_id}/replay", {})
     turn = await endpoint.next()
-    assert [e["id"] for e in log_of(turn)] == ["a#0", "nap#0", "nap#0"] and turn.json["run_id"] == run_id
+    assert [e["id"] for e in log_of(turn)] == ["a#0", "nap#0", "nap#0"]
+    assert turn.json["run_id"] == run_id
     answer(turn, "done", base=3, output="second")
 
     async def again() -> bool:
@@ -521,3 +529,37 @@ async def test_parents_do_not_keep_children_from_running(world: World, one: Node
             done += 1
     for run_id in parents:
         assert (await world.over(run_id))["status"] == "succeeded"
+
+
+# ---- children of tasks that are not durable
+
+
+async def test_an_attempt_starts_children_with_its_own_token_and_a_retry_finds_them(world: World) -> None:
+    one = await world.node(dev=False, api_url="http://127.0.0.1:1", egress_allow="127.0.0.0/8", allow_http=True)
+    parent = RunRequest(1, "parent", b"{}")
+    endpoint = await world.listen()
+    endpoint.manifest = manifest([{"name": "parent", "retries": 1}, {"name": "child"}])
+    tenant = next(iter(one.runtime.services.directory.pictures))
+    await one.runtime.services.registration.put(tenant, "sdk", url=endpoint.url)
+    parent.tenant_id = tenant
+    (accepted,) = await one.runtime.services.intake.trigger([parent])
+    assert isinstance(accepted, RunAccepted)
+    first = await endpoint.next()
+    bearer = {"authorization": f"Bearer {first.json['token']}"}
+    body = {"workflow": "child", "input": {"n": 1}, "child_key": "a"}
+    made = await one.api.post("/v1/runs", json=body, headers=bearer)
+    assert made.status_code == 201, made.text
+    bulk = await one.api.post("/v1/runs/bulk", json={"runs": [body, {**body, "child_key": "b"}]}, headers=bearer)
+    assert [row["id"] == made.json()["id"] for row in bulk.json()["rows"]] == [True, False]
+    for path in ("/v1/runs", f"/v1/runs/{accepted.id}"):
+        assert (await one.api.get(path, headers=bearer)).status_code == 403, "it may start children, and nothing else"
+    children = [await endpoint.next(), await endpoint.next()]
+    assert {arrival.json["parent_run_id"] for arrival in children} == {accepted.id}
+    first.answer(500, {"detail": "again"})
+    second = await endpoint.next()
+    late = await one.api.post("/v1/runs", json=body, headers=bearer)
+    assert (late.status_code, late.json()["code"]) == (409, "stale_attempt")
+    again = await one.api.post("/v1/runs", json=body, headers={"authorization": f"Bearer {second.json['token']}"})
+    assert (again.status_code, again.json()["id"]) == (200, made.json()["id"])
+    forged = await one.api.post("/v1/runs", json=body, headers={"authorization": f"Bearer {second.json['token'][:-2]}xx"})
+    assert (forged.status_code, forged.json()["code"]) == (401, "unauthorized")

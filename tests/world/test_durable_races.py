@@ -68,7 +68,8 @@ async def test_one_event_wakes_a_thousand_once_each(world: World) -> None:
         results = []
         for item in body["items"] if body["type"] == "batch" else [body]:
             if item["log"]["len"] == 0:
-                reply = {"status": "wait", "base": 0, "ops": [pending("event", "e#0", key="go", expression="input.go == true")], "wake": "e#0"}
+                go = pending("event", "e#0", key="go", expression="input.go == true")
+                reply = {"status": "wait", "base": 0, "ops": [go], "wake": "e#0"}
             else:
                 seen[item["run_id"]] += 1
                 reply = {"status": "done", "base": 2, "output": 1}

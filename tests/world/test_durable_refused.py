@@ -49,9 +49,10 @@ BAD: dict[str, Any] = {
 
 @pytest.mark.parametrize("op", BAD.values(), ids=BAD)
 async def test_a_bad_operation_is_refused_by_name(world: World, one: Node, op: Any) -> None:
-    endpoint, run_id, turn = await _turn(world, one)
+    _endpoint, run_id, turn = await _turn(world, one)
     refused = await one.callback(turn.json["token"], {"type": "append", "base": 0, "ops": [step("fine#0", 1), op]}, 422)
-    assert refused["code"] == "invalid_op" and "operation" in refused["detail"]
+    assert refused["code"] == "invalid_op"
+    assert "operation" in refused["detail"]
     await _nothing_stored(world)
     answer(turn, "wait", base=0, ops=[op], wake="a#0")
     attempts = await world.attempts(run_id, 1)
@@ -66,7 +67,8 @@ async def test_a_bad_operation_is_refused_by_name(world: World, one: Node, op: A
 async def test_what_is_no_json_is_refused(world: World, one: Node, text: bytes) -> None:
     _, _, turn = await _turn(world, one)
     reply = await one.api.post("/v1/callback", content=text, headers={"authorization": f"Bearer {turn.json['token']}"})
-    assert reply.status_code == 400 and reply.json()["code"] in ("invalid_json", "invalid_event")
+    assert reply.status_code == 400
+    assert reply.json()["code"] in ("invalid_json", "invalid_event")
     await _nothing_stored(world)
 
 
@@ -142,7 +144,8 @@ async def test_an_answer_repeats_what_an_append_has_recorded(world: World, one: 
     answer(second, "done", base=0, ops=[step("x#0", 1)])
     third = None
     attempts = await world.attempts(run_id, 2)
-    assert attempts[1]["code"] == "log_conflict" and third is None
+    assert attempts[1]["code"] == "log_conflict"
+    assert third is None
 
 
 async def test_a_stale_turn_may_record_nothing(world: World, one: Node) -> None:
@@ -169,7 +172,8 @@ async def test_an_occurrence_is_asked_for_once(world: World, one: Node) -> None:
     assert twice["code"] == "invalid_op"
     await one.callback(token, {"type": "append", "base": 0, "ops": [pending("sleep", "a#0", ms=1)]})
     again = await one.callback(token, {"type": "append", "base": 1, "ops": [pending("event", "a#0", key="k")]}, 422)
-    assert again["code"] == "invalid_op" and "pending already" in again["detail"]
+    assert again["code"] == "invalid_op"
+    assert "pending already" in again["detail"]
 
 
 async def test_limits_have_names_and_leave_the_task_whole(world: World) -> None:
