@@ -89,6 +89,11 @@ class Plan:
         ruled = [(tuple((rule_of(one, workflow_id, name), one) for one in own), limits) for name, own, limits in tasks]
         return Plan(tuple((rule_of(one, workflow_id, ""), one) for one in run), tuple(ruled))
 
+    def numbers(self) -> dict[str, int]:
+        """How many may be in each group of its rules, where a number says so: what groups that are in use go by from now on."""
+        ruled = [*self.run, *(one for own, _ in self.tasks for one in own)]
+        return {rule: one.max_runs for rule, one in ruled if isinstance(one.max_runs, int)}
+
     def ask(self, input: object, metadata: object) -> Flow:
         """What a run with this input (parsed JSON) has to pass. Raises FlowError."""
         given = metadata if metadata is not None else {}

@@ -12,6 +12,7 @@ from typing import Any
 from dispatcher.clock import Clock, monotonic
 from dispatcher.delivery import Courier, DiscoveryError, EgressPolicy, EgressRefused, Manifest, check_url
 from dispatcher.engine.definitions import Definition, DefinitionError, checksum, content_checksum, dump, parse_definitions
+from dispatcher.engine.flow import Plan
 from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime.credentials import checked_auth, is_same_place
@@ -20,7 +21,7 @@ from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.keyring import Keyring, secret_context
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import crons, filters, registry, waits
+from dispatcher.store import crons, filters, gates, registry, waits
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.filters import NewFilter
 from dispatcher.store.registry import EndpointPut, EndpointRow
@@ -213,6 +214,8 @@ class Registration:
             declared = [NewFilter(self._ids.make("flt", now), workflow_id, f.scope, f.expression, f.payload) for f in given]
             await filters.declare(conn, put.tenant_id, workflow_id, declared, now)
             await declare(conn, put.tenant_id, workflow_id, definition.on_crons, self._ids, now)
+            if (plan := Plan.of(workflow_id, definition)) is not None:
+                await gates.redeclare(conn, put.tenant_id, plan.numbers())
             if definition.asks:
                 await registry.mark_asking(conn, put.tenant_id, workflow_id)
             workflow_ids.append(workflow_id)

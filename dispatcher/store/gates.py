@@ -6,12 +6,12 @@ arrival; rows that somebody else holds at the moment are passed over, since they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from dispatcher.engine.definitions.flow import Strategy
-from dispatcher.store.database import Database
+from dispatcher.store.database import Connection, Database
 from dispatcher.store.statement import Statement
 
 
@@ -300,6 +300,11 @@ SET_LIMIT = Statement(
 DROP_LIMIT = "delete from concurrency_limits where tenant_id = $1 and name = $2 returning name"
 EXPIRE_LIMITS = "delete from concurrency_limits where until <= $1 returning tenant_id, name"
 NEXT_LIMIT = "select min(until) from concurrency_limits where until is not null"
+REDECLARE = """
+    update gates g set most = d.most, wake = g.wake or g.waiting > 0
+    from unnest($2::text[], $3::int[]) as d (rule, most)
+    where g.tenant_id = $1 and g.rule = d.rule and g.most <> d.most
+"""
 WAKE_NAMED = "update gates set wake = true where tenant_id = $1 and name = $2 and waiting > 0"
 
 
@@ -400,6 +405,11 @@ async def expire_limits(db: Database, now: datetime) -> int:
         for record in ended:
             await conn.execute(WAKE_NAMED, record[0], record[1])
     return len(ended)
+
+
+async def redeclare(conn: Connection, tenant_id: int, numbers: Mapping[str, int]) -> None:
+    """Let groups that are in use go by the numbers a workflow declares now; by rule."""
+    await conn.execute(REDECLARE, tenant_id, list(numbers), list(numbers.values()))
 
 
 async def next_limit(db: Database) -> datetime | None:

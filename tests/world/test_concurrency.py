@@ -480,3 +480,31 @@ async def test_a_replay_is_limited_anew(world: World, one: Node) -> None:
     arrival.answer(200, 1)
     await world.over(other)
     await quiet(world)
+
+
+async def test_a_new_version_changes_the_limit_for_those_that_wait(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited(GRR)])
+    runs = [await trigger(one, "a") for _ in range(3)]
+    first = await endpoint.next()
+    await settle(one)
+    assert endpoint.waiting == 0
+    raised = {"body": "v1", **limited({**GRR, "max_runs": 3})}
+    await one.call("PUT", "/v1/endpoints/plain", {"url": endpoint.url, "slots": 100, "handlers": [raised]})
+    await settle(one)
+    others = [await endpoint.next() for _ in range(2)]
+    assert [a.json["run_id"] for a in (first, *others)] == runs
+    for arrival in (first, *others):
+        arrival.answer(200, 1)
+    await quiet(world)
+
+
+async def test_one_slot_takes_the_highest_priority_first(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [{"name": "work"}], slots=1)
+    await one.trigger("work")
+    held = await endpoint.next()
+    given = {await one.trigger("work", priority=n % 3 + 1): n % 3 + 1 for n in range(30)}
+    held.answer(200, 1)
+    order = await serve(endpoint, list(given))
+    priorities = [given[run_id] for run_id in order]
+    assert priorities == sorted(priorities, reverse=True)
+    assert [run for run in order if given[run] == 2] == [run for run, priority in given.items() if priority == 2]
