@@ -19,7 +19,8 @@ from handlers_sdk.schemas import dump_json
 
 ITEMS_PER_POST: Final = 1_000
 BYTES_PER_POST: Final = 500_000
-POSTS_AT_ONCE: Final = 2
+POSTS_AT_ONCE: Final = 4
+"""Beside the one under way only full ones start: 2,300 durable steps a second were measured with one at a time, 1,400 with two."""
 POSTS_AT_ONCE_ALONE: Final = 8
 
 Reply = Callable[[Any, DispatcherError | None], None]
@@ -40,6 +41,7 @@ class _Lane:
     base: str
     repeatable: bool
     waiting: list[_Item] = field(default_factory=list)
+    size: int = 0
     posting: int = 0
 
 
@@ -58,6 +60,7 @@ class Postbox:
         if lane is None:
             lane = self._lanes[base, repeatable] = _Lane(base, repeatable)
         lane.waiting.append(_Item(token, events, reply))
+        lane.size += len(events)
         self._post_waiting(lane)
 
     async def aclose(self) -> None:
@@ -67,14 +70,18 @@ class Postbox:
         await self._api.aclose()
 
     def _post_waiting(self, lane: _Lane) -> None:
-        while lane.waiting and lane.posting < (POSTS_AT_ONCE_ALONE if self._alone else POSTS_AT_ONCE):
-            lane.posting += 1
-            # Without the caller's context variables: what is logged while posting is not what a task says.
-            task = asyncio.get_running_loop().create_task(self._post(lane), context=Context())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            if lane.posting > 1:
-                return  # the next one starts when it takes what has gathered by then
+        if self._alone:
+            more = lane.posting < POSTS_AT_ONCE_ALONE
+        else:
+            full = lane.size >= BYTES_PER_POST or len(lane.waiting) >= ITEMS_PER_POST
+            more = not lane.posting or (full and lane.posting < POSTS_AT_ONCE)
+        if not more:
+            return
+        lane.posting += 1
+        # Without the caller's context variables: what is logged while posting is not what a task says.
+        task = asyncio.get_running_loop().create_task(self._post(lane), context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _post(self, lane: _Lane) -> None:
         try:
@@ -93,6 +100,7 @@ class Postbox:
             size += len(item.events)
             count += 1
         taken, lane.waiting = lane.waiting[:count], lane.waiting[count:]
+        lane.size -= size
         return taken
 
     async def _one(self, lane: _Lane, item: _Item) -> list[tuple[_Item, Any, DispatcherError | None]]:
@@ -116,6 +124,9 @@ class Postbox:
                 return [(item, None, error) for item in items]
             self._alone = True  # a dispatcher that does not know grouped callbacks
             lane.waiting[:0] = items[1:]
+            lane.size += sum(len(item.events) for item in items[1:])
+            for _ in items[1:]:
+                self._post_waiting(lane)
             return await self._one(lane, items[0])
         except DispatcherError as error:
             return [(item, None, error) for item in items]
