@@ -7,13 +7,42 @@ endpoint's slots in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from dispatcher.engine.admission import Place, Queue
 from dispatcher.engine.health import Breaker
 from dispatcher.runtime.directory import Directory, Endpoint
+
+
+class Backlog(set[Queue]):
+    """Queues known to have waiting tasks. What is heard of while the database is asked is not forgotten when it answers that there is none:
+    it may have been asked before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._news: set[Queue] = set()
+
+    def add(self, queue: Queue, /) -> None:
+        """A task waits there now."""
+        super().add(queue)
+        self._news.add(queue)
+
+    def update(self, *queues: Iterable[Queue]) -> None:
+        """Tasks wait there now."""
+        for some in queues:
+            for queue in some:
+                self.add(queue)
+
+    def listen(self) -> None:
+        """The database is about to be asked."""
+        self._news.clear()
+
+    def forget(self, queues: Iterable[Queue]) -> None:
+        """These had nothing, as far as was known when `listen` was called."""
+        self.difference_update([queue for queue in queues if queue not in self._news])
 
 
 @dataclass(slots=True)
@@ -26,7 +55,7 @@ class Capacity:
     in_use: dict[Place, int] = field(default_factory=dict)
     detached: dict[Place, int] = field(default_factory=dict)
     breakers: dict[Place, Breaker] = field(default_factory=dict)
-    backlog: set[Queue] = field(default_factory=set)
+    backlog: Backlog = field(default_factory=Backlog)
     total: int = 0
     on_free: Callable[[], None] = lambda: None
     draining: bool = False

@@ -67,11 +67,10 @@ class Claims:
         if not queues or room == 0:
             return False
         most = {q: min(sum(places.get(p, 0) for p in self._directory.route(q).places), room) for q in queues}
+        self._capacity.backlog.listen()
         # With a single queue to take from there is no turn to be dealt, so how much it holds need not be asked.
         waiting = await queue.ready(self._database, most) if sweeping or len(queues) > 1 else most
-        for q in queues:
-            if q not in waiting:
-                self._capacity.backlog.discard(q)
+        self._capacity.backlog.forget(q for q in queues if q not in waiting)
         self._capacity.backlog.update(waiting)
         return await self._claim(waiting, room, now)
 
@@ -97,6 +96,7 @@ class Claims:
             self._capacity.take(slot.place, slot.slots)
         versions = {place: endpoint.target.version for place in places if (endpoint := self._directory.endpoint(place)) is not None}
         claimed: list[Claimed] = []
+        self._capacity.backlog.listen()
         try:
             claimed = await queue.claim(self._database, slots, versions, self._dispatcher_id(), now)
             assignments = await self.assignments(claimed)
@@ -111,7 +111,7 @@ class Claims:
             else:
                 self._capacity.give_back(slot.place, slot.slots)
         if len(claimed) < len(slots) and len(waiting) == 1:
-            self._capacity.backlog.difference_update(waiting)
+            self._capacity.backlog.forget(waiting)
         self._bite = self._next_bite(len(slots), claimed)
         self._metrics.claimed += len(claimed)
         self._start(assignments)
