@@ -21,7 +21,7 @@ from handlers_sdk.channel import Channel
 from handlers_sdk.context import CURRENT, Accepted, Context, WorkerInfo
 from handlers_sdk.function import HandlerFunction, WorkerThreads
 from handlers_sdk.logcache import LogCache
-from handlers_sdk.outcomes import Done, Fail, Outcome, Refuse, cancelled, failure, timed_out
+from handlers_sdk.outcomes import Done, Outcome, Refuse, cancelled, failure, timed_out
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.postbox import Postbox
 
@@ -124,9 +124,7 @@ class Execution:
     def emit(self, event: wire.Event) -> None:
         """Queue an event for the dispatcher, from any thread."""
         if self._channel is None:
-            self._channel = Channel(
-                self._host.postbox, loop=self._loop, base=self._base, token=self._item["token"], on_stop=self.stop
-            )
+            self._channel = Channel(self._host.postbox, loop=self._loop, base=self._base, token=self._item["token"], on_stop=self.stop)
         self._channel.put(event)
 
     def flushed(self) -> Future[None]:

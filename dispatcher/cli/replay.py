@@ -28,11 +28,7 @@ def replay(file: str, target: str, out: Output) -> None:
     run and nothing is called. Exit 1 when the code does not fit the log; what was recorded and what is asked for is shown.
     """
     done = subprocess.run(  # noqa: S603 - this interpreter, the SDK's own module
-        [sys.executable, "-m", "handlers_sdk.exported", file, target],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
+        [sys.executable, "-m", "handlers_sdk.exported", file, target], capture_output=True, text=True, check=False
     )
     told = _document(done.stdout)
     if told is None:
