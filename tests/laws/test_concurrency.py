@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -64,7 +65,7 @@ def test_what_is_kept_is_right_whatever_comes(seed: int) -> None:
 # ---- which groups a run is in
 
 
-def flow(entry: dict[str, object], given: object, metadata: object = None, workflow: int = 1) -> Flow:
+def flow(entry: Mapping[str, object], given: object, metadata: object = None, workflow: int = 1) -> Flow:
     plan = Plan.of(workflow, parse_definition({"name": "w", **entry}, STORED, static=True))
     assert plan is not None
     return plan.ask(given, metadata)
@@ -124,7 +125,7 @@ def test_a_graph_holds_its_own_apart_from_those_of_its_tasks() -> None:
     ],
 )
 def test_what_cannot_be_told_says_of_what(entry: dict[str, object], given: object, says: str) -> None:
-    with pytest.raises(FlowError, match=".*") as caught:
+    with pytest.raises(FlowError) as caught:
         flow(entry, given)
     assert says in str(caught.value)
 
@@ -176,7 +177,7 @@ def test_a_definition_is_read_back_as_it_was_written() -> None:
         "name": "w", "kind": "workflow", "concurrency": [3, {"expression": "input.a", "max_runs": "input.n", "name": "x"}],
         "tasks": [
             {"name": "t", "concurrency": {"expression": "input.b", "max_runs": 1, "limit_strategy": "CANCEL_NEWEST"}},
-            {"name": "u", "rate_limits": [{"static_key": "k", "units": "input.n"}, {"dynamic_key": "input.a", "limit": 2, "duration": "hour"}]},
+            {"name": "u", "rate_limits": [{"static_key": "k", "units": "input.n"}, {"dynamic_key": "input.a", "limit": 2}]},
         ],
     }  # fmt: skip
     definition = parse_definition(entry, STORED, static=True)

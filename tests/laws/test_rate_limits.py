@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -91,4 +92,4 @@ def test_no_window_ever_gives_more_than_its_limit(seed: int) -> None:
         assert all(verdict is None or verdict.until == current.full_at for verdict in verdicts)
     assert max(windows.values()) <= most
     starts = sorted(windows)
-    assert all(later - earlier >= timedelta(seconds=59.99) for earlier, later in zip(starts, starts[1:], strict=False))
+    assert all(later - earlier >= timedelta(seconds=59.99) for earlier, later in pairwise(starts))

@@ -145,7 +145,12 @@ async def test_what_holds_a_gate_is_counted_whoever_writes(database: Database) -
     async with database.transaction() as conn:
         await conn.execute(FILL, 4, NOW, 0, 2)
         assert await counted(conn) == (4, 8)
-        await conn.execute("update tasks set state = 'queued', gates_held = 0, dispatcher_id = null where state = 'running'")
+        await conn.execute("update tasks set state = 'waiting', dispatcher_id = null where state = 'running'")
+        assert await counted(conn) == (4, 8)  # a durable task that is suspended keeps its place
+        await conn.execute("update tasks set state = 'queued' where state = 'waiting'")
+        assert await conn.fetchval("select count(*) from tasks where state = 'queued'") == 4
+        assert await counted(conn) == (4, 8)
+        await conn.execute("update tasks set state = 'queued', gates_held = 0 where state = 'queued'")
         assert await conn.fetchval("select count(*) from tasks where state = 'gated'") == 12
         assert await counted(conn) == (0, 12)
         await conn.execute("update tasks set state = 'scheduled' where run_id like '%1'")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.world.durable import answer, durable_endpoint, entry, pending
 from tests.world.endpoint import Arrival, Endpoint
 from tests.world.world import Node, World, until
 
@@ -236,7 +237,9 @@ async def test_a_named_limit_is_shared_and_can_be_changed(world: World, one: Nod
     await quiet(world)
 
 
-@pytest.mark.parametrize("body", [{"max_runs": 0}, {"max_runs": -1}, {"max_runs": "2"}, {"max_runs": 1, "expires_in": "0s"}, {}, {"max": 1}])
+@pytest.mark.parametrize(
+    "body", [{"max_runs": 0}, {"max_runs": -1}, {"max_runs": "2"}, {"max_runs": 1, "expires_in": "0s"}, {}, {"max": 1}]
+)
 async def test_limits_that_limit_nothing_are_refused(one: Node, body: dict[str, Any]) -> None:
     await one.call("PUT", "/v1/concurrency/gpu", body, expect=400)
     assert (await one.call("GET", "/v1/concurrency"))["rows"] == []
@@ -508,3 +511,27 @@ async def test_one_slot_takes_the_highest_priority_first(world: World, one: Node
     priorities = [given[run_id] for run_id in order]
     assert priorities == sorted(priorities, reverse=True)
     assert [run for run in order if given[run] == 2] == [run for run, priority in given.items() if priority == 2]
+
+
+async def test_a_suspended_durable_task_keeps_its_place_and_takes_units_once(world: World, one: Node) -> None:
+    once = {"dynamic_key": "input.key", "limit": 1, "duration": "DAY"}
+    endpoint = await durable_endpoint(world, one, entry("order", concurrency=[GRR], rate_limits=[once], schedule_timeout="10h"))
+    first = await trigger(one, "a", "order")
+    nap = pending("sleep", "nap#0", ms=60_000)
+    answer(await endpoint.next(), "wait", base=0, ops=[nap], wake="nap#0")
+    await world.task(first, state="waiting")
+    second = await trigger(one, "a", "order")
+    await settle(one)
+    assert endpoint.waiting == 0
+    assert await counts(world) == (1, 1)
+    await world.advance(61 * SECOND)
+    await one.turn("waits", "claim")
+    again = await endpoint.next()  # it goes on, although nothing is left of its limit
+    assert again.json["run_id"] == first
+    answer(again, "done", base=2, output=1)
+    await world.over(first)
+    await one.turn("gates", "claim", "rates")
+    assert endpoint.waiting == 0
+    assert (await world.task(second, state="gated"))["parked_on"] is not None
+    await one.call("POST", f"/v1/runs/{second}/cancel", {})
+    await quiet(world)

@@ -57,7 +57,7 @@ class Record:
 def groups(body: dict[str, Any]) -> list[tuple[tuple[str, ...], int]]:
     """The groups of an attempt, told by the test's own reading of what is declared."""
     workflow, given = body["workflow"], body["input"]
-    found = []
+    found: list[tuple[tuple[str, ...], int]] = []
     for i, rule in enumerate(WORKFLOWS[workflow]):
         key = given[rule["expression"].removeprefix("input.")] if "expression" in rule else ""
         found.append((("named", rule["name"]) if "name" in rule else (workflow, str(i), key), rule["max_runs"]))

@@ -28,7 +28,7 @@ async def put(node: Node, limit: int, duration: str = "MINUTE", key: str = "api"
 
 async def parked(world: World, count: int) -> None:
     async def there() -> bool:
-        return count == await world.database.fetchval("select count(*) from tasks where parked_on is not null")
+        return bool(count == await world.database.fetchval("select count(*) from tasks where parked_on is not null"))
 
     await until(there)
 
@@ -222,7 +222,7 @@ async def test_what_was_not_sent_gives_its_units_back(world: World, one: Node) -
     await world.attempts(run_id, 1)
 
     async def full() -> bool:
-        return 5 == await world.database.fetchval("select value from rate_limits")
+        return bool(await world.database.fetchval("select value = 5 from rate_limits"))
 
     await until(full)
 
@@ -308,7 +308,8 @@ async def test_tasks_of_a_graph_are_limited(world: World, one: Node) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{"limit": 0}, {"limit": -1}, {"limit": "5"}, {"limit": 5, "duration": "FORTNIGHT"}, {}, {"limit": 5, "units": 1}, {"limit": 1.5}]
+    "body",
+    [{"limit": 0}, {"limit": -1}, {"limit": "5"}, {"limit": 5, "duration": "FORTNIGHT"}, {}, {"limit": 5, "units": 1}, {"limit": 1.5}],
 )
 async def test_limits_that_cannot_be_meant_are_refused(one: Node, body: dict[str, Any]) -> None:
     await one.call("PUT", "/v1/rate-limits/api", body, expect=400)
