@@ -43,6 +43,7 @@ class Gates:
         self._signals = signals
         self._crowded: set[str] = set()
         self._queueing = True
+        self._heard = 0
         self._timed_at: datetime | None = None
         self.wake: Callable[[], None] = lambda: None
         self.on_ready: Callable[[], None] = lambda: None
@@ -73,10 +74,8 @@ class Gates:
 
     def queued(self) -> None:
         """Somebody has come to stand in line: all dispatchers have to watch for places that become free."""
-        if not self._queueing:
-            self._signals.send("gated")
-        self._queueing = True
-        self.wake()
+        self._signals.send("gated")
+        self.heard()
 
     def freed(self, again: bool) -> None:
         """A task that held gates has let go of them, which matters where anybody waits. `again`: it comes back for them."""
@@ -95,8 +94,9 @@ class Gates:
                 return
 
     def heard(self) -> None:
-        """Another dispatcher has somebody waiting."""
+        """Somebody waits, here or at another dispatcher."""
         self._queueing = True
+        self._heard += 1
         self.wake()
 
     # ---- the loop
@@ -106,10 +106,12 @@ class Gates:
         if self._timed_at is None or now >= self._timed_at:
             self._timed_at = now + _TIMED_EVERY
             await self._time(now)
+        heard = self._heard
         waking = await gates.waking(self._database, _SET)
         if not waking:
-            self._queueing = await gates.anybody_waits(self._database)
-            if not self._queueing:
+            # Who came meanwhile may not be in the answer, and must be heard of when a place becomes free.
+            if not await gates.anybody_waits(self._database) and self._heard == heard:
+                self._queueing = False
                 self._crowded.clear()
             return None
         await self._dismiss([gate for gate in waking if gate.strategy != "GROUP_ROUND_ROBIN"])
