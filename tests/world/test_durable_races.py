@@ -40,9 +40,15 @@ async def test_an_event_around_the_registration_is_never_lost(world: World, one:
     endpoint.way = way
     runs = [await rng.choice([one, two]).trigger("order", input={"n": n}) for n in range(16)]
 
+    async def begun() -> bool:
+        return len(endpoint.seen) >= 16
+
+    await until(begun)
+
     async def push(n: int) -> None:
         for _ in range(rng.randrange(300)):
             await asyncio.sleep(0)
+        world.clock.advance(timedelta(milliseconds=1))  # it comes after the turn began, if only just
         await rng.choice([one, two]).call("POST", "/v1/events", {"type": f"key-{n}", "data": {"n": n}})
 
     await asyncio.gather(*[push(n) for n in range(16)])
@@ -115,6 +121,7 @@ async def test_an_event_that_could_not_see_the_wait_is_found_by_looking_back(wor
     _ask(await endpoint.next(), "paid")
     await world.task(run_id, state="waiting")
     await one.turn("waits")
+    world.clock.advance(timedelta(milliseconds=1))
     await one.call("POST", "/v1/events", {"type": "other", "data": 1})
     await world.database.execute("update events set type = 'paid', wakes = false")
     await one.turn("waits")
