@@ -40,6 +40,9 @@ CODES: Final[Mapping[str, Code]] = MappingProxyType({
     "body_too_large": Code(413, "Body too large", "Send less, or send a reference to the data; the limit is a setting of the server."),
     "bulk_too_large": Code(413, "Too many items in one call", "Split the list into several calls."),
     "unsupported_media_type": Code(415, "Media type not supported", "Send `content-type: application/json`, without content-encoding."),
+    "invalid_ref": Code(400, "Not a usable reference", "Name in `refs` what goes by reference, and write it as PUT /v1/blobs answers it."),
+    "unknown_ref": Code(422, "The reference leads nowhere", "Upload the value with PUT /v1/blobs; unused it ends with DISPATCHER_BLOB_TTL."),
+    "blob_mismatch": Code(422, "The value has another hash", "Send it again: what arrived is not what the address names."),
     "not_found": Code(404, "Not found", "Check the id or name; what belongs to another tenant is not visible."),
     "method_not_allowed": Code(405, "Method not allowed", "Use one of the methods in the Allow header."),
     # ---- who is asking

@@ -77,6 +77,9 @@ class Settings:
     batch_items: int = 100  # most tasks in one batch request, whatever the endpoint offers
     batch_bytes: int = 1_000_000  # most bytes in one batch request
     max_response_bytes: int = 4_194_304  # largest answer read from an endpoint
+    max_blob_bytes: int = 16_777_216  # largest value that travels by reference
+    inline_bytes: int = 1_000_000  # what is larger is sent by reference to endpoints that take references
+    blob_ttl: float = 86_400.0  # how long an uploaded value waits to be used; never less than an attempt may take
     response_excerpt_bytes: int = 4_096  # how much of an answer an attempt keeps
     execution_timeout: float = 60.0  # of a task that names none
     schedule_timeout: float = 300.0  # longest wait in the queue of a task that names none

@@ -49,6 +49,27 @@ class Api:
         `token` and `base` stand in for the configured ones. `wait` adds to the time allowed, for long polls. A call that was certainly
         not executed (no connection, 429, 503) is repeated; `repeatable` says that any other failure may be repeated too.
         """
+        return _answer(await self._response(method, path, content, params, token, base, wait, repeatable=repeatable))
+
+    async def content(self, method: str, path: str, *, token: str | None = None, base: str | None = None) -> bytes:
+        """The body of a repeatable call, as it came. Raises as `request` does."""
+        response = await self._response(method, path, None, None, token, base, 0.0, repeatable=True)
+        if not response.is_success:
+            _answer(response)
+        return response.content
+
+    async def _response(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        params: Mapping[str, str | int | Sequence[str]] | None,
+        token: str | None,
+        base: str | None,
+        wait: float,
+        *,
+        repeatable: bool,
+    ) -> httpx.Response:
         for attempt in range(1, self.config.retry_attempts + 1):
             last = attempt == self.config.retry_attempts
             try:
@@ -61,7 +82,7 @@ class Api:
                 await self._pause(attempt, None)
                 continue
             if last or not (response.status_code in _BUSY or (repeatable and response.status_code >= 500)):
-                return _answer(response)
+                return response
             await self._pause(attempt, response.headers.get("retry-after"))
         raise AssertionError("the last attempt returns or raises")
 

@@ -19,11 +19,13 @@ from handlers_sdk import wire
 from handlers_sdk.api import Api
 from handlers_sdk.channel import Channel
 from handlers_sdk.context import CURRENT, Accepted, Context, WorkerInfo
+from handlers_sdk.errors import DispatcherError
 from handlers_sdk.function import HandlerFunction, WorkerThreads
 from handlers_sdk.logcache import LogCache
-from handlers_sdk.outcomes import Done, Outcome, Refuse, cancelled, failure, timed_out
+from handlers_sdk.outcomes import Done, Outcome, Refuse, Turned, cancelled, failure, timed_out
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.postbox import Postbox
+from handlers_sdk.references import RESPONSE_BYTES_MAX, fetch_refs, upload
 
 FLUSH_SECONDS: Final = 5.0
 STALE: Final = "this attempt no longer owns its task"
@@ -41,6 +43,7 @@ class Host:
     lifespan: Any = None
     running: dict[tuple[str, int], Execution] = field(default_factory=dict)
     home: threading.Thread | None = None
+    response_bytes: int = RESPONSE_BYTES_MAX
     postbox: Postbox = field(init=False)
     logs: LogCache = field(default_factory=LogCache)
     time: Callable[[], float] | None = None  # seconds of a clock that stands still in tests; None: the event loop's
@@ -158,7 +161,10 @@ class Execution:
         CURRENT.set(self.context)
         outcome: Outcome
         try:
-            outcome = await self._work()
+            refused = await self._fetch_refs() if "refs" in self._item else None
+            outcome = refused or await self._work()
+            if _output_bytes(outcome) > self._host.response_bytes:
+                outcome = await self._by_reference(outcome)
         except asyncio.CancelledError as error:
             if self._task.cancelling():
                 self._finish(Refuse(503, "shutting_down", "the endpoint is shutting down"))
@@ -175,6 +181,26 @@ class Execution:
     async def _work(self) -> Outcome:
         result = await self._function.call(self.context, self)
         return result if isinstance(result, Accepted) else Done(result)
+
+    async def _fetch_refs(self) -> Outcome | None:
+        """What is sent by reference takes its place. Where it is not to be had nothing has run, and the attempt is asked for again."""
+        try:
+            await fetch_refs(self._host.api, self._item, self._base)
+        except DispatcherError as error:
+            return Refuse(503, error.code, str(error))
+        return None
+
+    async def _by_reference(self, outcome: Outcome) -> Outcome:
+        """The outcome with its output uploaded, where the dispatcher takes that."""
+        assert isinstance(outcome, Done | Turned)
+        text = outcome.output if isinstance(outcome, Done) else outcome.answer[-1 - outcome.output_bytes : -1]
+        reference = await upload(self._host.api, text, token=self._item["token"], base=self._base)
+        if reference is None:
+            return outcome
+        if isinstance(outcome, Done):
+            return Done(reference, referred=True)
+        answer = b'%b%b,"refs":["output"]}' % (outcome.answer[: -1 - outcome.output_bytes], reference)
+        return Turned(answer, outcome.hit)
 
     async def run(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Blocking code of this attempt, in a worker thread."""
@@ -226,3 +252,9 @@ class Execution:
 
     def _release(self) -> None:
         self._host.running.pop((self._item["id"], self._item["attempt"]), None)
+
+
+def _output_bytes(outcome: Outcome) -> int:
+    if isinstance(outcome, Done):
+        return len(outcome.output)
+    return outcome.output_bytes if isinstance(outcome, Turned) else 0

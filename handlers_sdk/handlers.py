@@ -19,6 +19,7 @@ from handlers_sdk.errors import ConfigError, LifespanSetupError
 from handlers_sdk.execution import Execution, Host
 from handlers_sdk.lifespan import Lifespan
 from handlers_sdk.outcomes import Outcome, Refuse, Response, paced, problem, timed_out, to_response
+from handlers_sdk.references import malformed_refs
 from handlers_sdk.schemas import dump_json, parse_json
 from handlers_sdk.signing import SignatureError
 from handlers_sdk.state import StateExecution
@@ -29,6 +30,9 @@ REQUEST_BYTES_MAX: Final = 4_000_000
 BATCH_ITEMS_MAX: Final = 100
 BATCH_BYTES_MAX: Final = 1_000_000
 SDK: Final = "py/0.1"
+FEATURES: Final = (
+    wire.FEATURE_ASYNC, wire.FEATURE_BATCH, wire.FEATURE_NDJSON, wire.FEATURE_CANCEL_PUSH, wire.FEATURE_DURABLE, wire.FEATURE_REFS,
+)  # fmt: skip
 _RUN_MEMBERS: Final = (("id", str), ("name", str), ("run_id", str), ("attempt", int), ("timeout_ms", int), ("token", str))
 
 
@@ -127,6 +131,9 @@ class Handlers:
         if asyncio.get_running_loop().time() >= received + item["timeout_ms"] / 1000:
             self._not_coming(definition, item)
             return timed_out(item["timeout_ms"])  # its time went by while the batch's other items had the slots
+        if "refs" in item and (wrong := malformed_refs(item)) is not None:
+            self._not_coming(definition, item)
+            return Refuse(400, "malformed", wrong)
         if definition.gatherer is not None:
             settle = definition.gatherer.watched(item, settle)
         if definition.settings.retry is not None:
@@ -190,7 +197,7 @@ class Handlers:
             "sdk": SDK,
             "version": self.version,
             "challenge": challenge,
-            "features": [wire.FEATURE_ASYNC, wire.FEATURE_BATCH, wire.FEATURE_NDJSON, wire.FEATURE_CANCEL_PUSH, wire.FEATURE_DURABLE],
+            "features": list(FEATURES),
             "limits": {"request_bytes": REQUEST_BYTES_MAX, "concurrency": slots},
             "batch": {"max_items": BATCH_ITEMS_MAX, "max_bytes": BATCH_BYTES_MAX, "concurrency": slots},
             "handlers": self._entries,

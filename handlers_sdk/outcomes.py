@@ -20,6 +20,7 @@ MESSAGE_MAX: Final = 4_000
 STACK_MAX: Final = 16_000
 Headers = tuple[tuple[str, str], ...]
 _JSON: Final[Headers] = (("content-type", wire.MEDIA_JSON),)
+_REFERRED: Final[Headers] = (*_JSON, (wire.HEADER_REFS, "output"))
 _PROBLEM: Final[Headers] = (("content-type", wire.MEDIA_PROBLEM),)
 S = TypeVar("S")
 _MACHINERY: Final = ("handlers_sdk", "asyncio", "concurrent", "contextlib")
@@ -45,9 +46,10 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The handler returned. `output` is JSON text."""
+    """The handler returned. `output` is JSON text, `referred` whether that is a reference to the result."""
 
     output: bytes
+    referred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,14 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Turned:
-    """A turn of a durable task came to this. `answer` is a JSON object's text; `hit` whether what the log left out was known here."""
+    """A turn of a durable task came to this. `answer` is a JSON object's text; `hit` whether what the log left out was known here.
+
+    `output_bytes` is the length of the output that ends it, just before the closing brace; 0 where it has none.
+    """
 
     answer: bytes
     hit: bool | None = None
+    output_bytes: int = 0
 
 
 Outcome = Done | Fail | Accepted | Refuse | Turned
@@ -141,7 +147,7 @@ def cancelled(reason: str) -> Fail:
 def to_response(outcome: Outcome) -> Response:
     """The answer to a plain run."""
     if isinstance(outcome, Done):
-        return Response(200, _JSON, outcome.output)
+        return Response(200, _REFERRED if outcome.referred else _JSON, outcome.output)
     if isinstance(outcome, Turned):
         marks = () if outcome.hit is None else ((wire.HEADER_LOG, "hit" if outcome.hit else "miss"),)
         return Response(200, (*_JSON, *marks), outcome.answer)
@@ -182,7 +188,8 @@ def _document(status: int, code: str, detail: str) -> dict[str, Any]:
 def to_line(task_id: str, outcome: Outcome) -> bytes:
     """One NDJSON line of a batch's answer. An output is copied as it is: it is JSON text already."""
     if isinstance(outcome, Done):
-        return b'{"id":%b,"status":"ok","output":%b}\n' % (to_json(task_id), outcome.output)
+        refs = b',"refs":["output"]' if outcome.referred else b""
+        return b'{"id":%b,"status":"ok","output":%b%b}\n' % (to_json(task_id), outcome.output, refs)
     if isinstance(outcome, Turned):
         miss = b'"log":"miss",' if outcome.hit is False else b""
         return b'{"id":%b,%b%b\n' % (to_json(task_id), miss, outcome.answer[1:])

@@ -155,7 +155,7 @@ class StateExecution(Execution):
         ops = self.context._ops  # noqa: SLF001 - the context belongs to its turn
         if not isinstance(result, Wait):
             output = self._function.output.dump(result)
-            return Turned(b'{"status":"done","ops":%b,"output":%b}' % (dump_json(ops), output))
+            return Turned(b'{"status":"done","ops":%b,"output":%b}' % (dump_json(ops), output), output_bytes=len(output))
         if result.wake is None:
             return Turned(dump_json({"status": wire.TURN_AGAIN, "ops": ops, "state": result.state}))
         return Turned(dump_json({"status": wire.TURN_WAIT, "ops": ops, "wake": result.wake, "state": result.state}))

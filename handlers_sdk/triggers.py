@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from handlers_sdk.api import Api
@@ -12,6 +12,7 @@ from handlers_sdk.definitions import check_priority
 from handlers_sdk.durations import Duration, format_duration, parse_duration
 from handlers_sdk.errors import ApiError, ApiUnreachableError, DispatcherError, IdempotencyCollisionError
 from handlers_sdk.placement import LabelsForm, label_entries
+from handlers_sdk.references import CALL_BYTES_MAX, upload_here
 from handlers_sdk.runs import WAIT_SECONDS, Run
 from handlers_sdk.schemas import dump_json
 
@@ -59,13 +60,17 @@ class TriggerWorkflowOptions:
 
 @dataclass(frozen=True, slots=True)
 class WorkflowRunTriggerConfig:
-    """One run to start: made by `create_bulk_run_item`. `input` is JSON text. Items of one call with one `key` are one run."""
+    """One run to start: made by `create_bulk_run_item`. `input` is JSON text. Items of one call with one `key` are one run.
+
+    `referred` says that the input is a reference to it.
+    """
 
     workflow_name: str
     input: bytes
     options: TriggerWorkflowOptions = field(default_factory=TriggerWorkflowOptions)
     key: str | None = None
     parent: ChildOf | None = None
+    referred: bool = False
 
     def text(self) -> bytes:
         """The call's JSON. The input is copied as it is."""
@@ -74,12 +79,20 @@ class WorkflowRunTriggerConfig:
             members |= {"parent_run_id": self.parent.run_id}
             if self.options.idempotency_key is None:
                 members |= {"idempotency_key": self.parent.key, "idempotency_ttl": REMEMBERED}
+        if self.referred:
+            members |= {"refs": ["input"]}
         rest = dump_json(members, "input")[1:-1]
         return b'{"workflow":%b,"input":%b%b%b}' % (dump_json(self.workflow_name), self.input, b"," if rest else b"", rest)
 
 
 async def start_run(api: Api, config: WorkflowRunTriggerConfig, *, wait: bool) -> Run:
-    """Start one run; with `wait`, give it up to WAIT_SECONDS to end. IdempotencyCollisionError when the key already started one."""
+    """Start one run; with `wait`, give it up to WAIT_SECONDS to end. IdempotencyCollisionError when the key already started one.
+
+    An input too large for the call is uploaded first.
+    """
+    if len(config.input) > CALL_BYTES_MAX and not config.referred:
+        reference = await upload_here(api, config.input)
+        config = config if reference is None else replace(config, input=reference, referred=True)
     params = {"wait": f"{WAIT_SECONDS}s"} if wait else None
     _, body = await api.request("POST", "/v1/runs", content=config.text(), params=params, wait=WAIT_SECONDS if wait else 0)
     return _started(body, config)

@@ -119,6 +119,8 @@ class TurnExecution(Execution):
 
     async def _work(self) -> Outcome:
         turn: Any = self._item
+        if "refs" in turn and (wrong := malformed_log(turn["log"])) is not None:
+            return Refuse(400, "malformed", wrong)
         entries = await self._log(turn)
         if entries is None:
             return Turned(dump_json({"status": wire.TURN_AGAIN, "base": turn["log"]["len"], "ops": []}), hit=False)
@@ -353,7 +355,7 @@ class TurnExecution(Execution):
         rest = b',"output":%b' % output if output else b""
         text = b'%b,"base":%d,"ops":[%b]%b}' % (said[:-1], self._base_len, b",".join(carried), rest)
         self._remember(members["status"], carried)
-        return Turned(text, self._hit)
+        return Turned(text, self._hit, len(output))
 
     def _interrupt(self, outcome: Outcome) -> None:
         """A turn that is told to stop is over; a task that is cancelled gets one of its own to clean up."""
@@ -402,12 +404,13 @@ def malformed_turn(item: Any, mode: str) -> str | None:
         return f"{item['name']} takes turns with mode {mode!r}"
     try:
         ms_of(item["now"])
-        return None if mode == "state" else _malformed_log(item.get("log"))
+        return None if mode == "state" or "log" in item.get("refs", ()) else malformed_log(item.get("log"))
     except ValueError:
         return "a turn's `now` is a moment (RFC 3339)"
 
 
-def _malformed_log(part: Any) -> str | None:
+def malformed_log(part: Any) -> str | None:
+    """What is wrong with a turn's log; None when nothing is."""
     if not isinstance(part, dict) or not isinstance(part.get("entries"), list):
         return "a turn's `log` has `len`, `from` and a list of `entries`"
     start, length, hidden, entries = part.get("from", -1), part.get("len", -1), part.get("hidden", 0), part["entries"]

@@ -32,6 +32,7 @@ HEADER_VERSION: Final = "task-version"
 HEADER_RETRY: Final = "task-retry"
 HEADER_RETRY_AFTER: Final = "retry-after"
 HEADER_LOG: Final = "task-log"
+HEADER_REFS: Final = "task-refs"
 
 MEDIA_JSON: Final = "application/json"
 MEDIA_NDJSON: Final = "application/x-ndjson"
@@ -45,6 +46,7 @@ FEATURE_BATCH: Final = "batch"
 FEATURE_NDJSON: Final = "ndjson"
 FEATURE_CANCEL_PUSH: Final = "cancel-push"
 FEATURE_DURABLE: Final = "durable"
+FEATURE_REFS: Final = "refs"
 
 # `type` of a pushed body.
 PUSH_RUN: Final = "run"
@@ -127,8 +129,23 @@ class BatchMember(TypedDict):
     size: int
 
 
+class ReferenceTarget(TypedDict):
+    """Where a value is, the SHA-256 of its JSON text in hex, and how many bytes that has."""
+
+    url: NotRequired[str]
+    sha256: str
+    size: int
+
+
+Reference = TypedDict("Reference", {"$ref": ReferenceTarget})
+"""Stands for a member's value where `refs` beside it names the member, and for nothing anywhere else."""
+
+
 class RunItem(TypedDict):
-    """One attempt of one task run, as an item of a batch. `deadline` is RFC 3339, `timeout_ms` counts from its sending."""
+    """One attempt of one task run, as an item of a batch. `deadline` is RFC 3339, `timeout_ms` counts from its sending.
+
+    `refs` names the members that are a Reference to their value.
+    """
 
     name: str
     id: str
@@ -151,6 +168,7 @@ class RunItem(TypedDict):
     parents: NotRequired[dict[str, ParentResult]]
     errors: NotRequired[dict[str, TaskError]]
     batch: NotRequired[BatchMember]
+    refs: NotRequired[list[str]]
 
 
 class RunPush(RunItem):
@@ -301,6 +319,7 @@ class ResultOk(TypedDict):
     id: str
     status: Literal["ok"]
     output: Any
+    refs: NotRequired[list[str]]
 
 
 class ResultFail(TypedDict):
@@ -409,6 +428,7 @@ class DoneEvent(TypedDict):
 
     type: Literal["done"]
     output: NotRequired[Any]
+    refs: NotRequired[list[str]]
 
 
 class FailEvent(TypedDict):

@@ -13,6 +13,7 @@ from litestar.types import ASGIApp, HTTPScope, LifeSpanReceive, LifeSpanScope, L
 
 from dispatcher.api import (
     audit,
+    blobs,
     bulk,
     callbacks,
     crons,
@@ -74,6 +75,7 @@ _RESOURCES: Final = (
     *tokens.ROUTES,
     *audit.ROUTES,
     *callbacks.ROUTES,
+    *blobs.ROUTES,
     *durable.ROUTES,
     *problems.ROUTES,
 )

@@ -24,6 +24,7 @@ from dispatcher.api.triggering import (
     in_bulk,
     one_of_schemas,
     run_request,
+    with_values,
 )
 from dispatcher.api.views import Fate, RunCreated, RunSummaryView, show_summary
 from dispatcher.errors import Problem, problem
@@ -99,7 +100,7 @@ async def create_run(call: Call) -> Answer:
     body: RunBody = await call.json(RUN)
     wait = _seconds(call)
     await check_attempt(call)
-    request = run_request(call, body)
+    request = run_request(call, await with_values(call, body))
     accepted = (await call.services.intake.trigger([request]))[0]
     if isinstance(accepted, Problem):
         raise accepted
@@ -239,7 +240,7 @@ ROUTES: Final = (
         "POST", "/v1/runs", create_run, "runs:write", {201: RunCreated, 200: RunView, 202: RunView}, WaitQuery, RunBody,
         (
             *_BAD_BODY, "body_too_large", "unsupported_media_type", "unknown_workflow", "limit_failed", "stale_attempt", "task_ended",
-            *_BUSY,
+            "invalid_ref", "unknown_ref", *_BUSY,
         ), attempts=True,
     ),
     Route(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -44,6 +44,7 @@ _ABSENT: Final = (b"", b"null")
 class RunBody(msgspec.Struct, forbid_unknown_fields=True):
     """A run to start. `idempotency_ttl` is a duration such as "24h"; `run_at` is at most ten years ahead.
 
+    `"refs": ["input"]` says that the input is a reference, as PUT /v1/blobs answers it: it is replaced by its value before anything else.
     `labels` are asked of the endpoints of its tasks, as `desired_labels` of a task. A child that is `sticky` begins where its parent is,
     if its workflow is sticky too. With the token of a running attempt it is that attempt's child, and the same child for the same
     `child_key`, whichever attempt of the task asks for it.
@@ -51,6 +52,7 @@ class RunBody(msgspec.Struct, forbid_unknown_fields=True):
 
     workflow: Name
     input: Raw | UnsetType = UNSET
+    refs: list[Literal["input"]] = []
     metadata: Raw | UnsetType = UNSET
     priority: Priority | None = None
     idempotency_key: Key | None = None
@@ -113,6 +115,14 @@ _CALL: Final = msgspec.json.Decoder(_CallData)
 _PLAN: Final = msgspec.json.Decoder(_PlanData)
 
 
+async def with_values(call: Call, body: RunBody) -> RunBody:
+    """The body with what goes by reference in it. Raises Problem invalid_ref, unknown_ref."""
+    if body.refs:
+        body.input = Raw(await call.services.blobs.value(call.tenant_id, "input", json_text(body.input)))
+        body.refs = []
+    return body
+
+
 def run_request(call: Call, body: RunBody, at: str = "") -> RunRequest:
     """A run as intake takes it. Raises Problem for what a struct cannot say."""
     if call.caller.attempt is not None:
@@ -149,6 +159,8 @@ async def check_attempt(call: Call) -> None:
 
 
 def _run(call: Call, body: RunBody, at: str) -> RunRequest:
+    if body.refs:
+        raise problem("invalid_ref", f"{at}refs: an input by reference is taken by POST /v1/runs, one run at a time", field=f"{at}refs")
     return RunRequest(
         tenant_id=call.caller.tenant_id,
         workflow=body.workflow,

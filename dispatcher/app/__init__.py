@@ -23,6 +23,7 @@ from dispatcher.clock import Clock, SystemClock
 from dispatcher.delivery import Courier, CourierBounds, EgressPolicy
 from dispatcher.loops import Loop
 from dispatcher.runtime.batches import Batches
+from dispatcher.runtime.blobs import Blobs
 from dispatcher.runtime.bulk import Bulk
 from dispatcher.runtime.callbacks import Callbacks
 from dispatcher.runtime.cancellation import Cancellation
@@ -193,8 +194,9 @@ def _join(
     circuits = Circuits(database, directory, courier, signals, clock, settings)
     journals = Journals(database, lambda: intake, clock, settings)
     turns = Turns(database, directory, journals, clock, settings)
+    blobs = Blobs(database, clock, settings)
     deliveries = Deliveries(
-        database, directory, capacity, courier, settlement, tokens, clock, settings, metrics, circuits, recorder, turns
+        database, directory, capacity, courier, settlement, tokens, clock, settings, metrics, circuits, recorder, turns, blobs
     )  # fmt: skip
     waits = Waits(database, capacity, clock, settings, tell=recorder.write)
     membership = Membership(database, directory, capacity, deliveries, settlement, signals, clock, settings, name)
@@ -206,7 +208,7 @@ def _join(
     claims = Claims(database, directory, capacity, rates.start, metrics, lambda: membership.id, _BATCH)
     batches = Batches(database, directory, capacity, claims, deliveries.start, lambda: membership.id)
     registration = Registration(database, directory, keyring, courier, egress, signals, clock, settings)
-    callbacks = Callbacks(database, directory, deliveries, settlement, recorder, signals, tokens, clock, settings, journals, turns)
+    callbacks = Callbacks(database, directory, deliveries, settlement, recorder, signals, tokens, clock, settings, journals, turns, blobs)
     circuits.rediscover = registration.rediscover
     webhooks = Webhooks(database, directory, keyring.sealer, intake, courier, clock, settings, metrics, registration.changed)
     webhooks.receiver.live = lambda: signals.peers + 1
@@ -228,6 +230,7 @@ def _join(
         rates=rates,
         limits=Limits(database, clock),
         explaining=Explaining(database, directory, capacity),
+        blobs=blobs,
     )  # fmt: skip
     return Parts(services, membership, deliveries, capacity, claims, circuits, settlement, signals, graphs, waits, batches)
 

@@ -18,7 +18,7 @@ _GATES_KEPT = timedelta(hours=1)  # concurrency groups nobody is in
 
 @dataclass(slots=True)
 class Maintenance:
-    """Partitions made and dropped, expired keys forgotten, places in gates counted again."""
+    """Partitions made and dropped, expired keys and values forgotten, places in gates counted again."""
 
     services: Services
 
@@ -38,6 +38,7 @@ class Maintenance:
         while await streams_store.prune(database, now - timedelta(days=settings.retention_days), _BATCH) >= _BATCH:
             pass
         await self.services.gates.audit(now, _GATES_KEPT, _BATCH)
+        await self.services.blobs.prune(now)
         while await rate_limits.prune(database, now, _BATCH) >= _BATCH:
             pass
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, timedelta
 from email.utils import parsedate_to_datetime
@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Raw
 
 from dispatcher.delivery.envelope import EventLine, ResultLine
+from dispatcher.engine import references
 from dispatcher.engine.answers import (
     JSON,
     Accepted,
@@ -31,6 +32,7 @@ from dispatcher.engine.answers import (
     Mismatched,
     PlatformKilled,
     Pushback,
+    Referred,
     Succeeded,
     Suspended,
     TimedOut,
@@ -81,6 +83,8 @@ _MEDIA_TYPE: Final = re.compile(r"[a-z0-9!#$&^_.+-]{1,64}/[a-z0-9!#$&^_.+-]{1,64
 _HTML: Final = re.compile(rb"\s*<(?:!doctype\s+html|html)\b", re.IGNORECASE)
 _CHARSET: Final = re.compile(r"charset\s*=\s*\"?([A-Za-z0-9_-]{1,40})", re.IGNORECASE)
 _RATE_LIMIT: Final = re.compile(r"(?:^|[;,])\s*(r|t)\s*=\s*([0-9]{1,12})")
+_REF_WITHIN: Final = 32
+"""Where the member of a reference begins, however it is spaced."""
 _UNIX_TIME: Final = 1e9
 _SECONDS: Final = re.compile(r"[0-9]{1,40}", re.ASCII)
 
@@ -138,7 +142,7 @@ def _then(reply: TurnReply, reading: Reading, missed: bool) -> Answer:
     """What a turn's answer means once its operations are recorded."""
     match reply.status:
         case "done":
-            return _json_output(reply.output, reading.limit)
+            return referred(reply.output, reply.refs) or _json_output(reply.output, reading.limit)
         case "failed":
             error = _object(reply.error)
             return _failure(error, reply.error, reply.retry, _clamped_ms(reply.retry_after_ms))
@@ -174,7 +178,7 @@ def _mismatch(at: dict[str, Any]) -> str:
 def classify_result(line: ResultLine, reading: Reading) -> Answer:
     """The meaning of one result of a batch."""
     if line.status == wire.STATUS_OK:
-        return _json_output(bytes(line.output), reading.limit)
+        return referred(bytes(line.output), line.refs) or _json_output(bytes(line.output), reading.limit)
     if line.status == wire.STATUS_FAIL:
         return _failure(_object(bytes(line.error)), bytes(line.error), line.retry, _clamped_ms(line.retry_after_ms))
     if line.status == wire.STATUS_RETRY:
@@ -188,7 +192,7 @@ def classify_result(line: ResultLine, reading: Reading) -> Answer:
 def classify_event(event: EventLine, reading: Reading) -> Answer | None:
     """The meaning of a stream's last line; None for any other line."""
     if event.type == wire.EVENT_DONE:
-        return _json_output(bytes(event.output), reading.limit)
+        return referred(bytes(event.output), event.refs) or _json_output(bytes(event.output), reading.limit)
     if event.type == wire.EVENT_FAIL:
         return _failure(_object(bytes(event.error)), bytes(event.error), event.retry, _clamped_ms(event.retry_after_ms))
     return None
@@ -214,13 +218,24 @@ def _success(reply: Reply, reading: Reading) -> Answer:
         return Succeeded(b"null")
     kind = media_type(reply.headers)
     if is_json(kind):
-        return _json_output(reply.body, reading.limit)
+        refs = reply.headers.get(wire.HEADER_REFS) if b"$ref" in reply.body[:_REF_WITHIN] else None
+        said = referred(reply.body, [name.strip() for name in refs.split(",")]) if refs is not None else None
+        return said or _json_output(reply.body, reading.limit)
     if kind == "text/html" or (not kind and _HTML.match(reply.body)):
         return _text_output(reply, "text/html", reading) if reading.allow_html else EndpointBroken("html", _html_message(reply.status))
     if kind:
         return _text_output(reply, kind, reading)
     answer = _json_output(reply.body, reading.limit)
     return answer if isinstance(answer, Succeeded) else _text_output(reply, "text/plain", reading)
+
+
+def referred(output: bytes, refs: Collection[str]) -> Referred | Failed | None:
+    """What an output means that was said to be a reference; None where nothing was said, whatever it looks like."""
+    try:
+        reference = references.said(output, refs, "output")
+    except ValueError as error:
+        return Failed("invalid_ref", str(error), retry=False)
+    return Referred(reference) if reference is not None else None
 
 
 def _accepted(reply: Reply) -> Answer:

@@ -45,6 +45,7 @@ class RunItem(msgspec.Struct):
     parents: Raw | UnsetType = UNSET
     errors: Raw | UnsetType = UNSET
     batch: Raw | UnsetType = UNSET
+    refs: Raw | UnsetType = UNSET
 
 
 class _Head(msgspec.Struct):
@@ -77,6 +78,7 @@ class ResultLine(msgspec.Struct):
     id: str
     status: str
     output: Raw = _NULL
+    refs: tuple[str, ...] = ()
     retry: bool | None = None
     retry_after_ms: float | None = None
     after_ms: float | None = None
@@ -95,6 +97,7 @@ class EventLine(msgspec.Struct):
 
     type: str
     output: Raw = _NULL
+    refs: tuple[str, ...] = ()
     retry: bool | None = None
     retry_after_ms: float | None = None
     error: Raw = _ABSENT
@@ -144,6 +147,7 @@ def _item(push: Push, version: str) -> bytes:
             _optional(push.parents),
             _optional(push.errors),
             _optional(push.batch),
+            _optional(push.refs),
         )
     )
 

@@ -18,7 +18,7 @@ from dispatcher.delivery.flight import Flight
 from dispatcher.delivery.lines import Lines
 from dispatcher.delivery.message import Push, Receipt, Target
 from dispatcher.delivery.transport import FRAMING_ALLOWANCE, Transport, read_body, refused_encoding
-from dispatcher.engine.answers import Accepted, Answer, Succeeded
+from dispatcher.engine.answers import Accepted, Answer, Referred, Succeeded
 from handlers_sdk import wire
 
 _URLS_KEPT: Final = 1_024
@@ -145,7 +145,7 @@ class Exchange:
         latency = round((self._sender.monotonic() - self._started) * 1_000) if self.flight.sent else None
         if self.response is None:
             return Receipt(answer, latency_ms=latency)
-        kept = None if isinstance(answer, Succeeded | Accepted) else excerpt[: self.bounds.excerpt]
+        kept = None if isinstance(answer, Succeeded | Referred | Accepted) else excerpt[: self.bounds.excerpt]
         version = self.response.headers.get(wire.HEADER_VERSION)
         return Receipt(answer, self.response.status, latency, kept, version[:_VERSION_LIMIT] if version else None)
 

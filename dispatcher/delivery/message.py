@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from dispatcher.engine.answers import Answer
+from handlers_sdk import wire
 from handlers_sdk.signing import Signer
 
 
@@ -24,9 +25,10 @@ class Push:
     """One attempt to put on the wire.
 
     `name` is the handler's, `tenant` a slug, `deadline` in UTC. `raw` makes the body the input itself, with the rest in headers.
-    `input`, `metadata`, `event`, `parents`, `errors`, `filter_payload` and `batch` are JSON texts. The handler is told `timeout`; `patience` is
-    how long delivery waits, where whoever hands the push over ends it at a deadline that may still be moved. `turn` makes it the turn of a
-    durable task: the members its envelope has beside a run's, `"type":"turn"` first among them.
+    `input`, `metadata`, `event`, `parents`, `errors`, `filter_payload` and `batch` are JSON texts. The handler is told `timeout`;
+    `patience` is how long delivery waits, where whoever hands the push over ends it at a deadline that may still be moved. `turn` makes
+    it the turn of a durable task: the members its envelope has beside a run's, `"type":"turn"` first among them. `refs` is the JSON list
+    of the members that are references to their values.
     """
 
     task_id: str
@@ -52,6 +54,7 @@ class Push:
     batch: bytes | None = None
     patience: timedelta | None = None
     turn: bytes | None = None
+    refs: bytes | None = None
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -86,6 +89,11 @@ class Target:
     batch: BatchLimits | None
     allow_html: bool
     response_limit: int
+
+    @property
+    def takes_refs(self) -> bool:
+        """Whether it fetches what is sent by reference."""
+        return wire.FEATURE_REFS in self.features
 
 
 @dataclass(frozen=True, slots=True)

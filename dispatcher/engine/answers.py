@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+from dispatcher.engine.references import Reference
+
 JSON = "application/json"
 
 
@@ -18,6 +20,13 @@ class Succeeded:
 
     output: bytes
     content_type: str = JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Referred:
+    """The handler finished, and has put its output where it can be fetched. Becomes Succeeded with it, or Failed, before it is settled."""
+
+    reference: Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +165,7 @@ class Turned:
 
 Answer = (
     Succeeded
+    | Referred
     | Failed
     | TimedOut
     | PlatformKilled

@@ -33,6 +33,7 @@ from dispatcher.engine.answers import (
     Mismatched,
     PlatformKilled,
     Pushback,
+    Referred,
     Succeeded,
     Suspended,
     TimedOut,
@@ -292,6 +293,8 @@ def _answered(task: TaskState, policy: Policy, answer: Answer, now: datetime) ->
             return Finish("succeeded", "succeeded", output=output, output_type=kind)
         case Failed():
             return _failed(task, policy, answer, now)
+        case Referred(reference=reference):
+            return _failed(task, policy, Failed("unknown_ref", f"the output {reference.id} was never fetched"), now)
         case TimedOut(message=message):
             return _app_retry(task, policy, "timed_out", Error("timed_out", message), None, now)
         case PlatformKilled(message=message):

@@ -529,6 +529,7 @@ class Reply:
     retry_after_ms: float | None
     input: bytes
     at: bytes
+    refs: tuple[str, ...] = ()
 
 
 class _Answer(msgspec.Struct):
@@ -541,6 +542,7 @@ class _Answer(msgspec.Struct):
     error: Raw = Raw(b"")
     retry: bool | None = None
     retry_after_ms: float | None = None
+    refs: tuple[str, ...] = ()
     input: Raw = Raw(b"")
     at: Raw = Raw(b"")
 
@@ -567,6 +569,7 @@ def parse_reply(body: bytes | Raw) -> Reply | None:
         answer.retry_after_ms,
         bytes(answer.input),
         bytes(answer.at),
+        answer.refs,
     )
 
 

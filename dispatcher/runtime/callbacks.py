@@ -16,12 +16,14 @@ from typing import Any
 import msgspec
 
 from dispatcher.clock import Clock
+from dispatcher.delivery.classify import referred
 from dispatcher.engine.answers import Answer, Failed, Succeeded
 from dispatcher.engine.attempts import Refused, extended, renewed, step
 from dispatcher.engine.journal import OpRefused
 from dispatcher.engine.strict_json import JsonRefused, check
 from dispatcher.errors import Problem, problem
 from dispatcher.ids import created_at, task_id
+from dispatcher.runtime.blobs import Blobs
 from dispatcher.runtime.deliveries import Deliveries
 from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.group_commit import QueueFull
@@ -118,6 +120,8 @@ def as_answer(event: CallbackEvent, most_bytes: int) -> Answer:
     """A `done` or `fail` event as the answer it is."""
     if event.type == "done":
         output = bytes(event.output)
+        if (said := referred(output, event.refs)) is not None:
+            return said
         try:
             check(output, max_bytes=most_bytes)
         except JsonRefused as refused:
@@ -161,6 +165,7 @@ class Callbacks:
         settings: Settings,
         journals: Journals,
         turns: Turns,
+        blobs: Blobs,
     ) -> None:
         self._database = database
         self._directory = directory
@@ -173,6 +178,7 @@ class Callbacks:
         self._settings = settings
         self._journals = journals
         self._turns = turns
+        self._blobs = blobs
         self.on_detached_end: Callable[[], None] = lambda: None
 
     async def handle(self, token: str, body: bytes, content_type: str) -> tuple[int, dict[str, Any]]:
@@ -306,7 +312,7 @@ class Callbacks:
         known = flight.assignment.turn if flight is not None else None
         turn = known or Turn(b"", turned.base or 0, task.begun, task.cleanup)
         length = await self._turns.record(key, task.epoch, task.started_at or self._clock.now(), turned, turn)
-        answer = length if not isinstance(length, int) else after(turned, turn, length)
+        answer = length if not isinstance(length, int) else await self._blobs.resolve(key[0], after(turned, turn, length))
         current = await tasks.load_one(self._database, key)
         if current is None or current.epoch != task.epoch or current.state != "running":
             raise problem("stale_attempt", f"attempt {task.epoch} no longer owns the task")
@@ -351,7 +357,8 @@ class Callbacks:
         self._signals.send("lease", f"{after.tenant_id}:{after.run_id}:{after.node}:{after.epoch}:{moment}:{int(after.slot_released)}")
 
     async def _finish(self, task: LiveTask, event: CallbackEvent) -> None:
-        await self._settle(task, as_answer(event, self._settings.max_response_bytes), event)
+        answer = await self._blobs.resolve(task.tenant_id, as_answer(event, self._settings.max_response_bytes))
+        await self._settle(task, answer, event)
 
     async def _settle(self, task: LiveTask, answer: Answer, event: CallbackEvent) -> None:
         workflow = await self._directory.workflow_version(task.tenant_id, task.workflow_id, task.workflow_version)

@@ -22,11 +22,13 @@ from dispatcher.engine import health
 from dispatcher.engine.answers import (
     Accepted,
     Again,
+    Answer,
     Continued,
     Failed,
     LocalFault,
     Lost,
     Mismatched,
+    Referred,
     Succeeded,
     Suspended,
     TimedOut,
@@ -35,6 +37,7 @@ from dispatcher.engine.answers import (
 )
 from dispatcher.engine.attempts import CancelEnforced, Event, Hold, Refused, Requeue, TaskState, step
 from dispatcher.engine.definitions import format_duration
+from dispatcher.runtime.blobs import Blobs, is_large
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.circuits import Circuits
 from dispatcher.runtime.deadlines import Deadlines
@@ -55,6 +58,7 @@ _log = logging.getLogger(__name__)
 
 _ENVELOPE_BYTES = 1_000  # what the envelope adds to an input
 _LOOK_AGAIN = timedelta(seconds=1)
+_WORTH_REFERRING = 4_096  # bytes of a member that is sent by reference to an endpoint that found its request too large
 _PROGRESS = (Succeeded, Suspended, Again, Continued, Mismatched, Accepted)  # answers that do not depend on how often a turn has failed
 _UNSENT = frozenset({"not_sent", "unreachable", "busy"})  # nothing of the handler has run
 TOKEN_GRACE = timedelta(days=1)  # a token outlives its deadline: handlers that were granted more time still hold it
@@ -102,6 +106,7 @@ class Deliveries:
     circuits: Circuits
     recorder: Recorder
     turns: Turns
+    blobs: Blobs
     on_deadline: Callable[[datetime], None] = lambda _moment: None
     on_unsent: Callable[[Assignment], Coroutine[Any, Any, None]] = _nothing
     open: dict[TaskKey, Flight] = field(default_factory=dict)
@@ -213,22 +218,70 @@ class Deliveries:
         self.metrics.requests_sent += 1
         target = flights[0].assignment.endpoint.target
         try:
+            for flight in flights:
+                if is_large(flight.push, self.settings.inline_bytes):
+                    await self._refer(flight, self.settings.inline_bytes)
             if len(flights) == 1:
                 self._answered(flights[0], await self._pushed(flights[0]))
             else:
-                await self.courier.push_batch(target, [f.push for f in flights], lambda i, receipt: self._answered(flights[i], receipt))
+                await self._deliver_batch(flights)
         except Exception:
             _log.exception("a delivery to %s failed in an unforeseen way", target.url)
         finally:
             for flight in flights:
                 self._answered(flight, Receipt(Lost("The request ended without an answer.")))
 
+    async def _deliver_batch(self, flights: list[Flight]) -> None:
+        """One request for all. What the endpoint finds too large even alone follows by itself, by reference."""
+        again: list[Flight] = []
+
+        def came(index: int, receipt: Receipt) -> None:
+            flight = flights[index]
+            if self._too_large(flight, receipt):
+                again.append(flight)
+            else:
+                self._answered(flight, receipt)
+
+        await self.courier.push_batch(flights[0].assignment.endpoint.target, [flight.push for flight in flights], came)
+        for flight in again:
+            await self._refer(flight, _WORTH_REFERRING)
+            self._answered(flight, await self._pushed(flight))
+
     async def _pushed(self, flight: Flight) -> Receipt:
-        """One request. What the handler said on the way is durable before its answer counts."""
+        """One request, and a second by reference where the endpoint finds it too large: nothing has run then."""
+        receipt = await self._sent(flight)
+        if not self._too_large(flight, receipt):
+            return receipt
+        await self._refer(flight, _WORTH_REFERRING)
+        return await self._sent(flight)
+
+    async def _sent(self, flight: Flight) -> Receipt:
+        """What the handler said on the way is durable before its answer counts."""
+        if flight.answered:
+            return Receipt(Lost("given up before it was sent"))
         stream = Stream(self.recorder, self.clock, flight.assignment.guard(), lambda: flight.answered)
         receipt = await self.courier.push(flight.assignment.endpoint.target, flight.push, stream.say)
         await stream.flush()
         return receipt
+
+    def _too_large(self, flight: Flight, receipt: Receipt) -> bool:
+        """Whether the endpoint has refused a request for its size that could be smaller."""
+        refused = receipt.http_status == 413 and isinstance(receipt.answer, Failed) and receipt.answer.code == "input_too_large"
+        return refused and not flight.answered and self._takes_refs(flight) and is_large(flight.push, _WORTH_REFERRING)
+
+    def _takes_refs(self, flight: Flight) -> bool:
+        return flight.assignment.endpoint.target.takes_refs and not flight.push.raw
+
+    async def _refer(self, flight: Flight, above: int) -> None:
+        """Send what is larger than `above` by reference where the endpoint takes that. While the database is away all stays inline."""
+        if not self._takes_refs(flight):
+            return
+        try:
+            flight.push = await self.blobs.refer(flight.assignment.tenant_id, flight.push, flight.assignment.endpoint.target.api, above)
+        except Exception as error:
+            if not (isinstance(error, DatabaseUnavailable) or is_transient(error)):
+                raise
+            _log.info("a value could not be put by: %s", error)
 
     def _answered(self, flight: Flight, receipt: Receipt) -> None:
         """What the courier brought back. Whatever was decided here before it came stands."""
@@ -243,21 +296,37 @@ class Deliveries:
         if turn is not None and isinstance(answer, Turned):
             self._turned(flight, answer, facts)
         else:
+            self._ended(flight, answer, facts)
+
+    def _ended(self, flight: Flight, answer: Answer, facts: AttemptFacts) -> None:
+        """An answer that says it all, but for an output that has to be fetched."""
+        if not isinstance(answer, Referred):
             self._end(flight, answer, facts)
+            return
+        self._leave(flight)
+
+        async def fetched() -> None:
+            event: Event = LocalFault("unresolved", "the output that was answered by reference could not be read")
+            try:
+                event = await self.blobs.resolved(flight.assignment.tenant_id, answer)
+            finally:
+                self._decide(flight, event, facts)
+
+        _ = self._spawn(fetched())
 
     def _turned(self, flight: Flight, answer: Turned, facts: AttemptFacts) -> None:
         """A turn's answer counts once its operations are in the log."""
         turn = flight.assignment.turn
         assert turn is not None
         if not answer.ops:
-            self._end(flight, after(answer, turn, turn.base if answer.base is None else answer.base), facts)
+            self._ended(flight, after(answer, turn, turn.base if answer.base is None else answer.base), facts)
             return
         self._leave(flight)
 
         async def recorded() -> None:
             event: Event = LocalFault("unrecorded", "the turn's operations could not be recorded")
             try:
-                event = await self.turns.take(flight.assignment, answer)
+                event = await self.blobs.resolved(flight.assignment.tenant_id, await self.turns.take(flight.assignment, answer))
             finally:
                 self._decide(flight, event, facts)
 
@@ -346,9 +415,9 @@ class Deliveries:
         endpoint, answer = flight.assignment.endpoint, receipt.answer
         breaker = self.capacity.breakers.get(endpoint.place)
         as_known = receipt.version_seen in (None, endpoint.answers_as)
-        if breaker is None and isinstance(answer, Succeeded | Turned) and as_known and not endpoint.probes:
+        if breaker is None and isinstance(answer, Succeeded | Referred | Turned) and as_known and not endpoint.probes:
             return  # the rule for this, by far the most common case, is to change nothing
-        told = isinstance(answer, Succeeded | Failed | Turned)
+        told = isinstance(answer, Succeeded | Referred | Failed | Turned)
         if flight.carrier.observed if receipt.shared else not told and flight.carrier.size > 1:
             return  # said once already, or by one task about itself alone
         flight.carrier.observed |= receipt.shared

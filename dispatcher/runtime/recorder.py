@@ -42,6 +42,7 @@ class CallbackEvent(msgspec.Struct, frozen=True):
     data: msgspec.Raw = msgspec.Raw(b"null")
     encoding: str | None = None
     output: msgspec.Raw = msgspec.Raw(b"null")
+    refs: tuple[str, ...] = ()
     retry: bool | None = None
     retry_after_ms: int | None = None
     error: msgspec.Raw = msgspec.Raw(b"")

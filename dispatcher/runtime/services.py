@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dispatcher.clock import Clock
+from dispatcher.runtime.blobs import Blobs
 from dispatcher.runtime.bulk import Bulk
 from dispatcher.runtime.callbacks import Callbacks
 from dispatcher.runtime.cancellation import Cancellation
@@ -64,3 +65,4 @@ class Services:
     rates: Rates
     limits: Limits
     explaining: Explaining
+    blobs: Blobs
