@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from dispatcher.api.decoding import moment
+from dispatcher.api.decoding import span
 from dispatcher.api.edge import Answer, Call, Route
 from dispatcher.api.listing import PageQuery, page, position
 from dispatcher.api.triggering import Moment
@@ -46,7 +46,7 @@ async def list_audit(call: Call) -> Answer:
     """Bulk actions and changes of filters, the latest first: who, what, when."""
     query: AuditQuery = call.query
     before = position("audit", query, str)
-    since, until = moment(query.since, "since"), moment(query.until, "until")
+    since, until = span(query.since, query.until)
     found = await audit.page(call.services.database, call.tenant_id, before, query.action, since, until, query.limit + 1)
     return page("audit", query, found, _show, lambda row: row.id)
 

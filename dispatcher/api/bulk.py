@@ -171,7 +171,7 @@ def _pairs(metadata: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _asked(given: RunsFilter) -> dict[str, Any]:
     members: dict[str, Any] = msgspec.to_builtins(given)
-    return {name: value for name, value in members.items() if value is not None}
+    return {name: value for name, value in members.items() if value is not None and value not in ([], {})}
 
 
 def _show(row: BulkRow) -> BulkView:

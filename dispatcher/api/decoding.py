@@ -87,11 +87,11 @@ def moment(value: datetime | None, field: str, latest: datetime = LATEST) -> dat
     return value
 
 
-def span(since: datetime | None, until: datetime | None) -> tuple[datetime | None, datetime | None]:
-    """The two ends of a list. Raises Problem where the second is not behind the first."""
-    since, until = moment(since, "since"), moment(until, "until")
+def span(since: datetime | None, until: datetime | None, at: str = "") -> tuple[datetime | None, datetime | None]:
+    """The two ends of a list, members of what is at `at`. Raises Problem where the second is not behind the first."""
+    since, until = moment(since, f"{at}since"), moment(until, f"{at}until")
     if since is not None and until is not None and until <= since:
-        raise problem("invalid_value", "until: a moment after `since` is expected", field="until")
+        raise problem("invalid_value", f"{at}until: a moment after `since` is expected", field=f"{at}until")
     return since, until
 
 

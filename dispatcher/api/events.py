@@ -126,7 +126,7 @@ async def replay_event(call: Call) -> Answer:
     data, metadata = Raw(event.data), Raw(event.metadata or "null")
     again = event_request(call, EventBody(type=event.type, data=data, metadata=metadata, scope=event.scope, priority=event.priority))
     again.metadata = with_system_key(again.metadata, REPLAY_OF, event.id)
-    accepted = (await call.services.intake.push([again]))[0]
+    accepted = (await _push(call, [again]))[0]
     if isinstance(accepted, Problem):
         raise accepted
     return json_answer(201, _created(accepted))
@@ -183,7 +183,7 @@ ROUTES: Final = (
     Route("GET", "/v1/events/{event_id}", get_event, "events:read", {200: EventView}, problems=("not_found",)),
     Route(
         "POST", "/v1/events/{event_id}/replay", replay_event, "events:write", {201: EventCreated},
-        problems=("not_found", "unknown_workflow", "too_many_runs", *_BUSY),
+        problems=("not_found", "unknown_workflow", "too_many_runs", *_PLANNING, *_BUSY),
     ),
     Route("GET", "/v1/events/{event_id}/runs", list_event_runs, "events:read", {200: EventRunPage}, PageQuery, problems=("not_found",)),
 )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from dispatcher.api.views import NULL, Status, output_of, raw, status_of
+from dispatcher.api.views import NULL, Status, cause_of, output_of, raw, status_of
 from dispatcher.api.watching import Watch, plan_of
 from dispatcher.engine.definitions import Definition
 from dispatcher.engine.graphs import LETTERS, REASONS, Reason
@@ -71,7 +71,10 @@ class TaskView(msgspec.Struct, frozen=True):
 
 
 class RunView(msgspec.Struct, frozen=True):
-    """A run with everything that is known about it; `children` are the ids of the first thousand runs it started."""
+    """A run with everything that is known about it; `children` are the ids of the first thousand runs it started.
+
+    One that a cron or a schedule started names it, and the moment it was started for as `tick`; one triggered by hand has none.
+    """
 
     id: str
     workflow: str
@@ -91,6 +94,9 @@ class RunView(msgspec.Struct, frozen=True):
     stream_id: str
     tasks: list[TaskView]
     children: list[str]
+    cron_id: str | UnsetType = UNSET
+    schedule_id: str | UnsetType = UNSET
+    tick: str | UnsetType = UNSET
     idempotency_key: str | UnsetType = UNSET
     output_type: str | UnsetType = UNSET
     duplicate: bool | UnsetType = UNSET
@@ -113,6 +119,7 @@ def show_run(rows: Sequence[RunRow], *, duplicate: bool = False) -> RunView:
     over = run.status is not None
     single = tasks[0] if len(tasks) == 1 else None
     statuses = {task.status for task in tasks}
+    cause, tick = cause_of(run.trigger, run.idempotency_key)
     return RunView(
         id=run.id,
         workflow=run.workflow,
@@ -132,7 +139,10 @@ def show_run(rows: Sequence[RunRow], *, duplicate: bool = False) -> RunView:
         stream_id=run.stream_id or f"str_{run.id[4:]}",
         tasks=tasks,
         children=run.children or [],
-        idempotency_key=run.idempotency_key or UNSET,
+        cron_id=cause if run.trigger == "cron" and cause else UNSET,
+        schedule_id=cause if run.trigger == "schedule" and cause else UNSET,
+        tick=tick or UNSET,
+        idempotency_key=UNSET if cause else run.idempotency_key or UNSET,
         output_type=single.output_type if single is not None else UNSET,
         duplicate=True if duplicate else UNSET,
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from dispatcher.api.decoding import duration, moment, one_of
+from dispatcher.api.decoding import duration, one_of, span
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import PageQuery, page, position
 from dispatcher.api.metadata import check_pairs, metadata_pairs
@@ -149,10 +149,9 @@ async def list_schedules(call: Call) -> Answer:
     """Schedules that match all filters, newest first."""
     query: SchedulesQuery = call.query
     before = position("schedules", query, str)
-    wanted = ScheduleFilter(
-        query.workflow, one_of(query.status, STATUSES, "status"), moment(query.since, "since"), moment(query.until, "until"),
-        has_metadata(metadata_pairs(query.metadata)),
-    )  # fmt: skip
+    since, until = span(query.since, query.until)
+    statuses = one_of(query.status, STATUSES, "status")
+    wanted = ScheduleFilter(query.workflow, statuses, since, until, has_metadata(metadata_pairs(query.metadata)))
     found = await schedules.page(call.services.database, call.tenant_id, wanted, before, query.limit + 1)
     return page("schedules", query, found, lambda row: ScheduleView(**_members(row)), lambda row: row.id)
 
@@ -249,7 +248,7 @@ def _selected(body: ScheduleSelection) -> ScheduleFilter:
     statuses = [body.status] if isinstance(body.status, str) else body.status
     check_pairs(len(body.metadata), "filter.metadata")
     pairs = [(key, value if isinstance(value, str) else msgspec.json.encode(value).decode()) for key, value in body.metadata.items()]
-    since, until = moment(body.since, "filter.since"), moment(body.until, "filter.until")
+    since, until = span(body.since, body.until, "filter.")
     wanted = ScheduleFilter(body.workflow, statuses, since, until, has_metadata(pairs))
     if wanted == ScheduleFilter():
         raise problem("invalid_value", "filter: say which schedules", field="filter")

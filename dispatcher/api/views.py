@@ -66,6 +66,8 @@ class RunSummaryView(msgspec.Struct, frozen=True):
     event_id: str | None
     parent_run_id: str | None
     error: Raw
+    cron_id: str | UnsetType = UNSET
+    schedule_id: str | UnsetType = UNSET
 
 
 class FilterFailureView(msgspec.Struct, frozen=True):
@@ -143,8 +145,17 @@ def status_of(status: str, epoch: int) -> Status:
     return status if status in _FINAL else live_status(status, epoch)  # type: ignore[return-value]  # the schema's check says so
 
 
+def cause_of(trigger: str, key: str | None) -> tuple[str, str]:
+    """(id of the cron or schedule, moment it was started for) of a run that the clock started; empty texts for what is not known."""
+    if trigger not in ("cron", "schedule"):
+        return "", ""
+    cause, _, tick = (key or "").partition("@")
+    return cause, tick
+
+
 def show_summary(row: RunSummary) -> RunSummaryView:
     """A run in a list."""
+    cause, _ = cause_of(row.trigger, row.idempotency_key)
     return RunSummaryView(
         id=row.id,
         workflow=row.workflow,
@@ -158,6 +169,8 @@ def show_summary(row: RunSummary) -> RunSummaryView:
         event_id=row.event_id,
         parent_run_id=row.parent_run_id,
         error=raw(row.error),
+        cron_id=cause if row.trigger == "cron" and cause else UNSET,
+        schedule_id=cause if row.trigger == "schedule" and cause else UNSET,
     )
 
 

@@ -96,7 +96,7 @@ class Crons:
     async def trigger(self, tenant_id: int, cron_id: str) -> RunAccepted:
         """Start a run now, with what the cron gives its runs. Its ticks stay as they are."""
         row = await self.get(tenant_id, cron_id)
-        request = RunRequest(tenant_id, row.workflow, row.input, row.metadata, row.priority, trigger="cron")
+        request = RunRequest(tenant_id, row.workflow, row.input, row.metadata, row.priority, trigger="cron", cause=row.id)
         accepted = (await self._intake.trigger([request]))[0]
         if isinstance(accepted, Problem):
             raise accepted

@@ -87,13 +87,13 @@ async def claim(conn: Connection, firings: Sequence[Firing], now: datetime) -> s
 
 
 async def write_plans(conn: Connection, plans: Sequence[tuple[int, NewCron | NewSchedule]], now: datetime) -> None:
-    """Write what events plan, each with its tenant."""
+    """Write what events plan, each with its tenant. A plan for a cron its workflow has already gets the id of that one, which stays."""
     moments = [plan for _, plan in plans if isinstance(plan, NewSchedule)]
     if moments:
         await schedules.insert(conn, moments, now)
     for tenant_id, plan in plans:
-        if isinstance(plan, NewCron):
-            await crons.insert(conn, tenant_id, plan, now)
+        if isinstance(plan, NewCron) and not await crons.insert(conn, tenant_id, plan, now):
+            plan.id = await crons.known(conn, tenant_id, plan) or plan.id
 
 
 def runs_left(firing: Firing, runs: Sequence[NewRun], started: set[str]) -> list[NewRun]:

@@ -231,7 +231,7 @@ class Intake:
         run.parent_run_id = request.parent_run_id
         run.parent_node, run.parent_wait, run.on_its_own = request.parent_node, request.parent_wait, request.on_its_own
         run.run_at = request.run_at
-        run.idempotency_key = request.idempotency_key
+        run.idempotency_key = request.idempotency_key or request.cause
         keys = self._keys(picture, request.workflow, request.idempotency_key, request.idempotency_ttl, run.id)
         return Submission(None, [run], [workflow], keys, now)
 

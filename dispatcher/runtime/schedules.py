@@ -85,9 +85,13 @@ class Schedules:
 
     async def change(self, tenant_id: int, schedule_id: str, changes: Mapping[str, Any]) -> ScheduleRow:
         """Change what is given, by the names of the row. Raises Problem unknown_schedule or schedule_settled."""
-        row = replace(await self.get(tenant_id, schedule_id), **changes)
-        if not await store.change(self._database, tenant_id, row, self._clock.now()):
-            raise _settled(await self.get(tenant_id, schedule_id))
+        async with self._database.transaction() as conn:
+            before = await store.locked(conn, tenant_id, schedule_id)
+            if before is None:
+                raise _unknown(schedule_id)
+            row = replace(before, **changes)
+            if not await store.change(conn, tenant_id, row, self._clock.now()):
+                raise _settled(before)
         self.on_due(row.run_at)
         return await self.get(tenant_id, schedule_id)
 
@@ -123,9 +127,9 @@ class Schedules:
         """Give all that match, and are still to come, another moment. Raises Problem too_many_matched."""
         async with self._database.transaction() as conn:
             ids = self._bounded(await store.matching(conn, tenant_id, wanted, self._most + 1))
-            await store.reschedule(conn, tenant_id, [(one, run_at) for one in ids], self._clock.now())
+            changed = await store.reschedule(conn, tenant_id, [(one, run_at) for one in ids], self._clock.now())
         self.on_due(run_at)
-        return ids
+        return [one for one in ids if one in changed]
 
     async def delete_many(self, tenant_id: int, ids: Sequence[str]) -> set[str]:
         """Remove many; answers those there were."""

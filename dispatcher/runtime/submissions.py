@@ -23,7 +23,7 @@ class RunRequest:
 
     One that a task asked for is cancelled with that task's run unless it is `on_its_own`; `parent_wait` is its name among the children of
     a durable one, which its end is told to. `labels` are asked of the endpoints of its tasks beside what their definitions ask; a `sticky`
-    child whose workflow is sticky too goes where its parent is (`sticky_to`).
+    child whose workflow is sticky too goes where its parent is (`sticky_to`). `cause` is the id of the cron that starts it.
     """
 
     tenant_id: int
@@ -36,6 +36,7 @@ class RunRequest:
     run_at: datetime | None = None
     parent_run_id: str | None = None
     trigger: str = "api"
+    cause: str | None = None
     parent_node: int | None = None
     parent_wait: str | None = None
     on_its_own: bool = False

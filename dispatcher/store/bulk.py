@@ -219,9 +219,8 @@ async def finish(db: Database | Connection, tenant_id: int, bulk_id: str, now: d
 
 async def stop(conn: Connection, tenant_id: int, bulk_id: str, now: datetime) -> bool:
     """End an action and forget the runs it has not come to; False where it is over already."""
-    stopped = await conn.fetchval(STOP, tenant_id, bulk_id, now) is not None
-    await conn.execute(DROP_ALL, tenant_id, bulk_id)
-    return stopped
+    await conn.execute(DROP_ALL, tenant_id, bulk_id)  # before the action itself: whoever carries out a set holds them in this order
+    return await conn.fetchval(STOP, tenant_id, bulk_id, now) is not None
 
 
 async def prune(db: Database, before: datetime) -> None:

@@ -188,6 +188,7 @@ UPDATE = """
     )
     returning id
 """
+KNOWN = "select id from crons where tenant_id = $1 and workflow_id = $2 and name = $3 and expression = $4"
 DELETE = "delete from crons where tenant_id = $1 and id = $2 returning id"
 DELETE_MANY = "delete from crons where tenant_id = $1 and id = any($2::text[])"
 # What a workflow declares goes when the last endpoint that serves it has gone.
@@ -287,6 +288,12 @@ async def insert(conn: Connection, tenant_id: int, row: NewCron, now: datetime) 
         row.missed, row.enabled, row.declared, row.due_at, row.due_wall, row.rules, now,
     )  # fmt: skip
     return found is not None
+
+
+async def known(conn: Connection, tenant_id: int, row: NewCron) -> str | None:
+    """The id of the cron its workflow has of this name and expression."""
+    found: str | None = await conn.fetchval(KNOWN, tenant_id, row.workflow_id, row.name, row.expression)
+    return found
 
 
 async def update(conn: Connection, tenant_id: int, row: NewCron, now: datetime) -> bool:

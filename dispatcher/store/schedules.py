@@ -109,6 +109,16 @@ SCHEDULE = Statement(
     """,
     ScheduleRow,
 )
+# The row is locked, so that what is not changed is written as it is.
+LOCKED = Statement(
+    """
+    select s.id, w.name as workflow, s.status, s.run_at, s.input, s.metadata, s.priority, s.missed, s.grace_ms, s.run_id, s.settled_at,
+           s.created_at, s.updated_at
+    from schedules s join workflows w on w.tenant_id = s.tenant_id and w.id = s.workflow_id where s.tenant_id = $1 and s.id = $2
+    for update of s
+    """,
+    ScheduleRow,
+)
 PAGE = Statement(
     """
     select s.id, w.name as workflow, s.status, s.run_at, null::bytea as input, s.metadata, s.priority, s.missed, s.grace_ms, s.run_id,
@@ -194,6 +204,11 @@ async def page(db: Database, tenant_id: int, wanted: ScheduleFilter, before: str
     async with db.transaction() as conn:
         await conn.execute(PLAN_FOR_VALUES)
         return PAGE.read(await conn.fetch(PAGE.sql, tenant_id, before, *asked, limit))
+
+
+async def locked(conn: Connection, tenant_id: int, schedule_id: str) -> ScheduleRow | None:
+    """A schedule, held until the end of the transaction."""
+    return LOCKED.first(await conn.fetch(LOCKED.sql, tenant_id, schedule_id))
 
 
 async def matching(conn: Connection, tenant_id: int, wanted: ScheduleFilter, limit: int) -> list[str]:

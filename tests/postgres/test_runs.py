@@ -104,6 +104,8 @@ CASES: list[tuple[str, str, RunFilter]] = [
     ("many", "cancelled", RunFilter(statuses=["cancelled"])),
     ("few", "failed ones of a workflow that never fails", RunFilter(workflow="w4", statuses=["failed"])),
     ("few", "failed ones of a workflow", RunFilter(workflow="w1", statuses=["failed"])),
+    ("few", "failed ones of a large workflow that never fails", RunFilter(workflow="w0", statuses=["failed"])),
+    ("few", "ones of a large workflow that did not succeed", RunFilter(workflow="w0", statuses=["failed", "cancelled"])),
     ("few", "some ids", RunFilter(among=["run_0" + "1".rjust(25, "0"), "run_0" + "10".rjust(25, "0")])),
     ("many", "succeeded", RunFilter(statuses=["succeeded"])),
     ("many", "running", RunFilter(statuses=["running"])),

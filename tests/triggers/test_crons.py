@@ -68,6 +68,9 @@ async def test_a_cron_from_making_to_removing(world: World, one: Node) -> None:
     await one.call("DELETE", f"/v1/crons/{made['id']}", expect=204)
     assert (await one.call("GET", f"/v1/crons/{made['id']}", expect=404))["code"] == "unknown_cron"
     assert (await world.over(arrival.json["run_id"]))["status"] == "succeeded"
+    run = await one.call("GET", f"/v1/runs/{arrival.json['run_id']}")
+    assert (run["status"], run["trigger"], run["cron_id"], run["tick"]) == ("succeeded", "cron", made["id"], "2026-03-02T08:00:00Z")
+    assert [(row["trigger"], row["cron_id"]) for row in (await one.call("GET", "/v1/runs"))["rows"]] == [("cron", made["id"])]
 
 
 async def test_disabled_it_does_not_tick_and_nothing_is_made_up_for(world: World, one: Node) -> None:
@@ -87,6 +90,8 @@ async def test_triggering_starts_a_run_and_moves_no_tick(world: World, one: Node
     endpoint = await world.endpoint(one, [WORK])
     cron = await make(one, "0 0 * * *", input={"by": "cron"})
     run = await one.call("POST", f"/v1/crons/{cron['id']}/trigger", expect=201)
+    document = await one.call("GET", f"/v1/runs/{run['id']}")
+    assert (document["trigger"], document["cron_id"], "tick" in document) == ("cron", cron["id"], False)
     arrival = await endpoint.next()
     assert (arrival.json["run_id"], arrival.json["input"]) == (run["id"], {"by": "cron"})
     arrival.answer(200, 1)

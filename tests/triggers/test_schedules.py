@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from tests.world.world import Node, World
+from tests.world.world import Node, World, until
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 WORK = {"name": "work"}
@@ -55,6 +56,8 @@ async def test_a_schedule_from_making_to_its_run(world: World, one: Node) -> Non
     assert (arrival.json["input"], arrival.json["metadata"], arrival.json["priority"]) == ({"a": 1}, {"team": "x"}, 3)
     arrival.answer(200, 1)
     shown = await one.call("GET", f"/v1/schedules/{made['id']}")
+    run = await one.call("GET", f"/v1/runs/{arrival.json['run_id']}")
+    assert (run["trigger"], run["schedule_id"], run["tick"]) == ("schedule", made["id"], "2026-03-01T12:30:00Z")
     assert (shown["status"], shown["run_id"], shown["settled_at"]) == ("started", arrival.json["run_id"], "2026-03-01T12:30:00Z")
     assert (await one.call("PATCH", f"/v1/schedules/{made['id']}", {"in": "1h"}, expect=409))["code"] == "schedule_settled"
     await one.call("DELETE", f"/v1/schedules/{made['id']}", expect=204)
@@ -193,6 +196,34 @@ async def test_many_are_moved_and_removed_by_what_they_have_in_common(world: Wor
     assert await listed(one) == [other, odd[2]]
 
 
+async def test_what_has_run_is_not_said_to_be_moved(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [WORK])
+    over, coming = await make(one, metadata={"a": 1}), await make(one, metadata={"a": 1})
+    await one.call("POST", f"/v1/schedules/{over['id']}/trigger")
+    (await endpoint.next()).answer(200, 1)
+    moved = await one.call("POST", "/v1/schedules/update", {"filter": {"metadata": {"a": 1}}, "in": "1h"})
+    assert moved["ids"] == [coming["id"]]
+
+
+async def test_two_changes_at_once_both_count(world: World, one: Node) -> None:
+    """Each writes what it was given, whatever the other has read."""
+    await world.endpoint(one, [WORK])
+    made = await make(one)
+    path, changes = f"/v1/schedules/{made['id']}", ({"input": {"n": 1}}, {"priority": 3}, {"metadata": {"a": 1}}, {"misfire_grace": "2h"})
+    async with world.database.transaction() as conn:
+        await conn.fetchval("select id from schedules where id = $1 for update", made["id"])
+        asked = [asyncio.create_task(one.call("PATCH", path, change)) for change in changes]
+        await until(lambda: _all_wait(world, len(changes)))
+    await asyncio.gather(*asked)
+    changed = await one.call("GET", path)
+    assert (changed["input"], changed["priority"], changed["metadata"], changed["misfire_grace"]) == ({"n": 1}, 3, {"a": 1}, "2h")
+
+
+async def _all_wait(world: World, count: int) -> bool:
+    waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    return int(await world.database.fetchval(waiting)) >= count
+
+
 async def test_more_at_once_than_may_be(world: World) -> None:
     one = await world.node(max_bulk_schedules=2)
     await world.endpoint(one, [WORK])
@@ -259,7 +290,9 @@ async def test_what_cannot_be_asked(world: World, one: Node) -> None:
         assert (await one.call("POST", "/v1/schedules/delete", body, expect=400))["code"] == "invalid_value"
     for body in (nothing, {"ids": ["a"]}, {"updates": [{"id": "a"}]}, {"filter": {"workflow": "work"}}, {"filter": {}, "in": "1h"}):
         assert (await one.call("POST", "/v1/schedules/update", body, expect=400))["code"] == "invalid_value"
-    for query in ("status=lost", "since=yesterday", "metadata=x", "limit=0"):
+    backwards = {"since": "2026-04-01T00:00:00Z", "until": "2026-03-01T00:00:00Z"}
+    assert (await one.call("POST", "/v1/schedules/delete", {"filter": backwards}, expect=400))["field"] == "filter.until"
+    for query in ("status=lost", "since=yesterday", "metadata=x", "limit=0", "since=2026-04-01T00:00:00Z&until=2026-03-01T00:00:00Z"):
         assert (await one.call("GET", f"/v1/schedules?{query}", expect=400))["code"] == "invalid_value"
     assert await listed(one) == [made["id"]]
 
@@ -293,6 +326,26 @@ async def test_an_event_that_plans_a_cron(world: World, one: Node) -> None:
     arrival = await endpoint.next()
     assert arrival.json["input"] == {"args": [1, 2]}
     arrival.answer(200, 1)
+
+
+async def test_an_event_that_plans_a_cron_there_is_answers_that_one(world: World, one: Node) -> None:
+    """What an event is answered is there: name and expression are one of their kind in a workflow."""
+    await world.endpoint(one, [WORK])
+    data = {"fn": "work", "schedule": "@daily", "name": "tea"}
+    body = {"type": "schedule:new", "data": data}
+    first = await one.call("POST", "/v1/events", body)
+    again = await one.call("POST", "/v1/events", {**body, "metadata": {"a": 1}})
+    rows = (await one.call("POST", "/v1/events/bulk", {"events": [body, body]}))["rows"]
+    assert {answer["cron_id"] for answer in (first, again, *rows)} == {first["cron_id"]}
+    assert [row["id"] for row in (await one.call("GET", "/v1/crons"))["rows"]] == [first["cron_id"]]
+    assert len((await one.call("GET", "/v1/events"))["rows"]) == 4
+
+
+async def test_a_plan_that_has_passed_is_not_replayed(world: World, one: Node) -> None:
+    await world.endpoint(one, [WORK])
+    sent = await one.call("POST", "/v1/events", {"type": "schedule:new", "data": {"fn": "work", "schedule": "2026-03-01T13:00:00Z"}})
+    world.clock.advance(2 * HOUR)
+    assert (await one.call("POST", f"/v1/events/{sent['event_id']}/replay", expect=422))["code"] == "schedule_in_past"
 
 
 async def test_an_event_that_plans_a_moment(world: World, one: Node) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from dispatcher.store import bulk
 from tests.world.durable import answer, durable_endpoint, entry, log_of, step
 from tests.world.world import Node, World, until
 
@@ -316,6 +317,26 @@ async def test_a_bulk_action_is_ended_where_it_stands(world: World) -> None:
     assert (await node.call("POST", "/v1/bulk/blk_x/cancel", expect=404))["code"] == "not_found"
 
 
+async def test_ending_an_action_waits_for_the_set_under_way(world: World) -> None:
+    """They meet on the runs first and on the action then, both of them: neither has what the other waits for."""
+    node = await world.node(bulk_chunk=5)
+    run_ids = await _failed(world, node, 20)
+    await node.runtime.loops["bulk"].stop()
+    begun = await node.call("POST", "/v1/runs/replay", {"ids": run_ids})
+    async with world.database.transaction() as conn:
+        tenant_id = await conn.fetchval("select tenant_id from bulk_actions where id = $1", begun["id"])
+        taken = await bulk.take(conn, tenant_id, begun["id"], 5)
+        ending = asyncio.create_task(node.call("POST", f"/v1/bulk/{begun['id']}/cancel"))
+        await until(lambda: _waiting(world))
+        await bulk.drop(conn, tenant_id, begun["id"], taken)
+        await bulk.count(conn, tenant_id, begun["id"], 5, 0)
+    assert ((await ending)["status"], (await ending)["done"]) == ("cancelled", 5)
+
+
+async def _waiting(world: World) -> bool:
+    return bool(await world.database.fetchval("select exists (select from pg_locks where not granted)"))
+
+
 async def test_a_finished_bulk_action_cannot_be_ended(world: World, one: Node) -> None:
     await world.endpoint(one, [{"name": "work"}])
     empty = await one.call("POST", "/v1/runs/replay", {"ids": []}, expect=202)
@@ -382,6 +403,9 @@ async def test_a_bulk_action_over_the_limit_is_refused(world: World) -> None:
         ({}, "ids"),
         ({"ids": ["run_x"], "filter": {"workflow": "work"}}, "ids"),
         ({"filter": {}}, "filter"),
+        ({"filter": {"metadata": {}}}, "filter"),
+        ({"filter": {"status": []}}, "filter"),
+        ({"filter": {"workflow": []}}, "filter"),
         ({"filter": {"status": "running"}}, "filter.status"),
         ({"filter": {"status": ["failed", "no"]}}, "filter.status"),
         ({"filter": {"since": "2026-02-01T00:00:00Z", "until": "2026-01-01T00:00:00Z"}}, "filter.since"),
