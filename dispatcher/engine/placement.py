@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from dispatcher.engine.definitions import Definition
+from dispatcher.engine.definitions import Definition, DefinitionError
 from dispatcher.engine.definitions.placement import DesiredLabel, DesiredLabels, Label, Sticky, dump_desired_labels, parse_desired_labels
 
 MOST_TEXT: Final = 2_000
 """How long the text of a requirement may be, in bytes: it is part of an index."""
+_RESERVED: Final = 600
+"""What the name of an endpoint and the group of a batch may take of it."""
 _STICKY_RANK: Final = 1 << 40
 
 
@@ -34,7 +36,7 @@ class Requirement:
         """As it stands with a task; empty for a task that asks nothing. Equal requirements have one text."""
         said: dict[str, object] = {}
         if self.labels:
-            said["labels"] = dump_desired_labels(self.labels)
+            said["labels"] = _briefly(self.labels)
         if self.endpoint is not None and self.sticky is not None:
             said |= {"endpoint": self.endpoint, "sticky": self.sticky}
         if self.slots != 1:
@@ -64,6 +66,24 @@ def requirement_of(definition: Definition, node: int, labels: DesiredLabels, end
 
 
 ASKS_NOTHING: Final = Requirement()
+
+
+def refuse_long(definition: Definition, labels: DesiredLabels, at: str) -> None:
+    """Raises DefinitionError where what a task asks, with the labels of a trigger, is longer than a requirement may be."""
+    for node, task in enumerate(definition.tasks):
+        size = len(Requirement({**task.desired_labels, **labels}).text().encode())
+        if size > MOST_TEXT - _RESERVED:
+            name = definition.task_name(node)
+            raise DefinitionError(at, f"the labels {name!r} asks for are {size:,} bytes; at most {MOST_TEXT - _RESERVED:,} are taken")
+
+
+def _briefly(labels: DesiredLabels) -> dict[str, object]:
+    """Labels as `parse_desired_labels` reads them, without what goes without saying."""
+    plain = dump_desired_labels({"": DesiredLabel("")})[""]
+    return {
+        name: {key: value for key, value in said.items() if key == "value" or value != plain[key]}
+        for name, said in dump_desired_labels(labels).items()
+    }
 
 
 def rank(requirement: Requirement, endpoint: str, labels: Mapping[str, Label]) -> int | None:

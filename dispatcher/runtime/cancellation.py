@@ -61,11 +61,15 @@ class Cancellation:
             live = await tasks.of_runs(self._database, tenant_id, left)
             if not live:
                 break
+            moved = set[str]()
             for task in live:
                 fate = await self._cancel(task, reason)
-                if fate is not None:
+                if fate is None:
+                    moved.add(task.run_id)
+                elif fates.get(task.run_id) != "cancelling":  # of a run with several tasks, if one of them still has to end
                     fates[task.run_id] = fate
-            left = [run_id for run_id in left if run_id not in fates]
+            left = [run_id for run_id in left if run_id not in fates or run_id in moved]
+        left = [run_id for run_id in left if run_id not in fates]
         over = set(await runs.finished_among(self._database, tenant_id, left)) if left else set()
         for run_id in left:
             fates[run_id] = "finished" if run_id in over else "not_found"
@@ -79,7 +83,10 @@ class Cancellation:
 
     async def _stop(self, run: tuple[int, str], reason: str) -> None:
         try:
-            await self._cancel_tasks(run[0], [run[1]], reason)
+            fates = await self._cancel_tasks(run[0], [run[1]], reason)
+            if "cancelling" in fates.values():
+                self._signals.send("cancel")
+                self.on_marked()
         except Exception:
             _log.exception("the tasks of %s cannot be stopped yet; its next look tries again", run[1])
 

@@ -6,11 +6,12 @@ moved on is decided again.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, cast
 
@@ -40,6 +41,8 @@ _LETTER: Mapping[Status, str] = {status: letter for letter, status in LETTERS.it
 _SET = 200
 _BOUND = 1_000_000
 _TRIES = 20
+_STOP_AGAIN = timedelta(seconds=5)  # after the tasks of a cancelled run were told, until they are looked at again
+_PUT_OFF = timedelta(minutes=1)  # until a run is looked at again that cannot be moved along
 _EXPRESSIONS_KEPT = 10_000
 
 
@@ -104,23 +107,31 @@ class Graphs:
     async def tick(self, now: datetime, limit: int) -> bool:
         """Look at runs nobody hinted at; True when there may be more."""
         found = await graphs.due(self._database, now, limit)
-        for start in range(0, len(found), _SET):
-            await self._advance(found[start : start + _SET])
+        heard = await asyncio.gather(*(self._commits.submit(key) for key in found), return_exceptions=True)
+        failed = [(key, error) for key, error in zip(found, heard, strict=True) if error is not None]
+        broken = [key for key, error in failed if not _passes(error)]
+        for key, error in failed:
+            if key in broken:
+                _log.error("run %s of a graph cannot be moved along", key[1], exc_info=error)
+        if broken:
+            await graphs.put_off(self._database, broken, now + _PUT_OFF)
+        if len(broken) < len(failed):
+            raise next(error for key, error in failed if key not in broken)
         return len(found) >= limit
 
     async def _advance(self, keys: Sequence[RunKey]) -> list[None]:
-        left = list(dict.fromkeys(keys))
+        left, told = list(dict.fromkeys(keys)), set[TaskKey]()
         for _ in range(_TRIES):
             if not left:
                 break
             rows = await graphs.load(self._database, left)
-            decisions = await self._decide(rows)
+            decisions = await self._decide(rows, told)
             landed = await graphs.apply(self._database, decisions, self._clock.now())
             await self._announce([d for d in decisions if (d.run.tenant_id, d.run.id) in landed])
             left = [(d.run.tenant_id, d.run.id) for d in decisions if (d.run.tenant_id, d.run.id) not in landed]
         return [None] * len(keys)
 
-    async def _decide(self, rows: Sequence[GraphRow]) -> list[Decision]:
+    async def _decide(self, rows: Sequence[GraphRow], told: set[TaskKey]) -> list[Decision]:
         workflows = [await self._directory.workflow_version(row.tenant_id, row.workflow_id, row.workflow_version) for row in rows]
         states = [_state(row) for row in rows]
         asked = [key for row, w, state in zip(rows, workflows, states, strict=True) for key in _asked(row, w, state)]
@@ -128,12 +139,18 @@ class Graphs:
         now, lines, decisions = self._clock.now(), list[NewLine](), list[Decision]()
         for row, workflow, state in zip(rows, workflows, states, strict=True):
             question = _Question(row, given)
-            change = advance(workflow.graph, state, question.holds)
+            if _loops(workflow, state):  # conditions that go through lists may take their time: others go on meanwhile
+                change = await asyncio.to_thread(advance, workflow.graph, state, question.holds)
+            else:
+                change = advance(workflow.graph, state, question.holds)
             decisions.append(_decision(row, workflow, state, change, now))
-            lines += [_fault_line(row, workflow, node, text, now) for node, text in question.faults.items()]
+            lines += _fault_lines(row, workflow, state, question.faults, told, now)
             if change.stop:
                 self.on_stop((row.tenant_id, row.id), row.cancel_reason or "cancelled")
-        await self._recorder.write(lines)
+        try:
+            await self._recorder.write(lines)
+        except QueueFull:
+            _log.warning("%d conditions that could not be asked were not told of", len(lines))
         return decisions
 
     async def _announce(self, decisions: Sequence[Decision]) -> None:
@@ -169,8 +186,13 @@ def _names(workflow: Workflow) -> str:
 def _heard(future: Any) -> None:
     """A look that failed is repeated by the loop; only what nobody foresaw is worth a word."""
     error = None if future.cancelled() else future.exception()
-    if error is not None and not (isinstance(error, DatabaseUnavailable) or is_transient(error)):
+    if error is not None and not _passes(error):
         _log.error("a run of a graph cannot be moved along", exc_info=error)
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether another look may go well by itself."""
+    return isinstance(error, DatabaseUnavailable | asyncio.CancelledError) or is_transient(error)
 
 
 def _state(row: GraphRow) -> GraphState:
@@ -192,6 +214,17 @@ def _asked(row: GraphRow, workflow: Workflow, state: GraphState) -> set[TaskKey]
     }
 
 
+def _loops(workflow: Workflow, state: GraphState) -> bool:
+    """Whether a condition that may be asked now goes through lists."""
+    asking = {
+        node
+        for node, above in workflow.graph.asks
+        if state.statuses[node] in ("pending", "waiting") and state.statuses[above] == "succeeded"
+    }
+    rules = (one for node in asking for one in conditions(workflow.definition.tasks[node]) if isinstance(one, Parent))
+    return any(_expression(one.expression).loops for one in rules)
+
+
 def _decision(row: GraphRow, workflow: Workflow, state: GraphState, change: Advance, now: datetime) -> Decision:
     statuses: list[Status] = list(state.statuses)
     after: tuple[tuple[Sequence[int], Status], ...] = (
@@ -211,6 +244,7 @@ def _decision(row: GraphRow, workflow: Workflow, state: GraphState, change: Adva
         [node for node in waited if statuses[node] != "waiting"],
         change.finish,
         _names(workflow) if change.finish is not None and row.parent_run_id is not None else None,
+        now + _STOP_AGAIN if change.stop else None,
     )
 
 
@@ -239,6 +273,15 @@ def _waits(node: int, task: TaskDefinition, since: datetime) -> Iterable[NewWait
             yield NewWait(node, str(number), "event", condition.key, condition.scope, condition.expression, since, None)
 
 
-def _fault_line(row: GraphRow, workflow: Workflow, node: int, text: str, now: datetime) -> NewLine:
-    """What a condition that cannot be asked leaves in the run's log."""
-    return NewLine(row.tenant_id, row.id, node, 0, now, "error", f"{workflow.definition.task_name(node)}: {text}")
+def _fault_lines(
+    row: GraphRow, workflow: Workflow, state: GraphState, faults: Mapping[int, str], told: set[TaskKey], now: datetime
+) -> Iterable[NewLine]:
+    """What conditions that cannot be asked leave in the run's log, each once.
+
+    What a task's parents gave does not change while it waits, so all there is to say was said when it was asked for the first time.
+    """
+    for node, text in faults.items():
+        key = (row.tenant_id, row.id, node)
+        if state.statuses[node] == "pending" and key not in told:
+            told.add(key)
+            yield NewLine(row.tenant_id, row.id, node, 0, now, "error", f"{workflow.definition.task_name(node)}: {text}")

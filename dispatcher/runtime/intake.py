@@ -18,10 +18,11 @@ import msgspec
 from dispatcher.clock import Clock
 from dispatcher.engine.admission import queue_of
 from dispatcher.engine.batching import group_of
+from dispatcher.engine.definitions import DefinitionError
 from dispatcher.engine.definitions.placement import DesiredLabels, dump_desired_labels
 from dispatcher.engine.filters import Match
 from dispatcher.engine.flow import FlowError
-from dispatcher.engine.placement import requirement_of
+from dispatcher.engine.placement import refuse_long, requirement_of
 from dispatcher.errors import Problem, problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime import firing, passages
@@ -226,6 +227,11 @@ class Intake:
             run = self._new_run(picture, workflow, request.input, request.metadata, request.priority, None, request.trigger, now)
         except FlowError as error:
             return passages.refusal(workflow, error)
+        if request.labels:
+            try:
+                refuse_long(workflow.definition, request.labels, "labels")
+            except DefinitionError as error:
+                return problem("invalid_value", str(error), field=error.field)
         if request.labels or request.sticky_to is not None:
             self._place(run, workflow, request.labels, request.sticky_to)
         run.parent_run_id = request.parent_run_id

@@ -13,6 +13,7 @@ from dispatcher.clock import Clock, monotonic
 from dispatcher.delivery import Courier, DiscoveryError, EgressPolicy, EgressRefused, Manifest, check_url
 from dispatcher.engine.definitions import Definition, DefinitionError, checksum, content_checksum, dump, parse_definitions
 from dispatcher.engine.flow import Plan
+from dispatcher.engine.placement import refuse_long
 from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime.credentials import checked_auth, is_same_place
@@ -185,7 +186,10 @@ class Registration:
 
     def _definitions(self, handlers: Sequence[Any], *, static: bool) -> tuple[Definition, ...]:
         try:
-            return parse_definitions(list(handlers), self._directory.limits, static=static)
+            definitions = parse_definitions(list(handlers), self._directory.limits, static=static)
+            for definition in definitions:
+                refuse_long(definition, {}, f"{definition.name}.desired_labels")
+            return definitions
         except DefinitionError as error:
             raise problem("invalid_value", str(error), field=error.field) from None
 

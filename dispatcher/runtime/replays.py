@@ -16,10 +16,11 @@ from typing import Final
 from dispatcher.clock import Clock
 from dispatcher.engine.admission import queue_of
 from dispatcher.engine.batching import group_of
-from dispatcher.engine.definitions.placement import parse_desired_labels
+from dispatcher.engine.definitions import DefinitionError
+from dispatcher.engine.definitions.placement import DesiredLabels, parse_desired_labels
 from dispatcher.engine.flow import FlowError
 from dispatcher.engine.graphs import LETTERS, reset
-from dispatcher.engine.placement import Requirement, requirement_of
+from dispatcher.engine.placement import Requirement, refuse_long, requirement_of
 from dispatcher.errors import problem
 from dispatcher.runtime import passages
 from dispatcher.runtime.capacity import Capacity
@@ -104,8 +105,8 @@ class Replays:
         if run.graph is None:
             if task not in (None, before.definition.name, before.definition.tasks[0].name, before.definition.task_name(0)):
                 raise problem("invalid_value", f"task: run {run.id} has no task {task[:200]!r}", field="task")
-            workflow = self._newest(tenant_id, before)
             labels = parse_desired_labels(json.loads(run.labels), "labels") if run.labels is not None else {}
+            workflow = self._newest(tenant_id, before, labels)
             asked = requirement_of(workflow.definition, 0, labels, run.sticky_endpoint)
             times = (workflow.schedule_ms[0], workflow.execution_ms[0])
             return Revival(run.id, run.finished_at, workflow.number, *times, None, None, input, asked.text(), asked.slots)
@@ -128,11 +129,17 @@ class Replays:
                 passages.give(revival, flow)
                 revival.schedule_ms = revival.schedule_ms or workflow.schedule_ms[0]
 
-    def _newest(self, tenant_id: int, before: Workflow) -> Workflow:
+    def _newest(self, tenant_id: int, before: Workflow, labels: DesiredLabels) -> Workflow:
         picture = self._directory.pictures.get(tenant_id)
         newest = picture.by_id.get(before.id) if picture is not None else None
         alike = newest is not None and not newest.definition.is_graph and newest.definition.kind == before.definition.kind
-        return newest if alike and newest is not None else before
+        if newest is None or not alike:
+            return before
+        try:
+            refuse_long(newest.definition, labels, "labels")
+        except DefinitionError:
+            return before  # together with the labels of the run it would ask for more than can be written
+        return newest
 
 
 def _reset(run: EndedRun, workflow: Workflow, task: str | None) -> tuple[str, str]:

@@ -89,7 +89,10 @@ class NewWait:
 
 @dataclass(slots=True)
 class Decision:
-    """What follows for one run: its letters from now on, what starts, what waits, or how it ends (`finish`)."""
+    """What follows for one run: its letters from now on, what starts, what waits, or how it ends (`finish`).
+
+    `again` is when it is looked at again whatever happens.
+    """
 
     run: GraphRow
     graph: str
@@ -99,6 +102,7 @@ class Decision:
     left: Sequence[int] = ()
     finish: str | None = None
     names: str | None = None
+    again: datetime | None = None
 
 
 DUE = Statement(
@@ -145,11 +149,11 @@ OUTPUTS = Statement(
 ADVANCE = Statement(
     """
     with given as (
-        select * from unnest($1::int[], $2::text[], $3::int[], $4::text[], $5::text[])
-            as g (tenant_id, id, revision, graph, reasons)
+        select * from unnest($1::int[], $2::text[], $3::int[], $4::text[], $5::text[], $28::timestamptz[])
+            as g (tenant_id, id, revision, graph, reasons, again)
     ), moved as (
         update runs r
-        set graph = g.graph, revision = r.revision + 1, advance_at = null, reasons = coalesce(r.reasons, '{}') || g.reasons::jsonb
+        set graph = g.graph, revision = r.revision + 1, advance_at = g.again, reasons = coalesce(r.reasons, '{}') || g.reasons::jsonb
         from given g where r.tenant_id = g.tenant_id and r.id = g.id and r.revision = g.revision
         returning r.tenant_id, r.id, r.workflow_id, r.workflow_version, r.priority, r.flow->'nodes' as flow
     ), started as (
@@ -282,10 +286,20 @@ CANCEL = Statement(
     DueRun,
 )
 
+PUT_OFF = """
+    update runs r set advance_at = $3 from unnest($1::int[], $2::text[]) as g (tenant_id, id)
+    where r.tenant_id = g.tenant_id and r.id = g.id and r.advance_at <= $3
+"""
+
 
 async def due(db: Database, now: datetime, limit: int) -> list[RunKey]:
     """Runs whose rules have something to look at, those that wait longest first."""
     return [(row.tenant_id, row.id) for row in DUE.read(await db.fetch(DUE.sql, now, limit))]
+
+
+async def put_off(db: Database, keys: Sequence[RunKey], until: datetime) -> None:
+    """Look at these runs again later, so that they stand in nobody's way."""
+    await db.execute(PUT_OFF, [k[0] for k in keys], [k[1] for k in keys], until)
 
 
 async def load(db: Database, keys: Sequence[RunKey]) -> list[GraphRow]:
@@ -343,6 +357,7 @@ async def _advance(db: Database, decisions: Sequence[Decision], now: datetime) -
         [task.requirement for _, task in tasks],
         [task.slots for _, task in tasks],
         [wait.since for _, wait in waits],
+        [d.again for d in decisions],
         lane="settle",
     )
     return ADVANCE.read(records)

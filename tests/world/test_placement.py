@@ -150,6 +150,42 @@ async def test_a_label_that_cannot_be_meant_is_refused(world: World, one: Node) 
     assert (await one.call("POST", "/v1/runs", wrong, expect=400))["field"] == "labels.gpu.value"
 
 
+def _long(letter: str, count: int) -> dict[str, Any]:
+    return {f"{letter}{n}": {"value": letter * 150, "weight": 1} for n in range(count)}
+
+
+async def test_labels_that_are_too_long_are_refused_where_they_are_given(world: World, one: Node) -> None:
+    """A requirement is part of an index: one that does not fit there would never be queued."""
+    url = (await world.listen()).url
+    handler = {"name": "any", "body": "v1", "desired_labels": _long("a", 20)}
+    refused = await one.call("PUT", "/v1/endpoints/plain", {"url": url, "handlers": [handler]}, expect=400)
+    assert (refused["code"], refused["field"]) == ("invalid_value", "any.desired_labels")
+    nodes = [{"name": "x"}, {"name": "y", "parents": ["x"], "desired_labels": _long("a", 5)}]
+    endpoint = await world.endpoint(
+        one, [{"name": "any", "desired_labels": _long("a", 5)}, {"name": "flow", "kind": "workflow", "tasks": nodes}]
+    )
+    for workflow in ("any", "flow"):
+        body = {"workflow": workflow, "input": {}, "labels": _long("b", 4)}
+        refused = await one.call("POST", "/v1/runs", body, expect=400)
+        assert (refused["code"], refused["field"]) == ("invalid_value", "labels")
+        assert "bytes" in refused["detail"]
+    run_id = await one.trigger("any", labels=_long("b", 1))
+    (await endpoint.next()).answer(200, {})
+    assert (await world.over(run_id))["status"] == "succeeded"
+
+
+async def test_a_replay_whose_labels_do_not_fit_the_newest_definition_goes_by_the_one_it_had(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [ANY])
+    run_id = await one.trigger("any", labels=_long("b", 5))
+    (await endpoint.next()).answer(200, {})
+    await world.over(run_id)
+    handler = {"name": "any", "body": "v1", "desired_labels": _long("a", 5)}
+    await one.call("PUT", "/v1/endpoints/plain", {"url": endpoint.url, "handlers": [handler]})
+    await one.call("POST", f"/v1/runs/{run_id}/replay", {})
+    (await endpoint.next()).answer(200, {"again": True})
+    assert (await world.over(run_id))["epoch"] == 2
+
+
 async def _first(*endpoints: Endpoint) -> Any:
     """The next POST at any of them."""
     asked = [asyncio.ensure_future(endpoint.next()) for endpoint in endpoints]
