@@ -9,8 +9,10 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Raw
 
-from dispatcher.delivery.classify import BROKEN, PERMANENT, Reading, Reply, classify
+from dispatcher.delivery.classify import BROKEN, PERMANENT, Reading, Reply, classify, classify_event, classify_result, turned
+from dispatcher.delivery.envelope import EventLine, ResultLine
 from dispatcher.engine import answers
 from dispatcher.engine.answers import (
     Accepted,
@@ -21,9 +23,12 @@ from dispatcher.engine.answers import (
     Failed,
     PlatformKilled,
     Pushback,
+    Referred,
     Succeeded,
     TimedOut,
+    Turned,
 )
+from dispatcher.engine.references import Reference
 from tests.delivery.endpoints import NOW
 
 JSON = {"content-type": "application/json"}
@@ -391,3 +396,35 @@ def test_any_reply_means_something_that_can_be_kept(
         assert "\0" not in getattr(answer, name, "")
     after = getattr(answer, "retry_after", None)
     assert after is None or timedelta(seconds=1) <= after <= timedelta(hours=24)
+
+
+# ---- by reference
+
+
+REF = b'{"$ref":{"url":"https://elsewhere.example","sha256":"%b","size":9}}' % (b"0f" * 32)
+
+
+def test_an_output_said_to_be_a_reference_is_one() -> None:
+    expected = Referred(Reference("0f" * 32, 9))
+    assert meaning(200, REF, content_type="application/json", task_refs="output") == expected
+    assert classify_result(ResultLine("tsk_1", "ok", Raw(REF), ("output",)), Reading(NOW, 10)) == expected
+    assert classify_event(EventLine("done", Raw(REF), ("output",)), Reading(NOW, 10)) == expected
+    turn = b'{"status":"done","output":%b,"refs":["output"]}' % REF
+    assert turned(turn, Reading(NOW, 10)) == Turned(None, (), expected)
+
+
+def test_one_that_only_looks_like_a_reference_is_an_output() -> None:
+    assert meaning(200, REF, content_type="application/json") == Succeeded(REF)
+    assert classify_result(ResultLine("tsk_1", "ok", Raw(REF)), Reading(NOW, 1_000)) == Succeeded(REF)
+    assert classify_event(EventLine("done", Raw(REF)), Reading(NOW, 1_000)) == Succeeded(REF)
+    assert turned(b'{"status":"done","output":%b}' % REF, Reading(NOW, 1_000)) == Turned(None, (), Succeeded(REF))
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(REF, "input"), (REF, "output,input"), (REF, ""), (b'{"$ref":{"sha256":"0f","size":1}}', "output"), (b'{"$ref":1}', "output")],
+)
+def test_a_reference_that_is_none_fails_for_good(body: bytes, said: str) -> None:
+    answer = meaning(200, body, content_type="application/json", task_refs=said)
+    assert isinstance(answer, Failed)
+    assert (answer.code, answer.retry) == ("invalid_ref", False)

@@ -14,6 +14,7 @@ import pytest
 
 from handlers_sdk import ClientConfig, Context, Dispatcher, DurableContext, EmptyModel
 from handlers_sdk.references import CALL_BYTES_MAX, RESPONSE_BYTES_MAX
+from tests.world.endpoint import Arrival
 from tests.world.world import Node, World
 
 LARGE = "x" * 50_000
@@ -104,29 +105,32 @@ async def test_one_too_large_for_an_endpoint_without_references_fails(world: Wor
 
 async def test_of_a_batch_that_is_too_large_each_follows_by_reference(world: World, node: Node) -> None:
     offered = manifest({"name": "read"}, features=("refs", "batch"), batch={"max_items": 10, "max_bytes": 100_000})
-    endpoint = await world.discovered(node, offered, slots=2)
-    blocker = await node.trigger("read")
-    other = await node.trigger("read")
-    held = [await endpoint.next(), await endpoint.next()]
-    runs = [await node.trigger("read", input={"text": str(n) * 9_000}) for n in range(2)]
-    for arrival in held:
-        arrival.answer(
-            200, {"results": [{"id": item["id"], "status": "ok"} for item in arrival.json["items"]]}, task_protocol="1"
-        ) if arrival.json["type"] == "batch" else arrival.answer(200, 1, task_protocol="1")
+    endpoint = await world.discovered(node, offered)
+    sizes: list[int] = []
 
-    def way(arrival: Any) -> None:
-        if "refs" in arrival.json:
-            arrival.answer(200, arrival.json["refs"], task_protocol="1")
-        else:
+    def way(arrival: Arrival) -> None:
+        if arrival.json["type"] == "batch":
+            sizes.append(len(arrival.json["items"]))
             arrival.answer(413)
+        else:
+            arrival.answer(200, arrival.json["refs"], task_protocol="1")
 
-    while endpoint.waiting:
-        way(await endpoint.next())
     endpoint.way = way
-    for run_id in runs:
-        await world.over(run_id)
-        assert (await node.call("GET", f"/v1/runs/{run_id}"))["output"] == ["input"]
-    assert {blocker, other}.isdisjoint(runs)
+    wanted = [{"workflow": "read", "input": {"text": str(n) * 9_000}} for n in range(2)]
+    rows = (await node.call("POST", "/v1/runs/bulk", {"runs": wanted}))["rows"]
+    for row in rows:
+        assert (await world.over(row["id"]))["output"] == b'["input"]'
+    assert sizes == [2, 1, 1]
+
+
+async def test_a_large_input_in_a_batch_goes_by_reference(world: World, node: Node) -> None:
+    offered = manifest({"name": "read"}, features=("refs", "batch"), batch={"max_items": 10, "max_bytes": 1_000_000})
+    endpoint = await world.discovered(node, offered)
+    wanted = [{"workflow": "read", "input": {"text": text}} for text in ("small", LARGE)]
+    await node.call("POST", "/v1/runs/bulk", {"runs": wanted})
+    small, large = (await endpoint.next()).json["items"]
+    assert (small["input"], "refs" in small) == ({"text": "small"}, False)
+    assert (set(large["input"]), large["refs"]) == ({"$ref"}, ["input"])
 
 
 # ---- from an endpoint
