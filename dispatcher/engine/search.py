@@ -23,9 +23,10 @@ _WORD: Final = re.compile(r"\w+")
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One thing asked for: `text` anywhere, or `value` at `path`."""
+    """One thing asked for: `text` anywhere, or `value` at `path`. `literal` is what a text has at least if `text` is found in it."""
 
     text: re.Pattern[str]
+    literal: str
     words: frozenset[str]
     path: tuple[str, ...] = ()
     value: str = ""
@@ -64,9 +65,9 @@ def _term(found: re.Match[str]) -> Term:
     whole = f"{path.casefold()}:{value}" if path else value
     words = frozenset(_WORD.findall(whole))
     if not path:
-        return Term(_phrase(whole), words)
+        return Term(_phrase(whole), whole, words)
     # The name of a document, which a path may begin with, is no word of it.
-    return Term(_phrase(whole), words - DOCUMENTS, tuple(path.split(".")), value, _phrase(value))
+    return Term(_phrase(whole), whole, words - DOCUMENTS, tuple(path.split(".")), value, _phrase(value))
 
 
 def _phrase(text: str) -> re.Pattern[str]:
@@ -118,15 +119,22 @@ def matches(query: Query, documents: Mapping[str, Sequence[bytes]]) -> bool:
     texts = [plain_text(document) for some in documents.values() for document in some]
     parsed: dict[str, list[Any]] | None = None
     for term in query.terms:
-        if any(term.text.search(text) for text in texts):
+        if any(term.literal in text and term.text.search(text) for text in texts):
             continue
-        if not term.path:
+        if not term.path or not _has_words(term, texts):
             return False
         if parsed is None:
             parsed = {name: [_parsed(document) for document in some] for name, some in documents.items()}
         if not _is_at(term, parsed):
             return False
     return True
+
+
+def _has_words(term: Term, texts: Sequence[str]) -> bool:
+    """Whether every word of a term is one of these texts: what segments, which know nothing but words, can say of it."""
+    if not all(any(word in text for text in texts) for word in term.words):
+        return False
+    return term.words <= {word for text in texts for word in _WORD.findall(text)}
 
 
 def _parsed(document: bytes) -> Any:

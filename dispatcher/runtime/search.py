@@ -27,6 +27,7 @@ Row = TypeVar("Row", RunSummary, EventRow)
 
 _CHUNK: Final = 500  # rows read at a time, and rows of a segment
 _CHUNK_BYTES: Final = 4_194_304
+_BREATH: Final = 100  # rows looked at before others get a turn
 _SEGMENT_WORDS: Final = 100_000  # a segment with more is not worth keeping the words of
 _SEGMENTS: Final = 100
 _SETTLED: Final = timedelta(minutes=2)  # by then every id made before is committed, clocks of processes not quite agreeing
@@ -87,9 +88,12 @@ class Search:
         self, tenant_id: int, wanted: RunFilter, page: Page[RunSummary], query: Query, before: str | None, limit: int
     ) -> Found[RunSummary]:
         """The search of a list that is short: of the runs of one event, or of one run."""
+        begun = monotonic()
         rows = await runs.page(self._database, tenant_id, wanted, before, _FEW)
         good: list[RunSummary] = []
-        for row in rows:
+        for number, row in enumerate(rows):
+            if number > 0 and monotonic() - begun > self._settings.search_seconds:
+                return Found(good, rows[number - 1].id)
             some = await search.bodies(self._database, tenant_id, "run", row.id, f"{row.id}0", 1, _CHUNK_BYTES)
             if some and matches(query, _documents("run", some[0])):
                 good.append(row)
@@ -111,7 +115,7 @@ class Search:
                     some = await search.bodies(self._database, tenant_id, kind, floor, below, min(_CHUNK, left), _CHUNK_BYTES, choice)
                     if not some:
                         break
-                    hits += [one.id for one in some if one.wanted and matches(query, _documents(kind, one))]
+                    hits += await _matching(kind, query, some)
                     left, below = left - len(some), some[-1].id
                     now = monotonic()
                     if now - begun + (now - asked) > self._settings.search_seconds:  # the next read would not end in time
@@ -120,7 +124,6 @@ class Search:
                         found, hits = found + await page(hits), []
                         if len(found) > limit:
                             return Found(found[:limit], found[limit - 1].id)
-                    await asyncio.sleep(0)
                 if left <= 0:
                     return Found(found + await self._rest(page, hits), below)
         return Found(found + await self._rest(page, hits), None)
@@ -218,6 +221,15 @@ class Search:
             below = some[-1].id
         dense = len(words) > _SEGMENT_WORDS
         await search.add(conn, index.tenant_id, kind, segment, [] if dense else sorted(words), pending, dense=dense)
+
+
+async def _matching(kind: Kind, query: Query, some: Sequence[Bodies]) -> list[str]:
+    """The ids of those that hold what is asked for; others get a turn in between."""
+    hits: list[str] = []
+    for start in range(0, len(some), _BREATH):
+        hits += [one.id for one in some[start : start + _BREATH] if one.wanted and matches(query, _documents(kind, one))]
+        await asyncio.sleep(0)
+    return hits
 
 
 def _final(statuses: Sequence[str] | None) -> list[str] | None:

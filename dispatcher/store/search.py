@@ -89,11 +89,19 @@ LOCKED = Statement(
     Index,
 )
 # A segment is read when it has all the words, when it has too many words to know them, or when a run of it has ended since it was made.
+# Those with the words are found by the words alone and all of them, before the first are taken: whoever went through segments in order
+# would read the words of each, which is most of what there is. The numbers of words are a tenant's own.
 SEGMENTS = Statement(
     """
+    with holding as materialized (
+        select tenant_id, kind, lower_id, upper_id from search_segments where $4::int[] <> '{}' and words @> $4
+    )
     select lower_id, upper_id from (
+        (select lower_id, upper_id from holding
+         where tenant_id = $1 and kind = $2 and lower_id < $3 order by lower_id desc limit $5)
+        union
         (select lower_id, upper_id from search_segments
-         where tenant_id = $1 and kind = $2 and lower_id < $3 and words @> $4 order by lower_id desc limit $5)
+         where $4::int[] = '{}' and tenant_id = $1 and kind = $2 and lower_id < $3 order by lower_id desc limit $5)
         union
         (select lower_id, upper_id from search_segments
          where tenant_id = $1 and kind = $2 and lower_id < $3 and dense order by lower_id desc limit $5)

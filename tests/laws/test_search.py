@@ -47,6 +47,12 @@ def test_not_found(text: str) -> None:
     assert not found(text)
 
 
+def test_reading_finds_what_words_say_can_be_there() -> None:
+    """Segments know a document by its words: `1.50` has no 5 in it, so nobody finds it by `1.5`, with segments or without."""
+    assert not matches(parse("price:1.5"), {"input": [b'{"price": 1.50}']})
+    assert matches(parse("price:1.5"), {"input": [b'{"price": 1.5}']})
+
+
 @pytest.mark.parametrize("text", ["", "   ", "\x00", " ".join("abcdefghijklmnopqrstu")])
 def test_a_text_that_asks_for_nothing_or_too_much_is_refused(text: str) -> None:
     with pytest.raises(SearchRefused):

@@ -141,6 +141,17 @@ async def test_a_page_looks_at_so_many_rows_and_goes_on_with_its_cursor(world: W
     assert refused["code"] == "invalid_value"
 
 
+async def test_a_search_among_the_children_of_a_run_takes_no_longer_than_others(world: World) -> None:
+    node = await world.node(search_seconds=0.0)
+    endpoint = await world.endpoint(node, [{"name": "echo"}])
+    endpoint.way = lambda arrival: arrival.answer(200, arrival.json["input"])
+    parent = await node.trigger("echo", input={"a": "apple"})
+    runs = await _made(world, node, 8, parent_run_id=parent)
+    path = f"/v1/runs?parent_run_id={parent}&q=apple"
+    assert (await node.call("GET", path))["next_cursor"] is not None
+    assert sorted(await _ids(node, path)) == sorted([runs[0], runs[7]])
+
+
 async def test_bodies_larger_than_a_page_of_them_are_read_one_by_one(
     world: World, node: Node, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
