@@ -1,15 +1,19 @@
 """Durable loads: (c) tasks of ten steps one after another, fifty outstanding; (d) a parent that waits for a hundred children; and what
 ten thousand suspended tasks cost.
 
-A lane's next task begins when it holds the result of the last, which is later than what peers are measured by: their handler's end.
+In (c) a lane's next task begins when the last one's handler has ended, as in the harness peers are measured by; that all runs have
+succeeded is looked at afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -17,6 +21,7 @@ from tests.bench.client import Client
 from tests.bench.cpu import machine_ms, resident_mb
 from tests.bench.endpoint import CHILDREN, STEPS
 from tests.bench.loads import Measured, Recorded, check_once, chunks, clients, foreign, names
+from tests.bench.sink import Follower
 from tests.bench.system import System, pause
 
 OUTSTANDING = 50
@@ -44,18 +49,51 @@ async def _lane(client: Client, workflow: str, feed: Iterator[str]) -> None:
             raise RuntimeError(f"a durable run did not succeed: {reply.status} {reply.body[:500]!r}")
 
 
+@asynccontextmanager
+async def following(system: System) -> AsyncIterator[Follower]:
+    """Hear of every body that runs, as it does."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "ran"
+        follower = Follower(path)
+        system.sink.follow(path)
+        try:
+            yield follower
+        finally:
+            follower.close()
+
+
+async def _begin(client: Client, workflow: str, feed: Iterator[str], follower: Follower, run_ids: list[str]) -> None:
+    for name in feed:
+        ran = follower.ran(name)
+        body = msgspec.json.encode({"workflow": workflow, "input": {"id": name}})
+        reply = await client.request("POST", "/v1/runs", body)
+        if reply.status != 201:
+            raise RuntimeError(f"a durable run was not taken: {reply.status} {reply.body[:500]!r}")
+        run_ids.append(msgspec.json.decode(reply.body)["id"])
+        async with asyncio.timeout(_LIMIT_SECONDS):
+            await ran
+
+
+async def _all_succeeded(client: Client, run_ids: list[str]) -> None:
+    for run_id in run_ids:
+        document = await client.expect("GET", f"/v1/runs/{run_id}?wait=30s")
+        if document.get("status") != "succeeded":
+            raise RuntimeError(f"a durable run did not succeed: {document.get('status')} {document.get('error')}")
+
+
 async def steps(system: System, flavour: str, tasks: int) -> Measured:
     """(c) `tasks` tasks of ten steps, 50 outstanding. `runs` and `rate` count steps."""
     wanted = names(tasks)
     measured = Measured(f"c {flavour}", tasks * STEPS)
-    async with clients(system, OUTSTANDING) as pool:
+    async with following(system) as follower, clients(system, OUTSTANDING) as pool:
         system.sink.expect(tasks)
-        feed = iter(wanted)
+        feed, run_ids = iter(wanted), list[str]()
         before, busy, first = system.cpu(), machine_ms(), time.monotonic_ns()
-        await asyncio.gather(*[_lane(client, f"steps-{flavour}", feed) for client in pool])
+        await asyncio.gather(*[_begin(client, f"steps-{flavour}", feed, follower, run_ids) for client in pool])
         moments = check_once(await system.sink.collected(_LIMIT_SECONDS), wanted)
         after = system.cpu()
         measured.foreign = foreign(before, after, machine_ms() - busy, time.monotonic_ns() - first)
+        await _all_succeeded(pool[0], run_ids)
     measured.rate = measured.runs / ((max(moments.values()) - first) / 1e9)
     measured.cpu = {part: (after[part] - before[part]) / measured.runs for part in after}
     return measured

@@ -96,7 +96,7 @@ async def _explained(database: Database) -> tuple[float, int]:
     """(milliseconds, pages touched) of one claim."""
     queue = await database.fetchrow(_QUEUE, f"noop-{BACKLOG}")
     assert queue is not None
-    place, of = (queue["tenant_id"], queue["endpoint_id"]), (queue["tenant_id"], queue["workflow_id"])
+    place, of = (queue["tenant_id"], queue["endpoint_id"]), (queue["tenant_id"], queue["workflow_id"], "")
     slots = [Slot(of, ordinal, place) for ordinal in range(1, _CLAIM_SIZE + 1)]
     with suppress(_RolledBack):
         async with database.transaction() as connection:

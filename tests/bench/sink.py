@@ -15,6 +15,7 @@ from pathlib import Path
 
 _DATAGRAM_MAX = 512
 _EXPECT = b"!expect "
+_FOLLOW = b"!follow "
 _STOP = b"!stop"
 
 
@@ -53,6 +54,10 @@ class Sink:
         await process.stdout.readline()
         return Sink(path, process)
 
+    def follow(self, path: Path) -> None:
+        """Pass on what comes from now on to a socket at `path`, as it comes."""
+        self._control.send(_FOLLOW + str(path).encode())
+
     def expect(self, count: int) -> None:
         """Forget what was collected, and report when `count` more datagrams have come."""
         self._control.send(_EXPECT + str(count).encode())
@@ -75,13 +80,57 @@ class Sink:
         await self._process.wait()
 
 
+class Follower:
+    """The bench's own ears: futures by name, done when a body of that name has run."""
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self._socket.bind(str(path))
+        self._socket.setblocking(False)
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+        asyncio.get_running_loop().add_reader(self._socket, self._read)
+
+    def ran(self, name: str) -> asyncio.Future[None]:
+        """Done when the body of `name` has run."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[name] = future
+        return future
+
+    def close(self) -> None:
+        """Listen no more."""
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                datagram = self._socket.recv(_DATAGRAM_MAX)
+            except BlockingIOError:
+                return
+            future = self._waiting.pop(datagram.split(b" ", 1)[0].decode(), None)
+            if future is not None and not future.done():
+                future.set_result(None)
+
+
 def _reports(receiver: socket.socket) -> Iterator[bytes]:
     received: list[bytes] = []
     expected = 0
+    follower: socket.socket | None = None
     while (datagram := receiver.recv(_DATAGRAM_MAX)) != _STOP:
         if datagram.startswith(_EXPECT):
             received, expected = [], int(datagram[len(_EXPECT) :])
             continue
+        if datagram.startswith(_FOLLOW):
+            follower = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            follower.connect(datagram[len(_FOLLOW) :].decode())
+            continue
+        if follower is not None:
+            try:
+                follower.send(datagram)
+            except OSError:  # nobody listens any more
+                follower = None
         received.append(datagram)
         if len(received) == expected:
             yield b",".join(received) + b"\n"
