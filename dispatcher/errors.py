@@ -37,7 +37,7 @@ CODES: Final[Mapping[str, Code]] = MappingProxyType({
     "nul_character": Code(400, "A string holds \\u0000", "Remove the character, or send the text as base64."),
     "number_out_of_range": Code(400, "A number cannot be stored", "Send the number as a string."),
     "invalid_utf8": Code(400, "Not valid UTF-8", "Encode the body as UTF-8."),
-    "body_too_large": Code(413, "Body too large", "Send less, or send a reference to the data; the limit is a setting of the server."),
+    "body_too_large": Code(413, "Body too large", "Send less, or a reference: PUT /v1/blobs takes larger values. The limits are settings of the server."),
     "bulk_too_large": Code(413, "Too many items in one call", "Split the list into several calls."),
     "unsupported_media_type": Code(415, "Media type not supported", "Send `content-type: application/json`, without content-encoding."),
     "invalid_ref": Code(400, "Not a usable reference", "Name in `refs` what goes by reference, and write it as PUT /v1/blobs answers it."),

@@ -51,9 +51,9 @@ class Api:
         """
         return _answer(await self._response(method, path, content, params, token, base, wait, repeatable=repeatable))
 
-    async def content(self, method: str, path: str, *, token: str | None = None, base: str | None = None) -> bytes:
+    async def content(self, method: str, path: str, *, token: str | None = None, base: str | None = None, wait: float = 0.0) -> bytes:
         """The body of a repeatable call, as it came. Raises as `request` does."""
-        response = await self._response(method, path, None, None, token, base, 0.0, repeatable=True)
+        response = await self._response(method, path, None, None, token, base, wait, repeatable=True)
         if not response.is_success:
             _answer(response)
         return response.content

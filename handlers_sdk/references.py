@@ -20,6 +20,8 @@ RESPONSE_BYTES_MAX: Final = 4_000_000
 """What is larger is uploaded, and answered by reference."""
 CALL_BYTES_MAX: Final = 1_000_000
 """What is larger is uploaded before the call that starts a run names it."""
+BYTES_PER_SECOND: Final = 1_000_000
+"""How fast values travel at least: it adds to the time their calls are given."""
 PATH: Final = "/v1/blobs"
 MEMBERS: Final = frozenset({"input", "parents", "log", "state", "results"})
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -51,7 +53,7 @@ async def fetch_refs(api: Api, item: wire.RunItem, base: str) -> None:
         target = _target(members[name])
         assert target is not None, "checked before"
         digest, size = target
-        request = api.content("GET", f"{PATH}/sha256-{digest}", token=item["token"], base=base)
+        request = api.content("GET", f"{PATH}/sha256-{digest}", token=item["token"], base=base, wait=size / BYTES_PER_SECOND)
         text = await PORTAL.aio_call(request)
         if len(text) != size or hashlib.sha256(text).hexdigest() != digest:
             raise ValueDamagedError(f"`{name}`: {len(text)} bytes came, and they are not sha256-{digest} of {size}")
@@ -73,7 +75,8 @@ async def upload_here(api: Api, text: bytes, *, token: str | None = None, base: 
     """
     path = f"{PATH}/sha256-{hashlib.sha256(text).hexdigest()}"
     try:
-        _, body = await api.request("PUT", path, content=text, token=token, base=base, repeatable=True)
+        wait = len(text) / BYTES_PER_SECOND
+        _, body = await api.request("PUT", path, content=text, token=token, base=base, wait=wait, repeatable=True)
     except ApiError as error:
         if error.status in (404, 405):
             return None
