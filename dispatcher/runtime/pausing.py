@@ -81,5 +81,5 @@ async def spare(db: Database, directory: Directory, late: Sequence[LiveTask], no
         else:
             spared.append((task.guard().key, until))
     if spared:
-        await pausing.postpone(db, spared)
+        await pausing.postpone(db, spared, now)
     return over

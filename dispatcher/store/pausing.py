@@ -29,16 +29,19 @@ GET = Statement(
 SET = """
     update workflows set paused_at = $3, queue_ttl_ms = $4, on_schedule = $5, updated_at = $6 where tenant_id = $1 and id = $2
 """
-# What waited for the pause to end has its whole schedule timeout before it.
+# What waited for the pause to end has its whole schedule timeout before it; a durable task that has begun waits as long as it takes.
 RESUME = """
     update tasks t set schedule_deadline = greatest(t.due_at, $5::timestamptz) + g.ms * interval '1 millisecond'
     from unnest($3::smallint[], $4::bigint[]) as g (node, ms)
     where t.tenant_id = $1 and t.workflow_id = $2 and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
+      and coalesce(t.turn, 1) = 1 and coalesce(t.log_len, 0) = 0 and t.cleanup is null
 """
+# Only what is late still: whoever resumed the workflow meanwhile has given its tasks new deadlines.
 POSTPONE = """
     update tasks t set schedule_deadline = g.until
     from unnest($1::int[], $2::text[], $3::smallint[], $4::timestamptz[]) as g (tenant_id, run_id, node, until)
     where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
+      and t.schedule_deadline <= $5
 """
 
 
@@ -57,7 +60,7 @@ async def resume(conn: Connection, tenant_id: int, workflow_id: int, schedule_ms
     await conn.execute(RESUME, tenant_id, workflow_id, list(range(len(schedule_ms))), list(schedule_ms), now)
 
 
-async def postpone(db: Database, tasks: Sequence[tuple[TaskKey, datetime | None]]) -> None:
-    """Let tasks that wait for a pause to end wait until a moment, or for ever."""
+async def postpone(db: Database, tasks: Sequence[tuple[TaskKey, datetime | None]], now: datetime) -> None:
+    """Let tasks that are late and wait for a pause to end wait until a moment, or for ever."""
     keys = [key for key, _ in tasks]
-    await db.execute(POSTPONE, [k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys], [until for _, until in tasks])
+    await db.execute(POSTPONE, [k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys], [until for _, until in tasks], now)

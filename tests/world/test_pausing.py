@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from dispatcher.store import pausing
 from tests.world.world import Node, World
 
 HANDLER = {"name": "work", "schedule_timeout": "5m", "retries": 1, "backoff_factor": 10}
@@ -80,3 +81,25 @@ async def test_an_unknown_workflow_cannot_be_paused(one: Node) -> None:
     assert (await one.call("PATCH", "/v1/workflows/nobody", {"paused": True}, expect=404))["code"] == "unknown_workflow"
     refused = await one.call("PATCH", "/v1/workflows/nobody", {"queue_ttl": "soon"}, expect=400)
     assert refused["field"] == "queue_ttl"
+
+
+async def test_a_durable_task_that_has_begun_gets_no_deadline_from_a_pause(world: World, one: Node) -> None:
+    """It has something to lose: nobody gives it up because no endpoint takes it in time."""
+    await world.endpoint(one, [HANDLER])
+    await _pause(one, paused=True)
+    run_id = await one.trigger("work")
+    await world.task(run_id, state="queued")
+    begun = "update tasks set durable = true, turn = 2, schedule_deadline = null where run_id = $1"
+    await world.database.execute(begun, run_id)
+    await _pause(one, paused=False)
+    assert (await world.task(run_id))["schedule_deadline"] is None
+
+
+async def test_who_still_thinks_a_workflow_is_paused_takes_no_deadline_away(world: World, one: Node) -> None:
+    await world.endpoint(one, [HANDLER])
+    await _pause(one, paused=True)
+    run_id = await one.trigger("work")
+    await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
+    await _pause(one, paused=False)
+    await pausing.postpone(world.database, [((1, run_id, 0), None)], world.now)
+    assert (await world.task(run_id))["schedule_deadline"] == world.now + timedelta(minutes=5)
