@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from dispatcher.engine.admission import Queue
@@ -55,7 +55,10 @@ class Batches:
         if not self.directory.route(q).gathers:
             return None
         workflow = self.directory.pictures[q[0]].by_id.get(q[1])
-        return workflow.definition.tasks[0].batch if workflow is not None else None
+        batching = workflow.definition.tasks[0].batch if workflow is not None else None
+        if batching is None or batching.max_size <= self.capacity.most:
+            return batching
+        return replace(batching, max_size=self.capacity.most)
 
     async def _send(self, gathering: dict[Queue, Batching], now: datetime) -> datetime | None:
         later: list[datetime] = []

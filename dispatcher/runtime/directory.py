@@ -306,7 +306,9 @@ def _route(picture: Picture, queue: Queue) -> Route:
     places = {endpoint_at(place): place for place in picture.routes.get((queue[0], queue[1], ""), ())}
     served = [(id, picture.endpoints[place[1]].labels) for id, place in places.items() if place[1] in picture.endpoints]
     found = tuple(tuple(places[id] for id in tier) for tier in tiers(requirement, served))
-    return Route(found, requirement.slots, requirement.batch is not None)
+    workflow = picture.by_id.get(abs(queue[1]))  # one that is batched no more may have tasks left that were to be
+    gathers = requirement.batch is not None and workflow is not None and workflow.definition.tasks[0].batch is not None
+    return Route(found, requirement.slots, gathers)
 
 
 def _millis(duration: timedelta) -> int:

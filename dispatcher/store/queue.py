@@ -90,9 +90,9 @@ CLAIM = Statement(
         select w.tenant_id, p.run_id, p.node,
                ($5::int[])[w.base + row_number() over (
                    partition by w.place order by p.priority desc, p.due_at, p.run_id, p.node
-               )] as place, p.schedule_deadline
-        from unnest($1::int[], $2::int[], $3::int[], $4::int[], $10::text[]) with ordinality
-             as w (tenant_id, workflow_id, n, base, requirement, place)
+               )] as place, p.schedule_deadline, w.slots
+        from unnest($1::int[], $2::int[], $3::int[], $4::int[], $10::text[], $11::int[]) with ordinality
+             as w (tenant_id, workflow_id, n, base, requirement, slots, place)
         cross join lateral (
             select run_id, node, priority, due_at, schedule_deadline from tasks t
             where t.tenant_id = w.tenant_id and t.workflow_id = abs(w.workflow_id) and t.durable = (w.workflow_id < 0)
@@ -104,7 +104,7 @@ CLAIM = Statement(
     set state = 'running', epoch = t.epoch + 1, dispatcher_id = $8, endpoint_id = ($6::text[])[p.place],
         endpoint_version = ($7::text[])[p.place], started_at = $9,
         deadline = $9::timestamptz + t.execution_ms * interval '1 millisecond', schedule_deadline = null,
-        slot_released = false, progress = null
+        slot_released = false, progress = null, slots = p.slots, batch_id = null
     from picked p
     join runs r on r.tenant_id = p.tenant_id and r.id = p.run_id
     where t.tenant_id = p.tenant_id and t.run_id = p.run_id and t.node = p.node
@@ -185,6 +185,7 @@ async def claim(db: Database, slots: Sequence[Slot], versions: dict[Place, str],
         dispatcher_id,
         now,
         [queue[2] for queue in by_queue],
+        [dealt[0].slots for dealt in by_queue.values()],
     )
     return CLAIM.read(records)
 

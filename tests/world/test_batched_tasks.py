@@ -165,6 +165,45 @@ async def test_a_replayed_run_is_batched_again(world: World, one: Node) -> None:
     assert len(_items(again)) == 3
 
 
+async def test_what_waits_when_its_workflow_is_batched_no_more_is_run_one_by_one(world: World, one: Node) -> None:
+    """Also what was in a batch before: it fills slots like any other task now, and gives them back."""
+    endpoint = await _endpoint(world, one, _handler(max_size=2))
+    runs = await _trigger(one, 2)
+    first = await endpoint.next()
+    items = first.json["items"]
+    failed = [{"id": item["id"], "status": "fail", "error": {"message": "no"}} for item in items]
+    await one.call("PATCH", "/v1/endpoints/sdk", {"paused": True})
+    first.answer(200, {"results": failed}, task_protocol="1")
+    for run_id in runs:
+        await world.attempts(run_id, 1)
+    endpoint.manifest = {**manifest([{"name": "mail", "retries": 1}]), "version": "2"}
+    await one.call("PUT", "/v1/endpoints/sdk", {"url": endpoint.url, "slots": 100})
+    await one.call("PATCH", "/v1/endpoints/sdk", {"paused": False})
+    world.clock.advance(10 * SECOND)
+    await one.turn("slots", "claim", "batches", "claim")
+    for _ in runs:
+        arrival = await endpoint.next()
+        assert arrival.json["type"] == "run"
+        arrival.answer(200, 1, task_protocol="1")
+    assert await _ended(world, runs) == {"succeeded": 2}
+
+    async def idle() -> bool:
+        return not one.runtime.capacity.in_use and one.runtime.capacity.total == 0
+
+    await until(idle)
+
+
+async def test_a_batch_is_no_larger_than_what_one_dispatcher_has_open(world: World) -> None:
+    one = await world.node(max_in_flight=2)
+    endpoint = await _endpoint(world, one, _handler(max_size=3))
+    runs = await _trigger(one, 4)
+    for _ in range(2):
+        arrival = await endpoint.next()
+        assert len(_items(arrival)) == 2
+        _answer(arrival)
+    assert await _ended(world, runs) == {"succeeded": 4}
+
+
 async def test_what_cannot_be_batched_is_refused(world: World, one: Node) -> None:
     endpoint = await world.listen()
     plain = {"url": endpoint.url, "handlers": [{"name": "mail", "batch": {"max_size": 3}}]}
