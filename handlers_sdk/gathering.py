@@ -147,17 +147,27 @@ class Gatherer:
         items = [(value, ctx) for value, ctx, _ in members]
         try:
             is_async = asyncio.iscoroutinefunction(self.fn)
-            given = await self.fn(items) if is_async else await asyncio.to_thread(self.fn, items)
+            given = await self.fn(items) if is_async else await asyncio.to_thread(_called, self.fn, items)
             results = _results(given, len(members))
-        except Exception as error:  # whatever it is, it is what became of each of them
+        except (Exception, SystemExit, asyncio.CancelledError) as error:  # whatever it is, it is what became of each of them
             results = [error] * len(members)
         for result, (_, _, future) in zip(results, members, strict=True):
             if future.done():
                 continue
-            if isinstance(result, Exception):
+            if isinstance(result, StopIteration | asyncio.CancelledError):  # a future does not take these as what they are
+                future.set_exception(RuntimeError(f"the handler raised {type(result).__name__}: {result}"))
+            elif isinstance(result, Exception | SystemExit):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+
+
+def _called(fn: Callable[..., Any], items: Sequence[Any]) -> Any:
+    """What a plain function gives. Its thread's future would never end with a StopIteration, and takes its loop along with a SystemExit."""
+    try:
+        return fn(items)
+    except (StopIteration, SystemExit) as error:
+        raise RuntimeError(f"the handler raised {type(error).__name__}: {error}") from error
 
 
 def _results(given: Any, count: int) -> list[Any]:
