@@ -42,17 +42,20 @@ class Grant:
     slots: int
 
 
-def share(slots: int, detached: int, live: Sequence[int], others: Sequence[Grant], me: int, in_use: int) -> int:
+def share(slots: int, detached: int, live: Sequence[int], others: Sequence[Grant], me: int, in_use: int, unit: int = 1) -> int:
     """How many slots dispatcher `me` grants itself.
 
     Its target is an even share of what tasks running without a dispatcher (`detached`) leave; the remainder goes to the first
     in id order. It never takes what another still holds, and never gives up what it is using: a shrinking share is let go of
-    as attempts end.
+    as attempts end. `unit` is how many slots the largest task fills: shares are whole units, because a task that fills several slots fits
+    into none of two halves; what is left over goes to the next in order.
     """
     ordered = sorted(set(live) | {me})
     available = max(slots - detached, 0)
-    even, extra = divmod(available, len(ordered))
-    target = even + (1 if ordered.index(me) < extra else 0)
+    units, rest = divmod(available, max(min(unit, slots), 1))
+    even, extra = divmod(units, len(ordered))
+    place = ordered.index(me)
+    target = (even + (1 if place < extra else 0)) * max(min(unit, slots), 1) + (rest if place == extra else 0)
     held = sum(grant.slots for grant in others if grant.dispatcher != me)
     return max(min(target, available - held), in_use, 0)
 

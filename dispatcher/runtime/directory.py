@@ -295,6 +295,16 @@ class Directory:
             picture.found[queue] = _route(picture, queue)
         return picture.found[queue]
 
+    def largest(self) -> dict[Place, int]:
+        """How many slots the largest task of each place fills, where that is more than one."""
+        found: dict[Place, int] = {}
+        for picture in self.pictures.values():
+            for (_, number, _), places in picture.routes.items():
+                tasks = picture.by_id[abs(number)].definition.tasks if abs(number) in picture.asking else ()
+                most = max((task.slot_cost for task in tasks if task.durable == (number < 0)), default=1)
+                found |= {place: max(most, found.get(place, 1)) for place in places if most > 1}
+        return found
+
     def endpoint(self, place: Place) -> Endpoint | None:
         """The endpoint at a place."""
         picture = self.pictures.get(place[0])

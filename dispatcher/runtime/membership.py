@@ -90,14 +90,15 @@ class Membership:
 
     async def rebalance(self, now: datetime) -> None:
         """Work out and write this dispatcher's share of every endpoint's slots."""
-        counted = dict(self._capacity.detached)
+        counted, units = dict(self._capacity.detached), self._directory.largest()
         async with self._database.transaction(lane="settle") as conn:
             picture = await dispatchers.lock_slots(conn, now)
             grants = {}
             for place, slots in picture.slots.items():
                 in_use = self._capacity.in_use.get(place, 0) - counted.get(place, 0)
                 others = picture.grants.get(place, [])
-                grants[place] = share(slots, picture.detached.get(place, 0), picture.live, others, self.id, max(in_use, 0))
+                detached, unit = picture.detached.get(place, 0), units.get(place, 1)
+                grants[place] = share(slots, detached, picture.live, others, self.id, max(in_use, 0), unit)
             # A share that shrinks shrinks here first: once it is written the others may fill the rest.
             for place, slots in self._capacity.grants.items():
                 self._capacity.grants[place] = min(slots, grants.get(place, 0))

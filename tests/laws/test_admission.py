@@ -221,3 +221,14 @@ def test_the_best_places_are_taken_first_and_the_others_when_those_are_full() ->
 def test_a_task_that_fills_several_slots_waits_for_as_many() -> None:
     dealt = _allot({A: 10, B: 10}, {A: Route(((HERE,),), 3), B: Route(((HERE,),))}, {HERE: 5}, 100)
     assert [(slot.queue, slot.slots) for slot in dealt] == [(A, 3), (B, 1), (B, 1)]
+
+
+@given(st.integers(0, 40), st.integers(0, 10), st.integers(1, 6), st.integers(1, 12))
+def test_shares_of_what_fills_several_slots_are_whole(slots: int, detached: int, count: int, unit: int) -> None:
+    """All is given out, and as many of the largest tasks fit into the shares as would fit into the whole."""
+    live = list(range(1, count + 1))
+    shares = [share(slots, detached, live, [], me, 0, unit) for me in live]
+    left = max(slots - detached, 0)
+    assert sum(shares) == left
+    assert sum(mine // unit for mine in shares) == left // unit
+    assert max(shares) - min(shares) <= 2 * unit

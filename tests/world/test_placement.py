@@ -144,6 +144,19 @@ async def test_what_fills_several_slots_leaves_as_many_fewer(world: World, one: 
     (await endpoint.next()).answer(200, {})
 
 
+async def test_what_fills_all_slots_runs_though_two_dispatchers_share_them(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [{"name": "big", "slot_cost": 2}], slots=2)
+    two = await world.node("two")
+    for _ in range(2):
+        for node in (one, two):
+            await node.turn("heartbeat", "slots")
+    run_id = await one.trigger("big")
+    for node in (one, two):
+        await node.turn("claim")
+    (await endpoint.next()).answer(200, {})
+    assert (await world.over(run_id))["status"] == "succeeded"
+
+
 async def test_a_label_that_cannot_be_meant_is_refused(world: World, one: Node) -> None:
     await world.endpoint(one, [ANY])
     wrong = {"workflow": "any", "labels": {"gpu": {"value": "x", "comparator": "LESS_THAN"}}}
