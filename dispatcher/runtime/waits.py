@@ -39,7 +39,7 @@ _PAIRS = 5_000
 _SET = 1_000
 _SKEW = timedelta(seconds=5)  # what clocks of dispatchers may be apart for an event to be no older than a wait it has met
 _LOOKS = (timedelta(seconds=1), timedelta(minutes=1))  # after registering; longer than any statement takes
-_EVALUATIONS = 200  # in a row, before others get their turn
+_TURN_SECONDS = 0.02  # of evaluations in a row, before others get their turn
 _EXPRESSIONS_KEPT = 10_000
 _TOLD = 10_000
 
@@ -58,11 +58,17 @@ class _Body:
     """Why expressions could not be asked of it."""
     _parsed: Any = None
     _done: bool = False
+    _answers: dict[str, bool] = field(default_factory=dict)
 
     def satisfies(self, expression: str | None) -> bool:
-        """Whether an expression is true of it; an error is no."""
+        """Whether an expression is true of it; an error is no. Many may wait with the same one: it is asked once."""
         if expression is None:
             return True
+        if expression not in self._answers:
+            self._answers[expression] = self._ask(expression)
+        return self._answers[expression]
+
+    def _ask(self, expression: str) -> bool:
         try:
             if not self._done:
                 self._parsed, self._done = msgspec.json.decode(self.event.data), True
@@ -78,6 +84,18 @@ class _Body:
         return msgspec.json.encode(
             {"id": event.id, "type": event.type, "data": Raw(event.data), "metadata": metadata, "at": event.created_at}
         )
+
+
+class _Pace:
+    """Lets others have their turn once evaluations have gone on for a while: one that goes through lists may take a tenth of a second."""
+
+    def __init__(self) -> None:
+        self._since = monotonic()
+
+    async def breathe(self) -> None:
+        if monotonic() - self._since >= _TURN_SECONDS:
+            await asyncio.sleep(0)
+            self._since = monotonic()
 
 
 @dataclass(slots=True)
@@ -136,12 +154,9 @@ class Waits:
         bodies = {event.id: _Body(event) for event in events}
         documents: dict[str, bytes] = {}
         arrivals, faults = dict[tuple[str, int, str], Arrival](), dict[Wait, str]()
-        asked = 0
+        pace = _Pace()
         for pair in pairs:
-            asked += pair.expression is not None
-            if asked >= _EVALUATIONS:
-                asked = 0
-                await asyncio.sleep(0)
+            await pace.breathe()
             wait, body = (pair.run_id, pair.node, pair.id), bodies[pair.event_id]
             if wait not in arrivals and body.satisfies(pair.expression):
                 if pair.event_id not in documents:
@@ -168,10 +183,14 @@ class Waits:
     async def _look_back(self, looking: Sequence[Looking], now: datetime) -> list[Waiter]:
         """Settle waits with what was there before them: the newest event that fits."""
         past = await waits.past(self.database, looking, self.settings.wait_scan)
-        arrivals, faults = list[Arrival](), dict[Wait, str]()
+        arrivals, faults, pace = list[Arrival](), dict[Wait, str](), _Pace()
         for place, wait in enumerate(looking):
-            bodies = [_Body(row) for row in past.get(place, ())]
-            found = next((body for body in bodies if body.satisfies(wait.expression)), None)
+            bodies, found = [_Body(row) for row in past.get(place, ())], None
+            for body in bodies:
+                await pace.breathe()
+                if body.satisfies(wait.expression):
+                    found = body
+                    break
             if found is not None:
                 arrivals.append(Arrival((wait.tenant_id, wait.run_id, wait.node), wait.id, found.document()))
             if texts := [text for body in bodies for text in body.faults.values()]:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from tests.world.graph_runs import answer, armed, finished, gives, graph, look, moved, nothing_is_left, settled, statuses
+import asyncio
+import itertools
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from dispatcher.runtime import waits
+from tests.world.graph_runs import answer, armed, finished, gives, graph, look, moved, nothing_is_left, pushed, settled, statuses
 from tests.world.world import Node, World, until
 
+COSTLY = "input.all(x, input.all(y, x + y < {}))"
 CHAIN = ({"name": "a"}, {"name": "b", "parents": ["a"]})
 
 
@@ -65,3 +74,41 @@ async def test_a_condition_that_cannot_be_asked_is_told_of_once_however_often_th
     await armed(one, run_id, "w")
     lines = (await one.call("GET", f"/v1/runs/{run_id}/logs"))["rows"]
     assert len([line for line in lines if "output.nothing" in line["message"]]) == 1
+
+
+async def test_costly_conditions_leave_others_their_turn(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many wait for an event, whoever renews leases on the same loop is never kept waiting for all of their expressions."""
+    conditions = [{"event": "go", "expression": COSTLY.format(n)} for n in range(40)]
+    await graph(world, one, {"name": "w", "wait_for": [{"or": conditions}]}, {"name": "x", "wait_for": [{"or": conditions}]})
+    run_id = await one.trigger("flow")
+    await armed(one, run_id, "w", "x")
+    turns, seen, clock = itertools.count(), list[int](), itertools.count()
+    monkeypatch.setattr(waits, "monotonic", lambda: next(clock) * 0.01)
+
+    def expression(source: str) -> Any:
+        return lambda **_given: seen.append(turn[0]) or source.endswith("< 39))")
+
+    turn = [next(turns)]
+    monkeypatch.setattr(waits, "_expression", expression)
+
+    async def beat() -> None:
+        while True:
+            turn[0] = next(turns)
+            await asyncio.sleep(0)
+
+    beating = asyncio.create_task(beat())
+    await pushed(one, "go", [1] * 100)
+    beating.cancel()
+    assert len(seen) == 40  # each is asked once, though two wait with it
+    assert max(Counter(seen).values()) <= 4
+    assert (await finished(one, run_id))["status"] == "succeeded"
+
+
+async def test_a_graph_whose_conditions_go_through_lists(world: World, one: Node) -> None:
+    """They are asked beside the loop, and mean the same there."""
+    big = [{"parent": "a", "expression": "output.xs.all(x, x < 3)"}]
+    small = [{"parent": "a", "expression": "output.xs.exists(x, x > 5)"}]
+    tasks = [{"name": "a"}, {"name": "b", "parents": ["a"], "skip_if": big}, {"name": "c", "parents": ["a"], "skip_if": small}]
+    answer(await graph(world, one, *tasks), a=gives({"xs": [1, 2]}))
+    run = await finished(one, await one.trigger("flow"))
+    assert statuses(run) == {"a": "succeeded", "b": "skipped", "c": "succeeded"}
