@@ -135,6 +135,8 @@ def turned(body: bytes | Raw, reading: Reading, *, missed: bool = False) -> Answ
     reply = parse_reply(body)
     if reply is None:
         return None
+    if reply.state is not None and not isinstance(kept := _json_output(reply.state, reading.limit), Succeeded):
+        return Turned(reply.base, reply.ops, kept)
     return Turned(reply.base, reply.ops, _then(reply, reading, missed))
 
 
@@ -147,7 +149,7 @@ def _then(reply: TurnReply, reading: Reading, missed: bool) -> Answer:
             error = _object(reply.error)
             return _failure(error, reply.error, reply.retry, _clamped_ms(reply.retry_after_ms))
         case "again":
-            return Again(grew=False, whole=missed, memory=_memory(reply, reading))
+            return Again(grew=False, whole=missed, memory=reply.state)
         case "continue":
             given = _json_output(reply.input or b"null", reading.limit)
             return Continued(given.output) if isinstance(given, Succeeded) else given
@@ -158,15 +160,7 @@ def _then(reply: TurnReply, reading: Reading, missed: bool) -> Answer:
         parse_wake(reply.wake)
     except OpRefused as refused:
         return Failed(refused.code, str(refused))
-    return Suspended(reply.wake, _memory(reply, reading))
-
-
-def _memory(reply: TurnReply, reading: Reading) -> bytes | None:
-    """What a task in state mode wants back. What cannot be kept is nothing: the turn's checks have refused it before as an output."""
-    if reply.state is None:
-        return None
-    kept = _json_output(reply.state, reading.limit)
-    return reply.state if isinstance(kept, Succeeded) else None
+    return Suspended(reply.wake, reply.state)
 
 
 def _mismatch(at: dict[str, Any]) -> str:

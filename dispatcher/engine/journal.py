@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 import msgspec
@@ -30,6 +30,7 @@ _ABSENT: Final = (b"", b"null")
 _PENDING: Final = frozenset({"sleep", "event", "child", "message"})
 _FINAL: Final = frozenset({"step", "scope", "patch", "checkpoint"})
 _FIRST_BACKOFF: Final = timedelta(seconds=1)
+_EARLIEST: Final = datetime.fromtimestamp(0, UTC)
 
 
 class OpRefused(ValueError):  # noqa: N818 - a verdict, which its catchers answer with
@@ -268,7 +269,7 @@ class _Reading:
             return self._after(op.ms, "ms") or self._moments.now
         if op.until.tzinfo is None or op.until > self._moments.now + LONGEST_WAIT:
             raise OpRefused("invalid_op", "`until` is a moment with its offset from UTC, at most ten years ahead")
-        return op.until
+        return max(op.until, self._moments.now)  # what has passed may lie before all that can be stored
 
     def _after(self, milliseconds: float | None, member: str) -> datetime | None:
         if milliseconds is None:
@@ -303,7 +304,7 @@ class _Reading:
             moment = None
         if moment is None or moment.tzinfo is None:
             raise OpRefused("invalid_op", '`since` is "start" or a moment with its offset from UTC')
-        return moment
+        return min(max(moment, _EARLIEST), moments.now + LONGEST_WAIT)
 
 
 def _child(op: _Op) -> Child:

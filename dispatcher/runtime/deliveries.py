@@ -318,8 +318,8 @@ class Deliveries:
         """A turn's answer counts once its operations are in the log."""
         turn = flight.assignment.turn
         assert turn is not None
-        if not answer.ops:
-            self._ended(flight, after(answer, turn, turn.base if answer.base is None else answer.base), facts)
+        if not answer.ops and not (isinstance(answer.then, Again) and answer.base is not None and answer.base > turn.base):
+            self._ended(flight, after(answer, turn, turn.base), facts)
             return
         self._leave(flight)
 

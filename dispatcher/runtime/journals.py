@@ -22,7 +22,7 @@ from dispatcher.runtime.group_commit import GroupCommit, QueueFull
 from dispatcher.runtime.intake import Intake, RunRequest, Submission
 from dispatcher.runtime.work import Assignment
 from dispatcher.settings import Settings
-from dispatcher.store import journal
+from dispatcher.store import journal, tasks
 from dispatcher.store.database import Database, DatabaseUnavailable, is_transient
 from dispatcher.store.journal import Appended, ChildRun, NewEntries
 from dispatcher.store.outcomes import TaskKey
@@ -178,6 +178,8 @@ class Journals:
         key, length = item.key, item.base + len(item.entries)
         head = (await journal.heads(self._database, [key])).get(key)
         name = ids.task_id(key[1], key[2])
+        if head is None and await tasks.load_one(self._database, key) is not None:
+            raise problem("not_durable", f"{name} is no durable task: it has no log")
         if head is None or (head.state == "settled" and head.epoch == item.epoch):
             raise problem("task_ended", f"{name} is over")
         if head.epoch != item.epoch or head.state != "running":

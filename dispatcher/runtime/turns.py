@@ -158,7 +158,7 @@ class Turns:
         ops = [op for op in turned.ops if not turn.pending or rules.name_of(op) not in turn.pending]
         base = turned.base if turned.base is not None else turn.base
         if not ops:
-            return base
+            return base if base <= turn.base else await self._length(key, turn.base)
         try:
             entries = self._journals.check(key, ops, leased_at)
             return (await self._journals.append(key, epoch, base, entries)).length
@@ -170,6 +170,11 @@ class Turns:
             if is_passing(error):
                 return LocalFault(error.code, error.detail)
             return Failed(error.code, error.detail)
+
+    async def _length(self, key: TaskKey, known: int) -> int:
+        """How long a log is, whatever an endpoint says it has appended in its turn."""
+        head = (await journal.heads(self._database, [key])).get(key)
+        return head.log_len if head is not None else known
 
     async def _rest(self, key: TaskKey, epoch: int, leased_at: datetime, base: int, ops: list[bytes]) -> int | Answer:
         """An answer whose first operations are in the log already, from an append whose reply was lost: the others follow."""

@@ -187,7 +187,7 @@ APPEND = Statement(
                                else t.lease_until end
         from given g
         where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
-          and coalesce(t.log_len, 0) = g.base and g.base + g.count <= $25
+          and t.durable and coalesce(t.log_len, 0) = g.base and g.base + g.count <= $25
           and coalesce(t.log_bytes, 0) + length(g.entries) <= $26 and (t.cleanup is null or g.only_steps)
           and (g.parents is null or not exists (
                select from journal j
@@ -208,11 +208,13 @@ APPEND = Statement(
         insert into waits as w (tenant_id, run_id, node, id, graph, kind, event_key, scope, expression, since, due_at, look_at, created_at,
                                 settled_at, outcome, value, position)
         select n.tenant_id, n.run_id, n.node, n.id, false, n.kind, n.event_key, n.scope, n.expression, n.since, n.due_at,
-               case when n.kind = 'event' then $24::timestamptz end, $24, case when n.outcome is not null then $24 end, n.outcome, n.value,
+               case when n.kind = 'event' then $24::timestamptz end,
+               $24 + case when n.kind = 'message' then n.place * interval '1 microsecond' else interval '0' end,
+               case when n.outcome is not null then $24 end, n.outcome, n.value,
                case when n.outcome is not null then nextval('wait_positions') end
         from unnest($14::int[], $15::text[], $16::smallint[], $17::text[], $18::text[], $19::text[], $20::text[], $21::text[],
-                    $22::timestamptz[], $23::timestamptz[], $27::text[], $28::bytea[])
-             as n (tenant_id, run_id, node, id, kind, event_key, scope, expression, since, due_at, outcome, value)
+                    $22::timestamptz[], $23::timestamptz[], $27::text[], $28::bytea[]) with ordinality
+             as n (tenant_id, run_id, node, id, kind, event_key, scope, expression, since, due_at, outcome, value, place)
         join grown g using (tenant_id, run_id, node)
         on conflict (tenant_id, run_id, node, id) do update
         set due_at = excluded.due_at, settled_at = null, outcome = null, position = null, created_at = excluded.created_at
@@ -236,7 +238,8 @@ APPEND_STEPS = Statement(
                                else t.lease_until end
         from given g
         where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
-          and coalesce(t.log_len, 0) = g.base and g.base + g.count <= $9 and coalesce(t.log_bytes, 0) + length(g.entries) <= $10
+          and t.durable and coalesce(t.log_len, 0) = g.base and g.base + g.count <= $9
+          and coalesce(t.log_bytes, 0) + length(g.entries) <= $10
         returning t.tenant_id, t.run_id, t.node, coalesce(t.generation, 0) as generation, t.log_len, t.lease_until, t.deadline,
                   t.cancel_at, t.cancel_reason, g.base, g.count, g.entries
     ), segments as (
@@ -499,9 +502,10 @@ SEED = Statement(
     ), registered as (
         insert into waits as w (tenant_id, run_id, node, id, graph, kind, event_key, scope, expression, since, due_at, look_at, created_at)
         select s.tenant_id, s.run_id, s.node, n.id, false, n.kind, n.event_key, n.scope, n.expression, n.since, n.due_at,
-               case when n.kind = 'event' then $10::timestamptz end, $10
+               case when n.kind = 'event' then $10::timestamptz end,
+               $10 + case when n.kind = 'message' then n.place * interval '1 microsecond' else interval '0' end
         from seeded s, unnest($13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::timestamptz[], $19::timestamptz[])
-             as n (id, kind, event_key, scope, expression, since, due_at)
+             with ordinality as n (id, kind, event_key, scope, expression, since, due_at, place)
         on conflict (tenant_id, run_id, node, id) do nothing
     )
     select tenant_id, -workflow_id as workflow_id, requirement from seeded

@@ -1,0 +1,62 @@
+"""Durable tasks in trouble: what broke them once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.world.durable import answer, durable_endpoint, entry, log_of, pending, step
+from tests.world.world import Node, World
+
+
+async def test_a_plain_task_has_no_log(world: World, one: Node) -> None:
+    """Or its retries would begin anew with each append."""
+    endpoint = await durable_endpoint(world, one, {"name": "plain"})
+    await one.trigger("plain")
+    turn = await endpoint.next()
+    for ops in ([step("a#0", 1)], [pending("sleep", "b#0", ms=1)]):
+        refused = await one.callback(turn.json["token"], {"type": "append", "base": 0, "ops": ops}, 409)
+        assert refused["code"] == "not_durable"
+    assert await world.database.fetchval("select count(*) from journal") == 0
+
+
+@pytest.mark.parametrize(
+    "op",
+    [pending("sleep", "a#0", until="0001-01-01T00:00:00+14:00"), pending("event", "a#0", key="k", since="0001-01-01T00:00:00+14:00")],
+    ids=["until", "since"],
+)
+async def test_a_moment_before_all_others_is_a_moment(world: World, one: Node, op: dict[str, Any]) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    await one.trigger("order")
+    turn = await endpoint.next()
+    assert (await one.callback(turn.json["token"], {"type": "append", "base": 0, "ops": [op]}))["len"] == 1
+
+
+async def test_a_state_that_cannot_be_kept_fails_the_turn(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order", mode="state"))
+    run_id = await one.trigger("order")
+    turn = await endpoint.next()
+    answer(turn, "wait", ops=[pending("sleep", "a#0", ms=0)], wake="a#0", state={"at": "\0"})
+    over = await world.over(run_id)
+    assert (over["status"], over["error"]["code"]) == ("failed", "invalid_output")
+
+
+async def test_many_who_wait_for_messages_get_them_in_the_order_they_asked(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    turn = await endpoint.next()
+    names = [f"m#{n}" for n in range(12)]
+    for n in range(12):
+        await one.call("POST", f"/v1/runs/{run_id}/messages", {"data": n}, 202)
+    answer(turn, "wait", base=0, ops=[pending("message", name) for name in names], wake={"all": names})
+    turn = await endpoint.next()
+    assert {e["id"]: e["value"] for e in log_of(turn)[12:]} == {f"m#{n}": n for n in range(12)}
+
+
+async def test_again_of_somebody_who_counts_wrong_is_no_progress(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    answer(await endpoint.next(), "again", base=10)
+    over = await world.over(run_id)
+    assert over["error"]["code"] == "no_progress"
