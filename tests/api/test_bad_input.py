@@ -22,7 +22,8 @@ def run_with(rest: str) -> bytes:
 BODIES: list[tuple[str, bytes, int, str, str]] = [
     # (what, body of POST /v1/runs, status, code, what the detail says)
     ("unknown field", run_with('"inputt":1'), 400, "unknown_field", "inputt"),
-    ("a field of a later version", run_with('"labels":{}'), 400, "unknown_field", "labels"),
+    ("a field nobody knows", run_with('"colour":{}'), 400, "unknown_field", "colour"),
+    ("labels that are none", run_with('"labels":{"gpu":null}'), 400, "invalid_value", "labels.gpu"),
     ("missing field", b"{}", 400, "invalid_value", "'workflow' is required"),
     ("empty body", b"", 400, "invalid_value", "'workflow' is required"),
     ("not an object", b"[]", 400, "invalid_value", "expected `object`"),
@@ -191,7 +192,7 @@ PATHS = [
     ("DELETE", "/v1/runs", 405, "method_not_allowed"),
     ("GET", "/v1/runs/bulk", 405, "method_not_allowed"),
     ("PATCH", "/v1/runs/run_1", 405, "method_not_allowed"),
-    ("PATCH", "/v1/workflows/resize", 405, "method_not_allowed"),
+    ("PUT", "/v1/workflows/resize", 405, "method_not_allowed"),
     ("GET", "/v1/callback", 405, "method_not_allowed"),
     ("OPTIONS", "/v1/runs", 405, "method_not_allowed"),
 ]  # fmt: skip

@@ -33,6 +33,8 @@ async def test_a_run_is_created(world: World, api: httpx.AsyncClient) -> None:
     assert answer.headers["cache-control"] == "no-store"
     assert created == {"id": created["id"], "workflow": "resize", "status": "queued", "created_at": "2026-06-01T12:00:00Z"}
     run = (await api.get(f"/v1/runs/{created['id']}")).json()
+    (waiting_for,) = run["tasks"][0].pop("waiting_for")
+    assert (waiting_for["kind"], waiting_for["endpoint"]) == ("endpoint", "images")
     assert run == {
         **created, "workflow_version": 1, "input": {"w": 64}, "output": None, "error": None, "metadata": {"customer": "c1"}, "priority": 3,
         "trigger": "api", "started_at": None, "finished_at": None, "event_id": None, "parent_run_id": None,

@@ -11,20 +11,27 @@ from hypothesis import strategies as st
 
 from dispatcher.engine.answers import (
     Accepted,
+    Again,
     Answer,
     Busy,
+    Continued,
     EndpointBroken,
     EndpointGone,
     Failed,
     LocalFault,
     Lost,
+    Mismatched,
     PlatformKilled,
     Pushback,
+    Referred,
     Succeeded,
+    Suspended,
     TimedOut,
+    Turned,
     Unreachable,
 )
 from dispatcher.engine.health import Breaker, Sighting, Verdict, next_probe, observe
+from dispatcher.engine.references import Reference
 from tests.laws.attempts_table import NOW
 
 BRUISED = Breaker(unreachable=3, limit=8, successes=4)
@@ -38,6 +45,17 @@ LAW: list[tuple[Breaker, Answer, Verdict]] = [
     (BRUISED, PlatformKilled("m"), Verdict(Breaker(0, 8, 5), works=True)),
     (BRUISED, Accepted(None), Verdict(Breaker(0, 8, 5), works=True)),
     (BRUISED, Busy(None, "m"), Verdict(Breaker(0, 8, 5), works=True)),
+    *[
+        (BRUISED, answer, Verdict(Breaker(0, 8, 5), works=True))  # a turn was worked on, whatever it came to
+        for answer in (
+            Suspended(b'"nap#0"'),
+            Again(grew=True),
+            Continued(b"1"),
+            Mismatched("m"),
+            Turned(0, (), Failed("c", "m")),
+            Referred(Reference("0" * 64, 1)),
+        )
+    ],
     (BRUISED, Lost("m"), Verdict(Breaker(0, 8, 5))),
     (Breaker(0, 8, 7), Succeeded(b"1"), Verdict(Breaker(0, 9, 0), works=True)),  # a full window without pushback: one more
     (Breaker(0, 1, 0), Succeeded(b"1"), Verdict(Breaker(0, 2, 0), works=True)),
