@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from dispatcher.delivery.classify import Reading, Reply, classify, classify_result
 from dispatcher.delivery.discovery import parse_manifest
 from dispatcher.delivery.envelope import ResultLine, parse_result
+from dispatcher.engine.answers import Referred
 from dispatcher.runtime.callbacks import parse_events
 from handlers_sdk import wire
 from handlers_sdk.context import Accepted
@@ -103,6 +104,8 @@ def _outcome(given: dict[str, Any]) -> Outcome:
     ((kind, value),) = given.items()
     if kind == "done":
         return Done(dump_json(value))
+    if kind == "referred":
+        return Done(dump_json(value), referred=True)
     if kind == "accepted":
         return Accepted(_duration(value.get("lease_ms")))
     if kind == "refuse":
@@ -114,7 +117,7 @@ def _said(answer: Any, wanted: dict[str, Any]) -> dict[str, Any]:
     """What an answer says, of the members that are asked about."""
     said: dict[str, Any] = {"answer": type(answer).__name__}
     for name in wanted.keys() - {"answer"}:
-        value = getattr(answer, name.removesuffix("_ms"))
+        value = getattr(answer.reference if isinstance(answer, Referred) else answer, name.removesuffix("_ms"))
         if name == "output":
             value = json.loads(value)
         said[name] = value / timedelta(milliseconds=1) if isinstance(value, timedelta) else value
