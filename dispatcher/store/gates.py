@@ -208,10 +208,13 @@ ENTER = """
     )
 """
 
+# What stands in line while its workflow is paused may wait as long as the pause says.
 LATE = Statement(
     """
-    select tenant_id, id from runs
-    where gate_wait is not null and schedule_deadline <= $1 and cancel_reason is null order by schedule_deadline limit $2
+    select r.tenant_id, r.id from runs r join workflows w on w.tenant_id = r.tenant_id and w.id = r.workflow_id
+    where r.gate_wait is not null and r.schedule_deadline <= $1 and r.cancel_reason is null
+      and (w.paused_at is null or greatest(r.arrived_at, w.paused_at) + w.queue_ttl_ms * interval '1 millisecond' <= $1)
+    order by r.schedule_deadline limit $2
     """,
     LateRun,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.outcomes import TaskKey
@@ -36,6 +36,9 @@ RESUME = """
     where t.tenant_id = $1 and t.workflow_id = $2 and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
       and coalesce(t.turn, 1) = 1 and coalesce(t.log_len, 0) = 0 and t.cleanup is null
 """
+RESUME_RUNS = """
+    update runs set schedule_deadline = $3 where tenant_id = $1 and workflow_id = $2 and gate_wait is not null
+"""
 # Only what is late still: whoever resumed the workflow meanwhile has given its tasks new deadlines.
 POSTPONE = """
     update tasks t set schedule_deadline = g.until
@@ -58,6 +61,7 @@ async def put(conn: Connection, tenant_id: int, pause: Pause, now: datetime) -> 
 async def resume(conn: Connection, tenant_id: int, workflow_id: int, schedule_ms: Sequence[int], now: datetime) -> None:
     """Count the schedule timeouts of what waits from now on; `schedule_ms` by node."""
     await conn.execute(RESUME, tenant_id, workflow_id, list(range(len(schedule_ms))), list(schedule_ms), now)
+    await conn.execute(RESUME_RUNS, tenant_id, workflow_id, now + timedelta(milliseconds=schedule_ms[0]))
 
 
 async def postpone(db: Database, tasks: Sequence[tuple[TaskKey, datetime | None]], now: datetime) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from dispatcher.store import pausing
+from tests.world.graph_runs import answer, finished, graph, look, settled
 from tests.world.world import Node, World
 
 HANDLER = {"name": "work", "schedule_timeout": "5m", "retries": 1, "backoff_factor": 10}
@@ -103,3 +104,41 @@ async def test_who_still_thinks_a_workflow_is_paused_takes_no_deadline_away(worl
     await _pause(one, paused=False)
     await pausing.postpone(world.database, [((1, run_id, 0), None)], world.now)
     assert (await world.task(run_id))["schedule_deadline"] == world.now + timedelta(minutes=5)
+
+
+async def test_a_run_that_stands_in_line_waits_for_the_pause_to_end_too(world: World, one: Node) -> None:
+    gate = {"expression": "'x'", "max_runs": 1, "limit_strategy": "GROUP_ROUND_ROBIN"}
+    endpoint = await graph(world, one, {"name": "a"}, {"name": "b", "parents": ["a"]}, name="work", concurrency=[gate])
+    endpoint.way = None
+    first = await one.trigger("work")
+    arrival = await endpoint.next()
+    second = await one.trigger("work")
+    await _pause(one, paused=True)
+    arrival.answer(200, {})
+    await settled(one, first, a="succeeded", b="queued")
+    for _ in range(3):
+        world.clock.advance(timedelta(minutes=4))
+        await one.turn("timers", "gates", "graphs", "claim")
+    assert (await look(one, second))["finished_at"] is None
+    await _pause(one, paused=False)
+    await one.turn("gates")
+    answer(endpoint)
+    assert (await finished(one, first))["status"] == (await finished(one, second))["status"] == "succeeded"
+
+
+async def test_the_queue_ttl_bounds_how_long_a_run_stands_in_line(world: World, one: Node) -> None:
+    gate = {"expression": "'x'", "max_runs": 1, "limit_strategy": "GROUP_ROUND_ROBIN"}
+    endpoint = await graph(
+        world, one, {"name": "a", "execution_timeout": "1h"}, {"name": "b", "parents": ["a"]}, name="work", concurrency=[gate]
+    )
+    endpoint.way = None
+    await one.trigger("work")
+    await endpoint.next()
+    second = await one.trigger("work")
+    await _pause(one, paused=True, queue_ttl="10m")
+    world.clock.advance(timedelta(minutes=9))
+    await one.turn("gates", "graphs")
+    assert (await look(one, second))["finished_at"] is None
+    world.clock.advance(timedelta(minutes=2))
+    await one.turn("gates", "graphs")
+    assert (await finished(one, second))["status"] == "cancelled"
