@@ -6,6 +6,7 @@ A page of a search looks at a bounded number of lines. It may hold few or none a
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Annotated, Final
 
 import msgspec
@@ -82,10 +83,10 @@ async def list_logs(call: Call) -> Answer:
 async def list_lines(call: Call) -> Answer:
     """Log lines of all runs, the latest first."""
     query: LinesQuery = call.query
-    before = position("lines", query, int)
+    before = position("lines", query, tuple[datetime, int])
     services = call.services
     found = await logs.tenant_lines(services.database, call.tenant_id, _wanted(call), before, query.limit, services.settings.search_rows)
-    return page("lines", query, found.lines, show_line, lambda line: line.seq, more=found.more, last=found.position)
+    return page("lines", query, found.lines, show_line, lambda line: (line.at, line.seq), more=found.more, last=found.position)
 
 
 def _wanted(call: Call, run_id: str | None = None) -> LineFilter:

@@ -27,6 +27,9 @@ Row = TypeVar("Row", RunSummary, EventRow)
 
 _CHUNK: Final = 500  # rows read at a time, and rows of a segment
 _CHUNK_BYTES: Final = 4_194_304
+_FIRST: Final = 100  # rows of a first read: how long those take is not known yet
+_LEAST: Final = 25  # rows worth a read of their own
+_TINY: Final = 1e-6  # seconds
 _BREATH: Final = 100  # rows looked at before others get a turn
 _SEGMENT_WORDS: Final = 100_000  # a segment with more is not worth keeping the words of
 _SEGMENTS: Final = 100
@@ -106,19 +109,21 @@ class Search:
     ) -> Found[Row]:
         found: list[Row] = []
         hits: list[str] = []
-        left, begun = self._settings.search_rows, monotonic()
+        left, begun, rows = self._settings.search_rows, monotonic(), _FIRST
         async with aclosing(self._ranges(tenant_id, kind, query, lower, upper)) as ranges:
             async for floor, ceiling in ranges:
                 below = ceiling
                 while left > 0:
                     asked = monotonic()
-                    some = await search.bodies(self._database, tenant_id, kind, floor, below, min(_CHUNK, left), _CHUNK_BYTES, choice)
+                    some = await search.bodies(self._database, tenant_id, kind, floor, below, min(_CHUNK, left, rows), _CHUNK_BYTES, choice)
                     if not some:
                         break
                     hits += await _matching(kind, query, some)
                     left, below = left - len(some), some[-1].id
                     now = monotonic()
-                    if now - begun + (now - asked) > self._settings.search_seconds:  # the next read would not end in time
+                    # The next read takes half of the time there is left, by what this one took; one that would be too small is not made.
+                    rows = int((begun + self._settings.search_seconds - now) / 2 * len(some) / max(now - asked, _TINY))
+                    if rows < min(_LEAST, len(some)):
                         left = 0
                     if len(found) + len(hits) > limit:
                         found, hits = found + await page(hits), []

@@ -94,16 +94,17 @@ EVENT_RUNS = Statement(
          from run_history where tenant_id = $1 and event_id = $2 and id >= $4 and finished_at >= $3 order by id limit $6 + 1)
         order by id limit $6 + 1
     ), task as (
-        select r.id, t.state, t.epoch, null::bytea as output, null::text as output_type, null::jsonb as error,
-               t.started_at, null::timestamptz as finished_at
+        select r.id, r.workflow_id, r.input, r.created_at, t.state, t.epoch, null::bytea as output, null::text as output_type,
+               null::jsonb as error, t.started_at, null::timestamptz as finished_at
         from run r join tasks t on t.tenant_id = $1 and t.run_id = r.id and t.node = 0
         where r.graph is null
         union all
-        select r.id, t.status, t.epoch, t.output, t.output_type, t.error, t.started_at, t.finished_at
+        select r.id, r.workflow_id, r.input, r.created_at, t.status, t.epoch, t.output, t.output_type, t.error, t.started_at, t.finished_at
         from run r join task_history t on t.tenant_id = $1 and t.run_id = r.id and t.node = 0 and t.finished_at = r.finished_at
         where r.graph is null
         union all
-        select r.id, coalesce(r.status, case when r.graph ~ '[^-]' then 'running' else 'queued' end), 0, g.output, 'application/json',
+        select r.id, r.workflow_id, r.input, r.created_at,
+               coalesce(r.status, case when r.graph ~ '[^-]' then 'running' else 'queued' end), 0, g.output, 'application/json',
                g.error, g.started_at, r.finished_at
         from run r
         join workflow_versions v on v.tenant_id = $1 and v.workflow_id = r.workflow_id and v.number = r.workflow_version
@@ -115,19 +116,20 @@ EVENT_RUNS = Statement(
             from task_history t where t.tenant_id = $1 and t.run_id = r.id and t.finished_at = r.finished_at
         ) g
         where r.graph is not null
-    ), attempt as (
-        select t.id, a.number, a.status, a.error, a.started_at, a.finished_at
-        from task t join attempts a on t.epoch > 0 and a.tenant_id = $1 and a.run_id = t.id and a.node = 0 and a.finished_at >= $3
-        union all
-        select id, epoch, case state when 'running' then 'running' end, error, started_at, finished_at
-        from task where epoch = 0 or state = 'running'
     ), shown as (
-        select r.id as run_id, w.name as workflow, a.number, a.number = t.epoch as latest, t.state, a.status, r.input,
+        select t.id as run_id, (select w.name from workflows w where w.tenant_id = $1 and w.id = t.workflow_id) as workflow,
+               a.number, a.number = t.epoch as latest, t.state, a.status, t.input,
                case when a.number = t.epoch then t.output end as output, case when a.number = t.epoch then t.output_type end as output_type,
                case when a.number = t.epoch then coalesce(t.error, a.error) else a.error end as error,
-               r.created_at, a.started_at, a.finished_at
-        from run r join task t using (id) join attempt a using (id) join workflows w on w.tenant_id = $1 and w.id = r.workflow_id
-        where (r.id, a.number) > ($4, $5::int) order by r.id, a.number limit $6
+               t.created_at, a.started_at, a.finished_at
+        from task t cross join lateral (
+            select number, status, error, started_at, finished_at from attempts
+            where t.epoch > 0 and tenant_id = $1 and run_id = t.id and node = 0 and finished_at >= $3
+            union all
+            select t.epoch, case t.state when 'running' then 'running' end, t.error, t.started_at, t.finished_at
+            where t.epoch = 0 or t.state = 'running'
+        ) a
+        where (t.id, a.number) > ($4, $5::int) order by t.id, a.number limit $6
     ), measured as (
         select *, row_number() over place as row_number,
                sum(octet_length(input) + coalesce(octet_length(output), 0)) over place as bytes

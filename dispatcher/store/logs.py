@@ -49,6 +49,15 @@ class Scanned:
 
 
 @dataclass(frozen=True, slots=True)
+class ScannedTenant:
+    """The last line a page of a tenant's has looked at, and how many it has."""
+
+    at: datetime | None
+    seq: int | None
+    lines: int
+
+
+@dataclass(frozen=True, slots=True)
 class LineFilter:
     """Which lines a list is asked for. `search` is a text they hold, whatever its case."""
 
@@ -94,30 +103,31 @@ LOOKED_AT = Statement(
     """,
     Scanned,
 )
-# The condition on alarming levels is spelled as in its index; the plan is made for the values, so what is not asked for folds away.
+# By time and not by number, so that lines from long ago are found without going through all since. The condition on alarming levels is
+# spelled as in its index; the plan is made for the values, so what is not asked for folds away.
 TENANT_LINES = Statement(
     """
     with looked_at as materialized (
         select seq, run_id, node, attempt, at, level, message from logs
-        where tenant_id = $1 and ($2::bigint is null or seq < $2) and ($3::timestamptz is null or at >= $3)
+        where tenant_id = $1 and ($2::timestamptz is null or (at, seq) < ($2, $10::bigint)) and ($3::timestamptz is null or at >= $3)
           and ($4::timestamptz is null or at < $4) and (not $8 or level in ('warning', 'error', 'critical'))
-        order by seq desc limit $5
+        order by at desc, seq desc limit $5
     )
     select seq, run_id, node, attempt, at, level, message from looked_at
     where ($7::text[] is null or level = any($7)) and ($9::text is null or strpos(lower(message), lower($9)) > 0)
-    order by seq desc limit $6
+    order by at desc, seq desc limit $6
     """,
     Line,
 )
 TENANT_LOOKED_AT = Statement(
     """
-    select min(seq) as seq, count(*) as lines from (
-        select seq from logs
-        where tenant_id = $1 and ($2::bigint is null or seq < $2) and ($3::timestamptz is null or at >= $3)
+    select (array_agg(at order by at, seq))[1] as at, (array_agg(seq order by at, seq))[1] as seq, count(*) as lines from (
+        select at, seq from logs
+        where tenant_id = $1 and ($2::timestamptz is null or (at, seq) < ($2, $7::bigint)) and ($3::timestamptz is null or at >= $3)
           and ($4::timestamptz is null or at < $4) and (not $6 or level in ('warning', 'error', 'critical'))
-        order by seq desc limit $5) looked_at
+        order by at desc, seq desc limit $5) looked_at
     """,
-    Scanned,
+    ScannedTenant,
 )
 
 
@@ -167,15 +177,29 @@ async def lines(
     return LinePage(found, scanned.seq, scanned.lines >= most)
 
 
-async def tenant_lines(db: Database, tenant_id: int, wanted: LineFilter, before: int | None, limit: int, most: int) -> LinePage:
-    """Lines of a tenant, latest first, all before number `before` where that is given, at most `limit` out of the next `most`."""
+Moment = tuple[datetime, int]
+"""Where a line stands among all of a tenant: when it was written, and its number."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantPage:
+    """Lines found of a tenant. `position` is where the last of those looked at stands; `more` says whether there may be others."""
+
+    lines: list[Line]
+    position: Moment | None
+    more: bool
+
+
+async def tenant_lines(db: Database, tenant_id: int, wanted: LineFilter, before: Moment | None, limit: int, most: int) -> TenantPage:
+    """Lines of a tenant, latest first, all before `before` where that is given, at most `limit` out of the next `most`."""
     alarming = wanted.levels is not None and ALARMING.issuperset(wanted.levels)
-    since = wanted.since
-    place = (tenant_id, before, since, wanted.until, most)
+    at, seq = before or (None, None)
+    place = (tenant_id, at, wanted.since, wanted.until, most)
     async with db.transaction() as conn:
         await conn.execute(PLAN_FOR_VALUES)
-        found = TENANT_LINES.read(await conn.fetch(TENANT_LINES.sql, *place, limit + 1, wanted.levels, alarming, wanted.search))
+        found = TENANT_LINES.read(await conn.fetch(TENANT_LINES.sql, *place, limit + 1, wanted.levels, alarming, wanted.search, seq))
         if len(found) > limit:
-            return LinePage(found[:limit], found[limit - 1].seq, True)
-        scanned = TENANT_LOOKED_AT.read(await conn.fetch(TENANT_LOOKED_AT.sql, *place, alarming))[0]
-    return LinePage(found, scanned.seq, scanned.lines >= most)
+            return TenantPage(found[:limit], (found[limit - 1].at, found[limit - 1].seq), True)
+        scanned = TENANT_LOOKED_AT.read(await conn.fetch(TENANT_LOOKED_AT.sql, *place, alarming, seq))[0]
+    position = (scanned.at, scanned.seq) if scanned.at is not None and scanned.seq is not None else None
+    return TenantPage(found, position, scanned.lines >= most)

@@ -54,6 +54,20 @@ async def test_lines_are_chosen(database: Database, wanted: LineFilter, found: l
         assert latest == found[::-1]
 
 
+async def test_lines_of_a_tenant_are_paged_by_time_and_number(database: Database) -> None:
+    """Lines of one moment are told apart by their numbers; what is written meanwhile does not move what is left."""
+    moments = [0, 1, 1, 1, 0, 2, 1]
+    await logs.append(database, [NewLine(1, RUN, 0, 1, NOW + timedelta(seconds=s), "info", f"{n}") for n, s in enumerate(moments)])
+    seen: list[str] = []
+    before, more = None, True
+    while more:
+        page = await logs.tenant_lines(database, 1, LineFilter(search="1" if seen == ["5"] else None), before, 1, 2)
+        seen += [line.message for line in page.lines]
+        before, more = page.position or before, page.more
+        await logs.append(database, [NewLine(1, RUN, 0, 1, NOW + timedelta(seconds=3), "info", "late")])
+    assert seen == ["5", "1", "4", "0"]
+
+
 async def test_a_search_looks_at_so_many_lines_and_says_where_it_stopped(database: Database) -> None:
     await logs.append(database, [NewLine(1, RUN, 0, 1, NOW, "info", f"line {n}") for n in range(1, 10)])
     seen: list[str] = []

@@ -47,10 +47,11 @@ from live
 
 
 class Spy:
-    """A database that keeps what `page` asks it."""
+    """A database that keeps what it is asked in one statement, in a transaction or without."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sql: str = RUNS.sql) -> None:
         self.database = database
+        self.sql = sql
         self.asked: tuple[Any, ...] = ()
         self.connection: Connection | None = None
 
@@ -68,10 +69,9 @@ class Spy:
         return await self.connection.fetchval(sql, *args)
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
-        assert self.connection is not None
-        if sql == RUNS.sql:
+        if sql == self.sql:
             self.asked = args
-        return cast(list[Any], await self.connection.fetch(sql, *args))
+        return cast(list[Any], await (self.connection or self.database).fetch(sql, *args))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from handlers_sdk import (
     Context,
     CronTrigger,
     Dispatcher,
+    DurableContext,
     EmptyModel,
     InvalidInputError,
     Priority,
@@ -240,12 +241,15 @@ def test_what_a_task_declares(client: Dispatcher) -> None:
     @client.task()
     def silent(input: EmptyModel, ctx: Context) -> None: ...
 
+    @client.durable_task(on_crons=["0 0 * * *"])
+    async def long(input: EmptyModel, ctx: DurableContext) -> None: ...
+
     workflow = client.workflow("flow", on_crons=["@daily"])
 
     @workflow.task()
     def step(input: EmptyModel, ctx: Context) -> None: ...
 
-    app = client.app([tick, silent, workflow])
+    app = client.app([tick, silent, long, workflow])
     entries = {entry["name"]: entry.get("on_crons") for entry in app.handlers.manifest("nonce")["handlers"]}
     said = {
         "expression": "0 9 * * *",
@@ -255,6 +259,6 @@ def test_what_a_task_declares(client: Dispatcher) -> None:
         "metadata": {"b": 2},
         "missed": "run_once",
     }
-    assert entries == {"tick": ["*/5 * * * *", said], "silent": None, "flow": ["@daily"]}
+    assert entries == {"tick": ["*/5 * * * *", said], "silent": None, "long": ["0 0 * * *"], "flow": ["@daily"]}
     with pytest.raises(ConfigError, match="on_crons"):
         client.workflow("bad", on_crons=["* * * *"])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dispatcher.engine.schedules import RULES
+from tests.world.durable import answer, durable_endpoint, entry, pending
 from tests.world.endpoint import Endpoint
 from tests.world.world import Node, World
 
@@ -416,3 +417,27 @@ async def test_declarations_that_cannot_be(world: World, one: Node) -> None:
         body = {"url": endpoint.url, "handlers": [{**WORK, "on_crons": declared}]}
         problem = await one.call("PUT", "/v1/endpoints/plain", body, expect=400)
         assert (problem["code"], problem["field"]) == ("invalid_value", f"handlers[0].{place}"), declared
+
+
+async def test_a_durable_task_declares_them_too(world: World, one: Node) -> None:
+    """Each tick is a run of its own, whose turns go on from its log while the next ticks come."""
+    endpoint = await durable_endpoint(world, one, entry("order", on_crons=["0 * * * *"]))
+    (cron,) = await crons(one)
+    assert (cron["workflow"], cron["declared"], cron["next_at"]) == ("order", True, "2026-03-01T13:00:00Z")
+    await pass_time(world, HOUR)
+    first = await endpoint.next()
+    assert (first.json["type"], first.json["name"], first.json["turn"]) == ("turn", "order", 1)
+    answer(first, "wait", base=0, ops=[pending("sleep", "nap#0", ms=5_400_000)], wake="nap#0")
+    await world.task(first.json["run_id"], state="waiting")
+    await pass_time(world, HOUR)
+    second = await endpoint.next()
+    assert (second.json["run_id"] != first.json["run_id"], second.json["turn"]) == (True, 1)
+    answer(second, "done", base=0, output={"n": 2})
+    await world.advance(HOUR / 2)
+    again = await endpoint.next()
+    assert (again.json["run_id"], again.json["turn"]) == (first.json["run_id"], 2)
+    answer(again, "done", base=2, output={"n": 1})
+    for arrival, tick in ((first, "13"), (second, "14")):
+        await world.over(arrival.json["run_id"])
+        run = await one.call("GET", f"/v1/runs/{arrival.json['run_id']}")
+        assert (run["status"], run["cron_id"], run["tick"]) == ("succeeded", cron["id"], f"2026-03-01T{tick}:00:00Z")

@@ -9,6 +9,7 @@ import pytest
 
 from dispatcher.engine.search import parse
 from dispatcher.runtime import search as searching
+from dispatcher.store import search as store
 from dispatcher.store.runs import RunFilter
 from tests.world.endpoint import Arrival, Endpoint
 from tests.world.world import Node, World, until
@@ -103,14 +104,14 @@ async def test_a_page_of_a_search_reads_only_segments_that_hold_the_words(
     await _ids(node, "/v1/runs?q=apple")
     await _build(world, node)
     read: list[int] = []
-    bodies = searching.search.bodies
+    bodies = store.bodies
 
     async def spied(*args: Any, **kwargs: Any) -> Any:
         rows = await bodies(*args, **kwargs)
         read.append(len(rows))
         return rows
 
-    monkeypatch.setattr(searching.search, "bodies", spied)
+    monkeypatch.setattr(store, "bodies", spied)
     found = await node.runtime.services.search.runs(await _tenant(world), RunFilter(), parse("order.number:11"), None, 50)
     assert ([row.id for row in found.rows], found.last) == ([runs[11]], None)
     assert sum(read) <= 10

@@ -24,8 +24,8 @@ alter table chunks
 create index chunks_position on chunks (tenant_id, stream_id, position) where position is not null;
 
 -- Log lines of a tenant, newest first; those worth looking for among many others have an index of their own.
-create index logs_written on logs (tenant_id, seq);
-create index logs_alarming on logs (tenant_id, seq) where level in ('warning', 'error', 'critical');
+create index logs_written on logs (tenant_id, at, seq);
+create index logs_alarming on logs (tenant_id, at, seq) where level in ('warning', 'error', 'critical');
 
 -- What search knows without reading bodies: which words occur in a segment of a few hundred consecutive rows. Kept for the tenants that
 -- search (`wanted_at`), made behind the writes. `words` are hashes of word and tenant; a `dense` segment has too many to keep them. Where
