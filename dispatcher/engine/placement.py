@@ -101,6 +101,23 @@ def rank(requirement: Requirement, endpoint: str, labels: Mapping[str, Label]) -
     return total if total >= 0 else None
 
 
+def unsatisfied(requirement: Requirement, endpoint: str, labels: Mapping[str, Label]) -> str | None:
+    """Why an endpoint may not be taken at all, in words; None where it may."""
+    if rank(requirement, endpoint, labels) is not None:
+        return None
+    if requirement.endpoint is not None and requirement.sticky == "hard":
+        return "its run has to stay at the endpoint where it began"
+    lacking = [name for name, desired in requirement.labels.items() if desired.required and not _satisfies(desired, labels.get(name))]
+    if not lacking:
+        return "the weights of the labels it has make less than nothing"
+    return "; ".join(_wanted(name, requirement.labels[name], labels.get(name)) for name in lacking)
+
+
+def _wanted(name: str, desired: DesiredLabel, label: Label | None) -> str:
+    has = "is not there" if label is None else f"is {json.dumps(label)}"
+    return f"label {name!r} {has}; {desired.comparator} {json.dumps(desired.value)} is required"
+
+
 def tiers(requirement: Requirement, endpoints: Sequence[tuple[str, Mapping[str, Label]]]) -> tuple[tuple[str, ...], ...]:
     """The endpoints that may run a task, the best first, equals together in the order given."""
     by_rank: dict[int, list[str]] = {}

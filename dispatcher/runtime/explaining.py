@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from dispatcher.engine.admission import place_of, queue_of
+from dispatcher.engine.admission import Place, Route, endpoint_at, queue_of
+from dispatcher.engine.placement import Requirement, unsatisfied
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Directory
 from dispatcher.store import gates, rate_limits
@@ -31,7 +32,7 @@ class Explaining:
         for row in rows:
             if row.gate is not None and row.gate in known and row.arrived_at is not None:
                 ahead = await gates.ahead(self.database, tenant_id, row.gate, row.arrived_at, run_id)
-                reasons[row.node] = [_place(known[row.gate], ahead, row.arrived_at)]
+                reasons[row.node] = [_group(known[row.gate], ahead, row.arrived_at)]
             elif row.parked_on is not None:
                 bucket = buckets.get(row.parked_on)
                 if bucket is not None:
@@ -45,28 +46,52 @@ class Explaining:
         picture = self.directory.pictures.get(tenant_id)
         if picture is None:
             return []
-        queue = queue_of(tenant_id, row.workflow_id, row.durable)
-        places = picture.routes.get(queue, ())
+        paused = picture.paused.get(row.workflow_id)
+        if paused is not None:
+            return [
+                {"kind": "paused", "since": paused.paused_at, "message": "its workflow is paused: nothing of it starts until it is resumed"}
+            ]
+        places = picture.routes.get(queue_of(tenant_id, row.workflow_id, row.durable), ())
         if not places:
             return [{"kind": "endpoint", "message": "no endpoint serves this workflow any more"}]
+        requirement = Requirement.parse(row.requirement)
+        route = self.directory.route(queue_of(tenant_id, row.workflow_id, row.durable, row.requirement))
         said = []
-        for place in places:
-            endpoint = self.directory.endpoint(place)
-            if endpoint is None:
-                continue
-            counted = place_of(tenant_id, endpoint.id, row.durable)
-            free = self.capacity.free_at(endpoint)
-            state = "free slots" if free else "every slot is in use"
-            if not endpoint.open:
-                state = "it is paused, or its circuit is open"
-            in_use = self.capacity.in_use.get(counted, 0)
+        if route.gathers:
+            said.append({"kind": "batch", "message": "it waits until enough tasks have come to make a batch, or the batch's time is up"})
+        if requirement.sticky == "hard" and requirement.endpoint not in {endpoint_at(place) for place in places}:
             said.append(
-                {"kind": "endpoint", "endpoint": endpoint.name, "free": free, "in_use": in_use, "message": f"{endpoint.name}: {state}"}
+                {"kind": "sticky", "message": "its run has to stay at the endpoint where it began, which does not serve it any more"}
             )
-        return said
+        return said + [self._place(place, requirement, route) for place in places if self.directory.endpoint(place) is not None]
+
+    def _place(self, place: Place, requirement: Requirement, route: Route) -> dict[str, Any]:
+        endpoint = self.directory.endpoint(place)
+        assert endpoint is not None, "asked for before"
+        free = self.capacity.free_at(endpoint)
+        unmet = unsatisfied(requirement, endpoint_at(place), endpoint.labels)
+        state = (
+            f"{free} free slots of the {route.slots} it fills"
+            if 0 < free < route.slots
+            else "free slots"
+            if free
+            else "every slot is in use"
+        )
+        if not endpoint.open:
+            state = "it is paused, or its circuit is open"
+        if unmet is not None:
+            state = unmet
+        return {
+            "kind": "endpoint",
+            "endpoint": endpoint.name,
+            "suits": unmet is None,
+            "free": free,
+            "in_use": self.capacity.in_use.get(place, 0),
+            "message": f"{endpoint.name}: {state}",
+        }
 
 
-def _place(gate: GateRow, ahead: int, since: datetime) -> dict[str, Any]:
+def _group(gate: GateRow, ahead: int, since: datetime) -> dict[str, Any]:
     declared = gate.name or gate.rule.split(":", 3)[-1]
     which = f" of {declared}" if declared else ""
     return {

@@ -87,6 +87,7 @@ class Waiting:
     arrived_at: datetime | None
     parked_on: str | None
     parked_for: int | None
+    requirement: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,10 +278,10 @@ AHEAD = """
 
 WAITING = Statement(
     """
-    select t.node, t.state, t.workflow_id, t.durable, t.gate_wait::text as gate, t.arrived_at, t.parked_on::text, t.parked_for
+    select t.node, t.state, t.workflow_id, t.durable, t.gate_wait::text as gate, t.arrived_at, t.parked_on::text, t.parked_for, t.requirement
     from tasks t where t.tenant_id = $1 and t.run_id = $2 and t.state in ('queued', 'gated')
     union all
-    select null, 'gated', r.workflow_id, false, r.gate_wait::text, r.arrived_at, null, null
+    select null, 'gated', r.workflow_id, false, r.gate_wait::text, r.arrived_at, null, null, ''
     from runs r where r.tenant_id = $1 and r.id = $2 and r.gate_wait is not null
     """,
     Waiting,

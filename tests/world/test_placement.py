@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from tests.world.endpoint import Endpoint
-from tests.world.world import Node, World
+from tests.world.world import Node, World, until
 
 GPU = {"name": "train", "desired_labels": {"gpu": {"value": 1, "comparator": "GREATER_THAN_OR_EQUAL", "required": True}}}
 ANY = {"name": "any"}
@@ -206,3 +206,54 @@ async def _first(*endpoints: Endpoint) -> Any:
     for other in rest:
         other.cancel()
     return done.pop().result()
+
+
+async def _why(node: Node, run_id: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await node.call("GET", f"/v1/runs/{run_id}"))["tasks"][0]["waiting_for"]
+    return found
+
+
+async def test_a_task_says_which_label_it_lacks_at_which_endpoint(world: World, one: Node) -> None:
+    await _two(world, one, [GPU])
+    await _label(one, "b", gpu=0)
+    reasons = await _why(one, await one.trigger("train"))
+    assert [(r["endpoint"], r["suits"]) for r in reasons] == [("a", False), ("b", False)]
+    assert reasons[0]["message"] == "a: label 'gpu' is not there; GREATER_THAN_OR_EQUAL 1 is required"
+    assert reasons[1]["message"] == "b: label 'gpu' is 0; GREATER_THAN_OR_EQUAL 1 is required"
+
+
+async def test_a_task_whose_one_endpoint_is_paused_says_so_and_why_the_other_will_not_do(world: World, one: Node) -> None:
+    await _two(world, one, [GPU])
+    await _label(one, "b", gpu=2)
+    await one.call("PATCH", "/v1/endpoints/b", {"paused": True})
+    first, second = await _why(one, await one.trigger("train"))
+    assert (first["suits"], second["suits"], second["free"]) == (False, True, 0)
+    assert "paused" in second["message"]
+
+
+async def test_a_task_says_that_its_workflow_is_paused(world: World, one: Node) -> None:
+    await _two(world, one, [GPU])
+    await one.call("PATCH", "/v1/workflows/train", {"paused": True})
+    (reason,) = await _why(one, await one.trigger("train"))
+    assert reason["kind"] == "paused"
+    assert reason["since"] == "2026-03-01T12:00:00Z"
+
+
+async def test_a_task_that_must_stay_where_its_run_began_says_so(world: World, one: Node) -> None:
+    tasks = [{"name": "x"}, {"name": "y", "parents": ["x"]}]
+    a, b = await _two(world, one, [{"name": "flow", "kind": "workflow", "sticky": "HARD", "tasks": tasks}])
+    run_id = await one.trigger("flow")
+    arrival = await _first(a, b)
+    gone, other = ("a", "b") if a.seen else ("b", "a")
+    await one.call("PATCH", f"/v1/endpoints/{gone}", {"paused": True})
+    arrival.answer(200, {})
+
+    async def queued() -> list[dict[str, Any]] | None:
+        shown = await one.call("GET", f"/v1/runs/{run_id}")
+        task = shown["tasks"][1]
+        return task["waiting_for"] if task["status"] == "queued" else None
+
+    said = {reason["endpoint"]: reason for reason in await until(queued)}
+    assert said[gone]["suits"]
+    assert not said[other]["suits"]
+    assert "where it began" in said[other]["message"]
