@@ -55,7 +55,7 @@ RETRY_PRIORITY = 4  # retries go before new work, whose priority is 1 to 3
 BACKOFF_CAP = timedelta(days=1)
 _SPARED_FIRST = timedelta(seconds=1)
 _SPARED_CAP = timedelta(seconds=30)
-_CLEANUP_WAITS = timedelta(minutes=1)  # for a slot, at least
+_CLEANUP_WAITS = timedelta(minutes=1)  # for a slot, at least, and for an endpoint that takes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,17 @@ class CancelEnforced:
 
 
 Event = Answer | LeaseEnded | ScheduleExpired | CancelRequested | CancelEnforced
+
+_NOT_CLEANED: dict[type[Event], AttemptStatus] = {
+    Unreachable: "unreachable",
+    Pushback: "pushed_back",
+    Busy: "busy",
+    EndpointBroken: "endpoint_broken",
+    EndpointGone: "endpoint_broken",
+    LocalFault: "not_sent",
+    Lost: "lost",
+    LeaseEnded: "lost",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +252,7 @@ def step(task: TaskState, policy: Policy, event: Event, now: datetime) -> Change
     if isinstance(event, ScheduleExpired):
         return _expire(task)
     if task.cleanup and task.state == "running" and not isinstance(event, Accepted):
-        return Finish("cancelled", "cancelled", error=Error("cancelled", "Cancelled, and cleaned up after."))
+        return _cleaned_up(task, policy, event, now)
     if task.state != "running":
         return Refused(f"the task is {task.state}, no attempt of it is running")
     if isinstance(event, CancelEnforced):
@@ -267,6 +278,18 @@ def _cancel(task: TaskState, policy: Policy, event: CancelRequested, now: dateti
 
 def _clean_up(policy: Policy, reason: str, now: datetime) -> CleanUp:
     return CleanUp(reason, policy.cleanup, now + max(policy.cleanup, _CLEANUP_WAITS))
+
+
+def _cleaned_up(task: TaskState, policy: Policy, event: Event, now: datetime) -> Change:
+    """Whatever a turn to clean up in answers is the end. One that nobody took, or that was cut off, is tried again for a while."""
+    since = task.spared_since if task.spared_since is not None else now
+    limit = since + max(policy.cleanup, _CLEANUP_WAITS)
+    attempt = _NOT_CLEANED.get(type(event))
+    if attempt is None or now >= limit:
+        return Finish("cancelled", "cancelled", error=Error("cancelled", "Cancelled, and cleaned up after."))
+    error = Error("cleanup_interrupted", getattr(event, "message", "The attempt was never heard of again."))
+    due_at = now + spared_backoff(since, now)
+    return Requeue(attempt, error, due_at, task.priority, task.app_retries, task.infra_retries, since, "endpoint", limit)
 
 
 def _expire(task: TaskState) -> Change | Refused:

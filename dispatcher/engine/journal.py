@@ -417,6 +417,11 @@ def cancel_entry(reason: str, now: datetime) -> bytes:
     return _encode({"id": "cancel#0", "op": "cancel", "status": "ok", "value": {"reason": reason}, "at": now})
 
 
+def is_cancelled(segments: Iterable[bytes]) -> bool:
+    """Whether a log's end says already that its task is being cancelled."""
+    return any(_named.decode(entry).op == "cancel" for segment in segments if b'"cancel"' in segment for entry in split([segment]))
+
+
 CANCELLED_MESSAGE: Final = b'{"$cancel":true}'
 
 

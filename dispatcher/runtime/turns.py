@@ -92,7 +92,7 @@ class Turns:
     def _opening(self, assignment: Assignment, head: Head, over: list[Over], segments: list[Segment]) -> _Opening:
         now = self._clock.now()
         merged = [entry for wait in over if (entry := completion(wait.rules())) is not None]
-        if head.cleanup:
+        if head.cleanup and not rules.is_cancelled(segment.entries for segment in segments):
             merged.append(cancel_entry(head.cancel_reason or "cancelled", now))
         opening = _Opening(assignment, head, over, segments, merged)
         if assignment.task.mode == "state":

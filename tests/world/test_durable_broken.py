@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -60,3 +61,23 @@ async def test_again_of_somebody_who_counts_wrong_is_no_progress(world: World, o
     answer(await endpoint.next(), "again", base=10)
     over = await world.over(run_id)
     assert over["error"]["code"] == "no_progress"
+
+
+@pytest.mark.parametrize("status", [503, 404, "cut"])
+async def test_cleaning_up_is_tried_again_where_nobody_took_it(world: World, one: Node, status: Any) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    answer(await endpoint.next(), "wait", base=0, ops=[step("book#0", 1), pending("sleep", "nap#0", ms=3_600_000)], wake="nap#0")
+    await world.task(run_id, state="waiting")
+    await one.call("POST", f"/v1/runs/{run_id}/cancel", {}, 202)
+    turn = await endpoint.next()
+    if status == "cut":
+        turn.cut()
+    else:
+        turn.answer(status)
+    await world.task(run_id, state="scheduled")
+    await world.advance(timedelta(seconds=3))
+    again = await endpoint.next()
+    assert [e["id"] for e in log_of(again)] == ["book#0", "nap#0", "cancel#0"]
+    answer(again, "done", base=3)
+    assert (await world.over(run_id))["status"] == "cancelled"
