@@ -83,8 +83,6 @@ _MEDIA_TYPE: Final = re.compile(r"[a-z0-9!#$&^_.+-]{1,64}/[a-z0-9!#$&^_.+-]{1,64
 _HTML: Final = re.compile(rb"\s*<(?:!doctype\s+html|html)\b", re.IGNORECASE)
 _CHARSET: Final = re.compile(r"charset\s*=\s*\"?([A-Za-z0-9_-]{1,40})", re.IGNORECASE)
 _RATE_LIMIT: Final = re.compile(r"(?:^|[;,])\s*(r|t)\s*=\s*([0-9]{1,12})")
-_REF_WITHIN: Final = 32
-"""Where the member of a reference begins, however it is spaced."""
 _UNIX_TIME: Final = 1e9
 _SECONDS: Final = re.compile(r"[0-9]{1,40}", re.ASCII)
 
@@ -212,7 +210,7 @@ def _success(reply: Reply, reading: Reading) -> Answer:
         return Succeeded(b"null")
     kind = media_type(reply.headers)
     if is_json(kind):
-        refs = reply.headers.get(wire.HEADER_REFS) if b"$ref" in reply.body[:_REF_WITHIN] else None
+        refs = reply.headers.get(wire.HEADER_REFS)
         said = referred(reply.body, [name.strip() for name in refs.split(",")]) if refs is not None else None
         return said or _json_output(reply.body, reading.limit)
     if kind == "text/html" or (not kind and _HTML.match(reply.body)):

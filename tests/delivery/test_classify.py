@@ -422,7 +422,14 @@ def test_one_that_only_looks_like_a_reference_is_an_output() -> None:
 
 @pytest.mark.parametrize(
     ("body", "said"),
-    [(REF, "input"), (REF, "output,input"), (REF, ""), (b'{"$ref":{"sha256":"0f","size":1}}', "output"), (b'{"$ref":1}', "output")],
+    [
+        (REF, "input"),
+        (REF, "output,input"),
+        (REF, ""),
+        (b'{"$ref":{"sha256":"0f","size":1}}', "output"),
+        (b'{"$ref":1}', "output"),
+        (b"[1]", "output"),
+    ],
 )
 def test_a_reference_that_is_none_fails_for_good(body: bytes, said: str) -> None:
     answer = meaning(200, body, content_type="application/json", task_refs=said)
