@@ -65,16 +65,15 @@ class Filters:
 
     async def change(self, tenant_id: int, filter_id: str, changes: FilterChanges, actor: str | None) -> FilterRow:
         """Change what is given. Raises Problem not_found, filter_declared, invalid_expression or filter_exists."""
-        before = await self.get(tenant_id, filter_id)
-        _refuse_declared(before)
-        payload = before.payload if changes.payload is _KEPT else canonical(changes.payload)
-        new = _checked(
-            NewFilter(before.id, before.workflow_id, changes.scope or before.scope, changes.expression or before.expression, payload)
-        )
         async with self._database.transaction() as conn:
-            await registry.bump(conn, tenant_id)
-            if await store.get(conn, tenant_id, filter_id) is None:
+            await registry.bump(conn, tenant_id)  # which holds the tenant: what is read now is what is changed
+            before = await store.get(conn, tenant_id, filter_id)
+            if before is None:
                 raise _unknown(filter_id)
+            _refuse_declared(before)
+            payload = before.payload if changes.payload is _KEPT else canonical(changes.payload)
+            scope, expression = changes.scope or before.scope, changes.expression or before.expression
+            new = _checked(NewFilter(before.id, before.workflow_id, scope, expression, payload))
             if not await store.change(conn, tenant_id, new, self._clock.now()):
                 raise _exists(before.workflow)
             made = await self._noted(conn, tenant_id, new.id, "filter.update", actor)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.world.endpoint import Endpoint
-from tests.world.world import Node, World
+from tests.world.world import Node, World, until
 
 EVENTS = {"name": "mail", "on_events": ["user:created", "order:*"]}
 
@@ -77,6 +77,24 @@ async def test_a_filter_made_by_api_judges_the_very_next_event(world: World, one
     assert (await _send(two, scope="s"))["runs"] == []
     await two.call("DELETE", f"/v1/filters/{made['id']}", expect=204)
     assert len((await _send(one, scope="s"))["runs"]) == 1
+
+
+async def test_two_changes_of_a_filter_at_once_both_count(world: World, one: Node) -> None:
+    await world.endpoint(one, [EVENTS])
+    made = await one.call("POST", "/v1/filters", {"workflow": "mail", "expression": "false", "scope": "s"}, expect=201)
+    path, changes = f"/v1/filters/{made['id']}", ({"expression": "true"}, {"scope": "t"}, {"payload": {"n": 1}})
+    async with world.database.transaction() as conn:
+        await conn.fetch("select id from tenants for update")
+        asked = [asyncio.create_task(one.call("PATCH", path, change)) for change in changes]
+        await until(lambda: _all_wait(world, len(changes)))
+    await asyncio.gather(*asked)
+    changed = await one.call("GET", path)
+    assert (changed["expression"], changed["scope"], changed["payload"]) == ("true", "t", {"n": 1})
+
+
+async def _all_wait(world: World, count: int) -> bool:
+    waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    return int(await world.database.fetchval(waiting)) >= count
 
 
 async def test_what_could_not_be_evaluated_is_shown_on_the_event(world: World, one: Node) -> None:

@@ -318,6 +318,19 @@ async def test_more_readers_than_allowed_are_refused(world: World) -> None:
         assert [event.name async for event in stream] == ["run:stop"]
 
 
+async def test_who_asks_for_the_head_of_a_stream_takes_no_place(world: World) -> None:
+    node = await world.served_node(max_stream_readers=1)
+    endpoint = await world.endpoint(node, HANDLERS)
+    _, arrival, url = await _run(node, endpoint)
+    async with httpx.AsyncClient() as client:
+        for _ in range(3):
+            assert (await client.head(url)).status_code == 200
+    async with following(url) as stream:
+        assert (await anext(stream)).name == "run:start"
+        arrival.answer(200, None)
+        assert [event.name async for event in stream] == ["run:stop"]
+
+
 async def test_readers_are_let_go_when_their_dispatcher_ends(world: World, node: Node, endpoint: Endpoint) -> None:
     _, arrival, url = await _run(node, endpoint)
     async with following(url) as stream:
