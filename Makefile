@@ -69,12 +69,15 @@ test-313:  ## every test on Python 3.13, where there is one
 
 # ---- measuring -------------------------------------------------------------------------------------------------------------
 
-.PHONY: bench contract chaos soak-crons storm-crons
+.PHONY: bench contract crash chaos soak-crons storm-crons
 bench: $(CHECKING)  ## runs per second, latency and CPU per run; results in ./bench-results
 	$(BIN)/python -m tests.bench
 
 contract: $(CHECKING)  ## everything the API's description allows, asked of a development server at URL
 	$(BIN)/python -m tests.contract $(or $(URL),http://127.0.0.1:8400)
+
+crash: $(CHECKING)  ## durable tasks, a dispatcher killed before and after every statement, the long form
+	$(BIN)/python -m pytest tests/world/test_durable_crash.py --crash-stride 1
 
 chaos: $(CHECKING)  ## kill -9 of dispatchers and Postgres under load, the long form
 	$(BIN)/python -m tests.chaos

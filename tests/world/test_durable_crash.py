@@ -24,7 +24,7 @@ from tests.world.durable import durable_endpoint, entry, pending
 from tests.world.endpoint import Arrival, Endpoint
 from tests.world.world import Node, World, until
 
-_KILLS = 60  # statements after which the dispatcher is killed, at most
+_KILLS = 160  # statements after which the dispatcher is killed, at most
 _DUE = "select exists (select from waits where due_at <= $1 and settled_at is null)"
 _QUEUED = "select exists (select from tasks where state = 'queued')"
 _WRITES = frozenset(
@@ -152,11 +152,11 @@ def _fan_out(_: Handler, log: Reader) -> None:
 
 
 def _loop(_: Handler, log: Reader) -> None:
-    for n in range(4):
+    for n in range(2):
         log.step(f"s#{n}")
         log.ask("sleep", f"nap#{n}", ms=500)
         log.all(f"nap#{n}")
-    log.output = 4
+    log.output = 2
 
 
 def _timeout(_: Handler, log: Reader) -> None:
@@ -186,7 +186,7 @@ SHAPES: dict[str, tuple[Callable[[Handler, Reader], None], Any, dict[str, int]]]
     "a gather": (_gather, "B#0", {"a#0": 1, "b#0": 1}),
     "either": (_either, ["late#0", "A#0"], {"a#0": 1}),
     "a fan-out": (_fan_out, [0, 2, 4, 6, 8], {f"child {n}": 1 for n in range(5)}),
-    "a loop": (_loop, 4, {f"s#{n}": 1 for n in range(4)}),
+    "a loop": (_loop, 2, {f"s#{n}": 1 for n in range(2)}),
     "an event that never comes": (_timeout, ["timeout", "A#0"], {"a#0": 1}),
     "a message that never comes": (_message, ["timeout", "A#0"], {"a#0": 1}),
 }
@@ -241,8 +241,8 @@ class Scythe:
                 raise DatabaseUnavailable("killed", sent=False)
             return transaction(**lane)
 
-        database._run = counted  # type: ignore[method-assign, assignment]
-        database.transaction = guarded  # type: ignore[method-assign, assignment]
+        database._run = counted  # type: ignore[method-assign]
+        database.transaction = guarded  # type: ignore[method-assign]
 
 
 async def _endpoint(world: World, node: Node, handler: Handler) -> Endpoint:
@@ -312,10 +312,11 @@ async def _log_is_whole(world: World) -> None:
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_killed_at_every_statement(dsn: str, database: Database, shape: str, before: bool) -> None:
-    """Every one for the first shape; every fifth for the others, which have the same statements in other orders."""
-    stride = 1 if shape == "a sequence" else 5
-    for after in range(1, _KILLS, stride):
+async def test_killed_at_every_statement(dsn: str, database: Database, shape: str, before: bool, pytestconfig: pytest.Config) -> None:
+    """Every one in the long form; in the short one every eighth, another one first for each shape."""
+    stride = int(pytestconfig.getoption("--crash-stride"))
+    first = 1 + list(SHAPES).index(shape) % stride
+    for after in range(first, _KILLS, stride):
         world = World(dsn, database)
         try:
             row, handler, cut = await _killed(world, Scythe(after, before), shape)
