@@ -20,6 +20,7 @@ from dispatcher.engine.answers import (
     Lost,
     PlatformKilled,
     Pushback,
+    Referred,
     Succeeded,
     TimedOut,
     Unreachable,
@@ -43,6 +44,7 @@ from dispatcher.engine.attempts import (
     Sparer,
     TaskState,
 )
+from dispatcher.engine.references import Reference
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 DEADLINE = NOW + timedelta(seconds=50)
@@ -219,6 +221,7 @@ def _lost_attempt(code: str, message: str) -> Mapping[str, Change | type[Refused
     }
 
 
+_UNFETCHED = Error("unknown_ref", "the output sha256-0f was never fetched")
 _FAILED = _error("boom", "m", b'{"name":"E"}')
 _TIMED_OUT = _error("timed_out")
 _KILLED = _error("platform_killed")
@@ -243,6 +246,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(Failed("boom", "m", False, None, b'{"name":"E"}'), _fail("failed", _FAILED)),
     Row(Failed("boom", "m", False, timedelta(seconds=7), b'{"name":"E"}'), _fail("failed", _FAILED)),
+    Row(Referred(Reference("0f", 9)), _again("failed", _UNFETCHED, 3, app=1), _retried("failed", _UNFETCHED)),
     Row(TimedOut("m"), _again("timed_out", _TIMED_OUT, 3, app=1), _retried("timed_out", _TIMED_OUT)),
     Row(PlatformKilled("m"), _again("timed_out", _KILLED, 0, app=1), _retried("timed_out", _KILLED, 0)),
     Row(
