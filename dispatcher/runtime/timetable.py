@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import cast
 
@@ -58,12 +59,18 @@ class Timetable:
     async def _fire(self, requests: list[FiringRequest]) -> int:
         """How many rows were moved on here."""
         fates = await self._intake.fire(requests)
+        hopeless = [
+            request
+            for request, fate in zip(requests, fates, strict=True)
+            if isinstance(fate, Problem) and fate.code == "limit_failed" and request.ticks
+        ]
+        moved = await self._fire([_left_out(request) for request in hopeless]) if hopeless else 0
         for request, fate in zip(requests, fates, strict=True):
             if isinstance(fate, Problem):
                 _log.warning("%s could not start anything: %s", request.step.id, fate)
             elif not fate.lost and isinstance(request.step, CronStep) and request.step.skipped_at is not None:
                 _log.warning("cron %s: ticks were left out, the last of them at %s", request.step.id, request.step.skipped_at.isoformat())
-        return sum(isinstance(fate, FiringAccepted) and not fate.lost for fate in fates)
+        return moved + sum(isinstance(fate, FiringAccepted) and not fate.lost for fate in fates)
 
     async def _again(self, now: datetime, moved: bool) -> datetime | None:
         """When something is due next. What is due and could not be moved on is in other hands, or is looked at with the next poll."""
@@ -118,6 +125,18 @@ class Timetable:
             count += len(old)
             if len(old) < _RECKONED_AT_ONCE:
                 return count
+
+
+def _left_out(request: FiringRequest) -> FiringRequest:
+    """The same without its runs: what it gives them is nothing its workflow's limits can be reckoned from, now or later.
+
+    Its row moves on all the same. One that stayed would be tried with every look, and stand before those that are due behind it.
+    """
+    if isinstance(request.step, CronStep):
+        step: CronStep | ScheduleStep = replace(request.step, last_tick=None, last_wall=None, skipped_at=request.ticks[-1])
+    else:
+        step = replace(request.step, status="missed", run_id=None)
+    return replace(request, ticks=[], step=step)
 
 
 def _by_new_rules(cron: OldCron, now: datetime) -> tuple[datetime, datetime]:

@@ -325,6 +325,28 @@ async def test_one_that_cannot_be_read_any_more_stands_in_nobodys_way(world: Wor
     assert len(await crons(one)) == 2
 
 
+async def test_ticks_whose_runs_cannot_be_limited_are_left_out_and_hold_nobody_up(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The input it was made with is none its workflow's limits can be reckoned from any more. Others are due behind its many ticks."""
+    node = await world.node("small", intake_batch=5)
+    endpoint = await world.endpoint(node, [WORK, {"name": "other"}])
+    bad = await make(node, "* * * * * *", missed="run_all")
+    at = (world.now + timedelta(seconds=30)).isoformat()
+    lost = await node.call("POST", "/v1/schedules", {"workflow": "work", "run_at": at}, expect=201)
+    await make(node, "* * * * *", workflow="other", name="good")
+    limit = {"expression": "input.user", "max_runs": 1, "limit_strategy": "GROUP_ROUND_ROBIN"}
+    await put(node, endpoint, {**WORK, "concurrency": [limit]}, {"name": "other", "body": "v1"})
+    world.clock.advance(MINUTE)
+    for _ in range(20):
+        await node.turn("timetable")
+    arrival = await endpoint.next()
+    assert (arrival.json["name"], await started(world)) == ("other", ["01 12:01:00"])
+    arrival.answer(200, 1)
+    shown = await node.call("GET", f"/v1/crons/{bad['id']}")
+    assert (shown["last_skipped_at"], shown["next_at"]) == ("2026-03-01T12:01:00Z", "2026-03-01T12:01:01Z")
+    assert (await node.call("GET", f"/v1/schedules/{lost['id']}"))["status"] == "missed"
+    assert "could not start anything" in caplog.text
+
+
 async def test_a_paused_workflow_that_drops_lets_its_ticks_go(world: World, one: Node) -> None:
     await world.endpoint(one, [WORK])
     await make(one, "0 * * * *")
