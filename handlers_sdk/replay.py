@@ -524,6 +524,8 @@ class Replay:
             op.set_result(op.read(_result(op, status, entry)))
         except Exception as error:
             op.set_exception(error)
+            if op.started is not None and not op.started.done():  # it could not be started at all
+                op.started.set_exception(error)
 
     def _unasked(self, entry: Mapping[str, Any]) -> bool:
         if entry["op"] == "cancel":

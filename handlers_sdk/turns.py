@@ -37,7 +37,7 @@ from handlers_sdk.outcomes import Fail, Outcome, Refuse, Turned, failure
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.replay import Mismatched, Raised, Replay, Returned
 from handlers_sdk.runs import saved_state, send_message
-from handlers_sdk.schemas import dump_json
+from handlers_sdk.schemas import dump_json, parse_json
 
 OPS_PER_APPEND: Final = 2_000
 _TURN_MEMBERS: Final = (("turn", int), ("now", str), ("started_at", str), ("seed", str), ("budget_ms", int))
@@ -276,8 +276,9 @@ class TurnExecution(Execution):
     def _appended(self, replay: Replay, texts: Sequence[bytes], reply: Any) -> None:
         said: Mapping[str, Any] = reply if isinstance(reply, dict) else {}
         self._base_len += len(texts)
-        self._texts += texts
-        replay.recorded(len(texts), said.get("children") or {})
+        children = said.get("children") or {}
+        self._texts += [_stored(text, children) for text in texts] if children else texts
+        replay.recorded(len(texts), children)
         if (notice := said.get("cancel")) is not None:
             self.stop(str(notice.get("reason", "cancelled")))
 
@@ -431,6 +432,14 @@ def _ours(texts: Sequence[bytes], entries: Any) -> bool:
         isinstance(entry, dict) and dump_json(entry.get("id"))[1:-1] in text and str(entry.get("at", "")).encode() in text
         for text, entry in zip(texts, entries, strict=False)
     )
+
+
+def _stored(text: bytes, children: Mapping[str, str]) -> bytes:
+    """An entry as the log has it: the dispatcher adds the run of a child."""
+    if b'"op":"child"' not in text:
+        return text
+    run_id = children.get(parse_json(text)["id"])
+    return text if run_id is None else b'%b,"run_id":"%b"}' % (text[:-1], run_id.encode())
 
 
 def _said(error: DispatcherError) -> tuple[str, str]:

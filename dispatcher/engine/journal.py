@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -165,6 +165,16 @@ def parse_ops(ops: Sequence[bytes], bounds: Bounds, moments: Moments) -> Entries
     for number, raw in enumerate(ops):
         reading.take(number, raw, bounds)
     return reading.entries()
+
+
+def with_runs(entries: Entries, runs: Mapping[str, str]) -> Entries:
+    """Entries as they are kept: those that ask for children say which runs these are, so that every replay knows."""
+    raw = [_with_run(entry, runs[name]) if (name := name_of(entry)) in runs else entry for entry in entries.raw]
+    return replace(entries, raw=tuple(raw))
+
+
+def _with_run(entry: bytes, run_id: str) -> bytes:
+    return b'%b,"run_id":"%b"}' % (entry.rstrip()[:-1].rstrip(), run_id.encode()) if _named.decode(entry).status == "pending" else entry
 
 
 class _Reading:
@@ -466,7 +476,7 @@ def _inside(identifier: str, closed: frozenset[str]) -> bool:
 
 
 def repeated(known: Sequence[bytes], offered: Sequence[bytes]) -> bool:
-    """Whether what is offered is there already, entry for entry. An entry that was offered without `at` has been given one."""
+    """Whether what is offered is there already, entry for entry. What it was given as it was stored, `at` and `run_id`, may lack."""
     return len(offered) <= len(known) and all(a == b or _same(a, b) for a, b in zip(known, offered, strict=False))
 
 
@@ -474,7 +484,8 @@ def _same(known: bytes, offered: bytes) -> bool:
     there, asked = msgspec.json.decode(known), msgspec.json.decode(offered)
     if not isinstance(there, dict) or not isinstance(asked, dict):
         return False
-    return there == ({**asked, "at": there.get("at")} if "at" not in asked else asked)
+    given = {name: there[name] for name in ("at", "run_id") if name in there and name not in asked}
+    return there == {**asked, **given}
 
 
 # ---- going back

@@ -16,7 +16,7 @@ from dispatcher import ids
 from dispatcher.clock import Clock
 from dispatcher.engine.definitions import DefinitionError
 from dispatcher.engine.definitions.placement import parse_desired_labels
-from dispatcher.engine.journal import Bounds, Child, Entries, Moments, OpRefused, parse_ops, repeated, split
+from dispatcher.engine.journal import Bounds, Child, Entries, Moments, OpRefused, parse_ops, repeated, split, with_runs
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.group_commit import GroupCommit, QueueFull
 from dispatcher.runtime.intake import Intake, RunRequest, Submission
@@ -164,6 +164,8 @@ class Journals:
                 if child.key is not None:  # the same key again in this append is the same child
                     item.known.setdefault(child.key, ChildRun(made.runs[0].id, child.key, None, None, None, None))
                 submissions.append(made)
+        if row.children:
+            row.entries = with_runs(item.entries, row.children)
         item.known = {name: run for name, run in item.known.items() if run.id not in {s.runs[0].id for s in submissions}}
         return row, submissions
 

@@ -129,3 +129,28 @@ async def test_a_worker_is_spoken_to_and_stopped(node: Node, shop: Shop) -> None
     assert done["status"] in ("cancelled", "succeeded")
     assert await shop.dispatcher.runs.aio_cancel(info.id) is False
     assert await shop.dispatcher.runs.aio_send(info.id, "late") is False
+
+
+async def test_a_child_that_is_not_waited_for_is_the_same_run_in_every_turn(world: World, node: Node) -> None:
+    dispatcher = Dispatcher(ClientConfig(api_url=node.runtime.services.settings.base_url()))
+
+    @dispatcher.task(name="leaf")
+    async def leaf(input: dict[str, Any], ctx: Context) -> int:
+        return 1
+
+    @dispatcher.durable_task(name="refers")
+    async def refers(input: dict[str, Any], ctx: DurableContext) -> Any:
+        ref = await leaf.aio_run_no_wait({"n": 1})
+        first = await ctx.run("first", lambda: ref.workflow_run_id)
+        await ctx.aio_sleep_for("1h")
+        return [first == ref.workflow_run_id, await ref.aio_result()]
+
+    app = dispatcher.app(workflows=[leaf, refers], slots=50, clock=lambda: int(world.now.timestamp()))
+    await node.call("PUT", "/v1/endpoints/refers", {"url": await world.serve(app)})
+    run = await node.call("POST", "/v1/runs", {"workflow": "refers", "input": {}})
+    await waiting(node, run["id"])
+    await world.advance(timedelta(hours=1))
+    over = await world.over(run["id"])
+    assert (over["status"], over["output"]) == ("succeeded", b"[true,1]")
+    await app.handlers.host.postbox.aclose()
+    await dispatcher.aio_close()
