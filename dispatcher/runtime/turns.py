@@ -101,18 +101,19 @@ class Turns:
             kind, pending = (_full(opening) if self._whole(assignment, head) else _tail(opening)), frozenset[str]()
         if head.cleanup:
             kind += b',"cancel":' + msgspec.json.encode({"reason": head.cancel_reason or "cancelled"})
-        members = self._members(assignment, head.turn, head.log_since or assignment.started_at, kind)
+        began = max([assignment.started_at, *[wait.settled_at for wait in over]])  # clocks of dispatchers differ: what came true has been
+        members = self._members(assignment, head.turn, head.log_since or assignment.started_at, kind, began)
         begun = head.turn > 1 or head.log_len > 0
         assignment.turn = Turn(members, head.log_len + len(merged), begun, head.cleanup, pending)
         assignment.input = head.input if head.input is not None else assignment.input
         return opening
 
-    def _members(self, assignment: Assignment, number: int, since: datetime, kind: bytes) -> bytes:
+    def _members(self, assignment: Assignment, number: int, since: datetime, kind: bytes, now: datetime | None = None) -> bytes:
         """What a turn's envelope has beside a run's, as members of a JSON object."""
         grain = seed(assignment.tenant_id, assignment.run_id, assignment.node)
         budget = (assignment.deadline - assignment.started_at) * 9 // 10 // _MILLISECOND
         return b'"type":"turn","turn":%d,"now":"%b","started_at":"%b","seed":"%b","budget_ms":%d,%b' % (
-            number, rfc3339(assignment.started_at).encode(), rfc3339(since).encode(), grain.encode(), budget, kind,
+            number, rfc3339(now or assignment.started_at).encode(), rfc3339(since).encode(), grain.encode(), budget, kind,
         )  # fmt: skip
 
     # ---- where to
@@ -216,10 +217,10 @@ def pinned_answer(answer: Answer) -> Answer:
 
 def _merge(opening: _Opening) -> Merge | None:
     head = opening.head
-    if not opening.merged and not opening.over and opening.prefix is None:
+    waits = [wait.id for wait in opening.over if wait.kind != "step"]  # which may be asked to wait once more, by a clock that is behind
+    if not opening.merged and not waits and opening.prefix is None:
         return None
     hashed_len = head.known_len if opening.prefix is not None else None
-    waits = [wait.id for wait in opening.over]
     return Merge(head.key, head.epoch, head.log_len, opening.merged, waits, hashed_len, opening.prefix)
 
 

@@ -137,7 +137,7 @@ class Waits:
 
     async def _bring(self, events: Sequence[Awaited], now: datetime) -> list[Waiter]:
         """Bring events to all that wait for them. Where there are very many, one event at a time, page by page."""
-        found = await waits.pairs(self.database, events, _SKEW, _PAIRS, now)
+        found = await waits.pairs(self.database, events, _SKEW, _PAIRS, now + _SKEW)
         if len(found) < _PAIRS:
             return await waits.arrive(self.database, await self._arrivals(events, found, now), events, now)
         settled: list[Waiter] = []

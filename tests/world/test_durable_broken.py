@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
+from dispatcher.store import waits
 from tests.world.durable import answer, durable_endpoint, entry, log_of, pending, step
 from tests.world.world import Node, World
 
@@ -81,3 +82,31 @@ async def test_cleaning_up_is_tried_again_where_nobody_took_it(world: World, one
     assert [e["id"] for e in log_of(again)] == ["book#0", "nap#0", "cancel#0"]
     answer(again, "done", base=3)
     assert (await world.over(run_id))["status"] == "cancelled"
+
+
+async def test_a_step_that_is_due_is_due_by_the_clock_of_whoever_sends_its_turn(world: World, one: Node) -> None:
+    """A dispatcher whose clock is behind says no earlier time than the one at which another has found the step due; nor does the next."""
+    endpoint = await durable_endpoint(world, one, entry("order", retries=1))
+    run_id = await one.trigger("order")
+    retry = {"id": "a#0", "op": "step", "status": "retry", "error": {"message": "no"}, "after_ms": 5_000}
+    answer(await endpoint.next(), "wait", base=0, ops=[retry], wake="a#0")
+    await world.task(run_id, state="waiting")
+    ahead = world.now + timedelta(seconds=9)
+    await waits.due(world.database, ahead, 10)
+    await one.turn("waits")
+    turn = await endpoint.next()
+    assert datetime.fromisoformat(turn.json["now"]) >= ahead.replace(microsecond=ahead.microsecond // 1000 * 1000)
+    answer(turn, "wait", base=1, wake="a#0")
+    assert (await endpoint.next()).json["turn"] == 3
+
+
+async def test_an_event_meets_a_wait_that_was_registered_by_a_clock_ahead(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    answer(await endpoint.next(), "wait", base=0, ops=[pending("event", "e#0", key="paid")], wake="e#0")
+    await world.task(run_id, state="waiting")
+    await world.database.execute(
+        "update waits set created_at = created_at + interval '2 s', since = since + interval '2 s', look_at = null"
+    )
+    await one.call("POST", "/v1/events", {"type": "paid", "data": {}})
+    assert log_of(await endpoint.next())[-1]["status"] == "ok"
