@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import httpx
 import uvicorn
@@ -21,6 +21,7 @@ from dispatcher.clock import ManualClock
 from dispatcher.loops import Loop
 from dispatcher.settings import Settings
 from dispatcher.store.database import Database
+from handlers_sdk.asgi import App
 from tests.world.endpoint import Endpoint
 
 T = TypeVar("T")
@@ -139,7 +140,8 @@ class World:
     async def serve(self, app: Any, bound: socket.socket | None = None) -> str:
         """Serve an ASGI app on loopback; its URL."""
         bound = bound or _bound()
-        server = _Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1))
+        lifespan: Literal["on", "off"] = "on" if isinstance(app, App) else "off"  # an endpoint closes its connections when it ends
+        server = _Server(uvicorn.Config(app, lifespan=lifespan, log_config=None, access_log=False, timeout_graceful_shutdown=1))
         self._servers.append((server, asyncio.create_task(server.serve(sockets=[bound]))))
 
         async def started() -> bool:
