@@ -234,7 +234,8 @@ SEND = """
     returning t.run_id
 """
 
-# The first message goes to the wait that was first, and so on (waits of one append are told apart by microseconds). A closed inbox with nothing left in it ends those that still wait.
+# The first message goes to the wait that was first, and so on; waits of one append are told apart by microseconds. A closed inbox with
+# nothing left in it ends those that still wait.
 RECEIVE = Statement(
     """
     with marked as (
