@@ -26,9 +26,9 @@ class NewRun:
 
     `endpoint_id` set means its one task is leased in the same statement: it starts as running attempt 1 of this dispatcher. `graph` set,
     a letter for each node, means its tasks come later, by the rules of its graph. `parent_wait` is what its end settles in its parent.
-    `gates` are the ids of the gates it has to pass and `gate_limits` how many may hold each, both as lists with commas; `gates_held` of them
-    are taken in the same statement, which is refused where there is no room (NoRoom). `flow` says what they are. `requirement` and `slots`
-    are its one task's; `labels` (JSON text) and `sticky_endpoint` hold for all tasks it will have.
+    `gates` are the ids of the gates it has to pass and `gate_limits` how many may hold each, both as lists with commas; `gates_held` of
+    them are taken in the same statement, which is refused where there is no room (NoRoom). `flow` says what they are. `requirement` and
+    `slots` are its one task's; `labels` (JSON text) and `sticky_endpoint` hold for all tasks it will have.
     """
 
     tenant_id: int

@@ -66,7 +66,8 @@ FINISH = Statement(
         where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
           and (t.cancel_at is null or g.status = 'cancelled')
         returning t.tenant_id, t.run_id, t.node, t.epoch, t.app_retries, t.infra_retries, t.endpoint_id, t.endpoint_version,
-                  t.started_at, t.progress, t.durable, t.log_since, t.generation, t.input, t.retry_base, g.status, g.attempt, g.output, g.output_type, g.error::jsonb as error,
+                  t.started_at, t.progress, t.durable, t.log_since, t.generation, t.input, t.retry_base,
+                  g.status, g.attempt, g.output, g.output_type, g.error::jsonb as error,
                   g.http_status, g.latency_ms, g.response
     ), closed as (
         delete from runs r using ended e where r.tenant_id = e.tenant_id and r.id = e.run_id
@@ -359,9 +360,7 @@ def error_json(error: Error | None) -> str | None:
     return f'{document[:-1]},"detail":{error.detail.decode("utf-8")}}}'
 
 
-async def apply(
-    db: Database, outcomes: Sequence[Outcome], now: datetime, note: Callable[[TaskKey], None] = lambda _key: None
-) -> bool:
+async def apply(db: Database, outcomes: Sequence[Outcome], now: datetime, note: Callable[[TaskKey], None] = lambda _key: None) -> bool:
     """Apply a set of changes, a statement for each kind, and note each task whose change landed as soon as it has.
 
     One task may appear once. A task that is not noted had moved on: its outcome was stale. True when others are concerned as well: runs

@@ -25,8 +25,8 @@ CLOCK_SKEW: Final = timedelta(hours=1)
 class RunRow:
     """One task of a run, with the run's own columns. `task_status` is a history status, or the state of a live task.
 
-    A graph's run has its letters in `graph`, its definition and the conditions its tasks wait for (`waits`) as JSON texts; where none of its tasks has
-    started there is one row without a task.
+    A graph's run has its letters in `graph`, its definition and the conditions its tasks wait for (`waits`) as JSON texts; where none of
+    its tasks has started there is one row without a task.
 
     `input`, `output` and the responses are JSON text as it came. The attempts are parallel lists, oldest first, of those that are over;
     the one that is running is the task itself, its number `epoch`. The run's children stand with its first task.

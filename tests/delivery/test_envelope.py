@@ -60,7 +60,15 @@ def test_every_structure_has_the_members_of_its_message() -> None:
 
 
 def test_members_that_may_be_absent_are_those_of_the_message() -> None:
-    texts = {"event": b"{}", "filter_payload": b"1", "parents": b"{}", "errors": b"{}", "metadata": b"{}", "batch": b"{}", "refs": b"[]"}
+    texts: dict[str, Any] = {
+        "event": b"{}",
+        "filter_payload": b"1",
+        "parents": b"{}",
+        "errors": b"{}",
+        "metadata": b"{}",
+        "batch": b"{}",
+        "refs": b"[]",
+    }
     full = replace(push(), parent_run_id="run_1", **texts)
     assert set(json.loads(run_item(full, "v"))) == members(wire.RunItem)
     always = set(json.loads(run_item(push(), "v")))

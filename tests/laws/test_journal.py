@@ -233,15 +233,9 @@ def test_a_repetition_is_recognised() -> None:
     assert journal.repeated(known, known[:1])
     assert journal.repeated(known, [])
     assert journal.repeated(known, [b'{"id": "a"}']), "it was offered without `at`, and given one"
-    assert (
-        not journal.repeated(known, known[1:])
-    )
-    assert (
-        not journal.repeated(known[:1], known)
-    )
-    assert (
-        not journal.repeated(known, [b'{"id":"a","at":"u"}'])
-    )
+    assert not journal.repeated(known, known[1:])
+    assert not journal.repeated(known[:1], known)
+    assert not journal.repeated(known, [b'{"id":"a","at":"u"}'])
 
 
 # ---- going back

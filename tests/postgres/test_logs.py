@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import cast
 
 import pytest
 
 from dispatcher.ids import IdMaker
 from dispatcher.store import logs
-from dispatcher.store.database import Connection, Database
+from dispatcher.store.database import Database
 from dispatcher.store.logs import EVERY_LINE, LineFilter, NewLine
 from tests.world.world import until
 
@@ -82,7 +81,7 @@ async def test_a_search_looks_at_so_many_lines_and_says_where_it_stopped(databas
 async def test_numbers_of_a_run_appear_in_their_order(database: Database) -> None:
     """A second writer waits for the first to commit before it is given its numbers."""
     async with database.transaction() as conn:
-        await logs.append(cast(Connection, conn), [NewLine(1, RUN, 0, 1, NOW, "info", "first")])
+        await logs.append(conn, [NewLine(1, RUN, 0, 1, NOW, "info", "first")])
         second = asyncio.ensure_future(logs.append(database, [NewLine(1, RUN, 0, 1, NOW, "info", "second")]))
         await until(lambda: _waits(database))
         assert not second.done()

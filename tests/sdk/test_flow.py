@@ -67,7 +67,7 @@ def test_a_workflow_and_its_tasks_have_limits_of_their_own() -> None:
     [
         (lambda: ConcurrencyExpression("input.a", 0), "max_runs=0"),
         (lambda: ConcurrencyExpression("input.a", -1), "max_runs=-1"),
-        (lambda: RateLimit(), "either a static_key or a dynamic_key"),
+        (RateLimit, "either a static_key or a dynamic_key"),
         (lambda: RateLimit(static_key="a", dynamic_key="input.b", limit=1), "either a static_key or a dynamic_key"),
         (lambda: RateLimit(dynamic_key="input.b"), "needs a limit"),
         (lambda: RateLimit(static_key="a", limit=3), "rate_limits.put"),

@@ -86,7 +86,11 @@ async def test_costly_conditions_leave_others_their_turn(world: World, one: Node
     monkeypatch.setattr(waits, "monotonic", lambda: next(clock) * 0.01)
 
     def expression(source: str) -> Any:
-        return lambda **_given: seen.append(turn[0]) or source.endswith("< 39))")
+        def ask(**_given: object) -> bool:
+            seen.append(turn[0])
+            return source.endswith("< 39))")
+
+        return ask
 
     turn = [next(turns)]
     monkeypatch.setattr(waits, "_expression", expression)
@@ -108,7 +112,11 @@ async def test_a_graph_whose_conditions_go_through_lists(world: World, one: Node
     """They are asked beside the loop, and mean the same there."""
     big = [{"parent": "a", "expression": "output.xs.all(x, x < 3)"}]
     small = [{"parent": "a", "expression": "output.xs.exists(x, x > 5)"}]
-    tasks = [{"name": "a"}, {"name": "b", "parents": ["a"], "skip_if": big}, {"name": "c", "parents": ["a"], "skip_if": small}]
+    tasks: list[dict[str, Any]] = [
+        {"name": "a"},
+        {"name": "b", "parents": ["a"], "skip_if": big},
+        {"name": "c", "parents": ["a"], "skip_if": small},
+    ]
     answer(await graph(world, one, *tasks), a=gives({"xs": [1, 2]}))
     run = await finished(one, await one.trigger("flow"))
     assert statuses(run) == {"a": "succeeded", "b": "skipped", "c": "succeeded"}

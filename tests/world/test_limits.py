@@ -73,7 +73,7 @@ async def test_an_event_whose_registry_moves_on_while_it_is_written_loses_no_run
     (tenant_id,) = one.runtime.services.directory.pictures
     write, bumped = intake.write, list[bool]()
 
-    async def overtaken(*given: Any) -> set[str]:
+    async def overtaken(*given: Any) -> dict[str, bool]:
         if not bumped:
             bumped.append(True)
             async with world.database.transaction() as conn:
@@ -92,7 +92,7 @@ async def test_nothing_was_accepted_is_said_only_when_it_is_so(world: World, one
     await world.endpoint(one, [{"name": "work"}])
     write = intake.write
 
-    async def lost(*given: Any) -> set[str]:
+    async def lost(*given: Any) -> dict[str, bool]:
         await write(*given)
         raise DatabaseUnavailable("the reply was lost", sent=True)
 
