@@ -7,6 +7,7 @@ so any process can do it, and one that dies leaves nothing undone.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
@@ -28,6 +29,8 @@ _SET = 200
 _PASS_AT_ONCE = 1_000
 _CROWDED_KEPT = 100_000
 _TIMED_EVERY = timedelta(seconds=1)
+_LOCKED_SECONDS = 0.001
+_LONGEST_LOCKED_SECONDS = 0.02
 _LATE = "No place in its concurrency group became free within its schedule timeout."
 RunKey = tuple[int, str]
 
@@ -44,6 +47,7 @@ class Gates:
         self._crowded: set[str] = set()
         self._queueing = True
         self._heard = 0
+        self._stuck = 0.0
         self._timed_at: datetime | None = None
         self.wake: Callable[[], None] = lambda: None
         self.on_ready: Callable[[], None] = lambda: None
@@ -109,13 +113,20 @@ class Gates:
         heard = self._heard
         waking = await gates.waking(self._database, _SET)
         if not waking:
+            self._stuck = 0.0
             # Who came meanwhile may not be in the answer, and must be heard of when a place becomes free.
             if not await gates.anybody_waits(self._database) and self._heard == heard:
                 self._queueing = False
                 self._crowded.clear()
             return None
-        await self._dismiss([gate for gate in waking if gate.strategy != "GROUP_ROUND_ROBIN"])
-        self._announce(await gates.admit(self._database, waking, now, _PASS_AT_ONCE))
+        going = await self._dismiss([gate for gate in waking if gate.strategy != "GROUP_ROUND_ROBIN"])
+        passed = await gates.admit(self._database, waking, now, _PASS_AT_ONCE)
+        self._announce(passed)
+        if going or len(waking) == _SET or any(row.gate is None for row in passed):
+            self._stuck = 0.0
+        else:  # where nobody could be let through, whoever is in the way needs a moment, and the longer it took the longer
+            self._stuck = min(self._stuck * 2 + _LOCKED_SECONDS, _LONGEST_LOCKED_SECONDS)
+            await asyncio.sleep(self._stuck)
         return now
 
     async def _time(self, now: datetime) -> None:
@@ -125,9 +136,11 @@ class Gates:
         for run in await gates.late(self._database, now, _PASS_AT_ONCE):
             await self._cancellation.cancel(run.tenant_id, [run.id], _LATE)
 
-    async def _dismiss(self, preempting: Sequence[Waking]) -> None:
+    async def _dismiss(self, preempting: Sequence[Waking]) -> bool:
+        """Send away whom these gates do not keep; False where they keep all."""
         if not preempting:
-            return
+            return False
+        sent = False
         standing: dict[tuple[int, str], list[Standing]] = {}
         for row in await gates.standing(self._database, preempting):
             standing.setdefault((row.tenant_id, row.gate), []).append(row)
@@ -135,10 +148,12 @@ class Gates:
             members = [_member(row) for row in standing.get((gate.tenant_id, gate.id), ())]
             going = dismissed(gate.strategy, gate.most, members)
             reason = _reason(gate)
+            sent = sent or bool(going)
             for member in going:
                 if member.node is None:
                     await self._cancellation.cancel(gate.tenant_id, [member.run_id], reason)
             await self._cancellation.dismiss([(gate.tenant_id, m.run_id, m.node) for m in going if m.node is not None], reason)
+        return sent
 
     def _announce(self, passed: Sequence[Passed]) -> None:
         ready, graphs = False, list[RunKey]()

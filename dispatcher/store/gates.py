@@ -143,7 +143,10 @@ STANDING = Statement(
     Standing,
 )
 
-# A gate stays awake where somebody has come since it was looked at ($3), because only who looks can tell whether that sends others away.
+# A gate stays awake where somebody has come since it was looked at ($3), because only who looks can tell whether that sends others away;
+# and where room is left for somebody who waits and was not let through: whose row was locked, or who came after this statement began.
+# This statement waits for nobody: who would go on to a gate that somebody else holds, stays where it is for now. So the order in which
+# it takes gates, that of chains, does not matter to those that take them in the order of ids.
 ADMIT = Statement(
     """
     with g as materialized (
@@ -151,24 +154,36 @@ ADMIT = Statement(
         from gates g join unnest($1::int[], $2::uuid[], $3::bigint[]) as s (tenant_id, id, arrivals) using (tenant_id, id)
         order by g.tenant_id, g.id for update of g skip locked
     ), first_tasks as materialized (
-        select g.tenant_id, g.id as gate, t.run_id, t.node, t.arrived_at
+        select g.tenant_id, g.id as gate, t.run_id, t.node, t.arrived_at, t.next
         from g cross join lateral (
-            select t.run_id, t.node, t.arrived_at from tasks t
+            select t.run_id, t.node, t.arrived_at, t.gates[t.gates_held + 2] as next from tasks t
             where t.tenant_id = g.tenant_id and t.gate_wait = g.id
             order by t.arrived_at, t.run_id, t.node limit least(g.room, $5) for update skip locked
         ) t
     ), first_runs as materialized (
-        select g.tenant_id, g.id as gate, r.id as run_id, null::smallint as node, r.arrived_at
+        select g.tenant_id, g.id as gate, r.id as run_id, null::smallint as node, r.arrived_at, r.next
         from g cross join lateral (
-            select r.id, r.arrived_at from runs r
+            select r.id, r.arrived_at, r.gates[r.gates_held + 2] as next from runs r
             where r.tenant_id = g.tenant_id and r.gate_wait = g.id and r.cancel_reason is null
             order by r.arrived_at, r.id limit least(g.room, $5) for update skip locked
         ) r
     ), ranked as (
         select *, row_number() over (partition by tenant_id, gate order by arrived_at, run_id, node) as place
         from (select * from first_tasks union all select * from first_runs) waiting
+    ), next_gates as materialized (
+        select n.tenant_id, n.id
+        from (
+            select distinct r.tenant_id, r.next from ranked r
+            where r.next is not null and not exists (select from g where g.tenant_id = r.tenant_id and g.id = r.next)
+        ) w cross join lateral (
+            select gates.tenant_id, gates.id from gates where gates.tenant_id = w.tenant_id and gates.id = w.next for update skip locked
+        ) n
     ), passing as materialized (
         select r.* from ranked r join g on g.tenant_id = r.tenant_id and g.id = r.gate and r.place <= g.room
+        where r.next is null
+           or exists (select from g where g.tenant_id = r.tenant_id and g.id = r.next)
+           or exists (select from next_gates n where n.tenant_id = r.tenant_id and n.id = r.next)
+           or not exists (select from gates n where n.tenant_id = r.tenant_id and n.id = r.next)
     ), tasks_on as (
         update tasks t
         set gates_held = t.gates_held + 1, gate_wait = t.gates[t.gates_held + 2],
@@ -185,7 +200,9 @@ ADMIT = Statement(
         where p.node is null and r.tenant_id = p.tenant_id and r.id = p.run_id
         returning r.tenant_id, r.id, r.advance_at
     ), seen as (
-        update gates set wake = g.strategy <> 'GROUP_ROUND_ROBIN' and g.arrivals <> g.seen
+        update gates
+        set wake = (g.strategy <> 'GROUP_ROUND_ROBIN' and g.arrivals <> g.seen)
+                   or least(g.room, g.waiting) > (select count(*) from passing p where p.tenant_id = g.tenant_id and p.gate = g.id)
         from g where gates.tenant_id = g.tenant_id and gates.id = g.id
     )
     select tenant_id, workflow_id, requirement, null::text as run_id, null::text as gate, 0 as left from tasks_on where state = 'queued'
@@ -278,7 +295,8 @@ AHEAD = """
 
 WAITING = Statement(
     """
-    select t.node, t.state, t.workflow_id, t.durable, t.gate_wait::text as gate, t.arrived_at, t.parked_on::text, t.parked_for, t.requirement
+    select t.node, t.state, t.workflow_id, t.durable, t.gate_wait::text as gate, t.arrived_at, t.parked_on::text, t.parked_for,
+           t.requirement
     from tasks t where t.tenant_id = $1 and t.run_id = $2 and t.state in ('queued', 'gated')
     union all
     select null, 'gated', r.workflow_id, false, r.gate_wait::text, r.arrived_at, null, null, ''
