@@ -45,9 +45,7 @@ def get(name: str, api: Api, out: Output) -> None:
 
 @workflows.command()
 @click.argument("name")
-@click.option(
-    "--format", "kind", type=click.Choice(["mermaid", "svg"]), help="How to draw it; else mermaid on a terminal, JSON in a pipe."
-)
+@click.option("--format", "kind", type=click.Choice(["mermaid", "svg"]), help="How to draw it; else mermaid on a terminal, JSON in a pipe.")
 @asks_server
 def graph(name: str, kind: str | None, api: Api, out: Output) -> None:
     """Draw a workflow: its tasks, what comes after what, and the conditions in between."""

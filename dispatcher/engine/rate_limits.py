@@ -84,9 +84,7 @@ def returned(bucket: Bucket, units: int, taken_at: datetime) -> Bucket:
     return replace(bucket, value=min(bucket.value + units, bucket.most))
 
 
-def take(
-    buckets: Mapping[str, Bucket], asking: Sequence[Sequence[Demand]], now: datetime
-) -> tuple[list[Parked | None], dict[str, Bucket]]:
+def take(buckets: Mapping[str, Bucket], asking: Sequence[Sequence[Demand]], now: datetime) -> tuple[list[Parked | None], dict[str, Bucket]]:
     """Who of those asking, in turn, gets all units they want; answers a verdict for each (None: they may start) and the buckets after it.
 
     A limit that is not there limits nothing.

@@ -293,12 +293,13 @@ async def test_places_are_free_after_timeouts_cancels_and_failures(world: World,
     await world.over(runs[3])
     fifth = await endpoint.next()
     assert fifth.json["run_id"] == late
+    await one.callback(fifth.json["token"], {"type": "extend", "ms": 60_000})  # its own time shall not end with that of who waits
     waiting = await trigger(one, "a")
     await settle(one)
     await world.advance(31 * SECOND)
     expired = await world.over(waiting)
     assert (expired["status"], expired["error"]["code"]) == ("cancelled", "schedule_timeout")
-    await one.turn("deadlines")
+    fifth.answer(200, {})
     await quiet(world)
 
 

@@ -64,9 +64,10 @@ async def test_a_run_is_exported_whole(world: World, node: Node, endpoint: Endpo
 
 async def test_a_run_without_anything_is_exported_too(world: World, node: Node, endpoint: Endpoint) -> None:
     run_id = await node.trigger("work")
+    arrival = await endpoint.next()
     document = await node.call("GET", f"/v1/runs/{run_id}/export")
     assert (document["event"], document["logs"], document["stream"], document["run"]["status"]) == (None, [], [], "running")
-    (await endpoint.next()).answer(200, None)
+    arrival.answer(200, None)
 
 
 async def test_the_command_line_follows_lines_and_streams(world: World, node: Node, endpoint: Endpoint) -> None:

@@ -69,5 +69,3 @@ def dump_batching(batch: Batching) -> dict[str, Any]:
     if batch.group_max_runs is not None:
         said["group_max_runs"] = batch.group_max_runs
     return said
-
-
