@@ -47,6 +47,7 @@ def filled(route: Route, run_id: str = "run_01j00000000000000000000000") -> str:
         "bulk_id": "blk_01j00000000000000000000000",
         "filter_id": "flt_01j00000000000000000000000",
         "cron_id": "crn_01j00000000000000000000000",
+        "blob_id": "sha256-" + "0" * 64,
         "schedule_id": "sch_01j00000000000000000000000",
         "key": "openai",
     }
