@@ -10,9 +10,12 @@ import pytest
 from dispatcher.engine.answers import (
     Again,
     Answer,
+    Busy,
     Continued,
     EndpointBroken,
+    EndpointGone,
     Failed,
+    LocalFault,
     Lost,
     Mismatched,
     Pushback,
@@ -42,7 +45,7 @@ from tests.laws.attempts_table import DEADLINE, NOW, POLICY
 RUNNING = TaskState("running", 4, 2, 0, 0, None, None, DEADLINE, None, None, cancelling=False, begun=True)
 ANSWERS: list[Answer] = [
     Succeeded(b"1"), Failed("x", "x"), TimedOut("x"), Lost("x"), Suspended(b'"a"'), Again(grew=True), Continued(b"1"), Mismatched("x"),
-    Unreachable("x", "x"), Pushback(None, "x"), EndpointBroken("x", "x"),
+    Unreachable("x", "x"), Pushback(None, "x"), Busy(None, "x"), EndpointBroken("x", "x"), EndpointGone("x"), LocalFault("x", "x"),
 ]  # fmt: skip
 
 
@@ -120,9 +123,22 @@ def test_a_live_turn_is_told_and_one_that_gives_way_cleans_up() -> None:
     assert late.status == "cancelled"
 
 
+INTERRUPTED = (Lost, Unreachable, Pushback, Busy, EndpointBroken, EndpointGone, LocalFault)
+
+
 @pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(answer).__name__)
-def test_a_turn_to_clean_up_in_ends_the_task_whatever_comes_of_it(answer: Answer) -> None:
-    change = step(replace(RUNNING, cleanup=True), POLICY, answer, NOW)
+def test_a_turn_to_clean_up_in_ends_the_task_whatever_it_answers(answer: Answer) -> None:
+    """One that nobody took, or that was cut off, is tried again for a minute; then it is the end all the same."""
+    cleaning = replace(RUNNING, cleanup=True)
+    change = step(cleaning, POLICY, answer, NOW)
+    if isinstance(answer, INTERRUPTED):
+        assert isinstance(change, Requeue)
+        assert (change.error.code, change.spared_since, change.schedule_deadline) == (
+            "cleanup_interrupted",
+            NOW,
+            NOW + timedelta(minutes=1),
+        )
+        change = step(replace(cleaning, spared_since=NOW - timedelta(minutes=1)), POLICY, answer, NOW)
     assert isinstance(change, Finish)
     assert (change.status, change.attempt) == ("cancelled", "cancelled")
 
@@ -133,7 +149,8 @@ def test_nobody_who_cleans_up_does_not_keep_it_alive() -> None:
     assert isinstance(expired, Finish)
     assert expired.error is not None
     assert expired.error.code == "cancelled"
-    lost = step(replace(RUNNING, cleanup=True), POLICY, LeaseEnded(), NOW)
+    assert isinstance(step(replace(RUNNING, cleanup=True), POLICY, LeaseEnded(), NOW), Requeue)
+    lost = step(replace(RUNNING, cleanup=True, spared_since=NOW - timedelta(minutes=1)), POLICY, LeaseEnded(), NOW)
     assert isinstance(lost, Finish)
     assert lost.status == "cancelled"
     assert isinstance(step(waiting, POLICY, CancelRequested("again", timedelta(0)), NOW), Refused)
