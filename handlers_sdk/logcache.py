@@ -7,6 +7,7 @@ longest goes.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,14 +16,18 @@ from typing import Any, Final
 from handlers_sdk.schemas import parse_json
 
 BYTES_MAX: Final = 64_000_000
+_BESIDE: Final = 200  # what an entry takes beside its text
 
 
 @dataclass(slots=True)
 class Known:
-    """A log, entries parsed or still text. `marks` has, for a length of the log, its hash and how many entries are held of it."""
+    """A log, entries parsed or still text. `marks` has, for a length of the log, its hash and how many entries are held of it;
+    `sizes` are those of its entries as text.
+    """
 
     entries: list[Any] = field(default_factory=list)
     marks: dict[int, tuple[bytes, int]] = field(default_factory=dict)
+    sizes: list[int] = field(default_factory=list)
     size: int = 0
 
 
@@ -48,8 +53,9 @@ class LogCache:
                 known.entries[index] = parse_json(entry)
         return known.entries[:count]
 
-    def keep(self, task_id: str, entries: Sequence[Any], length: int, head: str | None, appended: Sequence[bytes], size: int) -> None:
-        """A log as it was when a turn began, `length` and `head` those of all of it, and what was appended since. `size`: bytes."""
+    def keep(self, task_id: str, entries: Sequence[Any], length: int, head: str | None, appended: Sequence[bytes]) -> None:
+        """A log as it was when a turn began, `length` and `head` those of all of it, and what was appended since."""
+        before = self._logs.get(task_id, Known())
         self.forget(task_id)
         try:
             digest = bytes.fromhex(head or "")
@@ -57,7 +63,10 @@ class LogCache:
             return
         if length and not digest:
             return
-        known = Known([*entries, *appended], {length: (digest, len(entries))}, size + sum(map(len, appended)))
+        sizes = [size for entry, same, size in zip(entries, before.entries, before.sizes, strict=False) if entry is same]
+        sizes += map(_size, entries[len(sizes) :])  # what is the same is so from the start
+        sizes += map(len, appended)
+        known = Known([*entries, *appended], {length: (digest, len(entries))}, sizes, sum(sizes) + _BESIDE * len(sizes))
         for count, text in enumerate(appended, 1):
             digest = hashlib.sha256(digest + text).digest()
             known.marks[length + count] = (digest, len(entries) + count)
@@ -71,3 +80,7 @@ class LogCache:
         known = self._logs.pop(task_id, None)
         if known is not None:
             self._size -= known.size
+
+
+def _size(entry: Any) -> int:
+    return len(json.dumps(entry, ensure_ascii=False).encode("utf-8", "surrogatepass"))

@@ -390,8 +390,7 @@ class TurnExecution(Execution):
     def _remember(self, status: str, carried: Sequence[bytes]) -> None:
         if status in (wire.TURN_WAIT, wire.TURN_AGAIN, wire.TURN_FAILED):
             part = self._item["log"]  # type: ignore[typeddict-item]
-            size = 200 * len(self._entries)
-            self._host.logs.keep(self.task_id, self._entries, self._opened_len, part.get("head"), [*self._texts, *carried], size)
+            self._host.logs.keep(self.task_id, self._entries, self._opened_len, part.get("head"), [*self._texts, *carried])
         else:
             self._host.logs.forget(self.task_id)
 

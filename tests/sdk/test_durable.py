@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,6 +23,7 @@ from handlers_sdk import (
     StateContext,
 )
 from handlers_sdk.exported import Export, read_export, replay_export
+from handlers_sdk.logcache import LogCache
 from handlers_sdk.testing import DurableTester
 from handlers_sdk.verbatim import raw_items
 from tests.sdk.fake_api import Asked, FakeApi, problem
@@ -571,3 +573,22 @@ def test_a_file_that_is_no_export_is_refused(text: str) -> None:
 def test_items_are_taken_as_they_stand() -> None:
     assert raw_items(b'{"a": [1], "ops":[ {"x" : 1.50}, 2 ,"\\u00e9]"]}', "ops") == [b'{"x" : 1.50}', b"2", b'"\\u00e9]"']
     assert raw_items(b"{}", "ops") == []
+
+
+def test_the_cache_of_logs_counts_what_its_entries_take() -> None:
+    """Large values push out the log that was not used for longest; a log that is kept again counts what it was counted as."""
+    cache = LogCache(bytes_max=30_000)
+    large = json.dumps({"id": "a#0", "value": "é" * 5_000}, ensure_ascii=False).encode()
+    head = "00" * 32
+    cache.keep("tsk_1", [json.loads(large)], 1, head, [])
+    cache.keep("tsk_2", [], 0, None, [large])
+    known = cache.prefix("tsk_1", 1, head)
+    for _ in range(3):
+        assert known is not None
+        cache.keep("tsk_1", known, 1, head, [])
+        known = cache.prefix("tsk_1", 1, head)
+    assert cache.prefix("tsk_2", 1, hashlib.sha256(large).hexdigest()) == [json.loads(large)]
+    cache.keep("tsk_3", [json.loads(large)], 1, head, [])
+    assert cache.prefix("tsk_1", 1, head) is None
+    assert cache.prefix("tsk_2", 1, hashlib.sha256(large).hexdigest()) is not None
+    assert cache.prefix("tsk_3", 1, head) is not None

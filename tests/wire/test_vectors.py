@@ -89,7 +89,7 @@ def test_a_log_is_named_by_its_hash(vector: dict[str, Any]) -> None:
     entries = [json.loads(text) for text in texts]
     for opened in range(len(texts) + 1):
         cache = LogCache()
-        cache.keep("tsk_1", entries[:opened], opened, vector["hashes"][opened], texts[opened:], 100)
+        cache.keep("tsk_1", entries[:opened], opened, vector["hashes"][opened], texts[opened:])
         for length in range(opened, len(texts) + 1):
             assert cache.prefix("tsk_1", length, vector["hashes"][length]) == entries[:length]
             assert cache.prefix("tsk_1", length, "00" * 32) is None
