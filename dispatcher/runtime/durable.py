@@ -149,7 +149,7 @@ class Durable:
             at = rules.moment_of(op) or self.clock.now()
             wait = rules.parse_ops([op], self.journals.bounds, rules.Moments(created, created, at)).waits[0]
             child = known.get(wait.id)
-            if wait.kind == "child" and (child is None or child.status is not None):
+            if wait.kind == "child" and (child is None or child.over):
                 dropped.add(wait.id)
                 continue
             if child is not None:

@@ -153,8 +153,7 @@ class Journals:
             known = item.known.get(child.key or "")
             if known is not None:
                 row.children[child.id] = known.id
-                if known.status is not None:
-                    row.given[child.id] = _result(known)
+                row.again.add(child.id)  # it may be over, or end before this can be seen
                 continue
             made = self._made(item.key, child)
             if isinstance(made, Problem):
@@ -162,7 +161,7 @@ class Journals:
             else:
                 row.children[child.id] = made.runs[0].id
                 if child.key is not None:  # the same key again in this append is the same child
-                    item.known.setdefault(child.key, ChildRun(made.runs[0].id, child.key, None, None, None, None))
+                    item.known.setdefault(child.key, ChildRun(made.runs[0].id, child.key, over=False))
                 submissions.append(made)
         if row.children:
             row.entries = with_runs(item.entries, row.children)
@@ -253,13 +252,3 @@ def _request(parent: TaskKey, child: Child) -> RunRequest:
         on_its_own=child.abandon,
         labels=parse_desired_labels(dict(child.labels) if child.labels else None, "labels"),
     )
-
-
-def _result(run: ChildRun) -> tuple[str, bytes | None]:
-    """What a child that is over came to, as a wait keeps it."""
-    if run.status == "succeeded":
-        if run.output is None or run.output_type in (None, "application/json"):
-            return "ok", run.output or b"null"
-        return "ok", json.dumps(run.output.decode("utf-8", "replace")).encode()
-    error = (run.error or json.dumps({"code": f"child_{run.status}", "message": f"The child {run.status}."})).encode()
-    return ("error", error) if run.status == "failed" else ("cancelled", None)

@@ -2,7 +2,8 @@
 
 Whoever settles a wait leaves a mark with the one who waits, in the same statement; `tick` goes by the marks, so nothing hangs on a process
 that has ended. No event is lost: one that was written while somebody waited for it is flagged by the statement that writes it, and a wait
-looks back at once and twice again, beyond the time any statement may take that began before the wait could be seen.
+looks back at once and twice again, beyond the time any statement may take that began before the wait could be seen. So does a wait for a
+child that was there before it.
 """
 
 from __future__ import annotations
@@ -181,10 +182,12 @@ class Waits:
             _log.warning("%d conditions that could not be asked were not told of", len(news))
 
     async def _look_back(self, looking: Sequence[Looking], now: datetime) -> list[Waiter]:
-        """Settle waits with what was there before them: the newest event that fits."""
-        past = await waits.past(self.database, looking, self.settings.wait_scan)
+        """Settle waits with what was there before them: the newest event that fits, a child that ended as it was asked for again."""
+        asking = [wait for wait in looking if wait.kind == "event"]
+        children = [wait for wait in looking if wait.kind == "child"]
+        past = await waits.past(self.database, asking, self.settings.wait_scan) if asking else {}
         arrivals, faults, pace = list[Arrival](), dict[Wait, str](), _Pace()
-        for place, wait in enumerate(looking):
+        for place, wait in enumerate(asking):
             bodies, found = [_Body(row) for row in past.get(place, ())], None
             for body in bodies:
                 await pace.breathe()
@@ -197,6 +200,7 @@ class Waits:
                 faults[(wait.tenant_id, wait.run_id, wait.node, wait.id)] = texts[0]
         await self._complain(faults, now)
         settled = await waits.arrive(self.database, arrivals, (), now) if arrivals else []
+        settled += await waits.ended(self.database, children, now) if children else []
         await waits.looked(self.database, looking, [_look_again(wait.created_at, now) for wait in looking])
         return settled
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,7 +19,9 @@ from dispatcher.store.statement import Statement
 
 @dataclass(slots=True)
 class NewEntries:
-    """An append of a running attempt. `children` are the ids of the runs its operations ask for; `given` are waits settled already."""
+    """An append of a running attempt. `children` are the ids of the runs its operations ask for, `again` the waits for runs that
+    were there before and may be over; `given` are waits settled already.
+    """
 
     key: TaskKey
     epoch: int
@@ -27,6 +29,7 @@ class NewEntries:
     entries: Entries
     children: dict[str, str]
     given: dict[str, tuple[str, bytes | None]]
+    again: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +164,11 @@ class OfRun:
 
 @dataclass(frozen=True, slots=True)
 class ChildRun:
-    """A run some task has started, under the name it has among that task's children; `status` once it is over."""
+    """A run some task has started, under the name it has among that task's children."""
 
     id: str
     name: str
-    status: str | None
-    output: bytes | None
-    output_type: str | None
-    error: str | None
+    over: bool
 
 
 APPEND = Statement(
@@ -208,13 +208,13 @@ APPEND = Statement(
         insert into waits as w (tenant_id, run_id, node, id, graph, kind, event_key, scope, expression, since, due_at, look_at, created_at,
                                 settled_at, outcome, value, position)
         select n.tenant_id, n.run_id, n.node, n.id, false, n.kind, n.event_key, n.scope, n.expression, n.since, n.due_at,
-               case when n.kind = 'event' then $24::timestamptz end,
+               case when n.kind = 'event' or n.again then $24::timestamptz end,
                $24 + case when n.kind = 'message' then n.place * interval '1 microsecond' else interval '0' end,
                case when n.outcome is not null then $24 end, n.outcome, n.value,
                case when n.outcome is not null then nextval('wait_positions') end
         from unnest($14::int[], $15::text[], $16::smallint[], $17::text[], $18::text[], $19::text[], $20::text[], $21::text[],
-                    $22::timestamptz[], $23::timestamptz[], $27::text[], $28::bytea[]) with ordinality
-             as n (tenant_id, run_id, node, id, kind, event_key, scope, expression, since, due_at, outcome, value, place)
+                    $22::timestamptz[], $23::timestamptz[], $27::text[], $28::bytea[], $29::boolean[]) with ordinality
+             as n (tenant_id, run_id, node, id, kind, event_key, scope, expression, since, due_at, outcome, value, again, place)
         join grown g using (tenant_id, run_id, node)
         on conflict (tenant_id, run_id, node, id) do update
         set due_at = excluded.due_at, settled_at = null, outcome = null, position = null, created_at = excluded.created_at
@@ -346,13 +346,13 @@ SAVED = Statement(
 
 CHILDREN = Statement(
     """
-    select r.id, r.parent_wait as name, null::text as status, null::bytea as output, null::text as output_type, null::text as error
+    select r.id, r.parent_wait as name, false as over
     from runs r where r.tenant_id = $1 and r.parent_run_id = $2 and r.parent_node = $3 and r.parent_wait = any($4::text[])
     union all
-    select h.id, h.parent_wait, h.status, t.output, t.output_type, t.error::text
+    select h.id, h.parent_wait, true
     from run_history h
-    left join task_history t on t.tenant_id = h.tenant_id and t.run_id = h.id and t.node = 0 and t.finished_at = h.finished_at
     where h.tenant_id = $1 and h.parent_run_id = $2 and h.parent_node = $3 and h.parent_wait = any($4::text[]) and h.finished_at >= $5
+    order by over desc, id
     """,
     ChildRun,
 )
@@ -391,6 +391,7 @@ async def append(
         most_bytes,
         [item.given[wait.id][0] if wait.id in item.given else None for item, wait in waits],
         [item.given[wait.id][1] if wait.id in item.given else None for item, wait in waits],
+        [wait.id in item.again for item, wait in waits],
     )
     return {(row.tenant_id, row.run_id, row.node): row for row in APPEND.read(records)}
 
@@ -468,7 +469,7 @@ async def children(db: Database, parent: TaskKey, names: Sequence[str], created:
     """Children a task has started before, by name. `created` is when the parent was, at the latest."""
     since = created - timedelta(hours=1)
     rows = CHILDREN.read(await db.fetch(CHILDREN.sql, *parent, list(names), since))
-    return {row.name: row for row in rows}
+    return {row.name: row for row in rows}  # of several the one that is live, or the latest
 
 
 def _keys(keys: Sequence[TaskKey]) -> tuple[list[int], list[str], list[int]]:
@@ -502,7 +503,7 @@ SEED = Statement(
     ), registered as (
         insert into waits as w (tenant_id, run_id, node, id, graph, kind, event_key, scope, expression, since, due_at, look_at, created_at)
         select s.tenant_id, s.run_id, s.node, n.id, false, n.kind, n.event_key, n.scope, n.expression, n.since, n.due_at,
-               case when n.kind = 'event' then $10::timestamptz end,
+               case when n.kind in ('event', 'child') then $10::timestamptz end,
                $10 + case when n.kind = 'message' then n.place * interval '1 microsecond' else interval '0' end
         from seeded s, unnest($13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::timestamptz[], $19::timestamptz[])
              with ordinality as n (id, kind, event_key, scope, expression, since, due_at, place)

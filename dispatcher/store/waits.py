@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.outcomes import TaskKey
+from dispatcher.store.runs import ended_after
 from dispatcher.store.statement import Statement
 
 
@@ -51,16 +52,17 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Looking:
-    """A wait for an event that looks back. `created_at` is when it was registered."""
+    """A wait that looks back: for an event, or for the end of a run, whose id is its key. `created_at` is when it was registered."""
 
     tenant_id: int
     run_id: str
     node: int
     id: str
+    kind: str
     event_key: str
     scope: str | None
     expression: str | None
-    since: datetime
+    since: datetime | None
     created_at: datetime
 
 
@@ -195,10 +197,60 @@ ARRIVE = Statement(
 
 LOOKING = Statement(
     """
-    select tenant_id, run_id, node, id, event_key, scope, expression, since, created_at
+    select tenant_id, run_id, node, id, kind, event_key, scope, expression, since, created_at
     from waits where look_at <= $1 and settled_at is null order by look_at limit $2
     """,
     Looking,
+)
+
+# What FINISH and END tell those whose wait they see, of runs that are in history. `names` are a graph's tasks by node: those that come last
+# stand behind the others, and are left out where they did not run.
+ENDED = Statement(
+    """
+    with over as (
+        select g.tenant_id, g.run_id, g.node, g.id, h.status,
+            case when h.status = 'failed' then convert_to(coalesce(
+                    (select t.error::text from task_history t
+                     where t.tenant_id = h.tenant_id and t.run_id = h.id and t.finished_at = h.finished_at and t.status = 'failed'
+                     order by coalesce(t.ended_at, t.finished_at), t.node limit 1),
+                    '{"code": "task_failed", "message": "A task of the run failed."}'), 'UTF8')
+                when h.status = 'succeeded' and h.graph is null then (
+                    select case when t.output_type <> 'application/json'
+                                then convert_to(to_json(convert_from(t.output, 'UTF8'))::text, 'UTF8')
+                                else coalesce(t.output, 'null') end
+                    from task_history t
+                    where t.tenant_id = h.tenant_id and t.run_id = h.id and t.finished_at = h.finished_at and t.node = 0)
+                when h.status = 'succeeded' then convert_to('{' || coalesce((
+                    select string_agg(to_json(n.item ->> 'name')::text || ':' || case when t.node is null then '{"skipped":true}'
+                        when t.output_type <> 'application/json' then to_json(convert_from(t.output, 'UTF8'))::text
+                        else coalesce(convert_from(t.output, 'UTF8'), 'null') end, ',' order by n.place)
+                    from workflow_versions v
+                    cross join jsonb_array_elements(
+                        v.definition -> 'tasks' || jsonb_path_query_array(v.definition, '$.on_failure')
+                        || jsonb_path_query_array(v.definition, '$.on_success')) with ordinality as n (item, place)
+                    left join task_history t on t.tenant_id = h.tenant_id and t.run_id = h.id and t.finished_at = h.finished_at
+                         and t.node = n.place - 1 and t.status = 'succeeded'
+                    where v.tenant_id = h.tenant_id and v.workflow_id = h.workflow_id and v.number = h.workflow_version
+                      and (t.node is not null or (substr(h.graph, n.place::int, 1) = 'k'
+                                                  and n.place <= jsonb_array_length(v.definition -> 'tasks')))
+                    ), '') || '}', 'UTF8') end as value
+        from unnest($1::int[], $2::text[], $3::smallint[], $4::text[], $5::text[]) as g (tenant_id, run_id, node, id, child)
+        join run_history h on h.tenant_id = g.tenant_id and h.id = g.child and h.finished_at >= $6
+    ), settled as (
+        update waits w
+        set settled_at = $7, position = nextval('wait_positions'), value = o.value,
+            outcome = case o.status when 'succeeded' then 'ok' when 'failed' then 'error' else 'cancelled' end
+        from over o
+        where w.tenant_id = o.tenant_id and w.run_id = o.run_id and w.node = o.node and w.id = o.id and w.settled_at is null
+        returning w.tenant_id, w.run_id, w.node, w.graph
+    ), marked as (
+        update tasks t set wake_at = $7, marks = coalesce(t.marks, 0) + 1
+        from (select distinct tenant_id, run_id, node from settled) s
+        where t.tenant_id = s.tenant_id and t.run_id = s.run_id and t.node = s.node
+    )
+    select tenant_id, run_id, node, graph from settled
+    """,
+    Waiter,
 )
 
 PAST = Statement(
@@ -389,6 +441,13 @@ async def past(db: Database, waits: Sequence[Looking], most: int) -> dict[int, l
     for row in PAST.read(records):
         found.setdefault(row.place, []).append(row)
     return found
+
+
+async def ended(db: Database, waits: Sequence[Looking], now: datetime) -> list[Waiter]:
+    """Settle those waits for children whose runs are over."""
+    since = min(filter(None, (ended_after(w.event_key) for w in waits)), default=now)
+    keys = [w.tenant_id for w in waits], [w.run_id for w in waits], [w.node for w in waits], [w.id for w in waits]
+    return ENDED.read(await db.fetch(ENDED.sql, *keys, [w.event_key for w in waits], since, now))
 
 
 async def looked(db: Database, waits: Sequence[Looking], again: Sequence[datetime | None]) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from dispatcher.store import journal
 from tests.world.durable import answer, durable_endpoint, entry, log_of, pending
-from tests.world.endpoint import Arrival
+from tests.world.endpoint import Arrival, Endpoint
 from tests.world.world import Node, World, until
 
 
@@ -180,3 +181,130 @@ async def test_sleeps_keep_their_deadline_through_a_restart(world: World) -> Non
         world.clock.advance(timedelta(seconds=1))
         await two.turn("heartbeat", "reap", "slots", "waits", "claim")
     assert (await endpoint.next()).json["turn"] == 2
+
+
+# ---- children that are asked for again by their key
+
+
+async def _gone(world: World, run_id: str) -> None:
+    async def gone() -> bool:
+        return not await world.database.fetchval("select count(*) from runs where id = $1", run_id)
+
+    await until(gone)
+
+
+async def _asked_twice(world: World, one: Node, *more: dict[str, Any]) -> tuple[Arrival, Endpoint, Arrival, str]:
+    """A turn that has asked for the child `k`, and the child's only task, at work."""
+    endpoint = await durable_endpoint(world, one, entry("order"), {"name": "leaf"}, *more)
+    await one.trigger("order")
+    turn = await endpoint.next()
+    reply = await one.callback(turn.json["token"], _again(0))
+    return turn, endpoint, await endpoint.next(), reply["children"]["c#0"]
+
+
+def _again(number: int, workflow: str = "leaf") -> dict[str, Any]:
+    return {"type": "append", "base": number, "ops": [pending("child", f"c#{number}", workflow=workflow, key="k")]}
+
+
+def _told(turn: Arrival) -> dict[str, Any]:
+    return {e["id"]: {k: v for k, v in e.items() if k not in ("id", "at")} for e in log_of(turn) if e["status"] != "pending"}
+
+
+async def test_a_child_that_ends_while_it_is_asked_for_again_is_not_waited_for(
+    world: World, one: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, endpoint, leaf, child = await _asked_twice(world, one)
+    read = journal.children
+
+    async def slow(*given: Any) -> Any:
+        found = await read(*given)
+        leaf.answer(200, {"x": 1})
+        await _gone(world, child)
+        return found
+
+    monkeypatch.setattr(journal, "children", slow)
+    await one.callback(turn.json["token"], _again(1))
+    answer(turn, "wait", base=2, wake={"all": ["c#0", "c#1"]})
+    told = _told(await endpoint.next())
+    assert told["c#1"] == told["c#0"]
+    assert told["c#1"]["value"] == {"x": 1}
+
+
+async def test_the_end_of_a_child_that_could_not_see_the_wait_is_found_by_looking_back(world: World, one: Node) -> None:
+    """The statement that ended it had begun before the wait was there, and ended after the wait had looked."""
+    turn, endpoint, leaf, child = await _asked_twice(world, one)
+    await one.callback(turn.json["token"], _again(1))
+    answer(turn, "wait", base=2, wake="c#1")
+    await world.task(turn.json["run_id"], state="waiting")
+    await one.turn("waits")
+    await world.database.execute("update waits set event_key = 'unseen' where id = 'c#1'")
+    leaf.answer(200, {"x": 1})
+    await _gone(world, child)
+    await world.database.execute("update waits set event_key = $1 where id = 'c#1'", child)
+    await one.turn("waits")
+    assert (await world.task(turn.json["run_id"]))["state"] == "waiting"
+    world.clock.advance(timedelta(seconds=2))
+    await one.turn("waits")
+    assert _told(await endpoint.next())["c#1"]["value"] == {"x": 1}
+
+
+async def test_a_child_that_ends_as_its_parent_is_reset_is_not_waited_for(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"), {"name": "leaf"})
+    run_id = await one.trigger("order")
+    answer(await endpoint.next(), "wait", base=0, ops=[pending("child", "c#0", workflow="leaf")], wake="c#0")
+    leaf = await endpoint.next()
+    await world.task(run_id, state="waiting")
+    child = await world.database.fetchval("select id from runs where parent_run_id = $1", run_id)
+    read = journal.seed
+
+    async def slow(conn: Any, *given: Any) -> Any:
+        """The wait that saw the end goes with the old log."""
+        await world.database.execute("delete from waits where id = 'c#0'")
+        leaf.answer(200, {"x": 1})
+        await _gone(world, child)
+        return await read(conn, *given)
+
+    monkeypatch.setattr(journal, "seed", slow)
+    await one.call("POST", f"/v1/runs/{run_id}/reset", {})
+    turn = await endpoint.next()
+    if not _told(turn):  # it was begun before the wait has looked
+        answer(turn, "wait", base=1, wake="c#0")
+        turn = await endpoint.next()
+    assert _told(turn)["c#0"]["value"] == {"x": 1}
+
+
+SKIPPED = {"name": "b", "parents": ["a"], "skip_if": [{"parent": "a", "expression": "true"}]}
+FLOW = {
+    "name": "flow",
+    "kind": "workflow",
+    "tasks": [{"name": "a"}, SKIPPED, {"name": "c", "parents": ["a"]}],
+    "on_failure": {"name": "f"},
+}
+
+
+@pytest.mark.parametrize("workflow", ["leaf", "flow"])
+@pytest.mark.parametrize(
+    ("status", "body", "content_type"),
+    [(200, {"x": 1}, None), (200, b'a "text"', "text/plain"), (200, None, None), (422, {"detail": "no"}, None)],
+)
+async def test_a_child_that_is_over_tells_the_same_again(
+    world: World, one: Node, workflow: str, status: int, body: Any, content_type: str | None
+) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"), {"name": "leaf"}, FLOW)
+    turns: asyncio.Queue[Arrival] = asyncio.Queue()
+
+    def way(arrival: Arrival) -> None:
+        if arrival.json["type"] == "turn":
+            turns.put_nowait(arrival)
+        else:
+            arrival.answer(status, body, **({"content_type": content_type} if content_type else {}))
+
+    endpoint.way = way
+    await one.trigger("order")
+    turn = await turns.get()
+    answer(turn, "wait", base=0, ops=_again(0, workflow)["ops"], wake="c#0")
+    turn = await asyncio.wait_for(turns.get(), 20)
+    answer(turn, "wait", base=2, ops=[pending("child", "c#1", workflow=workflow, key="k")], wake="c#1")
+    told = _told(await asyncio.wait_for(turns.get(), 20))
+    assert told["c#1"] == told["c#0"]
+    assert ("value" in told["c#1"]) == (status == 200), told
