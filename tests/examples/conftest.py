@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import Server, new_database
+from tests.cli.running import KEY, Server, new_database
 
 HERE = Path(__file__).parent
 
@@ -23,5 +23,7 @@ async def examples_dsn(server: str) -> AsyncIterator[str]:
 def url(examples_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where `dispatcher dev sdk_endpoint:app` answers."""
     data = tmp_path_factory.mktemp("dev")
-    with Server("dev", "sdk_endpoint:app", "--no-reload", "--data", str(data), cwd=HERE, DATABASE_URL=examples_dsn) as dev:
+    with Server(
+        "dev", "sdk_endpoint:app", "--no-reload", "--data", str(data), cwd=HERE, DATABASE_URL=examples_dsn, DISPATCHER_MASTER_KEY=KEY
+    ) as dev:
         yield dev.url

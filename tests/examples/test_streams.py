@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from handlers_sdk import ClientConfig, Dispatcher
-from tests.cli.running import Server
+from tests.cli.running import KEY, Server
 from tests.examples.conftest import HERE
 
 WORDS = [f"{word} " for word in ["Once", "upon", "a", "time", "there", "was", "a", "fox."]]
@@ -23,7 +23,9 @@ WORDS = [f"{word} " for word in ["Once", "upon", "a", "time", "there", "was", "a
 def streaming(examples_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where `dispatcher dev stream_endpoint:app` answers."""
     data = tmp_path_factory.mktemp("streaming")
-    with Server("dev", "stream_endpoint:app", "--no-reload", "--data", str(data), cwd=HERE, DATABASE_URL=examples_dsn) as dev:
+    with Server(
+        "dev", "stream_endpoint:app", "--no-reload", "--data", str(data), cwd=HERE, DATABASE_URL=examples_dsn, DISPATCHER_MASTER_KEY=KEY
+    ) as dev:
         yield dev.url
 
 

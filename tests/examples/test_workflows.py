@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from handlers_sdk import ClientConfig, Dispatcher, EmptyModel
-from tests.cli.running import Server, invoke
+from tests.cli.running import KEY, Server, invoke
 from tests.examples.workflow_children import Album, Picture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +22,7 @@ def url(examples_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """Where `dispatcher dev` answers with all the example workflows registered."""
     data = tmp_path_factory.mktemp("dev")
     target = "tests.examples.workflow_examples:app"
-    with Server("dev", target, "--no-reload", "--data", str(data), cwd=ROOT, DATABASE_URL=examples_dsn) as dev:
+    with Server("dev", target, "--no-reload", "--data", str(data), cwd=ROOT, DATABASE_URL=examples_dsn, DISPATCHER_MASTER_KEY=KEY) as dev:
         yield dev.url
 
 

@@ -220,7 +220,7 @@ def test_the_manifest_of_the_endpoint(dispatcher: Dispatcher) -> None:
         "sdk": "py/0.1",
         "version": "v1",
         "challenge": "abc",
-        "features": ["async", "batch", "ndjson", "cancel-push", "durable"],
+        "features": ["async", "batch", "ndjson", "cancel-push", "durable", "refs"],
         "limits": {"request_bytes": 4_000_000, "concurrency": 7},
         "batch": {"max_items": 100, "max_bytes": 1_000_000, "concurrency": 7},
         "handlers": [],
