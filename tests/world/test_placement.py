@@ -205,6 +205,7 @@ async def _first(*endpoints: Endpoint) -> Any:
     done, rest = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
     for other in rest:
         other.cancel()
+    await asyncio.wait(rest)
     return done.pop().result()
 
 
