@@ -52,6 +52,7 @@ CODES: Final[Mapping[str, Code]] = MappingProxyType({
     # ---- what is asked for
     "unknown_workflow": Code(404, "Unknown workflow", "Register an endpoint with such a handler; GET /v1/workflows lists what there is."),
     "unknown_endpoint": Code(404, "Unknown endpoint", "GET /v1/endpoints lists what is registered."),
+    "workflow_has_runs": Code(409, "The workflow has live runs", "Wait until they are over, or cancel them by POST /v1/runs/cancel."),
     "version_exists": Code(409, "Version exists with other content", "Register the changed handlers under a new version."),
     "endpoint_in_use": Code(409, "Endpoint still in use", "Wait until its runs are over, or repeat with force=true."),
     "rotation_in_progress": Code(409, "A rotation is in progress", "Wait until the old secret has ended, or cancel the rotation."),

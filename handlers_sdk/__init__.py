@@ -53,14 +53,15 @@ if TYPE_CHECKING:
     from handlers_sdk.handlers import Handlers
     from handlers_sdk.log_lines import V1LogLine, V1LogLineList
     from handlers_sdk.logs import TaskLogHandler
-    from handlers_sdk.metrics import TaskStat
+    from handlers_sdk.metrics import TaskMetrics, TaskStat
     from handlers_sdk.ops import Op
     from handlers_sdk.outcomes import Response
     from handlers_sdk.placement import DesiredWorkerLabel, StickyStrategy, WorkerLabelComparator
     from handlers_sdk.refs import WorkflowRunRef
+    from handlers_sdk.resources import CronWorkflowsOrderByField, ScheduledWorkflowsOrderByField, WorkflowRunOrderByDirection
     from handlers_sdk.retries import Retry
     from handlers_sdk.runnables import Runnable
-    from handlers_sdk.runs import Attempt, Run, RunList, TaskRun
+    from handlers_sdk.runs import Attempt, Run, RunList, TaskRun, V1TaskStatus
     from handlers_sdk.scheduled import (
         ScheduledRunStatus,
         ScheduledWorkflows,
@@ -130,16 +131,17 @@ _HOMES: Final = {
     "filters": ("DefaultFilter", "V1Filter", "V1FilterList", "V1UpdateFilterRequest"),
     "flow": ("ConcurrencyExpression", "ConcurrencyLimitStrategy", "RateLimit", "RateLimitDuration", "V1RateLimit"),
     "handlers": ("Handlers",),
-    "metrics": ("TaskStat",),
+    "metrics": ("TaskMetrics", "TaskStat"),
     "log_lines": ("V1LogLine", "V1LogLineList"),
     "logs": ("TaskLogHandler",),
     "gathering": ("Broadcast",),
     "placement": ("DesiredWorkerLabel", "StickyStrategy", "WorkerLabelComparator"),
     "outcomes": ("Response",),
     "refs": ("WorkflowRunRef",),
+    "resources": ("CronWorkflowsOrderByField", "ScheduledWorkflowsOrderByField", "WorkflowRunOrderByDirection"),
     "retries": ("Retry",),
     "runnables": ("Runnable",),
-    "runs": ("Attempt", "Run", "RunList", "TaskRun"),
+    "runs": ("Attempt", "Run", "RunList", "TaskRun", "V1TaskStatus"),
     "scheduled": (
         "ScheduledRunStatus",
         "ScheduledWorkflows",
@@ -187,6 +189,7 @@ __all__ = [
     "CronTrigger",
     "CronWorkflows",
     "CronWorkflowsList",
+    "CronWorkflowsOrderByField",
     "DefaultFilter",
     "Depends",
     "DesiredWorkerLabel",
@@ -229,6 +232,7 @@ __all__ = [
     "ScheduledWorkflowsBulkResponse",
     "ScheduledWorkflowsBulkUpdateItem",
     "ScheduledWorkflowsList",
+    "ScheduledWorkflowsOrderByField",
     "ScopeClosedError",
     "Settled",
     "SleepCondition",
@@ -241,6 +245,7 @@ __all__ = [
     "Task",
     "TaskDefaults",
     "TaskLogHandler",
+    "TaskMetrics",
     "TaskOutputError",
     "TaskRun",
     "TaskRunError",
@@ -254,6 +259,7 @@ __all__ = [
     "V1LogLine",
     "V1LogLineList",
     "V1RateLimit",
+    "V1TaskStatus",
     "V1UpdateFilterRequest",
     "V1Webhook",
     "V1WebhookAPIKeyAuth",
@@ -268,6 +274,7 @@ __all__ = [
     "WorkerLabelComparator",
     "Workflow",
     "WorkflowList",
+    "WorkflowRunOrderByDirection",
     "WorkflowRunRef",
     "WorkflowRunTriggerConfig",
     "WorkflowVersion",

@@ -128,9 +128,16 @@ class Context:
         return self._task_name or self._item["name"]
 
     @property
+    def workflow_id(self) -> str:
+        """What clients that take a workflow's id name it by: its name."""
+        return self.workflow_name
+
+    @property
     def workflow_version(self) -> str:
         """The version of the endpoint this attempt was sent to."""
         return self._item.get("version", "")
+
+    workflow_version_id = workflow_version
 
     @property
     def parent_workflow_run_id(self) -> str | None:
@@ -203,6 +210,10 @@ class Context:
         """In an on-failure task: why a task failed, None when it did not."""
         error = (self._item.get("errors") or {}).get(task.definition.task_name)
         return None if error is None else TaskRunError(error["message"], error_code=error["code"], task_name=task.definition.task_name)
+
+    def fetch_task_run_error(self, task: Task[Any, Any]) -> str | None:
+        """In an on-failure task: the message of a task that failed, None when it did not. `get_task_run_error` says more."""
+        return self.task_run_errors.get(task.definition.task_name)
 
     @property
     def filter_payload(self) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from handlers_sdk import wire
 from handlers_sdk.api import Api
 from handlers_sdk.errors import ConfigError
-from handlers_sdk.listing import given, listed
+from handlers_sdk.listing import Params, given, listed
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.refs import WorkflowRunRef
+from handlers_sdk.resources import CronWorkflowsOrderByField, ResourceMetadata, WorkflowRunOrderByDirection, in_order
 from handlers_sdk.schemas import dump_json
 
 Missed = Literal["skip", "run_once", "run_all"]
@@ -59,15 +60,6 @@ def cron_entries(crons: Sequence[str | CronTrigger]) -> list[str | wire.CronEntr
         if not expression.strip().startswith("@") and len(expression.split()) not in (5, 6):
             raise ConfigError(f"on_crons: {expression!r} is no cron expression; it has 5 fields, or 6 with seconds first")
     return [cron if isinstance(cron, str) else cron.entry() for cron in crons]
-
-
-@dataclass(frozen=True, slots=True)
-class ResourceMetadata:
-    """What everything made by hand has."""
-
-    id: str
-    created_at: datetime | None
-    updated_at: datetime | None
 
 
 class CronWorkflows(BaseModel):
@@ -168,13 +160,15 @@ class CronClient:
         limit: int | None = None,
         workflow_id: str | None = None,
         additional_metadata: Mapping[str, Any] | None = None,
-        *,
+        order_by_field: CronWorkflowsOrderByField | None = None,
+        order_by_direction: WorkflowRunOrderByDirection | None = None,
         workflow_name: str | None = None,
         cron_name: str | None = None,
         enabled: bool | None = None,
     ) -> CronWorkflowsList:
-        """Crons, declared ones among them, newest first: all that match, unless a limit is given."""
-        return PORTAL.call(self._list(offset or 0, limit, workflow_name or workflow_id, additional_metadata, cron_name, enabled))
+        """Crons, declared ones among them, newest first unless put in another order: all that match, unless a limit is given."""
+        wanted = self._wanted(workflow_name or workflow_id, additional_metadata, cron_name, enabled)
+        return PORTAL.call(self._list(offset or 0, limit, wanted, order_by_field, order_by_direction))
 
     async def aio_list(
         self,
@@ -182,13 +176,15 @@ class CronClient:
         limit: int | None = None,
         workflow_id: str | None = None,
         additional_metadata: Mapping[str, Any] | None = None,
-        *,
+        order_by_field: CronWorkflowsOrderByField | None = None,
+        order_by_direction: WorkflowRunOrderByDirection | None = None,
         workflow_name: str | None = None,
         cron_name: str | None = None,
         enabled: bool | None = None,
     ) -> CronWorkflowsList:
-        """Crons, declared ones among them, newest first: all that match, unless a limit is given."""
-        return await PORTAL.aio_call(self._list(offset or 0, limit, workflow_name or workflow_id, additional_metadata, cron_name, enabled))
+        """Crons, declared ones among them, newest first unless put in another order: all that match, unless a limit is given."""
+        wanted = self._wanted(workflow_name or workflow_id, additional_metadata, cron_name, enabled)
+        return await PORTAL.aio_call(self._list(offset or 0, limit, wanted, order_by_field, order_by_direction))
 
     def enable(self, cron_id: str) -> CronWorkflows:
         """Let a cron tick again, from now on."""
@@ -226,23 +222,26 @@ class CronClient:
         _, found = await self._api.request("GET", _path(cron_id), repeatable=True)
         return CronWorkflows.model_validate(found)
 
-    async def _list(
-        self,
-        offset: int,
-        limit: int | None,
-        workflow: str | None,
-        metadata: Mapping[str, Any] | None,
-        name: str | None,
-        enabled: bool | None,
-    ) -> CronWorkflowsList:
-        wanted = given(
+    def _wanted(self, workflow: str | None, metadata: Mapping[str, Any] | None, name: str | None, enabled: bool | None) -> Params:
+        return given(
             workflow=self._api.config.namespaced(workflow) if workflow is not None else None,
             name=name,
             enabled=str(enabled).lower() if enabled is not None else None,
             metadata=[f"{key}:{value}" for key, value in metadata.items()] if metadata is not None else None,
         )
-        rows = await listed(self._api, "/v1/crons", wanted, None if limit is None else offset + limit)
-        return CronWorkflowsList(rows=[CronWorkflows.model_validate(row) for row in rows[offset:]])
+
+    async def _list(
+        self,
+        offset: int,
+        limit: int | None,
+        wanted: Params,
+        field: CronWorkflowsOrderByField | None,
+        direction: WorkflowRunOrderByDirection | None,
+    ) -> CronWorkflowsList:
+        end = None if limit is None else offset + limit
+        rows = await listed(self._api, "/v1/crons", wanted, end if field is None and direction is None else None)
+        crons = in_order([CronWorkflows.model_validate(row) for row in rows], field, direction)
+        return CronWorkflowsList(rows=crons[offset:end])
 
     async def _update(self, cron_id: str, **changes: Any) -> CronWorkflows:
         _, changed = await self._api.request("PATCH", _path(cron_id), content=dump_json(changes, "input"), repeatable=True)

@@ -8,13 +8,14 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from handlers_sdk.api import Api
 from handlers_sdk.definitions import check_priority
 from handlers_sdk.errors import BulkTriggerError, DispatcherError
 from handlers_sdk.listing import Params, given, listed, moment
 from handlers_sdk.portal import PORTAL
+from handlers_sdk.resources import Metadata
 from handlers_sdk.schemas import dump_json
 from handlers_sdk.triggers import chunks, refused, send_bulk
 
@@ -62,13 +63,23 @@ class V1Event(BaseModel):
     id: str
     type: str
     data: Any = None
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata = Field(default_factory=Metadata)
     scope: str | None = None
     priority: int | None = None
     stream_id: str | None = None
     runs: int = 0
     created_at: datetime | None = None
     filter_failures: list[FilterFailure] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _identified(self) -> V1Event:
+        self.metadata.of(self.id, self.created_at, self.created_at)
+        return self
+
+    @property
+    def additional_metadata(self) -> dict[str, Any]:
+        """The metadata it was pushed with."""
+        return dict(self.metadata)
 
 
 class V1EventList(BaseModel):

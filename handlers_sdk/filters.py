@@ -15,6 +15,7 @@ from handlers_sdk.api import Api
 from handlers_sdk.errors import ConfigError
 from handlers_sdk.listing import given, listed
 from handlers_sdk.portal import PORTAL
+from handlers_sdk.resources import ResourceMetadata
 from handlers_sdk.schemas import dump_json
 
 
@@ -54,6 +55,16 @@ class V1Filter(BaseModel):
     declared: bool = False
     created_at: datetime | None = None
     updated_at: datetime | None = None
+
+    @property
+    def metadata(self) -> ResourceMetadata:
+        """Its id and age, as `filter.metadata.id`."""
+        return ResourceMetadata(self.id, self.created_at, self.updated_at)
+
+    @property
+    def workflow_id(self) -> str:
+        """The workflow it is of: its name."""
+        return self.workflow
 
 
 class V1FilterList(BaseModel):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from handlers_sdk.api import Api
 from handlers_sdk.listing import given, listed, moment
 from handlers_sdk.portal import PORTAL
+from handlers_sdk.run_lists import run_of
 
 
 class V1LogLine(BaseModel):
@@ -87,7 +88,7 @@ class LogsClient:
         self, task_run_id: str, limit: int, since: datetime | None, until: datetime | None, levels: Sequence[str] | None, search: str | None
     ) -> V1LogLineList:
         task = task_run_id if task_run_id.startswith("tsk_") else None
-        run_id = f"run_{task.removeprefix('tsk_').partition('-')[0]}" if task else task_run_id
+        run_id = run_of(task_run_id)
         wanted = given(
             task_id=task, since=moment(since), until=moment(until), level=[*levels] if levels is not None else None, search=search
         )

@@ -19,10 +19,12 @@ from handlers_sdk.ops import Op
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.refs import WorkflowRunRef
 from handlers_sdk.retries import RetryForm
-from handlers_sdk.runs import Run, RunList, RunsClient, ended_run, fetch_run
+from handlers_sdk.run_lists import Page, RunsWanted, list_runs
+from handlers_sdk.runs import Run, RunList, ended_run, fetch_run
 from handlers_sdk.schemas import Codec
 from handlers_sdk.timed import Timed
 from handlers_sdk.triggers import TriggerWorkflowOptions, WorkflowRunTriggerConfig, start_run, start_runs
+from handlers_sdk.workflows import delete_workflow
 
 I = TypeVar("I")  # noqa: E741 - the input
 T = TypeVar("T")
@@ -265,24 +267,48 @@ class Runnable(Timed[I], Generic[I, T]):
         since: datetime | None = None,
         until: datetime | None = None,
         limit: int = 100,
+        offset: int | None = None,
         statuses: Sequence[str] | None = None,
         additional_metadata: Mapping[str, str] | None = None,
+        worker_id: str | None = None,
+        parent_task_external_id: str | None = None,
+        only_tasks: bool = False,
+        triggering_event_external_id: str | None = None,
         cursor: str | None = None,
     ) -> RunList:
-        """One page of this workflow's runs, newest first."""
-        return RunsClient(self._api).list(since, until, statuses, self._name, additional_metadata, limit=limit, cursor=cursor)
+        """One page of this workflow's runs, newest first: `RunsClient.list` says what each filter is."""
+        event, parent = triggering_event_external_id, parent_task_external_id
+        wanted = RunsWanted(since, until, statuses, self._name, None, additional_metadata, event, parent, worker_id)
+        return PORTAL.call(list_runs(self._api, wanted.checked(only_tasks), Page(limit, offset or 0, cursor)))
 
     async def aio_list_runs(
         self,
         since: datetime | None = None,
         until: datetime | None = None,
         limit: int = 100,
+        offset: int | None = None,
         statuses: Sequence[str] | None = None,
         additional_metadata: Mapping[str, str] | None = None,
+        worker_id: str | None = None,
+        parent_task_external_id: str | None = None,
+        only_tasks: bool = False,
+        triggering_event_external_id: str | None = None,
         cursor: str | None = None,
     ) -> RunList:
-        """One page of this workflow's runs, newest first."""
-        return await RunsClient(self._api).aio_list(since, until, statuses, self._name, additional_metadata, limit=limit, cursor=cursor)
+        """One page of this workflow's runs, newest first: `RunsClient.list` says what each filter is."""
+        event, parent = triggering_event_external_id, parent_task_external_id
+        wanted = RunsWanted(since, until, statuses, self._name, None, additional_metadata, event, parent, worker_id)
+        return await PORTAL.aio_call(list_runs(self._api, wanted.checked(only_tasks), Page(limit, offset or 0, cursor)))
+
+    # ---- the workflow itself
+
+    def delete(self) -> None:
+        """Remove the workflow from the dispatcher, as `WorkflowsClient.delete` does."""
+        PORTAL.call(delete_workflow(self._api, self._name))
+
+    async def aio_delete(self) -> None:
+        """Remove the workflow from the dispatcher, as `WorkflowsClient.delete` does."""
+        await PORTAL.aio_call(delete_workflow(self._api, self._name))
 
     # ---- which events start it
 

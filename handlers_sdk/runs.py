@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from handlers_sdk.api import Api
 from handlers_sdk.errors import ApiError, CancelledRunError, FailedTaskRunExceptionGroup, TaskRunError
 from handlers_sdk.portal import PORTAL
+from handlers_sdk.resources import Metadata
 from handlers_sdk.run_actions import RunActions
+from handlers_sdk.run_lists import Page, RunsWanted, list_runs, run_of
 from handlers_sdk.schemas import dump_json
 from handlers_sdk.streams import StreamChunks, StreamEvents
 
 WAIT_SECONDS: Final = 30
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled", "skipped"})
 _PAUSE_MAX: Final = 1.0
+
+
+class V1TaskStatus(StrEnum):
+    """Statuses of runs and tasks, under the names other engines have for them: `run.status == V1TaskStatus.COMPLETED`."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "succeeded"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
 
 
 class _Reported(BaseModel):
@@ -67,7 +80,7 @@ class Run(_Reported):
     input: Any = None
     output: Any = None
     error: RunError | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata = Field(default_factory=Metadata)
     priority: int = 1
     created_at: datetime | None = None
     started_at: datetime | None = None
@@ -77,6 +90,16 @@ class Run(_Reported):
     stream_id: str | None = None
     tasks: list[TaskRun] = Field(default_factory=list)
     duplicate: bool = False
+
+    @model_validator(mode="after")
+    def _identified(self) -> Run:
+        self.metadata.of(self.id, self.created_at, self.finished_at or self.started_at or self.created_at)
+        return self
+
+    @property
+    def additional_metadata(self) -> dict[str, Any]:
+        """The metadata it was started with."""
+        return dict(self.metadata)
 
     @property
     def ended(self) -> bool:
@@ -106,6 +129,15 @@ class RunList(BaseModel):
 
     rows: list[Run]
     next_cursor: str | None = None
+
+    def __iter__(self) -> Iterator[Run]:  # type: ignore[override]  # a page is its runs, not its members
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Run:
+        return self.rows[index]
 
 
 async def fetch_run(api: Api, run_id: str, wait: int = 0) -> Run:
@@ -246,10 +278,24 @@ class RunsClient(RunActions):
         event_id: str | None = None,
         limit: int | None = None,
         cursor: str | None = None,
+        *,
+        offset: int | None = None,
+        workflow_ids: Sequence[str] | None = None,
+        worker_id: str | None = None,
+        parent_task_external_id: str | None = None,
+        triggering_event_external_id: str | None = None,
+        only_tasks: bool = False,
+        include_payloads: bool = False,
     ) -> RunList:
-        """One page of runs, newest first, that match all filters."""
-        filters = self._filters(since, until, statuses, workflow, additional_metadata, event_id, limit, cursor)
-        return PORTAL.call(self._list(filters))
+        """One page of runs, newest first, that match all filters; go on with the `next_cursor` of the page before, or with `offset`.
+
+        `worker_id` is the name of an endpoint, `parent_task_external_id` a run or one of its tasks, whose children are wanted. A list has
+        no inputs and outputs: `include_payloads` reads each run. `only_tasks` is refused: lists are of runs, whose tasks come with `get`.
+        """
+        event, parent = event_id or triggering_event_external_id, parent_task_external_id
+        wanted = RunsWanted(since, until, statuses, workflow, workflow_ids, additional_metadata, event, parent, worker_id)
+        page = Page(limit, offset or 0, cursor, include_payloads)
+        return PORTAL.call(list_runs(self._api, wanted.checked(only_tasks), page))
 
     async def aio_list(
         self,
@@ -261,10 +307,24 @@ class RunsClient(RunActions):
         event_id: str | None = None,
         limit: int | None = None,
         cursor: str | None = None,
+        *,
+        offset: int | None = None,
+        workflow_ids: Sequence[str] | None = None,
+        worker_id: str | None = None,
+        parent_task_external_id: str | None = None,
+        triggering_event_external_id: str | None = None,
+        only_tasks: bool = False,
+        include_payloads: bool = False,
     ) -> RunList:
-        """One page of runs, newest first, that match all filters."""
-        filters = self._filters(since, until, statuses, workflow, additional_metadata, event_id, limit, cursor)
-        return await PORTAL.aio_call(self._list(filters))
+        """One page of runs, newest first, that match all filters; go on with the `next_cursor` of the page before, or with `offset`.
+
+        `worker_id` is the name of an endpoint, `parent_task_external_id` a run or one of its tasks, whose children are wanted. A list has
+        no inputs and outputs: `include_payloads` reads each run. `only_tasks` is refused: lists are of runs, whose tasks come with `get`.
+        """
+        event, parent = event_id or triggering_event_external_id, parent_task_external_id
+        wanted = RunsWanted(since, until, statuses, workflow, workflow_ids, additional_metadata, event, parent, worker_id)
+        page = Page(limit, offset or 0, cursor, include_payloads)
+        return await PORTAL.aio_call(list_runs(self._api, wanted.checked(only_tasks), page))
 
     def get_task_run(self, task_run_id: str) -> TaskRun:
         """A task run with its attempts, by its `tsk_…` id."""
@@ -275,16 +335,11 @@ class RunsClient(RunActions):
         return await PORTAL.aio_call(self._task_run(task_run_id))
 
     async def _task_run(self, task_run_id: str) -> TaskRun:
-        ulid = task_run_id.removeprefix("tsk_").partition("-")[0]
-        run = await fetch_run(self._api, f"run_{ulid}")
+        run = await fetch_run(self._api, run_of(task_run_id) or "")
         for task in run.tasks:
             if task.id == task_run_id:
                 return task
         raise ApiError(404, {"title": "Not found", "code": "not_found", "detail": f"run {run.id} has no task run {task_run_id}"})
-
-    async def _list(self, filters: dict[str, str | int | Sequence[str]]) -> RunList:
-        _, body = await self._api.request("GET", "/v1/runs", params=filters, repeatable=True)
-        return RunList.model_validate(body)
 
     async def _result(self, run_id: str) -> Any:
         return (await ended_run(self._api, await fetch_run(self._api, run_id, WAIT_SECONDS))).result()
@@ -314,26 +369,3 @@ class RunsClient(RunActions):
 
     async def _restore(self, run_id: str) -> Any:
         return await saved_state(self._api, run_id)
-
-    def _filters(
-        self,
-        since: datetime | None,
-        until: datetime | None,
-        statuses: Sequence[str] | None,
-        workflow: str | None,
-        metadata: Mapping[str, str] | None,
-        event_id: str | None,
-        limit: int | None,
-        cursor: str | None,
-    ) -> dict[str, str | int | Sequence[str]]:
-        named: dict[str, str | int | Sequence[str] | None] = {
-            "since": since.isoformat() if since else None,
-            "until": until.isoformat() if until else None,
-            "status": list(statuses) if statuses else None,
-            "workflow": self._api.config.namespaced(workflow) if workflow else None,
-            "metadata": [f"{key}:{value}" for key, value in metadata.items()] if metadata else None,
-            "event_id": event_id,
-            "limit": limit,
-            "cursor": cursor,
-        }
-        return {name: value for name, value in named.items() if value is not None}

@@ -13,10 +13,10 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field
 
 from handlers_sdk.api import Api
-from handlers_sdk.crons import ResourceMetadata
 from handlers_sdk.durations import format_duration
-from handlers_sdk.listing import given, listed, moment
+from handlers_sdk.listing import Params, given, listed, moment
 from handlers_sdk.portal import PORTAL
+from handlers_sdk.resources import ResourceMetadata, ScheduledWorkflowsOrderByField, WorkflowRunOrderByDirection, in_order
 from handlers_sdk.schemas import dump_json
 
 
@@ -126,22 +126,40 @@ class ScheduledClient:
         offset: int | None = None,
         limit: int | None = None,
         workflow_id: str | None = None,
+        parent_workflow_run_id: str | None = None,
         statuses: Sequence[ScheduledRunStatus | str] | None = None,
         additional_metadata: Mapping[str, Any] | None = None,
+        order_by_field: ScheduledWorkflowsOrderByField | None = None,
+        order_by_direction: WorkflowRunOrderByDirection | None = None,
     ) -> ScheduledWorkflowsList:
-        """Schedules, newest first: all that match, unless a limit is given."""
-        return PORTAL.call(self._list(offset or 0, limit, workflow_id, statuses, additional_metadata))
+        """Schedules, newest first unless put in another order: all that match, unless a limit is given.
+
+        A schedule has no parent run: none matches a `parent_workflow_run_id`.
+        """
+        if parent_workflow_run_id is not None:
+            return ScheduledWorkflowsList(rows=[])
+        wanted = self._wanted(workflow_id, statuses, additional_metadata)
+        return PORTAL.call(self._list(offset or 0, limit, wanted, order_by_field, order_by_direction))
 
     async def aio_list(
         self,
         offset: int | None = None,
         limit: int | None = None,
         workflow_id: str | None = None,
+        parent_workflow_run_id: str | None = None,
         statuses: Sequence[ScheduledRunStatus | str] | None = None,
         additional_metadata: Mapping[str, Any] | None = None,
+        order_by_field: ScheduledWorkflowsOrderByField | None = None,
+        order_by_direction: WorkflowRunOrderByDirection | None = None,
     ) -> ScheduledWorkflowsList:
-        """Schedules, newest first: all that match, unless a limit is given."""
-        return await PORTAL.aio_call(self._list(offset or 0, limit, workflow_id, statuses, additional_metadata))
+        """Schedules, newest first unless put in another order: all that match, unless a limit is given.
+
+        A schedule has no parent run: none matches a `parent_workflow_run_id`.
+        """
+        if parent_workflow_run_id is not None:
+            return ScheduledWorkflowsList(rows=[])
+        wanted = self._wanted(workflow_id, statuses, additional_metadata)
+        return await PORTAL.aio_call(self._list(offset or 0, limit, wanted, order_by_field, order_by_direction))
 
     def update(self, scheduled_id: str, trigger_at: datetime) -> ScheduledWorkflows:
         """Give a schedule that is still to come another moment."""
@@ -171,20 +189,34 @@ class ScheduledClient:
         self,
         scheduled_ids: Sequence[str] | None = None,
         workflow_id: str | None = None,
+        parent_workflow_run_id: str | None = None,
+        parent_step_run_id: str | None = None,
         statuses: Sequence[ScheduledRunStatus | str] | None = None,
         additional_metadata: Mapping[str, Any] | None = None,
     ) -> ScheduledWorkflowsBulkResponse:
-        """Remove many, by their ids or by what they have in common. ValueError where neither is given."""
+        """Remove many, by their ids or by what they have in common. ValueError where neither is given.
+
+        A schedule has no parent run: none matches a `parent_…` that is given.
+        """
+        if scheduled_ids is None and (parent_workflow_run_id is not None or parent_step_run_id is not None):
+            return ScheduledWorkflowsBulkResponse(ids=[])
         return PORTAL.call(self._bulk("delete", self._selection(scheduled_ids, workflow_id, statuses, additional_metadata)))
 
     async def aio_bulk_delete(
         self,
         scheduled_ids: Sequence[str] | None = None,
         workflow_id: str | None = None,
+        parent_workflow_run_id: str | None = None,
+        parent_step_run_id: str | None = None,
         statuses: Sequence[ScheduledRunStatus | str] | None = None,
         additional_metadata: Mapping[str, Any] | None = None,
     ) -> ScheduledWorkflowsBulkResponse:
-        """Remove many, by their ids or by what they have in common. ValueError where neither is given."""
+        """Remove many, by their ids or by what they have in common. ValueError where neither is given.
+
+        A schedule has no parent run: none matches a `parent_…` that is given.
+        """
+        if scheduled_ids is None and (parent_workflow_run_id is not None or parent_step_run_id is not None):
+            return ScheduledWorkflowsBulkResponse(ids=[])
         return await PORTAL.aio_call(self._bulk("delete", self._selection(scheduled_ids, workflow_id, statuses, additional_metadata)))
 
     def bulk_update(
@@ -203,21 +235,27 @@ class ScheduledClient:
         _, found = await self._api.request("GET", _path(scheduled_id), repeatable=True)
         return ScheduledWorkflows.model_validate(found)
 
-    async def _list(
-        self,
-        offset: int,
-        limit: int | None,
-        workflow: str | None,
-        statuses: Sequence[ScheduledRunStatus | str] | None,
-        metadata: Mapping[str, Any] | None,
-    ) -> ScheduledWorkflowsList:
-        wanted = given(
+    def _wanted(
+        self, workflow: str | None, statuses: Sequence[ScheduledRunStatus | str] | None, metadata: Mapping[str, Any] | None
+    ) -> Params:
+        return given(
             workflow=self._api.config.namespaced(workflow) if workflow is not None else None,
             status=[str(status).lower() for status in statuses] if statuses is not None else None,
             metadata=[f"{key}:{value}" for key, value in metadata.items()] if metadata is not None else None,
         )
-        rows = await listed(self._api, "/v1/schedules", wanted, None if limit is None else offset + limit)
-        return ScheduledWorkflowsList(rows=[ScheduledWorkflows.model_validate(row) for row in rows[offset:]])
+
+    async def _list(
+        self,
+        offset: int,
+        limit: int | None,
+        wanted: Params,
+        field: ScheduledWorkflowsOrderByField | None,
+        direction: WorkflowRunOrderByDirection | None,
+    ) -> ScheduledWorkflowsList:
+        end = None if limit is None else offset + limit
+        rows = await listed(self._api, "/v1/schedules", wanted, end if field is None and direction is None else None)
+        schedules = in_order([ScheduledWorkflows.model_validate(row) for row in rows], field, direction)
+        return ScheduledWorkflowsList(rows=schedules[offset:end])
 
     async def _update(self, scheduled_id: str, trigger_at: datetime) -> ScheduledWorkflows:
         content = dump_json({"run_at": moment(trigger_at)})

@@ -12,6 +12,7 @@ from handlers_sdk.api import Api
 from handlers_sdk.errors import ApiError
 from handlers_sdk.listing import listed
 from handlers_sdk.portal import PORTAL
+from handlers_sdk.resources import ResourceMetadata
 
 
 class WorkflowVersion(BaseModel):
@@ -45,6 +46,11 @@ class RegisteredWorkflow(BaseModel):
         """What other calls name it by: its name."""
         return self.name
 
+    @property
+    def metadata(self) -> ResourceMetadata:
+        """Its id and age, as `workflow.metadata.id`."""
+        return ResourceMetadata(self.name, self.created_at, self.updated_at)
+
 
 class WorkflowList(BaseModel):
     """Workflows by name."""
@@ -66,12 +72,12 @@ class WorkflowsClient:
         """A workflow with its definition and its versions."""
         return await PORTAL.aio_call(self._get(workflow_id))
 
-    def get_version(self, workflow_id: str, version: int | None = None) -> WorkflowVersion:
-        """One version of a workflow, the newest unless a number is given. ApiError 404 where there is none."""
+    def get_version(self, workflow_id: str, version: int | str | None = None) -> WorkflowVersion:
+        """One version of a workflow, by its number or checksum; the newest unless one is given. ApiError 404 where there is none."""
         return PORTAL.call(self._get_version(workflow_id, version))
 
-    async def aio_get_version(self, workflow_id: str, version: int | None = None) -> WorkflowVersion:
-        """One version of a workflow, the newest unless a number is given. ApiError 404 where there is none."""
+    async def aio_get_version(self, workflow_id: str, version: int | str | None = None) -> WorkflowVersion:
+        """One version of a workflow, by its number or checksum; the newest unless one is given. ApiError 404 where there is none."""
         return await PORTAL.aio_call(self._get_version(workflow_id, version))
 
     def list(self, workflow_name: str | None = None, limit: int | None = None, offset: int | None = None) -> WorkflowList:
@@ -82,16 +88,29 @@ class WorkflowsClient:
         """Workflows by name: all whose name holds `workflow_name`, unless a limit is given."""
         return await PORTAL.aio_call(self._list(workflow_name, limit, offset or 0))
 
+    def delete(self, workflow_id: str) -> None:
+        """Remove a workflow with its crons, schedules and filters. ApiError `workflow_has_runs` while any of its runs is live.
+
+        Its finished runs stay as long as history is kept. It comes back when an endpoint that serves it is registered again.
+        """
+        PORTAL.call(delete_workflow(self._api, self._api.config.namespaced(workflow_id)))
+
+    async def aio_delete(self, workflow_id: str) -> None:
+        """Remove a workflow with its crons, schedules and filters. ApiError `workflow_has_runs` while any of its runs is live.
+
+        Its finished runs stay as long as history is kept. It comes back when an endpoint that serves it is registered again.
+        """
+        await PORTAL.aio_call(delete_workflow(self._api, self._api.config.namespaced(workflow_id)))
+
     async def _get(self, name: str) -> RegisteredWorkflow:
-        path = f"/v1/workflows/{quote(self._api.config.namespaced(name), safe='')}"
-        _, found = await self._api.request("GET", path, repeatable=True)
+        _, found = await self._api.request("GET", _path(self._api.config.namespaced(name)), repeatable=True)
         return RegisteredWorkflow.model_validate(found)
 
-    async def _get_version(self, name: str, version: int | None) -> WorkflowVersion:
+    async def _get_version(self, name: str, version: int | str | None) -> WorkflowVersion:
         workflow = await self._get(name)
-        wanted = workflow.version if version is None else version
+        wanted = str(workflow.version if version is None else version)
         for one in workflow.versions:
-            if one.number == wanted:
+            if wanted in (str(one.number), one.checksum):
                 return one
         raise ApiError(404, {"title": "Not found", "code": "not_found", "detail": f"workflow {name} has no version {wanted}"})
 
@@ -100,3 +119,12 @@ class WorkflowsClient:
         rows = await listed(self._api, "/v1/workflows", {}, most)
         found = [row for row in rows if name is None or name in row["name"]]
         return WorkflowList.model_validate({"rows": found[offset : None if limit is None else offset + limit]})
+
+
+async def delete_workflow(api: Api, name: str) -> None:
+    """Remove a workflow by its full name."""
+    await api.request("DELETE", _path(name))
+
+
+def _path(name: str) -> str:
+    return f"/v1/workflows/{quote(name, safe='')}"

@@ -256,6 +256,9 @@ ROUTES: Final = (
     ),
     Route(
         "POST", "/v1/runs/{run_id}/replay", replay_run, "runs:write", {200: RunView, 202: RunView}, WaitQuery, RunReplayBody,
-        (*_BAD_BODY, "body_too_large", "unsupported_media_type", "not_found", "run_not_finished", "database_unavailable"),
+        (
+            *_BAD_BODY, "body_too_large", "unsupported_media_type", "not_found", "run_not_finished", "unknown_workflow", "invalid_ref",
+            "unknown_ref", "database_unavailable",
+        ),
     ),
 )  # fmt: skip

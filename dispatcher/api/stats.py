@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
 
+from dispatcher.api.decoding import span
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import PageQuery, page, position
+from dispatcher.api.triggering import Moment
 from dispatcher.store import stats
-from dispatcher.store.stats import GroupCount, QueueCount, TaskCount
+from dispatcher.store.stats import CountedRuns, GroupCount, QueueCount, TaskCount
 
 _MOST_GROUPS: Final = 1_000
+_DAY: Final = timedelta(days=1)
 
 
 class GroupStats(msgspec.Struct):
@@ -65,6 +68,38 @@ class QueuePage(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
+class RunStatsQuery(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Which runs are counted, by when they were made: since a day ago unless said otherwise. `workflow` may be repeated."""
+
+    since: Moment | None = None
+    until: Moment | None = None
+    workflow: tuple[str, ...] = ()
+    event_id: str | None = None
+    parent_run_id: str | None = None
+
+
+class RunStats(msgspec.Struct, frozen=True):
+    """How many runs are in each status."""
+
+    queued: int = 0
+    running: int = 0
+    waiting: int = 0
+    pending_retry: int = 0
+    blocked: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+async def run_stats(call: Call) -> Answer:
+    """How many runs are in each status."""
+    query: RunStatsQuery = call.query
+    since, until = span(query.since or call.services.clock.now() - _DAY, query.until)
+    assert since is not None, "given, or a day ago"
+    wanted = CountedRuns(since, until, query.workflow or None, query.event_id, query.parent_run_id)
+    return json_answer(200, RunStats(**await stats.runs(call.services.database, call.tenant_id, wanted)))
+
+
 async def task_stats(call: Call) -> Answer:
     """What waits and runs of every task that has any, by name: `workflow`, or `workflow:task`."""
     database, tenant_id = call.services.database, call.tenant_id
@@ -112,5 +147,14 @@ def _queue(row: QueueCount) -> QueueStats:
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route("GET", "/v1/stats/tasks", task_stats, "runs:read", {200: dict[str, TaskStats]}),
+    Route(
+        "GET",
+        "/v1/stats/runs",
+        run_stats,
+        "runs:read",
+        {200: RunStats},
+        RunStatsQuery,
+        problems=("invalid_value", "unknown_parameter"),
+    ),
     Route("GET", "/v1/stats/queues", queue_stats, "runs:read", {200: QueuePage}, PageQuery),
 )

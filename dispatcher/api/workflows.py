@@ -107,6 +107,12 @@ async def patch_workflow(call: Call) -> Answer:
     return await get_workflow(call)
 
 
+async def delete_workflow(call: Call) -> Answer:
+    """Remove a workflow with its crons, its schedules and its filters; its finished runs stay. Registering it again brings it back."""
+    await call.services.pausing.remove(call.tenant_id, call.path["name"], call.caller.token_id)
+    return Answer(204, b"", ())
+
+
 def _members(row: WorkflowState) -> dict[str, Any]:
     definition = _DEFINITION.decode(row.definition)
     return {
@@ -129,5 +135,9 @@ ROUTES: Final = (
     Route(
         "PATCH", "/v1/workflows/{name}", patch_workflow, "endpoints:write", {200: WorkflowDetail}, body=WorkflowPatch,
         problems=("unknown_workflow",),
+    ),
+    Route(
+        "DELETE", "/v1/workflows/{name}", delete_workflow, "endpoints:write", {204: None},
+        problems=("unknown_workflow", "workflow_has_runs"),
     ),
 )  # fmt: skip

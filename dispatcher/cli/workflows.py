@@ -78,6 +78,17 @@ def resume(name: str, api: Api, out: Output) -> None:
     _patch(api, out, name, body(paused="false"))
 
 
+@workflows.command()
+@click.argument("name")
+@asks_server
+def delete(name: str, api: Api, out: Output) -> None:
+    """Remove a workflow with its crons, schedules and filters. Its finished runs stay; registering it again brings it back."""
+    from dispatcher.cli.client import segment
+
+    api.call("DELETE", f"/v1/workflows/{segment(name)}")
+    out.item({"name": name, "deleted": True}, f"{name} deleted")
+
+
 def _patch(api: Api, out: Output, name: str, changes: bytes) -> None:
     from dispatcher.cli.client import segment
 

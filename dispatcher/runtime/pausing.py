@@ -1,4 +1,4 @@
-"""Pausing and resuming workflows, and what becomes of the tasks that wait meanwhile."""
+"""Pausing, resuming and removing workflows, and what becomes of the tasks that wait meanwhile."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Literal
 
 from dispatcher.clock import Clock
 from dispatcher.errors import problem
+from dispatcher.ids import IdMaker
 from dispatcher.runtime.directory import Directory
-from dispatcher.store import pausing, registry
+from dispatcher.store import audit, pausing, registry, removals
 from dispatcher.store.database import Database
 from dispatcher.store.outcomes import TaskKey
 from dispatcher.store.pausing import Pause
@@ -36,6 +37,7 @@ class Pausing:
         self._directory = directory
         self._clock = clock
         self._changed = changed
+        self._ids = IdMaker()
 
     async def change(self, tenant_id: int, name: str, wanted: PauseChange) -> None:
         """Pause or resume a workflow, or change what a pause means for it. Raises Problem unknown_workflow."""
@@ -50,6 +52,25 @@ class Pausing:
             if before.paused_at is not None and after.paused_at is None:
                 workflow = await self._directory.workflow_version(tenant_id, before.id, before.version)
                 await pausing.resume(conn, tenant_id, before.id, workflow.schedule_ms, now)
+        await self._changed()
+
+    async def remove(self, tenant_id: int, name: str, actor: str | None) -> None:
+        """Remove a workflow with its crons, its schedules and its filters. It comes back when an endpoint registers it again.
+
+        Raises Problem unknown_workflow, or workflow_has_runs while any of its runs is live.
+        """
+        now = self._clock.now()
+        async with self._database.transaction() as conn:
+            await registry.bump(conn, tenant_id)
+            workflow_id = await removals.find(conn, tenant_id, name)
+            if workflow_id is None:
+                raise problem("unknown_workflow", f"there is no workflow {name[:200]!r}")
+            live = await removals.live(conn, tenant_id, workflow_id)
+            if live:
+                more = " or more" if live == removals.MOST_COUNTED else ""
+                raise problem("workflow_has_runs", f"{live:,}{more} runs of {name!r} are not over")
+            await removals.remove(conn, tenant_id, workflow_id, now)
+            await audit.add(conn, tenant_id, self._ids.make("aud", now), now, actor, "workflow.delete", name, {})
         await self._changed()
 
 

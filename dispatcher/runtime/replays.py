@@ -46,12 +46,14 @@ class Replays:
     async def replay(self, tenant_id: int, run_id: str, task: str | None, input: bytes | None) -> None:
         """Begin a run again, with another input where one is given; of a graph only `task` and what comes after it.
 
-        Raises Problem not_found, run_not_finished, or invalid_value for a task its workflow does not have.
+        Raises Problem not_found, run_not_finished, unknown_workflow where that was removed, or invalid_value for a task it does not have.
         """
         for _ in range(_TRIES):
             found = await replays.ended(self._database, tenant_id, [run_id])
             if not found:
                 break
+            if await self._removed(tenant_id, found[0]):
+                raise problem("unknown_workflow", f"the workflow of run {run_id} was removed; register it again")
             revival = await self._revival(tenant_id, found[0], task, input)
             try:
                 await self._limit(self._database, tenant_id, found[0], revival)
@@ -63,7 +65,7 @@ class Replays:
                 self.announce(tenant_id, revived)
                 return
         if await replays.live(self._database, tenant_id, [run_id]):
-            raise problem("run_not_finished", f"run {run_id} is not over")
+            raise problem("run_not_finished", f"run {run_id} is not over: POST /v1/runs/{run_id}/cancel ends it, then it can be replayed")
         raise problem("not_found", f"there is no run {run_id[:100]!r}")
 
     async def revive(self, conn: Connection, tenant_id: int, run_ids: Sequence[str], now: datetime) -> list[Revived]:
@@ -71,6 +73,8 @@ class Replays:
         found = await replays.ended(conn, tenant_id, run_ids)
         revivals = []
         for run in found:
+            if await self._removed(tenant_id, run):
+                continue
             revival = await self._revival(tenant_id, run, None, None)
             with contextlib.suppress(FlowError):  # its workflow has other limits by now, and does not take this input
                 await self._limit(conn, tenant_id, run, revival)
@@ -99,6 +103,13 @@ class Replays:
                 for durable in (False, True)
             )
             self.on_ready()
+
+    async def _removed(self, tenant_id: int, run: EndedRun) -> bool:
+        picture = self._directory.pictures.get(tenant_id)
+        if picture is None or run.workflow_id not in picture.by_id:
+            await self._directory.catch_up(self._clock.now())
+            picture = self._directory.pictures.get(tenant_id)
+        return picture is not None and run.workflow_id not in picture.by_id
 
     async def _revival(self, tenant_id: int, run: EndedRun, task: str | None, input: bytes | None) -> Revival:
         before = await self._directory.workflow_version(tenant_id, run.workflow_id, run.workflow_version)

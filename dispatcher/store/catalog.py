@@ -84,9 +84,13 @@ ENDPOINTS = Statement(
     """
     with used as (
         select endpoint_id, (sum(slots) filter (where not durable))::int as slots, (sum(slots) filter (where durable))::int as turns from (
-            select endpoint_id, slots, durable from tasks where tenant_id = $1 and dispatcher_id is not null
+            select endpoint_id, slots, durable from tasks where tenant_id = $1 and dispatcher_id is not null and batch_id is null
             union all
-            select endpoint_id, slots, durable from tasks where tenant_id = $1 and lease_until is not null and not slot_released
+            select endpoint_id, slots, durable from tasks
+            where tenant_id = $1 and lease_until is not null and not slot_released and batch_id is null
+            union all
+            select endpoint_id, max(slots), false from tasks
+            where tenant_id = $1 and batch_id is not null and state = 'running' group by endpoint_id, batch_id
         ) running group by endpoint_id
     )
     select e.id, e.name, e.version, v.url, v.manifest, e.slots, coalesce(u.slots, 0) as in_use,
@@ -139,7 +143,7 @@ WORKFLOWS = Statement(
                  where r.tenant_id = $1 and r.workflow_id = w.id order by e.name) as endpoints,
            w.created_at, w.updated_at, w.paused_at, w.queue_ttl_ms, w.on_schedule
     from workflows w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id and v.number = w.version
-    where w.tenant_id = $1 and ($2::text is null or w.name = $2) and w.name > $3 order by w.name limit $4
+    where w.tenant_id = $1 and ($2::text is null or w.name = $2) and w.name > $3 and w.removed_at is null order by w.name limit $4
     """,
     WorkflowState,
 )

@@ -1,4 +1,4 @@
-"""Pausing workflows: what is set on them, and how long their tasks may wait."""
+"""Pausing workflows: what is set on them, and how long their tasks may wait; for endpoints that come back too."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ class Pause:
 
 
 GET = Statement(
-    "select id, version, paused_at, queue_ttl_ms, on_schedule from workflows where tenant_id = $1 and name = $2 for update",
+    """
+    select id, version, paused_at, queue_ttl_ms, on_schedule from workflows where tenant_id = $1 and name = $2 and removed_at is null
+    for update
+    """,
     Pause,
 )
 SET = """
@@ -46,6 +49,19 @@ POSTPONE = """
     where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
       and t.schedule_deadline <= $5
 """
+# What became late while nobody could take it waits as long again as it could when it became ready. Where another endpoint was there all the
+# time it is late for another reason.
+RETURNED = """
+    update tasks t
+    set schedule_deadline = $3::timestamptz + greatest(t.schedule_deadline - t.due_at, interval '1 minute')
+    from routes r
+    where r.tenant_id = $1 and r.endpoint_id = $2 and t.tenant_id = $1 and t.workflow_id = r.workflow_id
+      and t.schedule_deadline <= $3 and t.state in ('queued', 'gated', 'scheduled') and t.cleanup is null
+      and exists (select from endpoints e where e.tenant_id = $1 and e.id = $2 and e.circuit = 'closed' and not e.paused)
+      and not exists (select from routes o join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id
+                      where o.tenant_id = $1 and o.workflow_id = r.workflow_id and o.endpoint_id <> $2
+                        and e.circuit = 'closed' and not e.paused)
+"""
 
 
 async def get(conn: Connection, tenant_id: int, name: str) -> Pause | None:
@@ -62,6 +78,11 @@ async def resume(conn: Connection, tenant_id: int, workflow_id: int, schedule_ms
     """Count the schedule timeouts of what waits from now on; `schedule_ms` by node."""
     await conn.execute(RESUME, tenant_id, workflow_id, list(range(len(schedule_ms))), list(schedule_ms), now)
     await conn.execute(RESUME_RUNS, tenant_id, workflow_id, now + timedelta(milliseconds=schedule_ms[0]))
+
+
+async def returned(conn: Connection, tenant_id: int, endpoint_id: str, now: datetime) -> None:
+    """An endpoint takes work again: give time to what became late while it did not. Nothing, if it does not after all."""
+    await conn.execute(RETURNED, tenant_id, endpoint_id, now)
 
 
 async def postpone(db: Database, tasks: Sequence[tuple[TaskKey, datetime | None]], now: datetime) -> None:

@@ -145,7 +145,7 @@ WORKFLOWS = Statement(
     """
     select w.id, w.name, w.version, v.definition, w.created_at, w.updated_at, w.paused_at, w.queue_ttl_ms, w.on_schedule, w.asks
     from workflows w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id and v.number = w.version
-    where w.tenant_id = $1 and ($2::text is null or w.name = $2) order by w.name
+    where w.tenant_id = $1 and ($2::text is null or w.name = $2) and w.removed_at is null order by w.name
     """,
     WorkflowRow,
 )
@@ -203,7 +203,7 @@ RUNNING_AT = """
 DROP_SECRETS = "delete from endpoint_secrets where tenant_id = $1 and endpoint_id = $2 and not_after <= $3"
 PUT_WORKFLOW = """
     insert into workflows as w (tenant_id, name, version, created_at, updated_at) values ($1, $2, 0, $3, $3)
-    on conflict (tenant_id, name) do update set updated_at = w.updated_at returning id
+    on conflict (tenant_id, name) do update set updated_at = w.updated_at, removed_at = null returning id
 """
 PUT_WORKFLOW_VERSION = """
     insert into workflow_versions as v (tenant_id, workflow_id, number, checksum, definition, created_at)

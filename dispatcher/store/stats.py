@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from dispatcher.store.database import Database
+from dispatcher.store.runs import CLOCK_SKEW, PLAN_FOR_VALUES, first_id
 from dispatcher.store.statement import Statement
 
 
@@ -34,6 +36,25 @@ class GroupCount:
     strategy: str
     key: str
     tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusCount:
+    """Runs in one status."""
+
+    status: str
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class CountedRuns:
+    """Which runs are counted: those made from `since` on, of these workflows, of this event, children of this run, as far as is said."""
+
+    since: datetime
+    until: datetime | None = None
+    workflows: Sequence[str] | None = None
+    event_id: str | None = None
+    parent_run_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +123,34 @@ QUEUES = Statement(
         select workflow_id, state, count(*)::int as tasks, min(coalesce(arrived_at, due_at)) as oldest
         from tasks where tenant_id = $1 and state <> 'settled' group by workflow_id, state
     ) c on c.workflow_id = w.id
-    where w.tenant_id = $1 and w.name > $2
+    where w.tenant_id = $1 and w.name > $2 and w.removed_at is null
     group by w.name, w.paused_at order by w.name limit $3
     """,
     QueueCount,
 )
+
+
+# Runs by the moment they were made, which their ids hold.
+RUNS = Statement(
+    """
+    select status, count(*)::int as runs from (
+        select case when r.graph ~ '[^-]' or t.state = 'running' then 'running'
+                    when t.state in ('waiting', 'blocked') then t.state
+                    when t.state = 'scheduled' and t.epoch > 0 then 'pending_retry' else 'queued' end as status
+        from runs r left join tasks t on t.tenant_id = $1 and t.run_id = r.id and t.node = 0 and r.graph is null
+        where r.tenant_id = $1 and r.id >= $2 and ($3::text is null or r.id < $3)
+          and ($4::int[] is null or r.workflow_id = any($4))
+          and ($5::text is null or r.event_id = $5) and ($6::text is null or r.parent_run_id = $6)
+        union all
+        select h.status from run_history h
+        where h.tenant_id = $1 and h.finished_at >= $7 and h.id >= $2 and ($3::text is null or h.id < $3)
+          and ($4::int[] is null or h.workflow_id = any($4))
+          and ($5::text is null or h.event_id = $5) and ($6::text is null or h.parent_run_id = $6)
+    ) found group by status
+    """,
+    StatusCount,
+)
+WORKFLOW_IDS = "select id from workflows where tenant_id = $1 and name = any($2::text[])"
 
 
 async def tasks(db: Database, tenant_id: int) -> list[TaskCount]:
@@ -122,3 +166,15 @@ async def groups(db: Database, tenant_id: int, most: int) -> list[GroupCount]:
 async def queues(db: Database, tenant_id: int, after: str, limit: int) -> list[QueueCount]:
     """Queues by the name of their workflow, behind `after`."""
     return QUEUES.read(await db.fetch(QUEUES.sql, tenant_id, after, limit))
+
+
+async def runs(db: Database, tenant_id: int, wanted: CountedRuns) -> dict[str, int]:
+    """How many runs there are in each status that any is in."""
+    async with db.transaction() as conn:
+        await conn.execute(PLAN_FOR_VALUES)
+        workflows = None
+        if wanted.workflows is not None:
+            workflows = [record[0] for record in await conn.fetch(WORKFLOW_IDS, tenant_id, list(wanted.workflows))]
+        until = first_id("run", wanted.until) if wanted.until is not None else None
+        given = (first_id("run", wanted.since), until, workflows, wanted.event_id, wanted.parent_run_id, wanted.since - CLOCK_SKEW)
+        return {row.status: row.runs for row in RUNS.read(await conn.fetch(RUNS.sql, tenant_id, *given))}

@@ -15,12 +15,17 @@ from handlers_sdk import (
     BulkCancelReplayOpts,
     BulkPushEventWithMetadata,
     ClientConfig,
+    ConfigError,
     Context,
+    CronWorkflowsOrderByField,
     DefaultFilter,
     Dispatcher,
     EmptyModel,
     RunFilter,
+    ScheduledWorkflowsOrderByField,
+    V1TaskStatus,
     V1UpdateFilterRequest,
+    WorkflowRunOrderByDirection,
 )
 from tests.world.world import Node, World, until
 
@@ -223,3 +228,71 @@ async def test_the_sync_face_does_the_same(shop: Shop) -> None:
 
     said = await asyncio.to_thread(use)
     assert said == ["true", "other", 1, 2, 1, False, 2, "sync", 0, "finished", "mail", []]
+
+
+async def test_runs_are_listed_by_workflows_offsets_and_with_payloads(world: World, shop: Shop) -> None:
+    client, shop.fails = shop.dispatcher, False
+    first, second = [(await client.runs.aio_create("count", {"n": n}, {"tag": f"t{n}"})).id for n in (1, 2)]
+    await client.event.aio_push("user:created", {"n": 3}, scope="shop")
+    for run_id in (first, second):
+        await world.over(run_id)
+    (mailed,) = (await client.runs.aio_list(workflow_ids=["mail"])).rows
+    assert [run.id for run in await client.runs.aio_list(workflow_ids=["count", "mail"])] == [mailed.id, second, first]
+    assert [run.id for run in await client.runs.aio_list(workflow_ids=["count", "mail"], offset=1, limit=1)] == [second]
+    assert [run.id for run in await client.runs.aio_list(offset=2)] == [first]
+    assert [run.id for run in await client.runs.aio_list(triggering_event_external_id=mailed.event_id)] == [mailed.id]
+    assert [run.output for run in await client.runs.aio_list(workflow="count", include_payloads=True)] == [{"n": 2}, {"n": 1}]
+    assert len(await client.runs.aio_list(statuses=[V1TaskStatus.COMPLETED], worker_id="shop", since=world.now - timedelta(hours=1))) == 3
+    assert (await client.runs.aio_list(parent_task_external_id=f"tsk_{first[4:]}")).rows == []
+    assert (await client.runs.aio_list(workflow_ids=[])).rows == []
+    run = (await client.runs.aio_list(limit=1, workflow_ids=["count"]))[0]
+    assert (run.metadata.id, run.metadata, run.additional_metadata) == (second, {"tag": "t2"}, {"tag": "t2"})
+    assert run.status == V1TaskStatus.COMPLETED
+    for bad in ({"only_tasks": True}, {"workflow": "count", "workflow_ids": ["mail"]}, {"cursor": "x", "workflow_ids": ["count", "mail"]}):
+        with pytest.raises(ConfigError):
+            await client.runs.aio_list(**bad)
+    workflow = await client.workflows.aio_get("count")
+    assert [one.id for one in await client.runs.aio_list(workflow_ids=[workflow.metadata.id])] == [second, first]
+
+
+async def test_runs_are_counted_by_status(world: World, shop: Shop) -> None:
+    client = shop.dispatcher
+    await client.runs.aio_create("count", {"n": 1})
+    run = await client.runs.aio_create("patient", {})
+    for run_id in [one.id for one in await client.runs.aio_list(workflow="count")]:
+        await world.over(run_id)
+    await world.task(run.id, state="scheduled")
+    counts = await client.metrics.aio_get_task_metrics()
+    assert (counts.queued, counts.running, counts.completed, counts.failed, counts.cancelled) == (1, 0, 0, 1, 0)
+    assert (await client.metrics.aio_get_task_metrics(workflow_ids=["count"])).queued == 0
+    await world.advance(timedelta(days=2))
+    assert (await client.metrics.aio_get_task_metrics()).failed == 0
+    assert (await client.metrics.aio_get_task_metrics(since=world.now - timedelta(days=3))).failed >= 1
+    assert (await client.metrics.aio_get_task_metrics(parent_task_external_id=f"tsk_{run.id[4:]}")).queued == 0
+    assert "dispatcher_runs_created_total" in await client.metrics.aio_scrape_tenant_prometheus_metrics()
+    with pytest.raises(ApiError):
+        await client.metrics.aio_get_task_metrics(since=world.now, until=world.now - timedelta(days=1))
+
+
+async def test_lists_are_put_in_order(world: World, shop: Shop) -> None:
+    client, later = shop.dispatcher, world.now + timedelta(hours=1)
+    for name, hours in (("b", 3), ("a", 1), ("c", 2)):
+        await client.cron.aio_create("count", name, "0 0 1 1 *")
+        await client.scheduled.aio_create("count", later + timedelta(hours=hours), {"name": name})
+    by, down = CronWorkflowsOrderByField.NAME, WorkflowRunOrderByDirection.DESC
+    assert [one.name for one in (await client.cron.aio_list(order_by_field=by)).rows] == ["a", "b", "c"]
+    assert [one.name for one in (await client.cron.aio_list(order_by_field=by, order_by_direction=down, offset=1, limit=1)).rows] == ["b"]
+    moment = ScheduledWorkflowsOrderByField.TRIGGERAT
+    assert [(one.run_at - later).seconds // 3600 for one in (await client.scheduled.aio_list(order_by_field=moment)).rows] == [1, 2, 3]
+    assert (await client.scheduled.aio_list(parent_workflow_run_id="run_x")).rows == []
+    assert (await client.scheduled.aio_bulk_delete(workflow_id="count", parent_step_run_id="tsk_x")).ids == []
+    assert len((await client.scheduled.aio_list()).rows) == 3
+
+
+async def test_a_workflow_is_removed(world: World, shop: Shop) -> None:
+    client = shop.dispatcher
+    await client.workflows.aio_delete("count")
+    assert [one.name for one in (await client.workflows.aio_list()).rows] == ["mail", "patient"]
+    with pytest.raises(ApiError) as unknown:
+        await client.runs.aio_create("count", {})
+    assert unknown.value.problem_code == "unknown_workflow"
