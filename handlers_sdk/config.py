@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,20 +17,34 @@ if TYPE_CHECKING:
 DEFAULT_API_URL: Final = "http://127.0.0.1:8400"
 
 
+def _said(name: str) -> Callable[[], str]:
+    return lambda: os.environ.get(name, "")
+
+
 @dataclass(frozen=True, slots=True)
 class ClientConfig:
-    """Everything a Dispatcher needs to know. Each field's comment is its documentation; `from_env` says which variable sets it."""
+    """Everything a Dispatcher needs to know. Each field's comment is its documentation.
 
-    api_url: str = DEFAULT_API_URL  # base URL of the dispatcher
-    token: str = field(default="", repr=False)  # API token; a development dispatcher on loopback needs none
+    What is not given comes from the environment, so that `ClientConfig(logger=…)` has the keys it runs with; `from_env` says which
+    variable sets what.
+    """
+
+    api_url: str = field(default_factory=lambda: _api_url(os.environ))  # base URL of the dispatcher
+    token: str = field(default_factory=_said("DISPATCHER_TOKEN"), repr=False)  # API token; a development dispatcher on loopback needs none
     signing_secrets: tuple[str, ...] = field(
-        default=(), repr=False
+        default_factory=lambda: _secrets(os.environ), repr=False
     )  # `whsec_…`; when given, requests are verified with v1 and no key set is fetched
-    public_keys: tuple[str, ...] = ()  # `whpk_…`; when given, requests are verified with v1a against these and no key set is fetched
-    endpoint_ids: tuple[str, ...] = ()  # `ep_…` this process answers for; empty: learned from the first verified request
-    tenant: str = ""  # the tenant whose keys sign requests to this process; empty: the default tenant
-    namespace: str = ""  # put before every workflow name and event key
-    version: str = ""  # of the handlers, as deployed; empty: a checksum of their definitions
+    public_keys: tuple[str, ...] = field(
+        default_factory=lambda: _listed(os.environ, "DISPATCHER_PUBLIC_KEYS")
+    )  # `whpk_…`; when given, requests are verified with v1a against these and no key set is fetched
+    endpoint_ids: tuple[str, ...] = field(
+        default_factory=lambda: _listed(os.environ, "DISPATCHER_ENDPOINT_ID")
+    )  # `ep_…` this process answers for; empty: learned from the first verified request
+    tenant: str = field(default_factory=_said("DISPATCHER_TENANT"))  # whose keys sign requests to this process; empty: the default tenant
+    namespace: str = field(default_factory=_said("DISPATCHER_NAMESPACE"))  # put before every workflow name and event key
+    version: str = field(
+        default_factory=_said("DISPATCHER_VERSION")
+    )  # of the handlers, as deployed; empty: a checksum of their definitions
     verify_signatures: bool = True  # False answers anyone who can reach the URL
     request_timeout: float = 10.0  # seconds for one call to the dispatcher, a long poll's wait not counted
     retry_attempts: int = 5  # tries of a call that certainly did nothing yet; 1 turns retries off
@@ -46,11 +60,10 @@ class ClientConfig:
         DISPATCHER_PUBLIC_KEYS, DISPATCHER_ENDPOINT_ID (comma separated), DISPATCHER_TENANT, DISPATCHER_NAMESPACE, DISPATCHER_VERSION.
         """
         env = os.environ if environ is None else environ
-        secrets = _listed(env, "DISPATCHER_SIGNING_SECRETS") or _listed(env, "DISPATCHER_SIGNING_SECRET")
         config = cls(
-            api_url=env.get("DISPATCHER_API_URL") or DEFAULT_API_URL,
+            api_url=_api_url(env),
             token=env.get("DISPATCHER_TOKEN", ""),
-            signing_secrets=secrets,
+            signing_secrets=_secrets(env),
             public_keys=_listed(env, "DISPATCHER_PUBLIC_KEYS"),
             endpoint_ids=_listed(env, "DISPATCHER_ENDPOINT_ID"),
             tenant=env.get("DISPATCHER_TENANT", ""),
@@ -87,6 +100,14 @@ def _check_keys(secrets: tuple[str, ...], public_keys: tuple[str, ...]) -> None:
             check_public_key(key)
     except ValueError as error:
         raise ConfigError(f"DISPATCHER_PUBLIC_KEYS: {error}; the dispatcher lists them under /.well-known/task-keys") from None
+
+
+def _api_url(env: Mapping[str, str]) -> str:
+    return env.get("DISPATCHER_API_URL") or DEFAULT_API_URL
+
+
+def _secrets(env: Mapping[str, str]) -> tuple[str, ...]:
+    return _listed(env, "DISPATCHER_SIGNING_SECRETS") or _listed(env, "DISPATCHER_SIGNING_SECRET")
 
 
 def _listed(env: Mapping[str, str], name: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from datetime import timedelta
@@ -110,3 +111,12 @@ def test_uvicorn_is_loaded_by_serve_only() -> None:
     script = "import sys; import handlers_sdk; handlers_sdk.Dispatcher().app([]); print('uvicorn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_what_is_not_given_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISPATCHER_API_URL", "https://tasks.example.com")
+    monkeypatch.setenv("DISPATCHER_TOKEN", "t")
+    monkeypatch.setenv("DISPATCHER_PUBLIC_KEYS", KEY)
+    monkeypatch.setenv("DISPATCHER_NAMESPACE", "dev_")
+    config = ClientConfig(logger=logging.getLogger("app"), namespace="")
+    assert (config.base_url, config.token, config.public_keys, config.namespace) == ("https://tasks.example.com", "t", (KEY,), "")
