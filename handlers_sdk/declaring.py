@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from handlers_sdk.annotations import calling_namespace
 from handlers_sdk.api import Api
 from handlers_sdk.context import Context
 from handlers_sdk.definitions import (
-    EXECUTION_TIMEOUT,
-    SCHEDULE_TIMEOUT,
     Durability,
-    Priority,
     TaskDefaults,
     TaskDefinition,
     TaskSettings,
     WorkflowSettings,
 )
 from handlers_sdk.durations import Duration
-from handlers_sdk.flow import ConcurrencyForm, Limits, RateLimit
 from handlers_sdk.function import HandlerFunction
 from handlers_sdk.gathering import Batching, Gatherer
-from handlers_sdk.placement import LabelsForm, Placement, StickyStrategy
+from handlers_sdk.options import BatchOptions, StandaloneOptions, TaskOptions, WorkflowOptions, check_options, part
 from handlers_sdk.workflow import Standalone
 
 if TYPE_CHECKING:
-    from handlers_sdk.crons import CronTrigger
     from handlers_sdk.decorators import DeclareDurable, DeclareDurableOf, DeclareReducer
-    from handlers_sdk.filters import DefaultFilter
-    from handlers_sdk.retries import RetryForm
 
 I = TypeVar("I")  # noqa: E741 - the input
 
@@ -47,106 +40,42 @@ class DurableDeclarations:
         self,
         *,
         name: str | None = None,
-        description: str | None = None,
         input_validator: None = None,
-        on_events: Sequence[str] | None = None,
-        version: str | None = None,
-        default_priority: int = Priority.LOW,
-        schedule_timeout: Duration = SCHEDULE_TIMEOUT,
-        execution_timeout: Duration = EXECUTION_TIMEOUT,
-        retries: int = 0,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        retry: RetryForm | None = None,
-        concurrency: ConcurrencyForm = None,
-        rate_limits: Sequence[RateLimit] | None = None,
-        desired_worker_labels: LabelsForm = None,
-        slot_cost: int = 1,
-        sticky: StickyStrategy | None = None,
-        default_filters: Sequence[DefaultFilter] | None = None,
-        on_crons: Sequence[str | CronTrigger] | None = None,
         pin: Literal["task", "latest"] = "task",
         checkpoint: Literal["step", "turn"] = "step",
         mode: Literal["replay"] = "replay",
+        **options: Unpack[StandaloneOptions],
     ) -> DeclareDurable: ...
     @overload
     def durable_task(
         self,
         *,
         name: str | None = None,
-        description: str | None = None,
         input_validator: type[I],
-        on_events: Sequence[str] | None = None,
-        version: str | None = None,
-        default_priority: int = Priority.LOW,
-        schedule_timeout: Duration = SCHEDULE_TIMEOUT,
-        execution_timeout: Duration = EXECUTION_TIMEOUT,
-        retries: int = 0,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        retry: RetryForm | None = None,
-        concurrency: ConcurrencyForm = None,
-        rate_limits: Sequence[RateLimit] | None = None,
-        desired_worker_labels: LabelsForm = None,
-        slot_cost: int = 1,
-        sticky: StickyStrategy | None = None,
-        default_filters: Sequence[DefaultFilter] | None = None,
-        on_crons: Sequence[str | CronTrigger] | None = None,
         pin: Literal["task", "latest"] = "task",
         checkpoint: Literal["step", "turn"] = "step",
         mode: Literal["replay"] = "replay",
+        **options: Unpack[StandaloneOptions],
     ) -> DeclareDurableOf[I]: ...
     @overload
     def durable_task(
         self,
         *,
         name: str | None = None,
-        description: str | None = None,
         input_validator: Any = None,
-        on_events: Sequence[str] | None = None,
-        version: str | None = None,
-        default_priority: int = Priority.LOW,
-        schedule_timeout: Duration = SCHEDULE_TIMEOUT,
-        execution_timeout: Duration = EXECUTION_TIMEOUT,
-        retries: int = 0,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        retry: RetryForm | None = None,
-        concurrency: ConcurrencyForm = None,
-        rate_limits: Sequence[RateLimit] | None = None,
-        desired_worker_labels: LabelsForm = None,
-        slot_cost: int = 1,
-        sticky: StickyStrategy | None = None,
-        default_filters: Sequence[DefaultFilter] | None = None,
-        on_crons: Sequence[str | CronTrigger] | None = None,
         pin: Literal["task", "latest"] = "task",
         mode: Literal["state"],
+        **options: Unpack[StandaloneOptions],
     ) -> DeclareReducer: ...
     def durable_task(
         self,
         *,
         name: str | None = None,
-        description: str | None = None,
         input_validator: Any = None,
-        on_events: Sequence[str] | None = None,
-        version: str | None = None,
-        default_priority: int = Priority.LOW,
-        schedule_timeout: Duration = SCHEDULE_TIMEOUT,
-        execution_timeout: Duration = EXECUTION_TIMEOUT,
-        retries: int = 0,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        retry: RetryForm | None = None,
-        concurrency: ConcurrencyForm = None,
-        rate_limits: Sequence[RateLimit] | None = None,
-        desired_worker_labels: LabelsForm = None,
-        slot_cost: int = 1,
-        sticky: StickyStrategy | None = None,
-        default_filters: Sequence[DefaultFilter] | None = None,
-        on_crons: Sequence[str | CronTrigger] | None = None,
         pin: Literal["task", "latest"] = "task",
         checkpoint: Literal["step", "turn"] = "step",
         mode: Literal["replay", "state"] = "replay",
+        **options: Unpack[StandaloneOptions],
     ) -> Any:
         """Declare a durable task that is its own workflow: `async def fn(input, ctx: DurableContext, **dependencies)`.
 
@@ -156,23 +85,13 @@ class DurableDeclarations:
         with the turn's end: quicker, and a crash repeats the turn. With `mode="state"` the function is a reducer
         (`ctx: StateContext`): nothing is replayed. The rest is described in `task`.
         """
-        settings = TaskSettings.of(
-            TaskDefaults(),
-            schedule_timeout,
-            execution_timeout,
-            retries or None,
-            backoff_factor,
-            backoff_max_seconds,
-            retry,
-            Limits.of(concurrency, rate_limits),
-            Placement.of(desired_worker_labels, slot_cost),
-        )
+        check_options("durable_task", options, StandaloneOptions)
+        settings = TaskSettings.of(TaskDefaults(), part(options, TaskOptions))
         durability = Durability(mode, pin, checkpoint)
         namespace = calling_namespace(sys._getframe(1))  # noqa: SLF001 - annotations may name what is local to the caller
 
         def declare(fn: Callable[..., Any]) -> Standalone[Any, Any]:
-            own = name or fn.__name__
-            workflow = self._settings(own, description, on_events, version, default_priority, default_filters, on_crons, sticky)
+            workflow = self._settings(name or fn.__name__, part(options, WorkflowOptions))
             function = HandlerFunction(fn, input_validator, namespace)
             return Standalone(self._api, TaskDefinition(workflow, workflow.name, settings, function, durability=durability))
 
@@ -193,23 +112,8 @@ class BatchDeclarations:
         batch_group_key: str | None = None,
         batch_group_max_runs: int | None = None,
         name: str | None = None,
-        description: str | None = None,
         input_validator: Any = None,
-        on_events: Sequence[str] | None = None,
-        version: str | None = None,
-        default_priority: int = Priority.LOW,
-        schedule_timeout: Duration = SCHEDULE_TIMEOUT,
-        execution_timeout: Duration = EXECUTION_TIMEOUT,
-        retries: int = 0,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        retry: RetryForm | None = None,
-        concurrency: ConcurrencyForm = None,
-        desired_worker_labels: LabelsForm = None,
-        slot_cost: int = 1,
-        sticky: StickyStrategy | None = None,
-        default_filters: Sequence[DefaultFilter] | None = None,
-        on_crons: Sequence[str | CronTrigger] | None = None,
+        **options: Unpack[BatchOptions],
     ) -> Callable[[Callable[[list[tuple[I, Context]]], Any]], Standalone[I, Any]]:
         """Declare a task whose handler serves many runs in one call: `fn(items: list[tuple[I, Context]]) -> list[R]`, sync or async.
 
@@ -218,23 +122,14 @@ class BatchDeclarations:
         `batch_group_max_runs` batches of a group run at a time. It gives a result for each, in order, an exception in place of one that
         failed, or a Broadcast for all. A batch fills the slots of one task. The rest is described in `task`.
         """
-        settings = TaskSettings.of(
-            TaskDefaults(),
-            schedule_timeout,
-            execution_timeout,
-            retries or None,
-            backoff_factor,
-            backoff_max_seconds,
-            retry,
-            Limits.of(concurrency),
-            Placement.of(desired_worker_labels, slot_cost),
-        )
+        check_options("batch_task", options, BatchOptions)
+        settings = TaskSettings.of(TaskDefaults(), part(options, TaskOptions))
         batching = Batching.of(batch_size, batch_interval, batch_group_key, batch_group_max_runs)
         namespace = calling_namespace(sys._getframe(1))  # noqa: SLF001 - annotations may name what is local to the caller
 
         def declare(fn: Callable[[list[tuple[I, Context]]], Any]) -> Standalone[I, Any]:
-            own, gatherer = name or fn.__name__, Gatherer(fn, batching)
-            workflow = self._settings(own, description, on_events, version, default_priority, default_filters, on_crons, sticky)
+            gatherer = Gatherer(fn, batching)
+            workflow = self._settings(name or fn.__name__, part(options, WorkflowOptions))
             function = HandlerFunction(gatherer.member(namespace, input_validator), None, namespace)
             return Standalone(self._api, TaskDefinition(workflow, workflow.name, settings, function, gatherer=gatherer))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from enum import IntEnum
 from itertools import groupby
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from handlers_sdk import wire
 from handlers_sdk.crons import CronTrigger, cron_entries
@@ -23,6 +23,7 @@ from handlers_sdk.retries import Retry, RetryForm
 
 if TYPE_CHECKING:
     from handlers_sdk.gathering import Gatherer
+    from handlers_sdk.options import TaskOptions
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 EVENT_KEY: Final = re.compile(r"[^\x00-\x1f\x7f]{1,500}")
@@ -63,45 +64,27 @@ class TaskSettings:
     placement: Placement = ANYWHERE
 
     @classmethod
-    def of(
-        cls,
-        defaults: TaskDefaults,
-        schedule_timeout: Duration | None = None,
-        execution_timeout: Duration | None = None,
-        retries: int | None = None,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        retry: RetryForm | None = None,
-        limits: Limits = UNLIMITED,
-        placement: Placement = ANYWHERE,
-    ) -> TaskSettings:
+    def of(cls, defaults: TaskDefaults, options: TaskOptions) -> TaskSettings:
         """Settings as given, the defaults where None was. `retry` says all there is to say of retries."""
+        given = {name: value for name, value in options.items() if value is not None}
+        chosen: dict[str, Any] = {one.name: given.get(one.name, getattr(defaults, one.name)) for one in fields(defaults)}
+        retry = options.get("retry")
         if retry is not None:
-            own = (retries, backoff_factor, backoff_max_seconds)
-            return replace(
-                cls._retried(defaults, schedule_timeout, execution_timeout, Retry.of(retry), own), limits=limits, placement=placement
-            )
+            chosen |= cls._retried(retry, options)
         try:
-            return cls(
-                schedule_timeout=parse_duration(defaults.schedule_timeout if schedule_timeout is None else schedule_timeout),
-                execution_timeout=parse_duration(defaults.execution_timeout if execution_timeout is None else execution_timeout),
-                retries=defaults.retries if retries is None else retries,
-                backoff_factor=defaults.backoff_factor if backoff_factor is None else backoff_factor,
-                backoff_max_seconds=defaults.backoff_max_seconds if backoff_max_seconds is None else backoff_max_seconds,
-                limits=limits,
-                placement=placement,
-            )
+            chosen |= {name: parse_duration(chosen[name]) for name in ("schedule_timeout", "execution_timeout")}
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        limits = Limits.of(options.get("concurrency"), options.get("rate_limits"))
+        return cls(**chosen, limits=limits, placement=Placement.of(options.get("desired_worker_labels"), options.get("slot_cost", 1)))
 
-    @classmethod
-    def _retried(
-        cls, defaults: TaskDefaults, schedule: Duration | None, execution: Duration | None, retry: Retry, others: tuple[float | None, ...]
-    ) -> TaskSettings:
-        if any(others):
+    @staticmethod
+    def _retried(retry: RetryForm, options: TaskOptions) -> dict[str, Any]:
+        if options.get("retries") or options.get("backoff_factor") or options.get("backoff_max_seconds"):
             raise ConfigError("give either retry, or retries with backoff_factor and backoff_max_seconds")
-        chosen = cls.of(defaults, schedule, execution, retry.attempts)
-        return replace(chosen, backoff_factor=retry.backoff_factor, backoff_max_seconds=retry.backoff_max_seconds, retry=retry)
+        given = Retry.of(retry)
+        own = {"backoff_factor": given.backoff_factor, "backoff_max_seconds": given.backoff_max_seconds}
+        return {"retries": given.attempts, **own, "retry": given}
 
     def __post_init__(self) -> None:
         if self.schedule_timeout <= timedelta(0) or self.execution_timeout <= timedelta(0):

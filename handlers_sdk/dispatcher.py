@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from handlers_sdk.annotations import calling_namespace
 from handlers_sdk.api import Api
@@ -16,34 +16,30 @@ from handlers_sdk.callbacks import CallbacksClient
 from handlers_sdk.clock import unix_seconds
 from handlers_sdk.config import ClientConfig
 from handlers_sdk.context import WorkerInfo
-from handlers_sdk.crons import CronClient, CronTrigger
+from handlers_sdk.crons import CronClient
 from handlers_sdk.declaring import BatchDeclarations, DurableDeclarations
 from handlers_sdk.decorators import DeclareStandalone, DeclareStandaloneOf
 from handlers_sdk.definitions import (
-    EXECUTION_TIMEOUT,
-    SCHEDULE_TIMEOUT,
     Priority,
     TaskDefaults,
     TaskDefinition,
     TaskSettings,
     WorkflowSettings,
 )
-from handlers_sdk.durations import Duration
 from handlers_sdk.errors import ConfigError
 from handlers_sdk.events import EventClient
 from handlers_sdk.execution import Host
-from handlers_sdk.filters import DefaultFilter, FiltersClient
-from handlers_sdk.flow import ConcurrencyForm, Limits, RateLimit, RateLimitsClient, concurrency_of
+from handlers_sdk.filters import FiltersClient
+from handlers_sdk.flow import ConcurrencyForm, RateLimitsClient, concurrency_of
 from handlers_sdk.function import HandlerFunction, WorkerThreads
 from handlers_sdk.handlers import Handlers
 from handlers_sdk.lifespan import Lifespan, LifespanFn
 from handlers_sdk.log_lines import LogsClient
 from handlers_sdk.logs import TaskLogHandler
 from handlers_sdk.metrics import MetricsClient
-from handlers_sdk.placement import LabelsForm, Placement, StickyStrategy
+from handlers_sdk.options import StandaloneOptions, TaskOptions, WorkflowOptions, check_options, part
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.refs import WorkflowRunRef
-from handlers_sdk.retries import RetryForm
 from handlers_sdk.runs import RunsClient
 from handlers_sdk.scheduled import ScheduledClient
 from handlers_sdk.schemas import EmptyModel
@@ -87,97 +83,23 @@ class Dispatcher(DurableDeclarations, BatchDeclarations):
     # ---- declaring
 
     @overload
-    def task(
-        self,
-        *,
-        name: str | None = None,
-        description: str | None = None,
-        input_validator: None = None,
-        on_events: Sequence[str] | None = None,
-        version: str | None = None,
-        default_priority: int = Priority.LOW,
-        schedule_timeout: Duration = SCHEDULE_TIMEOUT,
-        execution_timeout: Duration = EXECUTION_TIMEOUT,
-        retries: int = 0,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        retry: RetryForm | None = None,
-        concurrency: ConcurrencyForm = None,
-        rate_limits: Sequence[RateLimit] | None = None,
-        desired_worker_labels: LabelsForm = None,
-        slot_cost: int = 1,
-        sticky: StickyStrategy | None = None,
-        default_filters: Sequence[DefaultFilter] | None = None,
-        on_crons: Sequence[str | CronTrigger] | None = None,
-    ) -> DeclareStandalone: ...
+    def task(self, *, name: str | None = None, input_validator: None = None, **options: Unpack[StandaloneOptions]) -> DeclareStandalone: ...
     @overload
     def task(
-        self,
-        *,
-        name: str | None = None,
-        description: str | None = None,
-        input_validator: type[I],
-        on_events: Sequence[str] | None = None,
-        version: str | None = None,
-        default_priority: int = Priority.LOW,
-        schedule_timeout: Duration = SCHEDULE_TIMEOUT,
-        execution_timeout: Duration = EXECUTION_TIMEOUT,
-        retries: int = 0,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        retry: RetryForm | None = None,
-        concurrency: ConcurrencyForm = None,
-        rate_limits: Sequence[RateLimit] | None = None,
-        desired_worker_labels: LabelsForm = None,
-        slot_cost: int = 1,
-        sticky: StickyStrategy | None = None,
-        default_filters: Sequence[DefaultFilter] | None = None,
-        on_crons: Sequence[str | CronTrigger] | None = None,
+        self, *, name: str | None = None, input_validator: type[I], **options: Unpack[StandaloneOptions]
     ) -> DeclareStandaloneOf[I]: ...
-    def task(
-        self,
-        *,
-        name: str | None = None,
-        description: str | None = None,
-        input_validator: Any = None,
-        on_events: Sequence[str] | None = None,
-        version: str | None = None,
-        default_priority: int = Priority.LOW,
-        schedule_timeout: Duration = SCHEDULE_TIMEOUT,
-        execution_timeout: Duration = EXECUTION_TIMEOUT,
-        retries: int = 0,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        retry: RetryForm | None = None,
-        concurrency: ConcurrencyForm = None,
-        rate_limits: Sequence[RateLimit] | None = None,
-        desired_worker_labels: LabelsForm = None,
-        slot_cost: int = 1,
-        sticky: StickyStrategy | None = None,
-        default_filters: Sequence[DefaultFilter] | None = None,
-        on_crons: Sequence[str | CronTrigger] | None = None,
-    ) -> Any:
+    def task(self, *, name: str | None = None, input_validator: Any = None, **options: Unpack[StandaloneOptions]) -> Any:
         """Declare a task that is its own workflow: `fn(input, ctx, **dependencies)`, sync or async.
 
         `name` is the function's unless given. The input is validated as `input_validator`, or as its annotation says, or as EmptyModel.
-        The rest is described in `Dispatcher.workflow` and `Workflow.task`.
+        The rest is described in `handlers_sdk.options`: AttemptOptions, TaskOptions and WorkflowOptions.
         """
-        settings = TaskSettings.of(
-            TaskDefaults(),
-            schedule_timeout,
-            execution_timeout,
-            retries or None,
-            backoff_factor,
-            backoff_max_seconds,
-            retry,
-            Limits.of(concurrency, rate_limits),
-            Placement.of(desired_worker_labels, slot_cost),
-        )
+        check_options("task", options, StandaloneOptions)
+        settings = TaskSettings.of(TaskDefaults(), part(options, TaskOptions))
         namespace = calling_namespace(sys._getframe(1))  # noqa: SLF001 - annotations may name what is local to the caller
 
         def declare(fn: Callable[..., Any]) -> Standalone[Any, Any]:
-            own = name or fn.__name__
-            workflow = self._settings(own, description, on_events, version, default_priority, default_filters, on_crons, sticky)
+            workflow = self._settings(name or fn.__name__, part(options, WorkflowOptions))
             function = HandlerFunction(fn, input_validator, namespace)
             return Standalone(self._api, TaskDefinition(workflow, workflow.name, settings, function))
 
@@ -187,73 +109,51 @@ class Dispatcher(DurableDeclarations, BatchDeclarations):
     def workflow(
         self,
         name: str,
-        description: str | None = None,
+        *,
         input_validator: None = None,
-        on_events: Sequence[str] | None = None,
-        version: str | None = None,
-        default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
         concurrency: ConcurrencyForm = None,
-        sticky: StickyStrategy | None = None,
-        default_filters: Sequence[DefaultFilter] | None = None,
-        on_crons: Sequence[str | CronTrigger] | None = None,
+        **options: Unpack[WorkflowOptions],
     ) -> Workflow[EmptyModel]: ...
     @overload
     def workflow(
         self,
         name: str,
-        description: str | None = None,
         *,
         input_validator: type[I],
-        on_events: Sequence[str] | None = None,
-        version: str | None = None,
-        default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
         concurrency: ConcurrencyForm = None,
-        sticky: StickyStrategy | None = None,
-        default_filters: Sequence[DefaultFilter] | None = None,
-        on_crons: Sequence[str | CronTrigger] | None = None,
+        **options: Unpack[WorkflowOptions],
     ) -> Workflow[I]: ...
     def workflow(
         self,
         name: str,
-        description: str | None = None,
+        *,
         input_validator: Any = None,
-        on_events: Sequence[str] | None = None,
-        version: str | None = None,
-        default_priority: int = Priority.LOW,
         task_defaults: TaskDefaults | None = None,
         concurrency: ConcurrencyForm = None,
-        sticky: StickyStrategy | None = None,
-        default_filters: Sequence[DefaultFilter] | None = None,
-        on_crons: Sequence[str | CronTrigger] | None = None,
+        **options: Unpack[WorkflowOptions],
     ) -> Workflow[Any]:
         """Declare a workflow, whose tasks are then declared with `@<workflow>.task()`.
 
-        `on_events` are the event keys that start a run, `*` standing for any run of characters. `default_priority` is 1 to 3.
-        `version` goes into the version of the endpoint. With `default_filters` only events in the scope of one, for which it holds, start a
-        run, one for each that does. `on_crons` are cron expressions in UTC, or CronTriggers, at whose ticks a run starts.
-        `concurrency` limits how many runs are under way, from their first task to their end. With `sticky` all tasks of a run go to the
-        endpoint it began at.
+        `concurrency` limits how many runs are under way, from their first task to their end. The options are described in
+        `handlers_sdk.options`: WorkflowOptions.
         """
-        declared = self._settings(name, description, on_events, version, default_priority, default_filters, on_crons, sticky)
-        settings = replace(declared, concurrency=concurrency_of(concurrency))
+        check_options("workflow", options, WorkflowOptions)
+        settings = replace(self._settings(name, options), concurrency=concurrency_of(concurrency))
         return Workflow(self._api, settings, input_validator or EmptyModel, task_defaults or TaskDefaults())
 
-    def _settings(
-        self,
-        name: str,
-        description: str | None,
-        on_events: Sequence[str] | None,
-        version: str | None,
-        priority: int,
-        filters: Sequence[DefaultFilter] | None,
-        crons: Sequence[str | CronTrigger] | None,
-        sticky: StickyStrategy | None = None,
-    ) -> WorkflowSettings:
-        keys = tuple(self.config.namespaced(key) for key in on_events or ())
-        own, given = self.config.namespaced(name), (tuple(filters or ()), tuple(crons or ()))
-        return WorkflowSettings(own, description, keys, version, priority, *given, sticky=sticky)
+    def _settings(self, name: str, options: WorkflowOptions) -> WorkflowSettings:
+        return WorkflowSettings(
+            name=self.config.namespaced(name),
+            description=options.get("description"),
+            on_events=tuple(self.config.namespaced(key) for key in options.get("on_events") or ()),
+            version=options.get("version"),
+            default_priority=options.get("default_priority", Priority.LOW),
+            default_filters=tuple(options.get("default_filters") or ()),
+            on_crons=tuple(options.get("on_crons") or ()),
+            sticky=options.get("sticky"),
+        )
 
     # ---- serving
 

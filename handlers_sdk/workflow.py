@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, Unpack, cast
 
 from handlers_sdk import wire
 from handlers_sdk.annotations import calling_namespace
 from handlers_sdk.api import Api
-from handlers_sdk.conditions import Condition, OrGroup, ParentCondition, Rule, alternatives, rule_entries
+from handlers_sdk.conditions import ParentCondition, Rule, alternatives, rule_entries
 from handlers_sdk.definitions import Durability, Role, TaskDefaults, TaskDefinition, TaskSettings, WorkflowSettings, check_name
-from handlers_sdk.durations import Duration
 from handlers_sdk.errors import ConfigError
-from handlers_sdk.flow import ConcurrencyForm, Limits, RateLimit
 from handlers_sdk.function import HandlerFunction
 from handlers_sdk.graph import Edges, check_graph
 from handlers_sdk.mocks import mock_context
-from handlers_sdk.placement import LabelsForm, Placement
-from handlers_sdk.retries import RetryForm
+from handlers_sdk.options import NodeOptions, TaskOptions, check_options, part
 from handlers_sdk.runnables import Runnable
 from handlers_sdk.schemas import EmptyModel, codec_for
 
@@ -158,159 +155,53 @@ class Workflow(Runnable[I, dict[str, Any]]):
         check_graph(self.name, {one.task_name: one.edges for one in definitions if one.role == "task"})
         return definitions
 
-    def task(
-        self,
-        name: str | None = None,
-        schedule_timeout: Duration | None = None,
-        execution_timeout: Duration | None = None,
-        parents: Sequence[Task[Any, Any] | str] | None = None,
-        retries: int | None = None,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        wait_for: Sequence[Condition | OrGroup] | None = None,
-        skip_if: Sequence[Condition | OrGroup] | None = None,
-        cancel_if: Sequence[Condition | OrGroup] | None = None,
-        retry: RetryForm | None = None,
-        concurrency: ConcurrencyForm = None,
-        rate_limits: Sequence[RateLimit] | None = None,
-        desired_worker_labels: LabelsForm = None,
-        slot_cost: int = 1,
-    ) -> DeclareTask[I]:
+    def task(self, name: str | None = None, **options: Unpack[NodeOptions]) -> DeclareTask[I]:
         """Declare a task of the workflow: `fn(input, ctx, **dependencies)`, sync or async. None takes the workflow's `task_defaults`.
 
-        It starts when its `parents` (tasks or their names) have succeeded, or some were skipped, and `wait_for` holds. It is skipped when
-        all parents were, or `skip_if` holds first; cancelled when a parent failed or was cancelled, or `cancel_if` holds first.
-
-        `schedule_timeout` (5 minutes) bounds the wait in the queue, `execution_timeout` (60 seconds) each attempt. A failed attempt is
-        retried `retries` times (0), after `backoff_factor`^n seconds, at most `backoff_max_seconds`; without a factor at once. `retry` says
-        the same as a number, or as {"attempts": 3, "delay": 5000} in milliseconds, also with "backoff": "exponential" and "jitter": True.
-
-        `concurrency` (a number, or ConcurrencyExpressions) limits how many of a group run at a time, `rate_limits` how many start in a
-        window of time. `desired_worker_labels` say which endpoints may run it, or should; `slot_cost` how many slots it fills there.
+        The options are described in `handlers_sdk.options`: AttemptOptions, TaskOptions and NodeOptions.
         """
-        settings = TaskSettings.of(
-            self._task_defaults,
-            schedule_timeout,
-            execution_timeout,
-            retries,
-            backoff_factor,
-            backoff_max_seconds,
-            retry,
-            Limits.of(concurrency, rate_limits),
-            Placement.of(desired_worker_labels, slot_cost),
-        )
-        rules = {"wait_for": wait_for, "skip_if": skip_if, "cancel_if": cancel_if}
-        edges = Edges(self._names(parents or ()), **{name: self._own(rule or ()) for name, rule in rules.items()})
-        return self._declare("task", name, settings, edges, calling_namespace(sys._getframe(1)))  # noqa: SLF001 - annotations may name locals
+        check_options("task", options, NodeOptions)
+        return self._declare("task", name, options, calling_namespace(sys._getframe(1)))  # noqa: SLF001 - annotations may name locals
 
     def durable_task(
         self,
         name: str | None = None,
-        schedule_timeout: Duration | None = None,
-        execution_timeout: Duration | None = None,
-        parents: Sequence[Task[Any, Any] | str] | None = None,
-        retries: int | None = None,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        wait_for: Sequence[Condition | OrGroup] | None = None,
-        skip_if: Sequence[Condition | OrGroup] | None = None,
-        cancel_if: Sequence[Condition | OrGroup] | None = None,
-        retry: RetryForm | None = None,
-        concurrency: ConcurrencyForm = None,
-        rate_limits: Sequence[RateLimit] | None = None,
-        desired_worker_labels: LabelsForm = None,
-        slot_cost: int = 1,
+        *,
         pin: Literal["task", "latest"] = "task",
         checkpoint: Literal["step", "turn"] = "step",
+        **options: Unpack[NodeOptions],
     ) -> DeclareDurableTask[I]:
         """Declare a durable task of the workflow: `async def fn(input, ctx: DurableContext, **dependencies)`.
 
-        Settings are those of `task`; `execution_timeout`, `pin` and `checkpoint` are described in `Dispatcher.durable_task`.
+        Options are those of `task`; `execution_timeout`, `pin` and `checkpoint` are described in `Dispatcher.durable_task`.
         """
-        settings = TaskSettings.of(
-            self._task_defaults,
-            schedule_timeout,
-            execution_timeout,
-            retries,
-            backoff_factor,
-            backoff_max_seconds,
-            retry,
-            Limits.of(concurrency, rate_limits),
-            Placement.of(desired_worker_labels, slot_cost),
-        )
-        rules = {"wait_for": wait_for, "skip_if": skip_if, "cancel_if": cancel_if}
-        edges = Edges(self._names(parents or ()), **{name: self._own(rule or ()) for name, rule in rules.items()})
+        check_options("durable_task", options, NodeOptions)
         durability = Durability("replay", pin, checkpoint)
-        return self._declare("task", name, settings, edges, calling_namespace(sys._getframe(1)), durability)  # noqa: SLF001 - as in `task`
+        return self._declare("task", name, options, calling_namespace(sys._getframe(1)), durability)  # noqa: SLF001 - as in `task`
 
-    def on_failure_task(
-        self,
-        name: str | None = None,
-        schedule_timeout: Duration | None = None,
-        execution_timeout: Duration | None = None,
-        retries: int | None = None,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        retry: RetryForm | None = None,
-        concurrency: ConcurrencyForm = None,
-        rate_limits: Sequence[RateLimit] | None = None,
-        desired_worker_labels: LabelsForm = None,
-        slot_cost: int = 1,
-    ) -> DeclareTask[I]:
+    def on_failure_task(self, name: str | None = None, **options: Unpack[TaskOptions]) -> DeclareTask[I]:
         """Declare the task that runs once when a task has failed for good: at the first such failure, never on cancellation.
 
-        `ctx.task_run_errors` has what went wrong so far. Settings are those of `task`.
+        `ctx.task_run_errors` has what went wrong so far. Options are those of `task`, but for those of its place in the graph.
         """
-        settings = TaskSettings.of(
-            self._task_defaults,
-            schedule_timeout,
-            execution_timeout,
-            retries,
-            backoff_factor,
-            backoff_max_seconds,
-            retry,
-            Limits.of(concurrency, rate_limits),
-            Placement.of(desired_worker_labels, slot_cost),
-        )
-        return self._declare("on_failure", name, settings, Edges(), calling_namespace(sys._getframe(1)))  # noqa: SLF001 - as in `task`
+        check_options("on_failure_task", options, TaskOptions)
+        return self._declare("on_failure", name, options, calling_namespace(sys._getframe(1)))  # noqa: SLF001 - as in `task`
 
-    def on_success_task(
-        self,
-        name: str | None = None,
-        schedule_timeout: Duration | None = None,
-        execution_timeout: Duration | None = None,
-        retries: int | None = None,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        retry: RetryForm | None = None,
-        concurrency: ConcurrencyForm = None,
-        rate_limits: Sequence[RateLimit] | None = None,
-        desired_worker_labels: LabelsForm = None,
-        slot_cost: int = 1,
-    ) -> DeclareTask[I]:
-        """Declare the task that runs once all tasks have succeeded or were skipped. Settings are those of `task`."""
-        settings = TaskSettings.of(
-            self._task_defaults,
-            schedule_timeout,
-            execution_timeout,
-            retries,
-            backoff_factor,
-            backoff_max_seconds,
-            retry,
-            Limits.of(concurrency, rate_limits),
-            Placement.of(desired_worker_labels, slot_cost),
-        )
-        return self._declare("on_success", name, settings, Edges(), calling_namespace(sys._getframe(1)))  # noqa: SLF001 - as in `task`
+    def on_success_task(self, name: str | None = None, **options: Unpack[TaskOptions]) -> DeclareTask[I]:
+        """Declare the task that runs once all tasks have succeeded or were skipped. Options are those of `on_failure_task`."""
+        check_options("on_success_task", options, TaskOptions)
+        return self._declare("on_success", name, options, calling_namespace(sys._getframe(1)))  # noqa: SLF001 - as in `task`
 
     def _declare(
         self,
         role: Role,
         name: str | None,
-        settings: TaskSettings,
-        edges: Edges,
+        options: TaskOptions | NodeOptions,
         namespace: Mapping[str, Any],
         durability: Durability | None = None,
     ) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
+        settings, edges = TaskSettings.of(self._task_defaults, part(options, TaskOptions)), self._edges(part(options, NodeOptions))
+
         def declare(fn: Callable[..., Any]) -> Task[Any, Any]:
             task: Task[Any, Any] = Task(self._definition(fn, name or fn.__name__, settings, namespace, role, edges, durability))
             self._tasks[task.name] = task
@@ -336,6 +227,10 @@ class Workflow(Runnable[I, dict[str, Any]]):
         function = HandlerFunction(fn, self.input_type, namespace)
         rules = {of: rule_entries(rule, self._api.config.namespaced) for of, rule in edges.rules.items()}
         return TaskDefinition(self.settings, name, settings, function, False, role, edges, rules, durability)
+
+    def _edges(self, options: NodeOptions) -> Edges:
+        rules = {"wait_for": options.get("wait_for"), "skip_if": options.get("skip_if"), "cancel_if": options.get("cancel_if")}
+        return Edges(self._names(options.get("parents") or ()), **{name: self._own(rule or ()) for name, rule in rules.items()})
 
     def _names(self, parents: Sequence[Task[Any, Any] | str]) -> tuple[str, ...]:
         return tuple(parent if isinstance(parent, str) else self._mine(parent).name for parent in parents)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, assert_type
 
 import pytest
@@ -23,6 +25,7 @@ from handlers_sdk import (
     Workflow,
     WorkflowRunRef,
 )
+from handlers_sdk.options import BatchOptions, NodeOptions, StandaloneOptions, TaskOptions, WorkflowOptions
 from handlers_sdk.runnables import Runnable
 from tests.sdk.pushing import config
 
@@ -124,20 +127,43 @@ def test_a_workflow_carries_its_task(dispatcher: Dispatcher) -> None:
 
 def test_the_arguments_are_those_that_work() -> None:
     """What the dispatcher does not do yet is absent, not accepted and ignored."""
-    task = set(inspect.signature(Dispatcher.task).parameters) - {"self"}
-    workflow = set(inspect.signature(Dispatcher.workflow).parameters) - {"self"}
     settings = {"schedule_timeout", "execution_timeout", "retries", "backoff_factor", "backoff_max_seconds", "retry"}
-    settings |= {"concurrency", "rate_limits", "desired_worker_labels", "slot_cost"}
-    declared = {"name", "description", "input_validator", "on_events", "version", "default_priority", "default_filters", "on_crons"}
-    assert task == declared | settings | {"sticky"}
-    assert workflow == declared | {"task_defaults", "concurrency", "sticky"}
-    assert set(inspect.signature(Workflow.task).parameters) - {"self"} == {"name", "parents"} | settings | {
-        "wait_for",
-        "skip_if",
-        "cancel_if",
-    }
-    with pytest.raises(TypeError, match="colour"):
-        Dispatcher(config()).task(colour=1)  # type: ignore[call-overload]
+    settings |= {"concurrency", "desired_worker_labels", "slot_cost"}
+    declared = {"description", "on_events", "version", "default_priority", "default_filters", "on_crons", "sticky"}
+    node = {"parents", "wait_for", "skip_if", "cancel_if"}
+    batching = {"batch_size", "batch_interval", "batch_group_key", "batch_group_max_runs"}
+    assert arguments(Dispatcher.task, StandaloneOptions) == {"name", "input_validator", "rate_limits"} | declared | settings
+    assert arguments(Dispatcher.batch_task, BatchOptions) == {"name", "input_validator"} | declared | settings | batching
+    assert arguments(Dispatcher.workflow, WorkflowOptions) == {"name", "input_validator", "task_defaults", "concurrency"} | declared
+    assert arguments(Workflow.task, NodeOptions) == {"name", "rate_limits"} | settings | node
+    assert arguments(Workflow.on_failure_task, TaskOptions) == {"name", "rate_limits"} | settings
+
+
+def arguments(decorator: Callable[..., Any], options: type) -> set[str]:
+    """All a decorator can be told."""
+    return set(inspect.signature(decorator).parameters) - {"self", "options"} | set(options.__annotations__)
+
+
+def test_an_argument_that_does_not_exist_is_refused(dispatcher: Dispatcher) -> None:
+    workflow: Any = dispatcher.workflow("order")
+    alone: Any = dispatcher
+    declarations = [
+        alone.task,
+        alone.durable_task,
+        partial(alone.batch_task, batch_size=2),
+        partial(alone.workflow, "w"),
+        workflow.task,
+        workflow.durable_task,
+        workflow.on_failure_task,
+        workflow.on_success_task,
+    ]
+    for declare in declarations:
+        with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+            declare(colour=1)
+    with pytest.raises(TypeError, match="rate_limits"):
+        alone.batch_task(batch_size=2, rate_limits=[])
+    with pytest.raises(TypeError, match="parents"):
+        workflow.on_failure_task(parents=[])
 
 
 @pytest.mark.parametrize(
