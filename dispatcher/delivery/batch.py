@@ -12,7 +12,7 @@ from datetime import timedelta
 from msgspec import Raw
 
 from dispatcher.delivery import failures
-from dispatcher.delivery.classify import Reading, Reply, classify, classify_result, media_type, too_large, turned
+from dispatcher.delivery.classify import GATEWAY, Reading, Reply, classify, classify_result, classify_turn, media_type, too_large, turned
 from dispatcher.delivery.deadline import Deadline
 from dispatcher.delivery.envelope import batch_body, parse_result, parse_results
 from dispatcher.delivery.exchange import Exchange, Sender
@@ -55,8 +55,11 @@ class Ledger:
             answer = Failed("bad_response", "the result for this task is malformed")
         self._close(index, exchange.receipt(answer, bytes(line)))
 
-    def rest(self, receipt: Receipt) -> None:
-        """The same receipt for every task still owed one."""
+    def rest(self, receipt: Receipt, of_turns: Answer | None = None) -> None:
+        """The same receipt for every task still owed one. For turns of durable tasks it may mean something else."""
+        if of_turns is not None:
+            turns = [index for index in self._owed if self._pushes[index].turn is not None]
+            self.expire(turns, replace(receipt, answer=of_turns, shared=True))
         self.expire(list(self._owed), replace(receipt, shared=True))
 
     def expire(self, indexes: Sequence[int], receipt: Receipt) -> None:
@@ -146,12 +149,14 @@ class BatchDelivery:
             return
         general = _for_all(reply, classify(reply, exchange.reading()))
         if general is not None:
-            ledger.rest(exchange.receipt(general, reply.body))
+            ledger.rest(
+                exchange.receipt(general, reply.body), classify_turn(reply, exchange.reading()) if reply.status in GATEWAY else None
+            )
             return
         reading = exchange.reading()
         for result in parse_results(reply.body) or ():
             ledger.take(result, reading, exchange)
-        ledger.rest(exchange.receipt(failures.missing_result(), reply.body))
+        ledger.rest(exchange.receipt(failures.missing_result(), reply.body), failures.unanswered_turn())
 
     def _body_limit(self, count: int) -> int:
         return min(self.target.response_limit * count, self.sender.bounds.batch_body)
@@ -168,15 +173,20 @@ async def _take_stream(ledger: Ledger, exchange: Exchange, count: int) -> None:
             ledger.rest(exchange.receipt(_large_batch(reading.limit)))
             return
         except Exception:
-            ledger.rest(exchange.receipt(exchange.cut()))
+            _break_off(ledger, exchange, exchange.cut())
             return
         if not arrived:
-            ledger.rest(exchange.receipt(exchange.cut() if exchange.flight.overflow else failures.missing_result()))
+            _break_off(ledger, exchange, exchange.cut() if exchange.flight.overflow else failures.missing_result())
             return
         for line in arrived:
             ledger.take(line, reading, exchange)
     exchange.told = True
     await exchange.finish()
+
+
+def _break_off(ledger: Ledger, exchange: Exchange, answer: Answer) -> None:
+    """The stream is over before every task has its line."""
+    ledger.rest(exchange.receipt(answer), None if exchange.flight.overflow else failures.unanswered_turn())
 
 
 def _for_all(reply: Reply, answer: Answer) -> Answer | None:

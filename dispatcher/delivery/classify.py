@@ -29,6 +29,7 @@ from dispatcher.engine.answers import (
     EndpointBroken,
     EndpointGone,
     Failed,
+    Lost,
     Mismatched,
     PlatformKilled,
     Pushback,
@@ -45,6 +46,7 @@ from handlers_sdk import wire
 
 PERMANENT: Final = frozenset({400, 406, 411, 414, 422, 431, 451, 501, 505})
 PUSHBACK: Final = frozenset({429, 503})
+GATEWAY: Final = frozenset({502, 504})
 BROKEN: Final[Mapping[int, str]] = {
     401: "the endpoint did not accept the request's signature or credentials: check its secret or public key, and its auth setting",
     402: "the endpoint's platform asks for payment: the deployment may be disabled",
@@ -114,9 +116,12 @@ def classify(reply: Reply, reading: Reading) -> Answer:
 
 
 def classify_turn(reply: Reply, reading: Reading) -> Answer:
-    """The meaning of one answer to one turn of a durable task. Nothing is taken for one that does not carry the protocol's header."""
+    """The meaning of one answer to one turn of a durable task. Nothing is taken for one that does not carry the protocol's header.
+
+    What a gateway or a platform says in the place of the endpoint says nothing of the turn.
+    """
     if not 200 <= reply.status < 300 or reply.status == 202:
-        return classify(reply, reading)
+        return _turn_refused(reply, reading)
     if not reply.whole:
         return too_large(reading.limit)
     answer = classify(reply, reading)
@@ -126,6 +131,13 @@ def classify_turn(reply: Reply, reading: Reading) -> Answer:
         return Failed("bad_turn", "the answer to a turn lacks the header task-protocol: something else than a handler has answered")
     missed = reply.headers.get(HEADER_LOG, "").strip().lower() == "miss"
     return turned(reply.body, reading, missed=missed) or Failed("bad_turn", "the answer to a turn is none: it needs a `status`")
+
+
+def _turn_refused(reply: Reply, reading: Reading) -> Answer:
+    gateway = reply.status in GATEWAY and wire.HEADER_PROTOCOL not in reply.headers
+    if gateway and _said_retry(reply, _problem(reply)) is None:
+        return Lost(f"a gateway answered {reply.status} in the endpoint's place; what became of the turn is unknown")
+    return classify(reply, reading)
 
 
 def turned(body: bytes | Raw, reading: Reading, *, missed: bool = False) -> Answer | None:
@@ -302,7 +314,7 @@ def _by_status(reply: Reply, reading: Reading) -> Answer:
         return EndpointBroken(f"http_{status}", f"{BROKEN[status]} (it answered {status}{_quoted(problem)})")
     if 300 <= status < 400:
         return EndpointBroken("redirect", f"the endpoint answered {status}, and redirects are not followed: register the final URL")
-    if status in {502, 504} and _platform_killed(reply):
+    if status in GATEWAY and _platform_killed(reply):
         return PlatformKilled(f"the endpoint's platform ended the attempt (it answered {status})")
     if not 400 <= status < 600:
         return Failed("bad_response", f"the endpoint answered with HTTP status {status}, which means nothing here")

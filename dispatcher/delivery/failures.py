@@ -64,6 +64,11 @@ def missing_result() -> Failed:
     return Failed("missing_result", "the endpoint's answer to the batch has no result for this task", retry=True)
 
 
+def unanswered_turn() -> Lost:
+    """A batch whose answer ended, or broke off, before it said what a turn came to."""
+    return Lost("the endpoint's answer to the batch ended without this turn's; what became of it is unknown")
+
+
 def coded(coding: str) -> EndpointBroken:
     """An answer in a content coding, though none was asked for."""
     return EndpointBroken(

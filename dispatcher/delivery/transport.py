@@ -46,6 +46,8 @@ INTERIM_LIMIT: Final = 16
 """1xx responses before the real one; a hundred-continue or two are normal, an endless row of them is not."""
 FRAMING_ALLOWANCE: Final = 1_048_576
 """Raw bytes of an answer beyond twice its body: headers, and the framing of small chunks."""
+PROBE_AFTER, PROBE_EVERY, PROBES = 20, 5, 4
+"""TCP keep-alive: seconds of silence before the first probe, seconds between probes, and unanswered ones that end a connection."""
 _KEEP_ALIVE_HINT: Final = re.compile(r"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
 _AddressInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[Any, ...]]
 
@@ -154,7 +156,22 @@ def _make_socket(policy: EgressPolicy, info: _AddressInfo) -> socket.socket:
         FLIGHT.get().refused = reason
         raise EgressRefused(reason)
     FLIGHT.get().fresh = True
-    return socket.socket(family, kind, protocol)
+    made = socket.socket(family, kind, protocol)
+    for option, value in _PROBING:
+        made.setsockopt(*option, value)
+    return made
+
+
+def _probing() -> list[tuple[tuple[int, int], int]]:
+    """A server that is gone without a word is noticed long before the deadline of what it was working on: by probes it does not answer."""
+    options = [((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1)]
+    for name, value in (("TCP_KEEPIDLE", PROBE_AFTER), ("TCP_KEEPINTVL", PROBE_EVERY), ("TCP_KEEPCNT", PROBES)):
+        if hasattr(socket, name):
+            options.append(((socket.IPPROTO_TCP, getattr(socket, name)), value))
+    return options
+
+
+_PROBING: Final = _probing()
 
 
 def _is_clean(protocol: _Meter) -> bool:

@@ -6,8 +6,10 @@ applies it late finds nothing to change. Two budgets are kept apart: what the ha
 what the network, the endpoint or a dispatcher did never does, and is bounded by count (`lost`) or by time (`spared`).
 
 A durable task has turns where others have one attempt. Between them it is `waiting`, or `blocked` when its code no longer fits its log or
-its version is gone: neither costs it anything, and nothing but a cancel ends it. Its retries count from where its log last grew. A cancel
-that finds it between turns gives it one more, to clean up in, and it ends cancelled whatever comes of that.
+its version is gone: neither costs it anything, and nothing but a cancel ends it. Its retries count from where its log last grew. A turn
+whose outcome will never be heard of is sent again, soon and then less often: what its log has is not done twice, and whoever is still at
+the old one can record nothing more. A cancel that finds it between turns gives it one more, to clean up in, and so does one whose turn
+broke off before it could give way; it ends cancelled whatever comes of that.
 
 Source of the rules: handlers_sdk/PROTOCOL.md for the classes of answers; the backoff is min(cap, factor ** n) seconds without jitter.
 """
@@ -15,7 +17,7 @@ Source of the rules: handlers_sdk/PROTOCOL.md for the classes of answers; the ba
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, assert_never
 
@@ -55,6 +57,7 @@ RETRY_PRIORITY = 4  # retries go before new work, whose priority is 1 to 3
 BACKOFF_CAP = timedelta(days=1)
 _SPARED_FIRST = timedelta(seconds=1)
 _SPARED_CAP = timedelta(seconds=30)
+_RESENT_CAP = timedelta(seconds=30)
 _CLEANUP_WAITS = timedelta(minutes=1)  # for a slot, at least, and for an endpoint that takes it
 
 
@@ -80,7 +83,7 @@ class Policy:
 class TaskState:
     """What the rules need to know of a task. `epoch` is the number of its latest attempt; 0 before the first.
 
-    Of a durable one: whether it has `begun`, so that there is something to keep, and whether its turn is the one it cleans up in.
+    Of a `durable` one: whether it has `begun`, so that there is something to keep, and whether its turn is the one it cleans up in.
     """
 
     state: State
@@ -96,6 +99,7 @@ class TaskState:
     cancelling: bool
     begun: bool = False
     cleanup: bool = False
+    durable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,7 @@ _NOT_CLEANED: dict[type[Event], AttemptStatus] = {
     Lost: "lost",
     LeaseEnded: "lost",
 }
+_UNHEARD = (*_NOT_CLEANED, TimedOut, PlatformKilled)  # turns that had no say in what is to be undone
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +215,14 @@ class Yield:
 
 @dataclass(frozen=True, slots=True)
 class CleanUp:
-    """A durable task between turns gets one more to clean up in, which takes at most `grace` and has to begin before `before`."""
+    """A durable task gets one more turn to clean up in, which takes at most `grace` and has to begin before `before`. `attempt` is what
+    became of the turn that was under way, if one was.
+    """
 
     reason: str
     grace: timedelta
     before: datetime
+    attempt: AttemptStatus = "suspended"
 
 
 Change = Finish | Requeue | Hold | MarkCancelling | Yield | CleanUp
@@ -255,6 +263,8 @@ def step(task: TaskState, policy: Policy, event: Event, now: datetime) -> Change
         return _cleaned_up(task, policy, event, now)
     if task.state != "running":
         return Refused(f"the task is {task.state}, no attempt of it is running")
+    if task.begun and (isinstance(event, CancelEnforced) or (task.cancelling and isinstance(event, _UNHEARD))):
+        return replace(_clean_up(policy, "cancelled", now), attempt="cancelled")
     if isinstance(event, CancelEnforced):
         return Finish("cancelled", "cancelled", error=Error("cancelled", event.reason))
     if isinstance(event, LeaseEnded):
@@ -399,14 +409,23 @@ def _spare(
 def _lose(task: TaskState, policy: Policy, error: Error, now: datetime) -> Change:
     """An attempt whose outcome nobody will ever report."""
     if task.infra_retries >= policy.infra_retries:
-        return Finish("failed", "lost", error=error)
-    deadline = _queue_deadline(task, policy, now)
-    return Requeue("lost", error, now, RETRY_PRIORITY, task.app_retries, task.infra_retries + 1, None, None, deadline)
+        return Yield("blocked", "lost", error=error) if task.begun else Finish("failed", "lost", error=error)
+    due_at = now + (_resent_after(task.infra_retries) if task.durable else timedelta(0))
+    deadline = _queue_deadline(task, policy, due_at)
+    return Requeue("lost", error, due_at, RETRY_PRIORITY, task.app_retries, task.infra_retries + 1, None, None, deadline)
+
+
+def _resent_after(losses: int) -> timedelta:
+    """Before a turn is sent again: nothing the first time, then 1 s, doubling. It may be the turn that brings its endpoint down."""
+    return min(timedelta(seconds=1 << min(losses - 1, 16)), _RESENT_CAP) if losses else timedelta(0)
 
 
 def _lost_connection(task: TaskState, policy: Policy, message: str, now: datetime) -> Change:
-    """The handler may still be at work: wait for its callback until the deadline, unless running it twice is harmless."""
-    if policy.idempotent or task.deadline is None or task.deadline <= now:
+    """The handler may still be at work: wait for its callback until the deadline, unless running it twice is harmless.
+
+    A turn always may be sent again, and its handler has stopped, or will as soon as it wants to record something.
+    """
+    if policy.idempotent or task.durable or task.deadline is None or task.deadline <= now:
         if task.cancelling:
             return Finish("cancelled", "cancelled", error=Error("cancelled", "Cancelled while running."))
         return _lose(task, policy, Error("connection_lost", message), now)

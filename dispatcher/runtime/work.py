@@ -120,6 +120,7 @@ class Assignment:
             self.cancelling,
             self.turn is not None and self.turn.begun,
             self.turn is not None and self.turn.cleanup,
+            self.task.durable,
         )
 
     def guard(self) -> Guard:

@@ -288,8 +288,8 @@ CLEAN_UP = Statement(
     """
     with given as (
         select * from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::text[], $6::text[], $7::int[], $8::timestamptz[],
-                             $11::smallint[], $12::int[], $13::bytea[])
-            as g (tenant_id, run_id, node, epoch, state, reason, grace_ms, until, http_status, latency_ms, response)
+                             $11::smallint[], $12::int[], $13::bytea[], $14::text[])
+            as g (tenant_id, run_id, node, epoch, state, reason, grace_ms, until, http_status, latency_ms, response, attempt)
     ), before as (
         select t.tenant_id, t.run_id, t.node, t.endpoint_id, t.endpoint_version, t.started_at
         from tasks t join given g using (tenant_id, run_id, node) where t.epoch = g.epoch and t.state = g.state for update of t
@@ -303,11 +303,11 @@ CLEAN_UP = Statement(
         from given g join before b using (tenant_id, run_id, node)
         where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
         returning t.tenant_id, t.run_id, t.node, t.epoch, g.state, b.endpoint_id, b.endpoint_version, b.started_at,
-                  g.http_status, g.latency_ms, g.response
+                  g.http_status, g.latency_ms, g.response, g.attempt
     ), attempt_rows as (
         insert into attempts (tenant_id, run_id, node, number, status, http_status, latency_ms, response,
                               endpoint_id, endpoint_version, started_at, finished_at)
-        select tenant_id, run_id, node, epoch, 'suspended', http_status, latency_ms, response,
+        select tenant_id, run_id, node, epoch, attempt, http_status, latency_ms, response,
                endpoint_id, endpoint_version, started_at, $9
         from freed where state = 'running'
     ), inbox as (
@@ -487,6 +487,7 @@ async def _clean_up(db: Database, outcomes: Sequence[Outcome], now: datetime) ->
         [o.facts.http_status for o in outcomes],
         [o.facts.latency_ms for o in outcomes],
         [o.facts.response for o in outcomes],
+        [c.attempt for c in changes],
         lane="settle",
     )
 

@@ -44,6 +44,7 @@ class LiveTask:
     status: Final | None
     begun: bool
     cleanup: bool
+    durable: bool
     requirement: str
 
     def rules(self) -> TaskState:
@@ -62,6 +63,7 @@ class LiveTask:
             self.cancel_at is not None,
             self.begun,
             self.cleanup,
+            self.durable,
         )
 
     def guard(self) -> Guard:
@@ -86,7 +88,8 @@ LOAD = Statement(
     select t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.state, t.epoch, t.priority, t.app_retries,
            t.infra_retries, t.spared_since, t.spared_by, t.due_at, t.schedule_deadline, t.dispatcher_id, t.endpoint_id, t.endpoint_version,
            t.started_at, t.deadline, t.lease_until, t.lease, t.slot_released, t.cancel_at, t.cancel_reason, t.status,
-           coalesce(t.turn, 1) > 1 or coalesce(t.log_len, 0) > 0 as begun, coalesce(t.cleanup, false) as cleanup, t.requirement
+           coalesce(t.turn, 1) > 1 or coalesce(t.log_len, 0) > 0 as begun, coalesce(t.cleanup, false) as cleanup, t.durable,
+           t.requirement
     from tasks t
     join unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node) using (tenant_id, run_id, node)
     """,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
@@ -151,3 +152,21 @@ async def test_closing_the_courier_closes_its_connections(courier: Courier) -> N
         await courier.aclose()
         async with asyncio.timeout(2):
             await served.closed.wait()
+
+
+async def test_a_server_that_is_gone_without_a_word_is_noticed(couriers: MakeCourier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its power is cut, and nothing comes back any more: the kernel asks after 20 s, and gives up after four times 5 s."""
+    used: list[socket.socket] = []
+    make = transport._make_socket
+
+    def kept(*given: Any) -> socket.socket:
+        used.append(make(*given))
+        return used[-1]
+
+    monkeypatch.setattr(transport, "_make_socket", kept)
+    courier = couriers()
+    async with endpoint(answering(ONE)) as served:
+        assert await deliver(courier, served) == Succeeded(b"1")
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        assert [used[0].getsockopt(socket.IPPROTO_TCP, option) for option in options] == [20, 5, 4]
+        assert used[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1

@@ -18,6 +18,7 @@ from dispatcher.engine.answers import (
     LocalFault,
     Lost,
     Mismatched,
+    PlatformKilled,
     Pushback,
     Succeeded,
     Suspended,
@@ -26,9 +27,11 @@ from dispatcher.engine.answers import (
     Unreachable,
 )
 from dispatcher.engine.attempts import (
+    CancelEnforced,
     CancelRequested,
     CleanUp,
     Error,
+    Event,
     Finish,
     LeaseEnded,
     MarkCancelling,
@@ -42,7 +45,7 @@ from dispatcher.engine.attempts import (
 )
 from tests.laws.attempts_table import DEADLINE, NOW, POLICY
 
-RUNNING = TaskState("running", 4, 2, 0, 0, None, None, DEADLINE, None, None, cancelling=False, begun=True)
+RUNNING = TaskState("running", 4, 2, 0, 0, None, None, DEADLINE, None, None, cancelling=False, begun=True, durable=True)
 ANSWERS: list[Answer] = [
     Succeeded(b"1"), Failed("x", "x"), TimedOut("x"), Lost("x"), Suspended(b'"a"'), Again(grew=True), Continued(b"1"), Mismatched("x"),
     Unreachable("x", "x"), Pushback(None, "x"), Busy(None, "x"), EndpointBroken("x", "x"), EndpointGone("x"), LocalFault("x", "x"),
@@ -94,6 +97,25 @@ def test_a_task_that_has_begun_is_blocked_where_others_fail_for_their_endpoint()
     assert isinstance(step(replace(long_spared, begun=False), POLICY, EndpointBroken("http_404", "gone"), NOW), Finish)
 
 
+@pytest.mark.parametrize(("losses", "seconds"), [(0, 0), (1, 1), (2, 2), (3, 4), (6, 30), (900, 30)])
+@pytest.mark.parametrize("event", [Lost("x"), LeaseEnded()])
+def test_a_turn_nobody_will_hear_of_is_sent_again_soon_and_then_less_often(event: Event, losses: int, seconds: int) -> None:
+    patient = replace(POLICY, infra_retries=1_000)
+    for begun in (True, False):
+        change = step(replace(RUNNING, begun=begun, infra_retries=losses, app_retries=1), patient, event, NOW)
+        assert isinstance(change, Requeue)
+        assert (change.attempt, change.app_retries, change.infra_retries) == ("lost", 1, losses + 1)
+        assert change.due_at == NOW + timedelta(seconds=seconds)
+        assert change.schedule_deadline == (None if begun else change.due_at + POLICY.schedule_timeout)
+
+
+def test_a_turn_that_is_lost_too_often_is_blocked_or_fails_if_there_is_nothing_to_keep() -> None:
+    spent = replace(RUNNING, infra_retries=POLICY.infra_retries)
+    assert step(spent, POLICY, Lost("broke"), NOW) == Yield("blocked", "lost", error=Error("connection_lost", "broke"))
+    fresh = step(replace(spent, begun=False), POLICY, Lost("broke"), NOW)
+    assert fresh == Finish("failed", "lost", error=Error("connection_lost", "broke"))
+
+
 @pytest.mark.parametrize("state", ["waiting", "queued", "scheduled", "gated"])
 def test_a_cancel_between_turns_gives_one_more(state: State) -> None:
     change = step(replace(RUNNING, state=state), POLICY, CancelRequested("why", timedelta(0)), NOW)
@@ -121,6 +143,26 @@ def test_a_live_turn_is_told_and_one_that_gives_way_cleans_up() -> None:
     late = step(cancelling, POLICY, Succeeded(b"1"), NOW)
     assert isinstance(late, Finish)
     assert late.status == "cancelled"
+
+
+UNHEARD = [
+    Lost("x"),
+    LeaseEnded(),
+    Unreachable("x", "x"),
+    Pushback(None, "x"),
+    EndpointBroken("x", "x"),
+    TimedOut("x"),
+    PlatformKilled("x"),
+]
+
+
+@pytest.mark.parametrize("event", [*UNHEARD, CancelEnforced("why")], ids=lambda event: type(event).__name__)
+def test_a_turn_told_to_stop_that_has_no_say_is_cleaned_up_after(event: Event) -> None:
+    cancelling = replace(RUNNING, cancelling=True)
+    assert step(cancelling, POLICY, event, NOW) == CleanUp("cancelled", timedelta(seconds=10), NOW + timedelta(minutes=1), "cancelled")
+    fresh = step(replace(cancelling, begun=False), POLICY, event, NOW)
+    assert isinstance(fresh, Finish), "there is nothing to undo"
+    assert fresh.status == "cancelled"
 
 
 INTERRUPTED = (Lost, Unreachable, Pushback, Busy, EndpointBroken, EndpointGone, LocalFault)
