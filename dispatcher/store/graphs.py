@@ -234,26 +234,24 @@ END = Statement(
         update tasks t set wake_at = $7, marks = coalesce(t.marks, 0) + 1
         from (select distinct tenant_id, run_id, node from told) w
         where t.tenant_id = w.tenant_id and t.run_id = w.run_id and t.node = w.node
-          and not exists (select from ended e where e.tenant_id = t.tenant_id and e.run_id = t.run_id and e.node = t.node)
+          and (t.tenant_id, t.run_id, t.node) not in (select tenant_id, run_id, node from ended)
     ), doomed as (
         update runs r set doomed_at = $7
         from (select tenant_id, id from closed where status = 'cancelled') c
         where r.tenant_id = c.tenant_id and r.parent_run_id = c.id and r.on_its_own is null
-          and not exists (select from closed o where o.tenant_id = r.tenant_id and o.id = r.id)
+          and (r.tenant_id, r.id) not in (select tenant_id, id from closed)
     ), log_rows as (
         delete from journal j using ended e
         where e.durable and j.tenant_id = e.tenant_id and j.run_id = e.run_id and j.node = e.node
-        returning j.*
+        returning j.*, case when j.generation = coalesce(e.generation, 0) then e.log_since end as log_since,
+                  case when j.generation = coalesce(e.generation, 0) then e.input end as task_input
     ), logs as (
         insert into journal_history (tenant_id, run_id, node, generation, count, entries, checkpoint, checkpoint_at, since, input,
                                      finished_at)
-        select l.tenant_id, l.run_id, l.node, l.generation, sum(l.count), string_agg(l.entries, ','::bytea order by l.base),
-               (array_agg(l.checkpoint order by l.base desc) filter (where l.checkpoint is not null))[1],
-               max(l.at) filter (where l.checkpoint is not null),
-               case when l.generation = coalesce(e.generation, 0) then e.log_since end,
-               case when l.generation = coalesce(e.generation, 0) then e.input end, $7
-        from log_rows l join ended e using (tenant_id, run_id, node)
-        group by l.tenant_id, l.run_id, l.node, l.generation, e.generation, e.log_since, e.input
+        select tenant_id, run_id, node, generation, sum(count), string_agg(entries, ','::bytea order by base),
+               (array_agg(checkpoint order by base desc) filter (where checkpoint is not null))[1],
+               max(at) filter (where checkpoint is not null), log_since, task_input, $7
+        from log_rows group by tenant_id, run_id, node, generation, log_since, task_input
     ), task_rows as (
         insert into task_history (tenant_id, run_id, node, status, output, output_type, error, epoch, app_retries, infra_retries,
                                   endpoint_id, endpoint_version, started_at, finished_at, progress, durable, ended_at,

@@ -82,34 +82,32 @@ FINISH = Statement(
                          when c.status = 'succeeded' then coalesce(c.output, 'null') end
         from closed c
         where c.parent_wait is not null and w.tenant_id = c.tenant_id and w.event_key = c.id and w.kind = 'child' and w.settled_at is null
-          and not exists (select from ended e where e.tenant_id = w.tenant_id and e.run_id = w.run_id and e.node = w.node)
+          and (w.tenant_id, w.run_id, w.node) not in (select tenant_id, run_id, node from ended)
         returning w.tenant_id, w.run_id, w.node
     ), woken as (
         update tasks t set wake_at = $14, marks = coalesce(t.marks, 0) + 1
         from (select distinct tenant_id, run_id, node from told) w
         where t.tenant_id = w.tenant_id and t.run_id = w.run_id and t.node = w.node
-          and not exists (select from ended e where e.tenant_id = t.tenant_id and e.run_id = t.run_id and e.node = t.node)
+          and (t.tenant_id, t.run_id, t.node) not in (select tenant_id, run_id, node from ended)
         returning t.tenant_id, t.run_id
     ), doomed as (
         update runs r set doomed_at = $14
         from (select tenant_id, id from closed where status = 'cancelled') c
         where r.tenant_id = c.tenant_id and r.parent_run_id = c.id and r.on_its_own is null
-          and not exists (select from ended e where e.tenant_id = r.tenant_id and e.run_id = r.id)
+          and (r.tenant_id, r.id) not in (select tenant_id, run_id from ended)
         returning r.tenant_id, r.id
     ), log_rows as (
         delete from journal j using ended e
         where e.durable and j.tenant_id = e.tenant_id and j.run_id = e.run_id and j.node = e.node
-        returning j.*
+        returning j.*, case when j.generation = coalesce(e.generation, 0) then e.log_since end as log_since,
+                  case when j.generation = coalesce(e.generation, 0) then e.input end as task_input
     ), logs as (
         insert into journal_history (tenant_id, run_id, node, generation, count, entries, checkpoint, checkpoint_at, since, input,
                                      finished_at)
-        select l.tenant_id, l.run_id, l.node, l.generation, sum(l.count), string_agg(l.entries, ','::bytea order by l.base),
-               (array_agg(l.checkpoint order by l.base desc) filter (where l.checkpoint is not null))[1],
-               max(l.at) filter (where l.checkpoint is not null),
-               case when l.generation = coalesce(e.generation, 0) then e.log_since end,
-               case when l.generation = coalesce(e.generation, 0) then e.input end, $14
-        from log_rows l join ended e using (tenant_id, run_id, node)
-        group by l.tenant_id, l.run_id, l.node, l.generation, e.generation, e.log_since, e.input
+        select tenant_id, run_id, node, generation, sum(count), string_agg(entries, ','::bytea order by base),
+               (array_agg(checkpoint order by base desc) filter (where checkpoint is not null))[1],
+               max(at) filter (where checkpoint is not null), log_since, task_input, $14
+        from log_rows group by tenant_id, run_id, node, generation, log_since, task_input
     ), waits_left as (
         delete from waits w using ended e
         where e.durable and w.tenant_id = e.tenant_id and w.run_id = e.run_id and w.node = e.node
@@ -193,7 +191,7 @@ REQUEUE = Statement(
         ) as g (tenant_id, run_id, node, epoch, attempt, error, http_status, latency_ms, response,
                 due_at, priority, app_retries, infra_retries, spared_since, schedule_deadline, spared_by)
     ), before as (
-        select t.tenant_id, t.run_id, t.node, t.endpoint_id, t.endpoint_version, t.started_at
+        select g.*, t.endpoint_id, t.endpoint_version, t.started_at
         from tasks t join given g using (tenant_id, run_id, node) where t.epoch = g.epoch and t.state = 'running' for update of t
     ), freed as (
         update tasks t
@@ -201,10 +199,10 @@ REQUEUE = Statement(
             app_retries = g.app_retries, infra_retries = g.infra_retries, spared_since = g.spared_since, spared_by = g.spared_by,
             schedule_deadline = g.schedule_deadline, dispatcher_id = null, endpoint_id = null, endpoint_version = null,
             started_at = null, deadline = null, lease_until = null, lease = null, slot_released = false, gates_held = 0, units_taken = false
-        from given g join before b using (tenant_id, run_id, node)
+        from before g
         where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
           and t.cancel_at is null
-        returning t.tenant_id, t.run_id, t.node, t.epoch, b.endpoint_id, b.endpoint_version, b.started_at, g.attempt, g.error,
+        returning t.tenant_id, t.run_id, t.node, t.epoch, g.endpoint_id, g.endpoint_version, g.started_at, g.attempt, g.error,
                   g.http_status, g.latency_ms, g.response
     ), attempt_rows as (
         insert into attempts (tenant_id, run_id, node, number, status, http_status, latency_ms, response, error,
@@ -240,7 +238,7 @@ YIELD = Statement(
         ) as g (tenant_id, run_id, node, epoch, attempt, error, http_status, latency_ms, response,
                 state, wake, named, memory, input, whole, pinned)
     ), before as (
-        select t.tenant_id, t.run_id, t.node, t.endpoint_id, t.endpoint_version, t.started_at
+        select g.*, t.endpoint_id, t.endpoint_version, t.started_at
         from tasks t join given g using (tenant_id, run_id, node) where t.epoch = g.epoch and t.state = 'running' for update of t
     ), freed as (
         update tasks t
@@ -260,14 +258,14 @@ YIELD = Statement(
             error = g.error::jsonb, app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null,
             dispatcher_id = null, endpoint_id = null, endpoint_version = null, started_at = null, deadline = null,
             lease_until = null, lease = null, slot_released = false
-        from given g join before b using (tenant_id, run_id, node)
+        from before g
         where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
           and t.cancel_at is null
           and (g.named is null or not exists (
                select from jsonb_array_elements_text(g.named::jsonb) as named (id)
                where not exists (select from waits w where w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node
                                  and w.id = named.id and not w.graph)))
-        returning t.tenant_id, t.run_id, t.node, t.epoch, b.endpoint_id, b.endpoint_version, b.started_at, g.attempt, g.error,
+        returning t.tenant_id, t.run_id, t.node, t.epoch, g.endpoint_id, g.endpoint_version, g.started_at, g.attempt, g.error,
                   g.http_status, g.latency_ms, g.response, g.input
     ), forgotten as (
         delete from waits w using freed f
