@@ -6,10 +6,13 @@ Names in the environment are the field names in capitals behind `DISPATCHER_`, e
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_type_hints
+
+_MOST_DAYS = 36_500
 
 
 class SettingsError(Exception):
@@ -153,8 +156,12 @@ def _parse(variable: str, text: str, kind: type) -> Any:
 def _checked(settings: Settings) -> Settings:
     for field in fields(Settings):
         value = getattr(settings, field.name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0 and field.name != "port":
-            raise SettingsError(f"DISPATCHER_{field.name.upper()}={value} must be greater than zero")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if not math.isfinite(value) or (value <= 0 and field.name != "port"):
+            raise SettingsError(f"DISPATCHER_{field.name.upper()}={value} must be a number greater than zero")
+    if settings.retention_days > _MOST_DAYS:
+        raise SettingsError(f"DISPATCHER_RETENTION_DAYS={settings.retention_days} must be at most {_MOST_DAYS}: a hundred years")
     if settings.lease < 3 * settings.heartbeat:
         raise SettingsError("DISPATCHER_LEASE must be at least three times DISPATCHER_HEARTBEAT, or a slow heartbeat loses live work")
     return settings
