@@ -137,7 +137,7 @@ def _origin(entry: Entry) -> dict[str, Any]:
 async def _end(call: Call, entry: Entry) -> bytes:
     rows = await runs.get(call.services.database, call.tenant_id, entry.run_id)
     if not rows:
-        raise problem("not_found", f"run {entry.run_id} is no longer kept")
+        return b""  # it is no longer kept, and no longer one of the stream's
     run = show_run(rows)
     name = _ENDS.get(run.status, "run:stop")
     ended = _Ended(run.id, run.workflow, run.status, run.output, run.error)

@@ -26,7 +26,9 @@ class Maintenance:
         """Do all of it."""
         database, settings = self.services.database, self.services.settings
         await partitions.make(database, now.date(), _PARTITION_DAYS)
-        await partitions.drop_before(database, (now - timedelta(days=settings.retention_days)).date())
+        oldest = (now - timedelta(days=settings.retention_days)).date()
+        await partitions.drop_before(database, oldest)
+        await partitions.delete_before(database, oldest, _BATCH)
         await bulk_store.prune(database, now - timedelta(days=settings.retention_days))
         await self.services.timetable.reckon(now)
         while await schedules.prune(database, now - timedelta(days=settings.retention_days), _BATCH) >= _BATCH:

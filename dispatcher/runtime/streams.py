@@ -147,9 +147,13 @@ class Reader:
                 yield ()
 
     async def _page(self) -> Sequence[Entry]:
-        if self.position >= self._channel.start:
+        start = self._channel.start
+        if self.position >= start:
             return self._channel.behind(self.position)
-        return await self._owner.read(self._channel.key, self.position)
+        found = await self._owner.read(self._channel.key, self.position)
+        if not found:
+            self.position = start  # what stood before is no longer kept
+        return found
 
 
 class Streams:

@@ -1,7 +1,8 @@
 """Daily partitions of history: made ahead of time, dropped when their last moment is older than what is kept.
 
 A partition is named after its table and day. Rows of days nobody made a partition for fall into the default one, so nothing is
-ever refused; they are moved out when their day's partition is made.
+ever refused; they are moved out when their day's partition is made. What belongs to a run that still lives goes there before its
+partition is dropped, and is deleted once the run is over.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import re
 from datetime import UTC, date, datetime, timedelta
 
 from dispatcher.store.database import Connection, Database
+from dispatcher.store.runs import first_id
 
 TABLES = (
     "run_history", "task_history", "attempts", "events", "logs", "chunks", "webhook_deliveries", "filter_failures", "audit", "cron_ticks",
     "journal_history",
 )  # fmt: skip
 _DAY_PARTITION = re.compile(r"_(\d{8})$")
+_LIVE_WITHIN = timedelta(days=2)  # rows of a day belong to runs made before its end, by whichever dispatcher's clock
 
 LOCK = "select pg_advisory_xact_lock(7240156)"
 PARTITIONS = """
@@ -29,7 +32,29 @@ MAKE = """
                   $2::text || '_default', $3::text, $4::timestamptz, $3::text, $5::timestamptz, $1::text),
            format('alter table %I attach partition %I for values from (%L) to (%L)', $2::text, $1::text, $4::timestamptz, $5::timestamptz)
 """
-DROP = "select format('drop table %I', $1::text)"
+DROP = """
+    select format('alter table %I detach partition %I', $2::text, $1::text),
+           case when $3::text is not null then
+               format('insert into %I overriding system value select * from %I p', $2::text, $1::text)
+               || format(' where (p.tenant_id, p.%I) in (select tenant_id, %I from runs where id < %L)', $3::text, $4::text, $5::text)
+           end,
+           format('drop table %I', $1::text)
+"""
+DELETE_OLD = """
+    select format('delete from %I where ctid = any(array(select ctid from %I p where %I < %L and ', $1::text, $1::text, $2::text,
+                  $3::timestamptz)
+        || case when $4::text is null then 'true'
+                else format('not exists (select from runs r where r.tenant_id = p.tenant_id and r.%I = p.%I)', $5::text, $4::text) end
+        || format(' limit %s))', $6::int)
+"""
+# Which column names the run that rows belong to, and the run's column that it names.
+OF_RUN = {
+    "task_history": ("run_id", "id"),
+    "attempts": ("run_id", "id"),
+    "logs": ("run_id", "id"),
+    "chunks": ("run_id", "id"),
+    "events": ("id", "event_id"),
+}
 KEY_OF = {
     "run_history": "finished_at",
     "journal_history": "finished_at",
@@ -92,6 +117,25 @@ async def drop_before(db: Database, oldest: date) -> int:
                 async with db.transaction() as conn:
                     await conn.execute(LOCK)
                     if day in await existing(conn, table):
-                        await conn.execute(await conn.fetchval(DROP, f"{table}_{day:%Y%m%d}"))
+                        await _drop_one(conn, table, day)
                         dropped += 1
     return dropped
+
+
+async def _drop_one(conn: Connection, table: str, day: date) -> None:
+    column, of = OF_RUN.get(table, (None, None))
+    before = first_id("run", _midnight(day) + _LIVE_WITHIN)
+    for statement in await conn.fetchrow(DROP, f"{table}_{day:%Y%m%d}", table, column, of, before) or ():
+        if statement is not None:
+            await conn.execute(statement)
+
+
+async def delete_before(db: Database, oldest: date, limit: int) -> int:
+    """Delete what is older than `oldest` and in no partition of its own, `limit` rows in a statement; answers how many."""
+    deleted = 0
+    for table in TABLES:
+        column, of = OF_RUN.get(table, (None, None))
+        statement = await db.fetchval(DELETE_OLD, f"{table}_default", KEY_OF[table], _midnight(oldest), column, of, limit)
+        while some := int((await db.execute(statement)).split()[-1]):
+            deleted += some
+    return deleted

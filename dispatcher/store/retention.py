@@ -51,7 +51,8 @@ CHUNKS = """
 """
 EVENTS = """
     delete from events h where (h.tenant_id, h.id, h.created_at) in (
-        select tenant_id, id, created_at from events where tenant_id = $1 and id < $2 and created_at < $3 order by id limit $4)
+        select tenant_id, id, created_at from events e where tenant_id = $1 and id < $2 and created_at < $3
+               and not exists (select from runs r where r.tenant_id = $1 and r.event_id = e.id) order by id limit $4)
 """
 DELIVERIES = """
     delete from webhook_deliveries h where (h.tenant_id, h.id, h.received_at) in (

@@ -200,7 +200,10 @@ CHANGED_RUNS = Statement(
 )
 PRUNE = """
     delete from streams s where (s.tenant_id, s.id) in (
-        select tenant_id, id from streams where created_at < $1 and updated_at < $1 order by created_at limit $2)
+        select tenant_id, id from streams o where created_at < $1 and updated_at < $1
+               and not exists (select from runs r where r.tenant_id = o.tenant_id and r.id = 'run_' || substr(o.id, 5))
+               and not exists (select from runs r where r.tenant_id = o.tenant_id and r.event_id = 'evt_' || substr(o.id, 5))
+        order by created_at limit $2)
 """
 
 
@@ -391,5 +394,5 @@ async def changed_runs(db: Database, known: Iterable[tuple[int, str, int]]) -> l
 
 
 async def prune(db: Database, before: datetime, limit: int) -> int:
-    """Forget at most `limit` streams nobody has written to since `before`; answers how many."""
+    """Forget at most `limit` streams of ended runs that nobody has written to since `before`; answers how many."""
     return int((await db.execute(PRUNE, before, limit)).split()[-1])

@@ -7,7 +7,8 @@ from datetime import timedelta
 import pytest
 
 from tests.world.endpoint import Endpoint
-from tests.world.world import Node, World
+from tests.world.following import everything, following, told
+from tests.world.world import Node, World, until
 
 TABLES = ("run_history", "task_history", "attempts", "logs", "chunks", "events")
 
@@ -73,3 +74,108 @@ async def test_how_long_a_tenant_may_keep(one: Node) -> None:
         await one.call("PUT", "/v1/retention", bad, expect=400)
     await one.call("PUT", "/v1/retention", {"days": 30})
     assert await one.call("PUT", "/v1/retention", {"days": None}) == {"days": None, "effective_days": 30}
+
+
+SLOW = {
+    "name": "slow",
+    "kind": "workflow",
+    "on_events": ["slow", "job"],
+    "tasks": [{"name": "first", "retries": 1}, {"name": "last", "parents": ["first"], "wait_for": [{"sleep": "120h"}]}],
+}
+WORK = {"name": "work", "on_events": ["job", "short"], "execution_timeout": "23h"}
+OF_SLOW = "select count(*) from {} where run_id = $1"
+
+
+async def _begun(node: Node, endpoint: Endpoint) -> tuple[str, str]:
+    """A run of `slow` whose first task failed once, and has said something; the run, and its event's stream."""
+    event = await node.call("POST", "/v1/events", {"type": "slow", "data": {"n": 1}})
+    (await endpoint.next()).answer(500, {"title": "no"})
+    arrival = await endpoint.next()
+    await node.callback(
+        arrival.json["token"], {"events": [{"type": "log", "message": "line"}, {"type": "chunk", "seq": 0, "data": "piece"}]}
+    )
+    arrival.answer(200, {"n": 1})
+    return event["runs"][0], event["stream_id"]
+
+
+@pytest.mark.parametrize("tenant", [True, False], ids=["of the tenant", "of the server"])
+async def test_what_a_run_that_lives_for_long_has_said_stays_until_it_ends(world: World, tenant: bool) -> None:
+    node = await world.served_node(retention_days=30 if tenant else 2)
+    endpoint = await world.endpoint(node, [SLOW, WORK])
+    if tenant:
+        await node.call("PUT", "/v1/retention", {"days": 2})
+    run_id, stream_id = await _begun(node, endpoint)
+    other = await node.call("POST", "/v1/events", {"type": "short", "data": {}})
+    (await endpoint.next()).answer(200, None)
+    url = node.runtime.services.settings.base_url()
+
+    async def attempts() -> int | None:
+        found = [a for task in (await node.call("GET", f"/v1/runs/{run_id}"))["tasks"] for a in task["attempts"]]
+        return len(found) if len(found) >= 2 else None
+
+    await until(attempts)
+    await world.advance(timedelta(days=4))
+    await node.turn("maintenance")
+    document = await node.call("GET", f"/v1/runs/{run_id}/export")
+    assert document["event"]["data"] == {"n": 1}
+    assert [line["message"] for line in document["logs"]] == ["line"]
+    assert [entry["payload"] for entry in document["stream"] if entry["kind"] == "data"] == ["piece"]
+    assert len(document["run"]["tasks"][0]["attempts"]) == 2
+    await node.call("GET", f"/v1/events/{other['event_id']}", expect=404)
+    await world.advance(timedelta(days=1, hours=1))
+    last = await endpoint.next()
+    assert last.json["event"]["type"] == "slow"
+    last.answer(200, None)
+    await world.run_over(run_id)
+    assert told(await everything(f"{url}/v1/streams/{stream_id}/subscribe")) == ["run:start", "piece", "run:stop"]
+    await world.advance(timedelta(days=4))
+    await node.turn("maintenance")
+    await node.call("GET", f"/v1/runs/{run_id}", expect=404)
+    for table in ("logs", "chunks", "attempts"):
+        assert await world.database.fetchval(OF_SLOW.format(table), run_id) == 0
+    assert await world.database.fetchval("select count(*) from events") == 0
+
+
+async def test_a_stream_whose_pieces_are_no_longer_kept_is_read_to_its_end(world: World) -> None:
+    node = await world.served_node()
+    endpoint = await world.endpoint(node, [SLOW, WORK])
+    run_id, stream_id = await _begun(node, endpoint)
+    url = f"{node.runtime.services.settings.base_url()}/v1/runs/{run_id}/stream"
+    await node.call("POST", f"/v1/runs/{run_id}/cancel", {})
+    await world.run_over(run_id)
+    assert told(await everything(url))[-1] == "run:cancel"
+    await world.database.execute("delete from chunks where stream_id = $1", stream_id)
+    assert await everything(url) == []
+
+
+async def test_a_stream_goes_on_without_a_run_that_is_no_longer_kept(world: World) -> None:
+    node = await world.served_node()
+    endpoint = await world.endpoint(node, [SLOW, WORK])
+    event = await node.call("POST", "/v1/events", {"type": "job", "data": {}})
+    for _ in range(2):
+        (await endpoint.next()).answer(200, None)
+    by_name = {(await node.call("GET", f"/v1/runs/{run}"))["workflow"]: run for run in event["runs"]}
+    short, live = by_name["work"], by_name["slow"]
+    await world.run_over(short)
+    url = f"{node.runtime.services.settings.base_url()}/v1/streams/{event['stream_id']}/subscribe"
+    async with following(url) as stream:
+        assert [(await anext(stream)).name for _ in range(3)].count("run:stop") == 1
+        await world.database.execute("delete from run_history where id = $1", short)
+    async with following(url) as stream:
+        assert [(await anext(stream)).name for _ in range(2)] == ["run:start", "run:start"]
+        await node.call("POST", f"/v1/runs/{live}/cancel", {})
+        assert [one.name async for one in stream] == ["run:cancel"]
+
+
+async def test_a_key_that_is_remembered_longer_than_its_run(world: World) -> None:
+    node = await world.served_node(retention_days=2)
+    endpoint = await world.endpoint(node, [WORK])
+    body = {"workflow": "work", "idempotency_key": "k", "idempotency_ttl": "240h"}
+    first = await node.call("POST", "/v1/runs", body)
+    (await endpoint.next()).answer(200, None)
+    await world.run_over(first["id"])
+    await world.advance(timedelta(days=5))
+    await node.turn("maintenance")
+    again = await node.call("POST", "/v1/runs", body, expect=200)
+    assert (again["id"], again["duplicate"]) == (first["id"], True)
+    assert (await node.call("POST", "/v1/runs?wait=1s", body, expect=404))["code"] == "not_found"
