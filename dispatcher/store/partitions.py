@@ -1,8 +1,8 @@
 """Daily partitions of history: made ahead of time, dropped when their last moment is older than what is kept.
 
 A partition is named after its table and day. Rows of days nobody made a partition for fall into the default one, so nothing is
-ever refused; they are moved out when their day's partition is made. What belongs to a run that still lives goes there before its
-partition is dropped, and is deleted once the run is over.
+ever refused; they are moved out when their day's partition is made. What a run that is still kept has left behind, or
+the event it came from, goes there before its partition is dropped, and is deleted after the run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TABLES = (
     "journal_history",
 )  # fmt: skip
 _DAY_PARTITION = re.compile(r"_(\d{8})$")
-_LIVE_WITHIN = timedelta(days=2)  # rows of a day belong to runs made before its end, by whichever dispatcher's clock
+_MADE_WITHIN = timedelta(days=2)  # rows of a day belong to runs made before its end, by whichever dispatcher's clock
 
 LOCK = "select pg_advisory_xact_lock(7240156)"
 PARTITIONS = """
@@ -36,7 +36,9 @@ DROP = """
     select format('alter table %I detach partition %I', $2::text, $1::text),
            case when $3::text is not null then
                format('insert into %I overriding system value select * from %I p', $2::text, $1::text)
-               || format(' where (p.tenant_id, p.%I) in (select tenant_id, %I from runs where id < %L)', $3::text, $4::text, $5::text)
+               || format(' where (p.tenant_id, p.%I) in (select tenant_id, %I from runs where id < %L', $3::text, $4::text, $5::text)
+               || format(' union all select h.tenant_id, h.%I from tenants t join run_history h on h.tenant_id = t.id', $4::text)
+               || format(' and h.id < %L and h.finished_at >= %L)', $5::text, $6::timestamptz)
            end,
            format('drop table %I', $1::text)
 """
@@ -44,12 +46,13 @@ DELETE_OLD = """
     select format('delete from %I where ctid = any(array(select ctid from %I p where %I < %L and ', $1::text, $1::text, $2::text,
                   $3::timestamptz)
         || case when $4::text is null then 'true'
-                else format('not exists (select from runs r where r.tenant_id = p.tenant_id and r.%I = p.%I)', $5::text, $4::text) end
+                else format('not exists (select from runs r where r.tenant_id = p.tenant_id and r.%I = p.%I)', $5::text, $4::text)
+                     || format(' and not exists (select from run_history r where r.tenant_id = p.tenant_id and r.%I = p.%I)',
+                               $5::text, $4::text) end
         || format(' limit %s))', $6::int)
 """
 # Which column names the run that rows belong to, and the run's column that it names.
 OF_RUN = {
-    "task_history": ("run_id", "id"),
     "attempts": ("run_id", "id"),
     "logs": ("run_id", "id"),
     "chunks": ("run_id", "id"),
@@ -117,15 +120,15 @@ async def drop_before(db: Database, oldest: date) -> int:
                 async with db.transaction() as conn:
                     await conn.execute(LOCK)
                     if day in await existing(conn, table):
-                        await _drop_one(conn, table, day)
+                        await _drop_one(conn, table, day, oldest)
                         dropped += 1
     return dropped
 
 
-async def _drop_one(conn: Connection, table: str, day: date) -> None:
+async def _drop_one(conn: Connection, table: str, day: date, oldest: date) -> None:
     column, of = OF_RUN.get(table, (None, None))
-    before = first_id("run", _midnight(day) + _LIVE_WITHIN)
-    for statement in await conn.fetchrow(DROP, f"{table}_{day:%Y%m%d}", table, column, of, before) or ():
+    before = first_id("run", _midnight(day) + _MADE_WITHIN)
+    for statement in await conn.fetchrow(DROP, f"{table}_{day:%Y%m%d}", table, column, of, before, _midnight(oldest)) or ():
         if statement is not None:
             await conn.execute(statement)
 

@@ -1,7 +1,7 @@
 """Tenants that keep their history for less time than the server does: what is older is deleted, in batches, oldest first.
 
 Everything else ends with its partition. Ids hold the moment they were made, so the oldest rows are the first of their primary key.
-What belongs to a run that still lives is left alone.
+What belongs to a run that still lives, or is still kept, is left alone.
 """
 
 from __future__ import annotations
@@ -37,22 +37,30 @@ TASKS = """
 ATTEMPTS = """
     delete from attempts h where (h.tenant_id, h.run_id, h.node, h.number, h.finished_at) in (
         select tenant_id, run_id, node, number, finished_at from attempts a where tenant_id = $1 and run_id < $2 and finished_at < $3
-               and not exists (select from runs r where r.tenant_id = $1 and r.id = a.run_id) order by run_id limit $4)
+               and not exists (select from runs r where r.tenant_id = $1 and r.id = a.run_id)
+               and not exists (select from run_history r where r.tenant_id = $1 and r.id = a.run_id and r.finished_at >= $3)
+        order by run_id limit $4)
 """
 LOGS = """
     delete from logs h where (h.tenant_id, h.run_id, h.seq, h.at) in (
         select tenant_id, run_id, seq, at from logs l where tenant_id = $1 and run_id < $2 and at < $3
-               and not exists (select from runs r where r.tenant_id = $1 and r.id = l.run_id) order by run_id limit $4)
+               and not exists (select from runs r where r.tenant_id = $1 and r.id = l.run_id)
+               and not exists (select from run_history r where r.tenant_id = $1 and r.id = l.run_id and r.finished_at >= $3)
+        order by run_id limit $4)
 """
 CHUNKS = """
     delete from chunks h where (h.tenant_id, h.run_id, h.node, h.attempt, h.stream, h.seq, h.at) in (
         select tenant_id, run_id, node, attempt, stream, seq, at from chunks c where tenant_id = $1 and run_id < $2 and at < $3
-               and not exists (select from runs r where r.tenant_id = $1 and r.id = c.run_id) order by run_id limit $4)
+               and not exists (select from runs r where r.tenant_id = $1 and r.id = c.run_id)
+               and not exists (select from run_history r where r.tenant_id = $1 and r.id = c.run_id and r.finished_at >= $3)
+        order by run_id limit $4)
 """
 EVENTS = """
     delete from events h where (h.tenant_id, h.id, h.created_at) in (
         select tenant_id, id, created_at from events e where tenant_id = $1 and id < $2 and created_at < $3
-               and not exists (select from runs r where r.tenant_id = $1 and r.event_id = e.id) order by id limit $4)
+               and not exists (select from runs r where r.tenant_id = $1 and r.event_id = e.id)
+               and not exists (select from run_history r where r.tenant_id = $1 and r.event_id = e.id and r.finished_at >= $3)
+        order by id limit $4)
 """
 DELIVERIES = """
     delete from webhook_deliveries h where (h.tenant_id, h.id, h.received_at) in (
