@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 
 from dispatcher.engine.admission import Slot, queue_of
@@ -180,3 +182,72 @@ async def test_two_that_come_at_once_do_not_both_get_the_last_place(database: Da
         assert gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 10)) == []
         await conn.execute("delete from tasks")
         await conn.execute("delete from gates")
+
+
+_READ = "select idx_tup_fetch + seq_tup_read from pg_stat_xact_user_tables where relname = 'gates'"
+
+
+async def test_counting_reads_the_gates_it_changes_however_few_there_were_when_it_was_planned(database: Database) -> None:
+    """The plans of the triggers are made by a session once, perhaps while there is no gate at all."""
+    async with database.transaction() as conn:
+        await conn.execute("delete from gates")
+        for groups in (1, 5_000):
+            await conn.execute(FILL, groups, NOW, groups, groups)  # plans on one gate; then there are many
+            await conn.execute("update tasks set state = 'scheduled'")
+            await conn.execute("delete from tasks")
+        assert await conn.fetchval("select count(*) from gates") == 5_000
+        for write in ("update tasks set state = 'scheduled'", "update tasks set state = 'queued'", "delete from tasks"):
+            await conn.execute(FILL, 10, NOW, 1, 1) if "scheduled" in write else None
+            before = await conn.fetchval(_READ)
+            await conn.execute(write)
+            assert 10 <= await conn.fetchval(_READ) - before <= 20, write
+        before = await conn.fetchval(_READ)
+        await conn.execute(FILL, 10, NOW, 1, 1)
+        assert 10 <= await conn.fetchval(_READ) - before <= 20
+        await conn.execute("delete from tasks")
+        await conn.execute("delete from gates")
+
+
+async def _blocked(database: Database) -> None:
+    while not await database.fetchval("select count(*) from pg_stat_activity where wait_event_type = 'Lock'"):
+        pass
+
+
+@pytest.mark.parametrize(("most", "comes_in"), [(1, False), (2, True)])
+async def test_two_that_make_a_gate_at_once_are_both_counted(database: Database, most: int, comes_in: bool) -> None:
+    """The second to make a gate waits for the first, and is judged by what the first has left."""
+    first, second = (FILL.replace("array[1]", f"array[{most}]").replace("format('run_", f"format('run_{name}") for name in "ab")
+    async with database.transaction() as conn:
+        await conn.execute(first, 3, NOW, 0, 0)
+        writing = asyncio.create_task(database.execute(second, 3, NOW, 0, 0))
+        await _blocked(database)
+    if comes_in:
+        await writing
+    else:
+        with pytest.raises(asyncpg.PostgresError) as refused:
+            await writing
+        assert refused.value.sqlstate == "DG001"
+        assert sorted((refused.value.detail or "").split(",")) == [str(UUID(int=n)) for n in (1, 2, 3)]
+    held = await database.fetch("select held from gates order by id")
+    assert [row["held"] for row in held] == [2 if comes_in else 1] * 3
+    assert await gates.audit(database) == []
+
+
+async def test_a_chain_of_gates_of_which_some_are_new_is_counted_once(database: Database) -> None:
+    """Gates that are there and gates that have to be made, of two tenants that have gates of one id."""
+    chain = """
+        insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, execution_ms, epoch,
+                           dispatcher_id, gates, gate_limits, gates_held, arrived_at, flow)
+        select n, 'run_' || $1::int, 0, 1, 1, 'running', 1, $2::timestamptz, 1000, 1, 1, ids, limits, cardinality(ids), $2,
+               jsonb_build_object('gates', (select jsonb_agg(jsonb_build_array(id, 'rule', null, 'k', 'GROUP_ROUND_ROBIN', 9))
+                                            from unnest(ids) as u (id)))
+        from unnest($3::int[]) as t (n),
+             (select array_agg(lpad(to_hex(g), 32, '0')::uuid) as ids, array_agg(9) as limits from unnest($4::int[]) as g) as c
+    """
+    await database.execute(chain, 1, NOW, [1], [2])
+    await database.execute(chain, 2, NOW, [1, 2], [3, 2, 1])
+    counted = await database.fetch("select tenant_id, id, held, waiting, wake from gates order by tenant_id, id")
+    assert [tuple(row) for row in counted] == [
+        (tenant, UUID(int=n), 2 if (tenant, n) == (1, 2) else 1, 0, False) for tenant in (1, 2) for n in (1, 2, 3)
+    ]
+    assert await gates.audit(database) == []
