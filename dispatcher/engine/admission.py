@@ -8,8 +8,9 @@ per tenant and round, so that a tenant with a hundred thousand waiting never del
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 Queue = tuple[int, int, str]
 """(tenant id, workflow id, requirement): tasks of one workflow wait in one queue; its durable ones in another, whose number is negative;
@@ -84,12 +85,50 @@ class Slot:
     slots: int = 1
 
 
-def allot(ready: Mapping[Queue, int], routes: Mapping[Queue, Route], free: Mapping[Place, int], total: int) -> list[Slot]:
+class Rotation:
+    """Whose turn it is from one deal to the next: who was served longest ago goes first, and who is new comes after all others.
+
+    Where slots become free one at a time every deal has one slot, so that turns within a deal alone would give all of them to one.
+    """
+
+    def __init__(self, most: int = 10_000) -> None:
+        self._most = most
+        self._turn = 0
+        self._tenants: dict[int, int] = {}
+        self._queues: dict[Queue, int] = {}
+
+    def order(self, ready: Mapping[Queue, int]) -> dict[Queue, int]:
+        """The queues in the order in which their turns come."""
+        if len(ready) < 2:
+            return dict(ready)
+        if len(self._queues) > self._most:
+            self._queues = {queue: turn for queue, turn in self._queues.items() if queue in ready}
+            self._tenants = {queue[0]: self._tenants[queue[0]] for queue in self._queues}
+        for queue in ready:
+            self._tenants.setdefault(queue[0], self._turn)
+            self._queues.setdefault(queue, self._turn)
+        return dict(sorted(ready.items(), key=lambda item: (self._tenants[item[0][0]], self._queues[item[0]])))
+
+    def served(self, queues: Iterable[Queue]) -> None:
+        """These have had their turns, one after the other."""
+        for queue in queues:
+            self._turn += 1
+            self._tenants[queue[0]] = self._queues[queue] = self._turn
+
+
+def allot(
+    ready: Mapping[Queue, int],
+    routes: Mapping[Queue, Route],
+    free: Mapping[Place, int],
+    total: int,
+    alone: Mapping[Place, int] = MappingProxyType({}),
+) -> list[Slot]:
     """Find room for at most `total` tasks: `ready` ones per queue over `free` slots per place, along `routes`.
 
-    Tenants take turns, one task a turn; within a tenant its queues take turns; within a queue the places of its best tier that has room.
+    Tenants take turns in the order of `ready`, one task a turn; within a tenant its queues take turns; within a queue the places of its
+    best tier that has room. Where nothing is under way one task may fill as many slots as `alone` says, though fewer are free.
     """
-    left = dict(free)
+    left = _Room(dict(free), {place: slots for place, slots in alone.items() if place in free})
     waiting = {queue: count for queue, count in ready.items() if count > 0}
     tenants: dict[int, deque[Queue]] = {}
     for queue in waiting:
@@ -110,7 +149,7 @@ def _next_slot(
     queues: deque[Queue],
     waiting: dict[Queue, int],
     routes: Mapping[Queue, Route],
-    left: dict[Place, int],
+    left: _Room,
     counts: dict[Queue, int],
 ) -> Slot | None:
     """The next slot of one tenant, or None once none of its queues can use another."""
@@ -121,16 +160,31 @@ def _next_slot(
         place = next((p for tier in route.tiers if (p := _with_room(tier, count, left, route.slots)) is not None), None)
         if count >= waiting[queue] or place is None:
             continue
-        left[place] -= route.slots
+        left.fill(place, route.slots)
         counts[queue] = count + 1
         queues.append(queue)
         return Slot(queue, count + 1, place, route.slots)
     return None
 
 
-def _with_room(tier: Sequence[Place], turn: int, left: Mapping[Place, int], slots: int) -> Place | None:
+def _with_room(tier: Sequence[Place], turn: int, left: _Room, slots: int) -> Place | None:
     """The place whose turn it is among those that have room."""
-    return next((p for i in range(len(tier)) if left.get(p := tier[(turn + i) % len(tier)], 0) >= slots), None)
+    return next((p for i in range(len(tier)) if left.fits(p := tier[(turn + i) % len(tier)], slots)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """What is left while slots are dealt."""
+
+    free: dict[Place, int]
+    alone: dict[Place, int]
+
+    def fits(self, place: Place, slots: int) -> bool:
+        return self.free.get(place, 0) >= slots or self.alone.get(place, 0) >= slots
+
+    def fill(self, place: Place, slots: int) -> None:
+        self.free[place] -= slots
+        self.alone.pop(place, None)
 
 
 NOWHERE = Route()

@@ -9,7 +9,16 @@ from typing import Any
 import msgspec
 
 from dispatcher.engine.concurrency import Gate, gate, preempts, rule_of
-from dispatcher.engine.definitions.flow import MOST_RUNS, MOST_UNITS, Concurrency, RateLimit, check_key, compile_key, compile_number
+from dispatcher.engine.definitions.flow import (
+    MOST_RUNS,
+    MOST_UNITS,
+    Concurrency,
+    RateLimit,
+    Strategy,
+    check_key,
+    compile_key,
+    compile_number,
+)
 from dispatcher.engine.definitions.reading import DefinitionError
 from dispatcher.engine.definitions.workflows import Definition
 from dispatcher.engine.expressions import ExpressionError
@@ -89,10 +98,10 @@ class Plan:
         ruled = [(tuple((rule_of(one, workflow_id, name), one) for one in own), limits) for name, own, limits in tasks]
         return Plan(tuple((rule_of(one, workflow_id, ""), one) for one in run), tuple(ruled))
 
-    def numbers(self) -> dict[str, int]:
-        """How many may be in each group of its rules, where a number says so: what groups that are in use go by from now on."""
+    def rules(self) -> dict[str, tuple[int | None, Strategy]]:
+        """What groups that are in use go by from now on, by rule: how many may be in each, where a number says so, and their strategy."""
         ruled = [*self.run, *(one for own, _ in self.tasks for one in own)]
-        return {rule: one.max_runs for rule, one in ruled if isinstance(one.max_runs, int)}
+        return {rule: (one.max_runs if isinstance(one.max_runs, int) else None, one.limit_strategy) for rule, one in ruled}
 
     def ask(self, input: object, metadata: object) -> Flow:
         """What a run with this input (parsed JSON) has to pass. Raises FlowError."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from dispatcher.engine.admission import Queue
+from dispatcher.engine.admission import Queue, Rotation
 from dispatcher.engine.batching import Gathered, goes_at
 from dispatcher.engine.definitions import Batching
 from dispatcher.ids import IdMaker
@@ -32,6 +32,7 @@ class Batches:
     deliver: Callable[[list[Assignment]], None]
     dispatcher_id: Callable[[], int]
     _ids: IdMaker = field(default_factory=IdMaker)
+    _turns: Rotation = field(default_factory=Rotation)
 
     @property
     def wanted(self) -> bool:
@@ -61,20 +62,25 @@ class Batches:
         return replace(batching, max_size=self.capacity.most)
 
     async def _send(self, gathering: dict[Queue, Batching], now: datetime) -> datetime | None:
+        """The groups take turns, lest one that always has a batch ready should get every slot that becomes free."""
         later: list[datetime] = []
-        for row in await batches.groups(self.database, [(q, batching.max_size) for q, batching in gathering.items()]):
-            q = (row.tenant_id, row.workflow_id, row.requirement)
-            moment = goes_at(gathering[q], Gathered(row.waiting, row.oldest, row.running))
+        asked = [(q, batching.max_size) for q, batching in gathering.items()]
+        rows = {(row.tenant_id, row.workflow_id, row.requirement): row for row in await batches.groups(self.database, asked)}
+        for q in self._turns.order({q: row.waiting for q, row in rows.items()}):
+            gathered = Gathered(rows[q].waiting, rows[q].oldest, rows[q].running)
+            moment = goes_at(gathering[q], gathered)
             if moment is not None and moment <= now:
-                if await self._lease(q, gathering[q], now):
+                if await self._lease(q, gathering[q], gathered, now):
+                    self._turns.served([q])
                     later.append(now)  # there may be another of the group
             elif moment is not None:
                 later.append(moment)
         return min(later, default=None)
 
-    async def _lease(self, q: Queue, batching: Batching, now: datetime) -> bool:
-        """Lease and send one batch, if there is room for it."""
-        if self.capacity.room(now) < batching.max_size:
+    async def _lease(self, q: Queue, batching: Batching, gathered: Gathered, now: datetime) -> bool:
+        """Lease and send one batch, if there is room for it. One that has waited its time is no larger than what there is room for."""
+        room = self.capacity.room(now)
+        if room == 0 or (room < gathered.waiting and now < gathered.oldest + batching.interval):
             return False
         endpoint = self.capacity.take_best(q)
         if endpoint is None:
@@ -84,11 +90,10 @@ class Batches:
         try:
             assignments = await self._assignments(q, batching, endpoint, slots, now)
         finally:
-            if not any(one.slots for one in assignments):
+            if not assignments:
                 self.capacity.give_back(endpoint.place, slots)
-        for one in assignments:
-            if not one.slots:
-                self.capacity.take(endpoint.place, 0)
+        for _ in assignments[1:]:
+            self.capacity.take(endpoint.place, 0)
         if assignments:
             self.deliver(assignments)
         return bool(assignments)
@@ -96,8 +101,13 @@ class Batches:
     async def _assignments(self, q: Queue, batching: Batching, endpoint: Endpoint, slots: int, now: datetime) -> list[Assignment]:
         batch_id = self._ids.make("bat", now)
         version = endpoint.target.version
-        claim = BatchClaim(q, batching.max_size, batching.interval, batching.group_max_runs, endpoint.id, version, slots, batch_id)
+        room = self.capacity.room(now) + 1  # one of it is taken
+        claim = BatchClaim(
+            q, batching.max_size, min(batching.max_size, room), batching.interval, batching.group_max_runs, endpoint.id, version, slots,
+            batch_id,
+        )  # fmt: skip
         assignments = await self.claims.assignments(await batches.claim(self.database, claim, self.dispatcher_id(), now))
+        batch = BatchOf(batch_id, len(assignments), slots)
         for one in assignments:
-            one.batch = BatchOf(batch_id, len(assignments))
+            one.batch = batch
         return assignments

@@ -62,19 +62,33 @@ class Capacity:
     gathering: bool = False
     """Whether batches wait to be filled, or for a slot."""
     good_until: datetime | None = None
+    bound: dict[Place, int] = field(default_factory=dict)
+    """Runs that stay where they begin, by where that was said to be since the last rebalance."""
     _turn: dict[Queue, int] = field(default_factory=dict)
+
+    def pressure(self, endpoint: Endpoint) -> int | None:
+        """How many slots an endpoint is held to because it asked for less, or is being tried again; None where it may have its grant."""
+        if endpoint.probes:
+            return 1  # its circuit has been open and it has done no work since: one attempt at a time, until one succeeds
+        return self.breakers[endpoint.place].limit if endpoint.place in self.breakers else None
 
     def free_at(self, endpoint: Endpoint) -> int:
         """Slots free at an endpoint now."""
         if not endpoint.open or self.draining:
             return 0
-        place = endpoint.place
-        grant = self.grants.get(place, 0)
-        limit = self.breakers[place].limit if place in self.breakers else None
-        if endpoint.probes:
-            limit = 1  # its circuit has been open and it has done no work since: one attempt at a time, until one succeeds
+        grant, limit = self.grants.get(endpoint.place, 0), self.pressure(endpoint)
         allowed = grant if limit is None else min(grant, limit)
-        return max(allowed - self.in_use.get(place, 0), 0)
+        return max(allowed - self.in_use.get(endpoint.place, 0), 0)
+
+    def alone_at(self, endpoint: Endpoint) -> int:
+        """Slots one task may fill at an endpoint where nothing is under way: pressure slows it down and never stops what fills several."""
+        if self.in_use.get(endpoint.place) or not self.free_at(endpoint):
+            return 0
+        return self.grants.get(endpoint.place, 0)
+
+    def fits(self, endpoint: Endpoint, slots: int) -> bool:
+        """Whether a task that fills so many slots may start at an endpoint now."""
+        return self.free_at(endpoint) >= slots or self.alone_at(endpoint) >= slots
 
     def take_best(self, queue: Queue) -> Endpoint | None:
         """Fill slots of the best place that has room for a task, or a batch, of `queue`; None where none has."""
@@ -82,18 +96,30 @@ class Capacity:
         for tier in route.tiers:
             for place in sorted(tier, key=lambda p: self.in_use.get(p, 0)):
                 endpoint = self.directory.endpoint(place)
-                if endpoint is not None and self.free_at(endpoint) >= route.slots:
+                if endpoint is not None and self.fits(endpoint, route.slots):
                     self.take(place, route.slots)
                     return endpoint
         return None
 
     def calmest(self, queue: Queue) -> Endpoint | None:
-        """The endpoint a run that stays where it begins should begin at: of the best that are open, the one with the most room."""
-        for tier in self.directory.route(queue).tiers:
-            found = [endpoint for place in tier if (endpoint := self.directory.endpoint(place)) is not None and endpoint.open]
+        """The endpoint a run that stays where it begins should begin at: of the best that are open, the one with the most room.
+
+        One that is not open is taken where none is, since a run has to be bound also while its workflow or its endpoints are paused.
+        """
+        closed: list[Endpoint] = []
+        for tier in self.directory.tiers(queue):
+            known = [endpoint for place in tier if (endpoint := self.directory.endpoint(place)) is not None]
+            found = [endpoint for endpoint in known if endpoint.open]
             if found:
-                return max(found, key=self.free_at)
-        return None
+                return self._bind(found)
+            closed = closed or known
+        return self._bind(closed) if closed else None
+
+    def _bind(self, endpoints: list[Endpoint]) -> Endpoint:
+        """Those bound and not begun count as if they had: many come at once, and wait."""
+        chosen = max(endpoints, key=lambda endpoint: self.free_at(endpoint) - self.bound.get(endpoint.place, 0))
+        self.bound[chosen.place] = self.bound.get(chosen.place, 0) + 1
+        return chosen
 
     def alive(self, now: datetime) -> bool:
         """Whether this process may lease work at all: not once others may have taken it for dead."""
@@ -114,7 +140,7 @@ class Capacity:
         for tier in route.tiers:
             for i in range(len(tier)):
                 endpoint = self.directory.endpoint(tier[(turn + i) % len(tier)])
-                if endpoint is not None and self.free_at(endpoint) >= route.slots:
+                if endpoint is not None and self.fits(endpoint, route.slots):
                     if len(tier) > 1:
                         self._turn[queue] = turn + i + 1
                     self.take(endpoint.place, route.slots)
@@ -155,6 +181,15 @@ class Capacity:
             else:
                 self.detached.pop(place, None)
             self._empty(place, number)
+
+    def alone(self, places: Iterable[Place]) -> dict[Place, int]:
+        """Of places with free slots those where one task may fill more than these, and how many."""
+        found = {}
+        for place in places:
+            endpoint = self.directory.endpoint(place)
+            if endpoint is not None and self.pressure(endpoint) is not None:
+                found[place] = self.alone_at(endpoint)
+        return found
 
     def free(self) -> dict[Place, int]:
         """All places with free slots."""

@@ -14,7 +14,7 @@ from dispatcher.engine import health
 from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import registry
+from dispatcher.store import pausing, registry
 from dispatcher.store.database import Database
 from dispatcher.store.registry import Probe
 
@@ -107,6 +107,8 @@ class Circuits:
         async with self._database.transaction(lane="settle") as conn:
             if await registry.set_circuit(conn, tenant_id, endpoint_id, circuit, code, now, probe_at):
                 await registry.bump(conn, tenant_id)
+                if circuit == "closed":
+                    await pausing.returned(conn, tenant_id, endpoint_id, now)
         await self._directory.refresh(now)
         self._signals.send("registry")
         self.on_change()

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import msgspec
 
-from dispatcher.engine.admission import Place, Queue, allot, place_of
+from dispatcher.engine.admission import Place, Queue, Rotation, allot, place_of
 from dispatcher.engine.flow import demands_of
 from dispatcher.runtime import ancestry
 from dispatcher.runtime.capacity import Capacity
@@ -48,6 +48,7 @@ class Claims:
         self._most = most
         self._bite = min(_FIRST_BITE, most)
         self._sweep_at: datetime | None = None
+        self._turns = Rotation()
 
     def sweep(self) -> None:
         """Look into every queue next time, not only those known to have work."""
@@ -89,9 +90,13 @@ class Claims:
     async def _claim(self, waiting: dict[Queue, int], room: int, now: datetime) -> bool:
         # Free slots are read again: express work may have taken some while the database was asked.
         places = self._capacity.free()
-        slots = allot(waiting, {q: self._directory.route(q) for q in waiting}, places, min(room, self._capacity.room(now)))
+        ready = self._turns.order(waiting)
+        routes = {q: self._directory.route(q) for q in ready}
+        slots = allot(ready, routes, places, min(room, self._capacity.room(now)), self._capacity.alone(places))
         if not slots:
             return False
+        if len(ready) > 1:
+            self._turns.served(slot.queue for slot in slots)
         for slot in slots:
             self._capacity.take(slot.place, slot.slots)
         versions = {place: endpoint.target.version for place in places if (endpoint := self._directory.endpoint(place)) is not None}

@@ -401,12 +401,18 @@ class Deliveries:
         assignment = flight.assignment
         if self.open.get(assignment.key) is flight:
             del self.open[assignment.key]
-        if assignment.slot_released:
-            return
+        if not assignment.slot_released:
+            self._let_go(assignment, detached=detached)
+
+    def _let_go(self, assignment: Assignment, *, detached: bool) -> None:
+        """Give back the slots of an attempt; those of a batch with the last of it, since its request goes on until then."""
+        slots = assignment.slots
+        if assignment.batch is not None:
+            slots, detached = assignment.batch.leave(detached)
         if detached:
-            self.capacity.detach(assignment.endpoint.place, assignment.slots)
+            self.capacity.detach(assignment.endpoint.place, slots)
         else:
-            self.capacity.give_back(assignment.endpoint.place, assignment.slots)
+            self.capacity.give_back(assignment.endpoint.place, slots)
 
     def _observe(self, flight: Flight, receipt: Receipt) -> None:
         """Let the endpoint's health take note of an answer. What several tasks had in one request counts once."""
@@ -489,7 +495,7 @@ class Deliveries:
         assignment.deadline = max(deadline, assignment.deadline)
         if released and not assignment.slot_released and not flight.closed:
             assignment.slot_released = True
-            self.capacity.give_back(assignment.endpoint.place, assignment.slots)
+            self._let_go(assignment, detached=False)
 
     def cancelling(self, found: Iterable[tasks.Cancelling]) -> None:
         """Tell handlers that can hear it that their attempt shall end, and end those whose grace is over."""

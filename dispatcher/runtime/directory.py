@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -91,6 +91,8 @@ class Picture:
     good_until: datetime | None
     filters: FilterIndex = field(default_factory=dict)
     paused: dict[int, WorkflowRow] = field(default_factory=dict)
+    held: dict[Queue, tuple[Place, ...]] = field(default_factory=dict)
+    """Routes of paused workflows."""
     asking: frozenset[int] = frozenset()
     """Workflows whose tasks may ask something of the endpoint they run at."""
     batching: frozenset[int] = frozenset()
@@ -178,12 +180,13 @@ class Directory:
         ends = [s.not_after for s in loaded.secrets if s.not_after is not None and s.not_after > now]
         by_name = {w.definition.name: w for w in by_id.values()}
         paused = {row.id: row for row in loaded.workflows if row.paused_at is not None}
-        routes = {queue: route for queue, route in routes.items() if abs(queue[1]) not in paused}
+        held = {queue: route for queue, route in routes.items() if abs(queue[1]) in paused}
+        routes = {queue: route for queue, route in routes.items() if queue not in held}
         filters = await self._compiled(tenant.id, loaded.filters)
         asking = frozenset(row.id for row in loaded.workflows if row.asks)
         batching = frozenset(id for id, w in by_id.items() if w.definition.tasks[0].batch is not None and id not in paused)
         index_of_events, good_until = EventIndex.build(served), min(ends, default=None)
-        return Picture(tenant, by_name, by_id, index_of_events, endpoints, routes, good_until, filters, paused, asking, batching)
+        return Picture(tenant, by_name, by_id, index_of_events, endpoints, routes, good_until, filters, paused, held, asking, batching)
 
     async def _compiled(self, tenant_id: int, rows: list[FilterRow]) -> FilterIndex:
         """The filters ready to be asked. Making thousands takes seconds, so each is made once, and not on the loop."""
@@ -295,6 +298,12 @@ class Directory:
             picture.found[queue] = _route(picture, queue)
         return picture.found[queue]
 
+    def tiers(self, queue: Queue) -> tuple[tuple[Place, ...], ...]:
+        """Where the tasks of a queue could run, the best places first, also while their workflow is paused."""
+        picture = self.pictures.get(queue[0])
+        held = picture.held.get((queue[0], queue[1], "")) if picture is not None else None
+        return _tiers(picture, held, queue[2]) if picture is not None and held is not None else self.route(queue).tiers
+
     def largest(self) -> dict[Place, int]:
         """How many slots the largest task of each place fills, where that is more than one."""
         found: dict[Place, int] = {}
@@ -313,12 +322,16 @@ class Directory:
 
 def _route(picture: Picture, queue: Queue) -> Route:
     requirement = Requirement.parse(queue[2])
-    places = {endpoint_at(place): place for place in picture.routes.get((queue[0], queue[1], ""), ())}
-    served = [(id, picture.endpoints[place[1]].labels) for id, place in places.items() if place[1] in picture.endpoints]
-    found = tuple(tuple(places[id] for id in tier) for tier in tiers(requirement, served))
+    found = _tiers(picture, picture.routes.get((queue[0], queue[1], ""), ()), queue[2])
     workflow = picture.by_id.get(abs(queue[1]))  # one that is batched no more may have tasks left that were to be
     gathers = requirement.batch is not None and workflow is not None and workflow.definition.tasks[0].batch is not None
     return Route(found, requirement.slots, gathers)
+
+
+def _tiers(picture: Picture, places: Sequence[Place], requirement: str) -> tuple[tuple[Place, ...], ...]:
+    by_id = {endpoint_at(place): place for place in places}
+    served = [(id, picture.endpoints[place[1]].labels) for id, place in by_id.items() if place[1] in picture.endpoints]
+    return tuple(tuple(by_id[id] for id in tier) for tier in tiers(Requirement.parse(requirement), served))
 
 
 def _millis(duration: timedelta) -> int:

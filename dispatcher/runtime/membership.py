@@ -105,6 +105,7 @@ class Membership:
             await dispatchers.set_grants(conn, self.id, list(grants.items()))
         self._capacity.grants = grants
         self._capacity.forget_detached(counted)
+        self._capacity.bound.clear()
         self._signals.peers = len([i for i in picture.live if i != self.id])
         self.on_capacity()
 

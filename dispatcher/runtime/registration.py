@@ -22,7 +22,7 @@ from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.keyring import Keyring, secret_context
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import crons, filters, gates, registry, waits
+from dispatcher.store import crons, filters, gates, pausing, registry, waits
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.filters import NewFilter
 from dispatcher.store.registry import EndpointPut, EndpointRow
@@ -206,6 +206,7 @@ class Registration:
                 sealed = self._keyring.sealer.seal(secret.encode(), secret_context(put.tenant_id, put.id))
                 await registry.add_secret(conn, put.tenant_id, put.id, sealed, now)
             await self._write_workflows(conn, put, offer)
+            await pausing.returned(conn, put.tenant_id, put.id, now)
         await self.changed()
 
     async def _write_workflows(self, conn: Connection, put: EndpointPut, offer: Offer) -> None:
@@ -219,7 +220,7 @@ class Registration:
             await filters.declare(conn, put.tenant_id, workflow_id, declared, now)
             await declare(conn, put.tenant_id, workflow_id, definition.on_crons, self._ids, now)
             if (plan := Plan.of(workflow_id, definition)) is not None:
-                await gates.redeclare(conn, put.tenant_id, plan.numbers())
+                await gates.redeclare(conn, put.tenant_id, plan.rules())
             if definition.asks:
                 await registry.mark_asking(conn, put.tenant_id, workflow_id)
             workflow_ids.append(workflow_id)
@@ -310,6 +311,8 @@ class Registration:
             await registry.bump(conn, tenant_id)
             text = json.dumps(labels) if labels is not None else None
             await registry.patch_endpoint(conn, tenant_id, row.id, paused, slots, text, self._clock.now(), durable_slots)
+            if row.paused and paused is False:
+                await pausing.returned(conn, tenant_id, row.id, self._clock.now())
         await self.changed()
 
     async def delete(self, tenant_id: int, name: str, *, force: bool = False) -> None:

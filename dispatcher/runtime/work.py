@@ -45,12 +45,21 @@ class Turn:
     elsewhere: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchOf:
-    """The batch an attempt is sent in: its id, and how many it has."""
+    """The batch an attempt is sent in: its id, how many it has, and the `slots` it fills until the last of them has left it."""
 
     id: str
     size: int
+    slots: int
+    left: int = 0
+    detached: bool = False
+
+    def leave(self, detached: bool) -> tuple[int, bool]:
+        """One of it is over for this process: the slots that become free with it, and whether something of the batch goes on elsewhere."""
+        self.left += 1
+        self.detached |= detached
+        return (self.slots, self.detached) if self.left == self.size else (0, detached)
 
 
 @dataclass(slots=True)

@@ -26,10 +26,11 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True)
 class BatchClaim:
-    """A batch to lease: of which queue, how it is gathered, where it goes."""
+    """A batch to lease: of which queue, how it is gathered, where it goes. There is room for `room` of `max_size` tasks."""
 
     queue: Queue
     max_size: int
+    room: int
     interval: timedelta
     most: int | None
     endpoint_id: str
@@ -62,12 +63,10 @@ LOCK = "select pg_advisory_xact_lock(hashtextextended($1, 7240157))"
 CLAIM = Statement(
     """
     with picked as materialized (
-        select run_id, node, due_at, schedule_deadline, row_number() over (order by priority desc, due_at, run_id, node) as place
-        from (
-            select run_id, node, priority, due_at, schedule_deadline from tasks t
-            where t.tenant_id = $1 and t.workflow_id = $2 and not t.durable and t.requirement = $3 and t.state = 'queued'
-            order by priority desc, due_at, run_id, node limit $4 for update skip locked
-        ) first
+        select run_id, node, due_at, schedule_deadline from tasks t
+        where t.tenant_id = $1 and t.workflow_id = $2 and not t.durable and t.requirement = $3 and t.state = 'queued'
+          and (t.schedule_deadline is null or t.schedule_deadline > $6)
+        order by priority desc, due_at, run_id, node limit $13 for update skip locked
     ), whole as (
         select from picked
         having (count(*) >= $4 or min(due_at) + $5::interval <= $6)
@@ -78,7 +77,7 @@ CLAIM = Statement(
     update tasks t
     set state = 'running', epoch = t.epoch + 1, dispatcher_id = $7, endpoint_id = $8, endpoint_version = $9, started_at = $6,
         deadline = $6::timestamptz + t.execution_ms * interval '1 millisecond', schedule_deadline = null,
-        slot_released = false, progress = null, batch_id = $10, slots = case when p.place = 1 then $11::int else 0 end
+        slot_released = false, progress = null, batch_id = $10, slots = $11::int
     from picked p
     join runs r on r.tenant_id = $1 and r.id = p.run_id
     where t.tenant_id = $1 and t.run_id = p.run_id and t.node = p.node and exists (select from whole)
@@ -119,5 +118,6 @@ async def claim(db: Database, wanted: BatchClaim, dispatcher_id: int, now: datet
                 wanted.id,
                 wanted.slots,
                 wanted.most,
+                wanted.room,
             )
         )

@@ -78,10 +78,19 @@ SLOTS = Statement(
     """,
     SlotRow,
 )
+# A batch fills its slots once, and as long as a dispatcher has anything of it open it counts them.
 DETACHED = Statement(
     """
-    select tenant_id, endpoint_id, null::bigint as dispatcher_id, sum(slots)::int as slots, durable from tasks
-    where lease_until is not null and not slot_released group by tenant_id, endpoint_id, durable
+    select tenant_id, endpoint_id, null::bigint as dispatcher_id, sum(slots)::int as slots, durable
+    from (
+        select tenant_id, endpoint_id, slots, durable from tasks
+        where lease_until is not null and not slot_released and batch_id is null
+        union all
+        select tenant_id, endpoint_id, max(slots), false from tasks
+        where batch_id is not null and state = 'running' and not slot_released
+        group by tenant_id, endpoint_id, batch_id having bool_and(lease_until is not null)
+    ) filled
+    group by tenant_id, endpoint_id, durable
     """,
     SlotRow,
 )

@@ -323,9 +323,14 @@ DROP_LIMIT = "delete from concurrency_limits where tenant_id = $1 and name = $2 
 EXPIRE_LIMITS = "delete from concurrency_limits where until <= $1 returning tenant_id, name"
 NEXT_LIMIT = "select min(until) from concurrency_limits where until is not null"
 REDECLARE = """
-    update gates g set most = d.most, wake = g.wake or g.waiting > 0
-    from unnest($2::text[], $3::int[]) as d (rule, most)
-    where g.tenant_id = $1 and g.rule = d.rule and g.most <> d.most
+    with changed as materialized (
+        select g.id, coalesce(d.most, g.most) as most, d.strategy
+        from gates g join unnest($2::text[], $3::int[], $4::text[]) as d (rule, most, strategy) on d.rule = g.rule
+        where g.tenant_id = $1 and (g.most <> d.most or g.strategy <> d.strategy)
+        order by g.id for update of g
+    )
+    update gates g set most = c.most, strategy = c.strategy, wake = g.wake or g.waiting > 0
+    from changed c where g.tenant_id = $1 and g.id = c.id
 """
 WAKE_NAMED = "update gates set wake = true where tenant_id = $1 and name = $2 and waiting > 0"
 
@@ -429,9 +434,10 @@ async def expire_limits(db: Database, now: datetime) -> int:
     return len(ended)
 
 
-async def redeclare(conn: Connection, tenant_id: int, numbers: Mapping[str, int]) -> None:
-    """Let groups that are in use go by the numbers a workflow declares now; by rule."""
-    await conn.execute(REDECLARE, tenant_id, list(numbers), list(numbers.values()))
+async def redeclare(conn: Connection, tenant_id: int, rules: Mapping[str, tuple[int | None, Strategy]]) -> None:
+    """Let groups that are in use go by what a workflow declares now: by rule the number, None for what each run says, and the strategy."""
+    numbers, strategies = [most for most, _ in rules.values()], [strategy for _, strategy in rules.values()]
+    await conn.execute(REDECLARE, tenant_id, list(rules), numbers, strategies)
 
 
 async def next_limit(db: Database) -> datetime | None:

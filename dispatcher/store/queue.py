@@ -96,7 +96,7 @@ CLAIM = Statement(
         cross join lateral (
             select run_id, node, priority, due_at, schedule_deadline from tasks t
             where t.tenant_id = w.tenant_id and t.workflow_id = abs(w.workflow_id) and t.durable = (w.workflow_id < 0)
-              and t.requirement = w.requirement and t.state = 'queued'
+              and t.requirement = w.requirement and t.state = 'queued' and (t.schedule_deadline is null or t.schedule_deadline > $9)
             order by priority desc, due_at, run_id, node limit w.n for update skip locked
         ) p
     )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.engine.admission import Grant, Place, Queue, Route, Slot, share
+from dispatcher.engine.admission import Grant, Place, Queue, Rotation, Route, Slot, share
 from dispatcher.engine.admission import allot as _allot
 
 # ---- shares ------------------------------------------------------------------------------------------------------------------
@@ -232,3 +232,30 @@ def test_shares_of_what_fills_several_slots_are_whole(slots: int, detached: int,
     assert sum(shares) == left
     assert sum(mine // unit for mine in shares) == left // unit
     assert max(shares) - min(shares) <= 2 * unit
+
+
+def test_what_fills_several_slots_goes_alone_where_pressure_leaves_too_few() -> None:
+    routes = {A: Route(((HERE,),), 3), B: Route(((HERE,),))}
+    assert [slot.queue for slot in _allot({A: 5, B: 5}, routes, {HERE: 1}, 9, {HERE: 8})] == [A]
+    assert [slot.queue for slot in _allot({B: 5, A: 5}, routes, {HERE: 1}, 9, {HERE: 8})] == [B]
+    assert _allot({A: 5}, routes, {HERE: 1}, 9, {HERE: 2}) == []
+    assert _allot({A: 5}, routes, {}, 9, {HERE: 8}) == []
+
+
+@given(st.lists(st.integers(1, 3), min_size=2, max_size=6), st.data())
+def test_one_slot_at_a_time_goes_round_all_that_wait(waiting: list[int], data: st.DataObject) -> None:
+    """Whatever comes and goes: between two turns of a queue every other of its tenant that waited has had one, and so have tenants."""
+    turns, since = Rotation(), dict[Queue, list[Queue]]()
+    queues: list[Queue] = [(tenant, n, "") for n, tenant in enumerate(waiting)]
+    for _ in range(30):
+        ready = {queue: 9 for queue in queues if data.draw(st.integers(0, 4)) or queue in since}
+        if not ready:
+            continue
+        chosen = next(iter(turns.order(ready)))
+        turns.served([chosen])
+        for queue in ready:
+            since.setdefault(queue, []).append(chosen)
+            if queue != chosen:
+                mine = [other for other in since[queue] if other[0] == queue[0]]
+                assert all(mine.count(other) <= 2 for other in mine), (queue, since[queue])
+        since[chosen] = []

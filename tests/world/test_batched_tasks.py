@@ -214,3 +214,69 @@ async def test_what_cannot_be_batched_is_refused(world: World, one: Node) -> Non
     endpoint.manifest = manifest([_handler(group_key="input.user")], "batch")
     await one.call("PUT", "/v1/endpoints/sdk", {"url": endpoint.url})
     assert (await one.call("POST", "/v1/runs", {"workflow": "mail", "input": {}}, expect=422))["code"] == "limit_failed"
+
+
+async def _first_pair(world: World, node: Node) -> tuple[Endpoint, Arrival, list[str]]:
+    """A batch of two under way at an endpoint with one slot, with two more tasks waiting: the request, and its items' ids."""
+    endpoint = await _endpoint(world, node, _handler(max_size=2), slots=1)
+    await _trigger(node, 4)
+    arrival = await endpoint.next()
+    return endpoint, arrival, [item["id"] for item in _items(arrival)]
+
+
+async def _next_only_after(node: Node, endpoint: Endpoint, arrival: Arrival) -> None:
+    """The slot is filled until the request is over."""
+    await node.turn("batches", "slots", "batches")
+    assert endpoint.waiting == 0
+    assert (await node.call("GET", "/v1/endpoints/sdk"))["in_use"] == 1
+    arrival.answer(200, {"results": []}, task_protocol="1")
+    await endpoint.next()
+
+
+async def test_a_batch_keeps_its_slot_when_one_of_it_is_cancelled(world: World, one: Node) -> None:
+    endpoint, arrival, (first, _) = await _first_pair(world, one)
+    await one.call("POST", f"/v1/runs/run_{first[4:]}/cancel")
+    await world.over(f"run_{first[4:]}")
+    await _next_only_after(one, endpoint, arrival)
+
+
+async def test_a_batch_keeps_its_slot_when_one_of_it_is_done_before_the_others(world: World, one: Node) -> None:
+    endpoint, arrival, (first, second) = await _first_pair(world, one)
+    arrival.begin_stream()
+    arrival.line({"id": first, "status": "ok", "output": 1})
+    await world.over(f"run_{first[4:]}")
+    await one.turn("batches")
+    assert endpoint.waiting == 0
+    arrival.line({"id": second, "status": "ok", "output": 1})
+    arrival.end_stream()
+    await endpoint.next()
+
+
+async def test_a_batch_that_goes_on_without_its_request_keeps_its_slot(world: World, one: Node) -> None:
+    endpoint, arrival, (first, second) = await _first_pair(world, one)
+    tokens = [item["token"] for item in _items(arrival)]
+    results = [{"id": first, "status": "accepted", "lease_ms": 60_000}, {"id": second, "status": "ok", "output": 1}]
+    arrival.answer(200, {"results": results}, task_protocol="1")
+    await world.over(f"run_{second[4:]}")
+    await one.turn("slots", "batches", "slots", "batches")
+    assert endpoint.waiting == 0
+    await one.callback(tokens[0], {"done": 1})
+    await one.turn("slots", "batches")
+    await endpoint.next()
+
+
+async def test_a_due_batch_goes_though_it_is_larger_than_what_a_dispatcher_has_left(world: World) -> None:
+    node = await world.node(max_in_flight=5)
+    endpoint = await world.discovered(node, manifest([_handler(max_size=5), {"name": "plain"}], "batch"))
+    await node.trigger("plain")
+    await endpoint.next()
+    await node.trigger("mail")
+    world.clock.advance(10 * SECOND)
+    await node.turn("batches")
+    assert len(_items(await endpoint.next())) == 1
+    await _trigger(node, 5)
+    await node.turn("batches")
+    assert endpoint.waiting == 0
+    world.clock.advance(10 * SECOND)
+    await node.turn("batches")
+    assert len(_items(await endpoint.next())) == 3

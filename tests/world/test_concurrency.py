@@ -536,3 +536,27 @@ async def test_a_suspended_durable_task_keeps_its_place_and_takes_units_once(wor
     assert (await world.task(second, state="gated"))["parked_on"] is not None
     await one.call("POST", f"/v1/runs/{second}/cancel", {})
     await quiet(world)
+
+
+def _shared(strategy: str, most: int = 1, name: str = "work") -> dict[str, Any]:
+    return {"body": "v1", **limited({"name": "shared", "max_runs": most, "limit_strategy": strategy}, name=name)}
+
+
+async def test_a_new_version_changes_the_strategy_of_a_shared_limit(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [_shared("GROUP_ROUND_ROBIN")])
+    await one.trigger("work")
+    (await endpoint.next()).answer(200, 1)
+    await one.call("PUT", "/v1/endpoints/plain", {"url": endpoint.url, "handlers": [_shared("CANCEL_NEWEST")]})
+    kept = await one.trigger("work")
+    arrival = await endpoint.next()
+    assert (await world.over(await one.trigger("work")))["error"]["message"].startswith("The concurrency group 'shared' was full")
+    arrival.answer(200, 1)
+    assert (await world.over(kept))["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("other", [_shared("CANCEL_NEWEST", name="b"), _shared("GROUP_ROUND_ROBIN", 2, name="b")])
+async def test_a_shared_limit_that_is_declared_in_two_ways_is_refused(one: Node, other: dict[str, Any]) -> None:
+    handlers = [_shared("GROUP_ROUND_ROBIN", name="a"), other]
+    problem = await one.call("PUT", "/v1/endpoints/plain", {"url": "http://127.0.0.1:9/", "handlers": handlers}, expect=400)
+    assert problem["field"] == "handlers[1].concurrency"
+    assert "'shared'" in problem["detail"]

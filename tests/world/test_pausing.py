@@ -120,9 +120,9 @@ async def test_a_run_that_stands_in_line_waits_for_the_pause_to_end_too(world: W
         world.clock.advance(timedelta(minutes=4))
         await one.turn("timers", "gates", "graphs", "claim")
     assert (await look(one, second))["finished_at"] is None
+    answer(endpoint)
     await _pause(one, paused=False)
     await one.turn("gates")
-    answer(endpoint)
     assert (await finished(one, first))["status"] == (await finished(one, second))["status"] == "succeeded"
 
 

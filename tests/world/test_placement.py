@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
-from tests.world.endpoint import Endpoint
+from tests.world.endpoint import Endpoint, manifest
 from tests.world.world import Node, World, until
 
 GPU = {"name": "train", "desired_labels": {"gpu": {"value": 1, "comparator": "GREATER_THAN_OR_EQUAL", "required": True}}}
@@ -258,3 +258,79 @@ async def test_a_task_that_must_stay_where_its_run_began_says_so(world: World, o
     assert said[gone]["suits"]
     assert not said[other]["suits"]
     assert "where it began" in said[other]["message"]
+
+
+async def _whole(world: World, a: Endpoint, b: Endpoint, runs: list[str]) -> list[int]:
+    """How many runs had all their three tasks at each of two endpoints, once all are over."""
+    for run_id in runs:
+        await world.run_over(run_id)
+    whole = []
+    for endpoint in (a, b):
+        seen = [arrival.json["run_id"] for arrival in endpoint.seen]
+        whole.append(sum(seen.count(run_id) == 3 for run_id in runs))
+    return whole
+
+
+STICKY = {
+    "name": "flow", "kind": "workflow", "sticky": "HARD",
+    "tasks": [{"name": "x"}, {"name": "y", "parents": ["x"]}, {"name": "z", "parents": ["x"]}],
+}  # fmt: skip
+
+
+async def test_a_run_made_while_its_workflow_is_paused_stays_where_it_begins_too(world: World, one: Node) -> None:
+    a, b = await _two(world, one, [STICKY])
+    await one.call("PATCH", "/v1/workflows/flow", {"paused": True})
+    runs = [await one.trigger("flow") for _ in range(8)]
+    for endpoint in (a, b):
+        endpoint.way = lambda arrival: arrival.answer(200, {})
+    await one.call("PATCH", "/v1/workflows/flow", {"paused": False})
+    here, there = await _whole(world, a, b, runs)
+    assert here + there == 8
+    assert min(here, there) > 1
+
+
+async def test_a_run_made_while_no_endpoint_is_open_stays_where_it_begins_too(world: World, one: Node) -> None:
+    a, b = await _two(world, one, [STICKY])
+    for name in ("a", "b"):
+        await one.call("PATCH", f"/v1/endpoints/{name}", {"paused": True})
+    runs = [await one.trigger("flow") for _ in range(8)]
+    for endpoint in (a, b):
+        endpoint.way = lambda arrival: arrival.answer(200, {})
+    for name in ("a", "b"):
+        await one.call("PATCH", f"/v1/endpoints/{name}", {"paused": False})
+    here, there = await _whole(world, a, b, runs)
+    assert here + there == 8
+    assert min(here, there) > 1
+
+
+async def test_many_sticky_runs_that_come_at_once_are_spread(world: World, one: Node) -> None:
+    a, b = await _two(world, one, [{"name": "work", "sticky": "hard"}], slots=3)
+    for endpoint in (a, b):
+        endpoint.way = lambda arrival: arrival.answer(200, {})
+    made = await one.call("POST", "/v1/runs/bulk", {"runs": [{"workflow": "work", "input": {}} for _ in range(40)]})
+    for row in made["rows"]:
+        await world.run_over(row["id"])
+    assert min(len(a.seen), len(b.seen)) >= 15
+
+
+async def test_what_fills_several_slots_runs_at_an_endpoint_that_asked_for_less(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [{"name": "work", "slot_cost": 2, "schedule_timeout": "1h"}], slots=8)
+    run_id = await one.trigger("work")
+    for _ in range(4):
+        (await endpoint.next()).answer(429, b"", retry_after="1")
+        await one.runtime.deliveries.drain()
+        await world.advance(timedelta(minutes=1))
+    assert [breaker.limit for breaker in one.runtime.capacity.breakers.values()] == [1]
+    (await endpoint.next()).answer(200, {})
+    assert (await world.over(run_id))["status"] == "succeeded"
+
+
+async def test_what_fills_several_slots_tries_an_endpoint_whose_circuit_was_open(world: World, one: Node) -> None:
+    endpoint = await world.discovered(one, manifest([{"name": "work", "slot_cost": 2}]), slots=8)
+    run_id = await one.trigger("work")
+    (await endpoint.next()).answer(404, b"")
+    await world.circuit_is("open", "sdk")
+    world.clock.advance(timedelta(seconds=10))
+    await one.turn("probe", "timers")
+    (await endpoint.next()).answer(200, {}, task_protocol="1")
+    assert (await world.over(run_id))["status"] == "succeeded"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -162,7 +162,19 @@ def parse_definitions(entries: object, limits: Limits, *, static: bool) -> tuple
         if definition.name in names:
             raise DefinitionError(f"handlers[{i}].name", f"{definition.name!r} is declared twice")
         names.add(definition.name)
+    _agree(definitions)
     return definitions
+
+
+def _agree(definitions: Sequence[Definition]) -> None:
+    """Refuse a shared limit that is declared in two ways: whichever was written last would be the one that holds for both."""
+    known: dict[str, tuple[int, Concurrency]] = {}
+    for i, definition in enumerate(definitions):
+        for one in (*definition.concurrency, *(one for task in definition.tasks for one in task.concurrency)):
+            first, said = known.setdefault(one.name, (i, one)) if one.name is not None else (i, one)
+            if (said.limit_strategy, said.max_runs) != (one.limit_strategy, one.max_runs):
+                other = f"{definitions[first].name!r} has it as {said.limit_strategy} with max_runs {said.max_runs}"
+                raise DefinitionError(f"handlers[{i}].concurrency", f"the limit {one.name!r} is shared, so all declare the same; {other}")
 
 
 def dump(definition: Definition) -> dict[str, Any]:

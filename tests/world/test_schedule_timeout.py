@@ -1,0 +1,95 @@
+"""How long a task may wait to be started: nothing starts past it, and nothing is late for what nobody could have taken."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from tests.world.endpoint import Endpoint, manifest
+from tests.world.world import Node, World
+
+MINUTE = timedelta(minutes=1)
+WORK: dict[str, Any] = {"name": "work", "schedule_timeout": "1m", "execution_timeout": "1h"}
+
+
+async def _pause(node: Node, name: str, paused: bool) -> None:
+    await node.call("PATCH", f"/v1/endpoints/{name}", {"paused": paused})
+
+
+def _answering(endpoint: Endpoint) -> None:
+    endpoint.way = lambda arrival: arrival.answer(200, 1)
+
+
+async def test_nothing_is_started_that_is_late_when_the_clock_has_jumped(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [WORK], slots=1)
+    await one.trigger("work")
+    arrival = await endpoint.next()
+    run_id = await one.trigger("work")
+    await one.runtime.loops["timers"].stop()
+    world.clock.advance(10 * MINUTE)
+    arrival.answer(200, 1)
+    await one.runtime.deliveries.drain()
+    await one.turn("claim")
+    await world.task(run_id, state="queued")
+    assert endpoint.waiting == 0
+    one.runtime.loops["timers"].start()
+    assert (await world.over(run_id))["error"]["code"] == "schedule_timeout"
+
+
+async def test_no_batch_is_started_with_what_is_late(world: World, one: Node) -> None:
+    endpoint = await world.discovered(one, manifest([{**WORK, "batch": {"max_size": 5, "interval": "30s"}}], "batch"))
+    late = await one.trigger("work")
+    await one.runtime.loops["timers"].stop()
+    await one.runtime.loops["batches"].stop()
+    world.clock.advance(timedelta(seconds=59))
+    run_id = await one.trigger("work")
+    world.clock.advance(timedelta(seconds=40))
+    one.runtime.loops["batches"].start()
+    assert (await endpoint.next()).json["id"] == f"tsk_{run_id[4:]}"
+    await world.task(late, state="queued")
+
+
+async def test_what_waited_for_a_paused_endpoint_starts_when_it_is_resumed(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [WORK], slots=1)
+    await _pause(one, "plain", True)
+    runs = [await one.trigger("work") for _ in range(6)]
+    await world.advance(10 * MINUTE)
+    _answering(endpoint)
+    await _pause(one, "plain", False)
+    assert [(await world.over(run_id))["status"] for run_id in runs] == ["succeeded"] * 6
+
+
+async def test_what_waited_for_a_broken_endpoint_starts_when_it_works_again(world: World, one: Node) -> None:
+    endpoint = await world.discovered(one, manifest([WORK]), slots=1)
+    endpoint.way = lambda arrival: arrival.answer(404, b"")
+    await one.trigger("work")
+    await world.circuit_is("open", "sdk")
+    await one.runtime.loops["probe"].stop()
+    runs = [await one.trigger("work") for _ in range(3)]
+    await world.advance(10 * MINUTE)
+    endpoint.way = lambda arrival: arrival.answer(200, 1, task_protocol="1")
+    one.runtime.loops["probe"].start()
+    assert [(await world.over(run_id))["status"] for run_id in runs] == ["succeeded"] * 3
+
+
+async def test_what_waited_for_any_endpoint_starts_at_one_that_is_registered_for_it(world: World, one: Node) -> None:
+    await world.endpoint(one, [WORK], name="a")
+    await _pause(one, "a", True)
+    run_id = await one.trigger("work")
+    await world.advance(10 * MINUTE)
+    _answering(await world.endpoint(one, [WORK], name="b"))
+    assert (await world.over(run_id))["status"] == "succeeded"
+
+
+async def test_what_another_endpoint_could_have_taken_is_late_all_the_same(world: World, one: Node) -> None:
+    for name in ("a", "b"):
+        await world.endpoint(one, [WORK], name=name, slots=1)
+    await one.trigger("work")
+    await one.trigger("work")
+    await _pause(one, "a", True)
+    run_id = await one.trigger("work")
+    await one.runtime.loops["timers"].stop()
+    world.clock.advance(10 * MINUTE)
+    await _pause(one, "a", False)
+    one.runtime.loops["timers"].start()
+    assert (await world.over(run_id))["error"]["code"] == "schedule_timeout"
