@@ -32,15 +32,20 @@ MAKE = """
                   $2::text || '_default', $3::text, $4::timestamptz, $3::text, $5::timestamptz, $1::text),
            format('alter table %I attach partition %I for values from (%L) to (%L)', $2::text, $1::text, $4::timestamptz, $5::timestamptz)
 """
-DROP = """
+DROP = "select format('drop table %I', $1::text)"
+KEEP = """
     select format('alter table %I detach partition %I', $2::text, $1::text),
-           case when $3::text is not null then
-               format('insert into %I overriding system value select * from %I p', $2::text, $1::text)
-               || format(' where (p.tenant_id, p.%I) in (select tenant_id, %I from runs where id < %L', $3::text, $4::text, $5::text)
-               || format(' union all select h.tenant_id, h.%I from tenants t join run_history h on h.tenant_id = t.id', $4::text)
-               || format(' and h.id < %L and h.finished_at >= %L)', $5::text, $6::timestamptz)
-           end,
-           format('drop table %I', $1::text)
+           format('insert into %I overriding system value select * from %I p', $2::text, $1::text)
+           || format(' where (p.tenant_id, p.%I) in (select tenant_id, %I from runs where id < %L', $3::text, $4::text, $5::text)
+           || format(' union all select h.tenant_id, h.%I from tenants t join run_history h on h.tenant_id = t.id', $4::text)
+           || format(' and h.id < %L and h.finished_at >= %L)', $5::text, $6::timestamptz)
+"""
+OLDEST_RUN = """
+    select min(found.id) from tenants t cross join lateral (
+        select min(id) as id from runs where tenant_id = t.id
+        union all
+        select min(id) from run_history where tenant_id = t.id and finished_at >= $1
+    ) found
 """
 DELETE_OLD = """
     select format('delete from %I where ctid = any(array(select ctid from %I p where %I < %L and ', $1::text, $1::text, $2::text,
@@ -115,22 +120,23 @@ async def drop_before(db: Database, oldest: date) -> int:
     """Drop the partitions of days before `oldest`; answers how many."""
     dropped = 0
     for table in TABLES:
-        for day in sorted(await existing(db, table)):
-            if day < oldest:
-                async with db.transaction() as conn:
-                    await conn.execute(LOCK)
-                    if day in await existing(conn, table):
-                        await _drop_one(conn, table, day, oldest)
-                        dropped += 1
+        for day in [day for day in sorted(await existing(db, table)) if day < oldest]:
+            async with db.transaction() as conn:
+                await conn.execute(LOCK)
+                if day in await existing(conn, table):
+                    await _drop_one(conn, table, day, oldest)
+                    dropped += 1
     return dropped
 
 
 async def _drop_one(conn: Connection, table: str, day: date, oldest: date) -> None:
-    column, of = OF_RUN.get(table, (None, None))
+    name = f"{table}_{day:%Y%m%d}"
     before = first_id("run", _midnight(day) + _MADE_WITHIN)
-    for statement in await conn.fetchrow(DROP, f"{table}_{day:%Y%m%d}", table, column, of, before, _midnight(oldest)) or ():
-        if statement is not None:
+    first = await conn.fetchval(OLDEST_RUN, _midnight(oldest)) if table in OF_RUN else None
+    if first is not None and first < before:
+        for statement in await conn.fetchrow(KEEP, name, table, *OF_RUN[table], before, _midnight(oldest)) or ():
             await conn.execute(statement)
+    await conn.execute(await conn.fetchval(DROP, name))
 
 
 async def delete_before(db: Database, oldest: date, limit: int) -> int:
