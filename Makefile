@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 CHECKING := $(VENV)/.checking
 PYTEST_ARGS ?=
+# As many processes as the machine has processors, up to four: each starts a Postgres of its own.
+PYTEST = python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: help
 help:  ## list the targets
@@ -51,7 +53,7 @@ dev: $(RUNTIME)  ## the development server on loopback, with its own Postgres in
 
 .PHONY: test lint test-313
 test: lint  ## lint, types, walls and every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/$(PYTEST) $(PYTEST_ARGS)
 
 lint: $(CHECKING)  ## ruff, mypy --strict and the import walls
 	$(BIN)/ruff check .
@@ -65,7 +67,7 @@ PYTHON313 = $(shell python3.13 -c 'import sys; print(sys.executable)' 2>/dev/nul
 
 test-313:  ## every test on Python 3.13, where there is one
 	@if [ -z "$(PYTHON313)" ]; then echo 'no python3.13 on this machine: skipped'; \
-	else $(MAKE) PYTHON="$(PYTHON313)" VENV=.venv-313 install && .venv-313/bin/python -m pytest $(PYTEST_ARGS); fi
+	else $(MAKE) PYTHON="$(PYTHON313)" VENV=.venv-313 install && .venv-313/bin/$(PYTEST) $(PYTEST_ARGS); fi
 
 # ---- measuring -------------------------------------------------------------------------------------------------------------
 

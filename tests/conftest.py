@@ -10,12 +10,9 @@ import asyncio
 import hashlib
 import os
 import secrets
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -23,10 +20,9 @@ import pytest
 
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.embedded import EmbeddedPostgres
-from dispatcher.store.embedded.layout import Layout
 from dispatcher.store.migrate import load, migrate
+from tests.scratch import remove_leftovers, scratch_directory
 
-_PREFIX = "dispatcher-tests-"
 _TEMPLATE_LOCK = 0x74656D706C617465
 # Speed instead of durability: nothing here outlives the process.
 _SETTINGS = {
@@ -54,20 +50,10 @@ async def server() -> AsyncIterator[str]:
     if given:
         yield given
         return
-    _remove_leftovers()
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as directory:
-        Path(directory).chmod(0o755)  # for root: Postgres runs as another user
-        async with await EmbeddedPostgres.start(Path(directory, "pg"), settings=_SETTINGS) as postgres:
+    remove_leftovers()
+    with scratch_directory() as directory:
+        async with await EmbeddedPostgres.start(directory / "pg", settings=_SETTINGS) as postgres:
             yield postgres.dsn
-
-
-def _remove_leftovers() -> None:
-    """Directories of test processes that were killed. Their Postgres ended with them."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        layout = Layout(directory / "pg")
-        if (directory / "pg" / "owner.lock").exists() and layout.try_lock():
-            shutil.rmtree(directory, ignore_errors=True)
-            layout.unlock()
 
 
 @pytest.fixture(scope="session")

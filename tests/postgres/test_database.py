@@ -21,6 +21,7 @@ from dispatcher.store.database import Connection, Database, DatabaseUnavailable,
 from dispatcher.store.embedded import EmbeddedPostgres, orphans
 from tests.conftest import make_reset_script
 from tests.postgres.proxy import proxied
+from tests.scratch import scratch_directory
 
 _FAST = {"fsync": "off"}
 
@@ -36,9 +37,8 @@ async def table(empty_dsn: str) -> AsyncIterator[Database]:
 @pytest.fixture(scope="module")
 async def private() -> AsyncIterator[EmbeddedPostgres]:
     """A server of this file's own, to be frozen and killed."""
-    with tempfile.TemporaryDirectory(prefix="dispatcher-tests-") as directory:
-        Path(directory).chmod(0o755)
-        async with await EmbeddedPostgres.start(Path(directory, "pg"), settings=_FAST) as postgres:
+    with scratch_directory() as directory:
+        async with await EmbeddedPostgres.start(directory / "pg", settings=_FAST) as postgres:
             yield postgres
 
 
@@ -392,12 +392,11 @@ async def test_open_without_a_server(tmp_path: Path) -> None:
 
 
 async def test_open_waits_for_the_server() -> None:
-    with tempfile.TemporaryDirectory(prefix="dispatcher-tests-") as directory:
-        Path(directory).chmod(0o755)
+    with scratch_directory() as directory:
         address = f"postgresql://postgres@/postgres?host={directory}/pg/run"
         lazy = await Database.open(address, wait=None)
         waiting = asyncio.create_task(Database.open(address, wait=30))
-        async with await EmbeddedPostgres.start(Path(directory, "pg"), settings=_FAST), await waiting as eager, lazy:
+        async with await EmbeddedPostgres.start(directory / "pg", settings=_FAST), await waiting as eager, lazy:
             assert await eager.fetchval("select 1") == await lazy.fetchval("select 1") == 1
 
 

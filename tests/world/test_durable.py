@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from tests.world.durable import answer, durable_endpoint, entry, log_of, pending, rolled, step
-from tests.world.world import Node, World
+from tests.world.world import Node, World, until
 
 
 async def test_a_turn_says_all_a_handler_needs(world: World, one: Node) -> None:
@@ -58,8 +58,11 @@ async def test_a_suspended_task_holds_nothing(world: World, one: Node) -> None:
     assert row["lease_until"] is None
     assert row["deadline"] is None
     assert row["schedule_deadline"] is None
-    assert not one.runtime.deliveries.open
-    assert one.runtime.capacity.total == 0
+
+    async def idle() -> bool:
+        return not one.runtime.deliveries.open and one.runtime.capacity.total == 0
+
+    await until(idle)
     document = await one.call("GET", f"/v1/runs/{run_id}")
     assert document["status"] == "waiting", document
     await world.advance(timedelta(minutes=59))

@@ -129,12 +129,12 @@ async def test_runs_are_replayed_and_cancelled_in_bulk(world: World, node: Node,
     assert await client.runs.aio_preview("replay", wanted) == 3
     begun = await client.runs.aio_bulk_replay(wanted)
     assert begun.matched == 3
-    assert [await client.runs.aio_get_result(run.id) for run in made] == [{"n": 0}, {"n": 1}, {"n": 2}]
 
     async def ended() -> bool:
         return (await client.runs.aio_get_bulk(begun.id)).ended
 
     await until(ended)
+    assert [await client.runs.aio_get_result(run.id) for run in made] == [{"n": 0}, {"n": 1}, {"n": 2}]
     await client.runs.aio_replay(made[0].id)
     assert await client.runs.get_run_ref(made[0].id).aio_result() == {"n": 0}
     task = await client.runs.aio_get_task_run(made[0].id.replace("run_", "tsk_"))
