@@ -7,6 +7,7 @@ becomes an answer like any other and is settled with a guard, so ten copies of o
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -19,7 +20,7 @@ from dispatcher.clock import Clock
 from dispatcher.delivery.classify import referred
 from dispatcher.engine.answers import Answer, Failed, Succeeded
 from dispatcher.engine.attempts import Refused, extended, renewed, step
-from dispatcher.engine.journal import OpRefused
+from dispatcher.engine.journal import Entries, OpRefused
 from dispatcher.engine.strict_json import JsonRefused, check
 from dispatcher.errors import Problem, problem
 from dispatcher.ids import created_at, task_id
@@ -27,7 +28,8 @@ from dispatcher.runtime.blobs import Blobs
 from dispatcher.runtime.deliveries import Deliveries
 from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.group_commit import QueueFull
-from dispatcher.runtime.journals import Journals, refusal
+from dispatcher.runtime.journals import Answer as Appended
+from dispatcher.runtime.journals import Begun, Journals, refusal
 from dispatcher.runtime.recorder import CallbackEvent, EventRefused, Recorder
 from dispatcher.runtime.settlement import Settled, Settlement
 from dispatcher.runtime.signals import Signals
@@ -39,6 +41,9 @@ from dispatcher.store import runs, tasks
 from dispatcher.store.database import Database
 from dispatcher.store.outcomes import AttemptFacts, Outcome, TaskKey
 from dispatcher.store.tasks import LiveTask
+
+Said = tuple[int, dict[str, Any]]
+"""The status and the document that a callback is answered with."""
 
 NDJSON = "application/x-ndjson"
 _RECORDED = frozenset({"log", "chunk", "progress"})
@@ -65,6 +70,7 @@ class _Group(msgspec.Struct, frozen=True):
     items: list[msgspec.Raw]
 
 
+_MAY_BE_TURN = re.compile(rb"turn|\\u")  # a name may be written with escapes
 _KIND, _EVENT = msgspec.json.Decoder(_Kind), msgspec.json.Decoder(CallbackEvent)
 _ITEM, _GROUP = msgspec.json.Decoder(_Item), msgspec.json.Decoder(_Group)
 
@@ -99,7 +105,7 @@ def _parse_object(body: bytes) -> list[CallbackEvent]:
 
 def _event(text: bytes | msgspec.Raw) -> CallbackEvent:
     """One event. A turn's answer is kept as it came: its members mean other things than those of the same name elsewhere."""
-    if _KIND.decode(text).type == "turn":
+    if _MAY_BE_TURN.search(text) and _KIND.decode(text).type == "turn":
         return CallbackEvent(type="turn", turn=msgspec.Raw(bytes(text)))
     return _EVENT.decode(text)
 
@@ -186,7 +192,7 @@ class Callbacks:
         speaker = self._speaker(token)
         return await self._say(speaker, parse_events(body, content_type))
 
-    async def handle_group(self, body: bytes) -> list[tuple[int, dict[str, Any]]]:
+    async def handle_group(self, body: bytes) -> list[Said]:
         """Take what several attempts have to say, each by its own token and as if it had called alone; appends are committed together."""
         try:
             items = _GROUP.decode(body).items
@@ -196,9 +202,34 @@ class Callbacks:
             raise problem("invalid_json", f"the callbacks are not JSON: {error}") from None
         if len(items) > _MOST_EVENTS:
             raise problem("bulk_too_large", f"{len(items)} callbacks in one; at most {_MOST_EVENTS}")
-        return await asyncio.gather(*[self._handle_item(item) for item in items])
+        begun = [self._begin(item) for item in items]
+        rest = [number for number, one in enumerate(begun) if one is None]
+        others = dict(zip(rest, await asyncio.gather(*[self._handle_item(items[number]) for number in rest]), strict=True)) if rest else {}
+        return [others[number] if one is None else await self._landed(one) for number, one in enumerate(begun)]
 
-    async def _handle_item(self, text: msgspec.Raw) -> tuple[int, dict[str, Any]]:
+    def _begin(self, text: msgspec.Raw) -> Begun | Said | None:
+        """Put a lone append on its way, which takes no task of its own; None for all else, which is said in full."""
+        try:
+            item = _ITEM.decode(text)
+            if len(item.events) != 1 or (event := _event(item.events[0])).type != "append":
+                return None
+            speaker = self._speaker(item.token)
+            key = (speaker.tenant_id, speaker.run_id, speaker.node)
+            return self._journals.begin(key, speaker.epoch, *self._checked(key, event))
+        except (msgspec.MsgspecError, EventRefused):
+            return None
+        except Problem as refused:
+            return refused.status, refused.document()
+
+    async def _landed(self, begun: Begun | Said) -> Said:
+        if isinstance(begun, tuple):
+            return begun
+        try:
+            return 200, self._appended(await self._journals.landed(begun))
+        except Problem as refused:
+            return refused.status, refused.document()
+
+    async def _handle_item(self, text: msgspec.Raw) -> Said:
         try:
             try:
                 item = _ITEM.decode(text)
@@ -285,22 +316,32 @@ class Callbacks:
 
     async def _append(self, key: TaskKey, epoch: int, event: CallbackEvent) -> dict[str, Any]:
         """Operations of a durable task's turn."""
+        base, entries = self._checked(key, event)
+        return self._appended(await self._journals.append(key, epoch, base, entries))
+
+    def _checked(self, key: TaskKey, event: CallbackEvent) -> tuple[int, Entries]:
+        """What an append holds, and how much of the log it knows. Raises Problem for what cannot be recorded."""
         if event.base is None or event.base < 0:
             raise problem("invalid_event", "append: `base` is how many entries of the log are known")
         flight = self._deliveries.open.get(key)
         leased_at = flight.assignment.started_at if flight is not None else created_at(key[1]) or self._clock.now()
         try:
-            entries = self._journals.check(key, [bytes(op) for op in event.ops], leased_at)
+            return event.base, self._journals.check(key, [bytes(op) for op in event.ops], leased_at)
         except OpRefused as refused:
             raise refusal(refused) from None
-        answer = await self._journals.append(key, epoch, event.base, entries)
+
+    def _appended(self, answer: Appended) -> dict[str, Any]:
         reply: dict[str, Any] = {"ok": True, "len": answer.length, "lease_until": None, "cancel": None}
         if answer.children:
             reply["children"] = answer.children
         if answer.task is None:
-            return {**reply, "duplicate": True}
+            reply["duplicate"] = True
+            return reply
         task = answer.task
-        return {**reply, "lease_until": task.lease_until or task.deadline, "cancel": self._cancel(task.cancel_at, task.cancel_reason)}
+        reply["lease_until"] = task.lease_until or task.deadline
+        if task.cancel_at is not None:
+            reply["cancel"] = self._cancel(task.cancel_at, task.cancel_reason)
+        return reply
 
     async def _turn(self, task: LiveTask, event: CallbackEvent) -> None:
         """The answer of a turn whose request was accepted with 202, or is still open."""

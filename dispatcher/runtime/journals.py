@@ -54,6 +54,14 @@ class _Item:
     children: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An append that will be written, whether or not anybody waits for it."""
+
+    item: _Item
+    written: asyncio.Future[Appended | None]
+
+
 class Journals:
     """The way into logs."""
 
@@ -86,18 +94,30 @@ class Journals:
         named = [child.key for child in entries.children if child.key is not None and child.key != child.id]
         if named:
             item.known = await journal.children(self._database, key, named, ids.created_at(key[1]) or self._clock.now())
+        return await self.landed(self._submit(item))
+
+    def begin(self, key: TaskKey, epoch: int, base: int, entries: Entries) -> Begun | None:
+        """Put an append on its way; `landed` says what came of it. None where there are children, which may have to be looked for first."""
+        return None if entries.children else self._submit(_Item(key, epoch, base, entries))
+
+    def _submit(self, item: _Item) -> Begun:
         try:
-            landed = await asyncio.shield(self._commits.submit(item))
+            return Begun(item, self._commits.submit(item))
         except QueueFull:
             raise problem("overloaded", "more is being recorded than can be written; repeat this a little later") from None
+
+    async def landed(self, begun: Begun) -> Answer:
+        """What became of an append, known once it is durable. Raises Problem for all that is refused."""
+        try:
+            landed = await begun.written
         except Exception as error:
             if not (isinstance(error, DatabaseUnavailable) or is_transient(error)):
                 raise
             detail = "the database did not confirm the append; repeat it: what landed is recognised"
             raise problem("database_unavailable", detail) from error
         if landed is not None:
-            return Answer(landed.log_len, item.children, landed)
-        return await self._refused(item)
+            return Answer(landed.log_len, begun.item.children, landed)
+        return await self._refused(begun.item)
 
     async def _write(self, items: Sequence[_Item]) -> list[Appended | None]:
         """In waves, because one statement appends once to a log."""
