@@ -23,6 +23,7 @@ from handlers_sdk.context import DEFAULT_STREAM, Context, Control
 from handlers_sdk.durations import Duration, format_duration, milliseconds, parse_duration
 from handlers_sdk.errors import ConfigError, ContinuedAsNew, NotDeterministicError
 from handlers_sdk.ops import PLAIN, Op, text_of
+from handlers_sdk.placement import LabelsForm, label_entries
 from handlers_sdk.replay import Replay
 from handlers_sdk.schemas import Codec, codec_for, dump_json
 from handlers_sdk.wakes import Combination
@@ -296,6 +297,8 @@ class DurableContext(Context):
         additional_metadata: Mapping[str, Any] | None = None,
         priority: int | None = None,
         on_cancel: Literal["propagate", "abandon"] = "propagate",
+        desired_worker_labels: LabelsForm = None,
+        sticky: bool = False,
     ) -> Op[T]: ...
     @overload
     def run_child(
@@ -307,6 +310,8 @@ class DurableContext(Context):
         additional_metadata: Mapping[str, Any] | None = None,
         priority: int | None = None,
         on_cancel: Literal["propagate", "abandon"] = "propagate",
+        desired_worker_labels: LabelsForm = None,
+        sticky: bool = False,
     ) -> Op[Any]: ...
     def run_child(
         self,
@@ -317,40 +322,42 @@ class DurableContext(Context):
         additional_metadata: Mapping[str, Any] | None = None,
         priority: int | None = None,
         on_cancel: Literal["propagate", "abandon"] = "propagate",
+        desired_worker_labels: LabelsForm = None,
+        sticky: bool = False,
     ) -> Op[Any]:
         """Start a run of another workflow and wait for its result. It is started once, whatever becomes of this task's turns.
 
         `key` names it among the children of this task: a second one with the same key is the first. FailedTaskRunExceptionGroup when it
         fails, CancelledRunError when it is cancelled. When this task is cancelled it is too, unless `on_cancel="abandon"`.
+        `desired_worker_labels` are asked of the endpoints of its tasks; a `sticky` one begins where this task is, if its workflow is that too.
         """
+        from handlers_sdk.triggers import TriggerWorkflowOptions, WorkflowRunTriggerConfig
+
+        options = TriggerWorkflowOptions(
+            additional_metadata, priority, child_key=key, desired_worker_labels=desired_worker_labels, sticky=sticky
+        )
         if isinstance(workflow, str):
             text = dump_json({} if input is None else input, "input")
-            return self._child(self._durable.namespaced(workflow), text, _as_it_is, key, additional_metadata, priority, on_cancel)
-        item = workflow.create_bulk_run_item(input, key, additional_metadata=additional_metadata, priority=priority)
-        return self._child_of(item, workflow.read_result, on_cancel)
+            item = WorkflowRunTriggerConfig(self._durable.namespaced(workflow), text, options)
+            return self._child_of(item, _as_it_is, on_cancel)
+        return self._child_of(workflow.create_bulk_run_item(input, None, options), workflow.read_result, on_cancel)
 
     def _child_of(
         self, item: WorkflowRunTriggerConfig, read: Callable[[Any], Any], on_cancel: Literal["propagate", "abandon"] = "propagate"
     ) -> Op[Any]:
         options = item.options
-        key = options.child_key if item.key is None else item.key
-        return self._child(item.workflow_name, item.input, read, key, options.additional_metadata, options.priority, on_cancel)
-
-    def _child(
-        self,
-        workflow: str,
-        text: bytes,
-        read: Callable[[Any], Any],
-        key: str | None,
-        metadata: Mapping[str, Any] | None,
-        priority: int | None,
-        on_cancel: str,
-    ) -> Op[Any]:
-        asked = {"workflow": workflow, "input": text, "key": key, "metadata": metadata, "priority": priority}
+        asked = {
+            "workflow": item.workflow_name,
+            "input": item.input,
+            "key": options.child_key if item.key is None else item.key,
+            "metadata": options.additional_metadata,
+            "priority": options.priority,
+            "labels": label_entries(options.desired_worker_labels) or None,
+            "sticky": options.sticky or None,
+            "on_cancel": None if on_cancel == "propagate" else on_cancel,
+        }
         given = {name: value for name, value in asked.items() if value is not None}
-        if on_cancel != "propagate":
-            given["on_cancel"] = on_cancel
-        return self._replay.child(workflow, given, read)
+        return self._replay.child(item.workflow_name, given, read)
 
     # ---- a long-running task's inbox and state
 

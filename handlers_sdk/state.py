@@ -24,6 +24,7 @@ from handlers_sdk.durations import Duration, milliseconds
 from handlers_sdk.execution import Execution
 from handlers_sdk.ops import NAME, text_of
 from handlers_sdk.outcomes import Outcome, Turned, failure
+from handlers_sdk.placement import LabelsForm, label_entries
 from handlers_sdk.schemas import dump_json
 
 
@@ -93,10 +94,32 @@ class StateContext(Context):
         self._ask(name, wire.OP_EVENT, {"key": key, "expression": expression, "scope": scope, "timeout_ms": ms})
 
     def child(
-        self, name: str, workflow: str, input: Any = None, on_cancel: Literal["propagate", "abandon"] = "propagate", key: str | None = None
+        self,
+        name: str,
+        workflow: str,
+        input: Any = None,
+        on_cancel: Literal["propagate", "abandon"] = "propagate",
+        key: str | None = None,
+        *,
+        additional_metadata: Mapping[str, Any] | None = None,
+        priority: int | None = None,
+        desired_worker_labels: LabelsForm = None,
+        sticky: bool = False,
     ) -> None:
-        """Start a run, and settle with its output."""
-        self._ask(name, wire.OP_CHILD, {"workflow": workflow, "input": {} if input is None else input, "on_cancel": on_cancel, "key": key})
+        """Start a run, and settle with its output. `desired_worker_labels` are asked of the endpoints of its tasks; a `sticky` one begins
+        where this task is, if its workflow is sticky.
+        """
+        asked = {
+            "workflow": workflow,
+            "input": {} if input is None else input,
+            "on_cancel": on_cancel,
+            "key": key,
+            "metadata": additional_metadata,
+            "priority": priority,
+            "labels": label_entries(desired_worker_labels) or None,
+            "sticky": sticky or None,
+        }
+        self._ask(name, wire.OP_CHILD, asked)
 
     def receive(self, name: str, timeout: Duration | None = None) -> None:
         """Settle with the next message sent to the run."""

@@ -17,6 +17,8 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Raw
 
+from dispatcher.engine.definitions.placement import DesiredLabels, parse_desired_labels
+from dispatcher.engine.definitions.reading import DefinitionError
 from dispatcher.engine.expressions import Expression, ExpressionError
 from dispatcher.engine.strict_json import JsonRefused, check
 
@@ -74,7 +76,7 @@ class _Op(msgspec.Struct):
     metadata: Raw = Raw(b"")
     priority: int | None = None
     labels: dict[str, Any] | None = None
-    sticky: str | None = None
+    sticky: bool = False
     on_cancel: Literal["propagate", "abandon"] = "propagate"
 
 
@@ -93,7 +95,9 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A run an operation asks for. `key` names it among the task's children; asked for again, it is the same run."""
+    """A run an operation asks for. `key` names it among the task's children; asked for again, it is the same run. `labels` are asked of
+    the endpoints of its tasks; a `sticky` one begins where its parent is, if its workflow is sticky.
+    """
 
     id: str
     workflow: str
@@ -101,7 +105,8 @@ class Child:
     key: str | None
     metadata: bytes | None
     priority: int | None
-    labels: Mapping[str, Any] | None
+    labels: DesiredLabels
+    sticky: bool
     abandon: bool
 
 
@@ -335,9 +340,17 @@ def _child(op: _Op) -> Child:
         op.key,
         None if metadata in _ABSENT else metadata,
         op.priority,
-        op.labels,
+        _labels(op),
+        op.sticky,
         op.on_cancel == "abandon",
     )
+
+
+def _labels(op: _Op) -> DesiredLabels:
+    try:
+        return parse_desired_labels(op.labels, "`labels`")
+    except DefinitionError as error:
+        raise OpRefused("invalid_op", str(error)) from None
 
 
 def _retry_delay(op: _Op) -> timedelta:
@@ -601,6 +614,26 @@ def name_of(entry: bytes) -> str:
 def is_asked(entry: bytes) -> bool:
     """Whether an entry is an operation somebody asked for, and not what became of it."""
     return _named.decode(entry).status == "pending"
+
+
+def is_completion(entry: bytes) -> bool:
+    """Whether an entry says what became of an operation: those the server writes."""
+    named = _named.decode(entry)
+    return named.op == "cancel" or (named.op in _PENDING and named.status not in ("pending", CLOSED))
+
+
+def without(ops: Sequence[bytes], known: Sequence[bytes]) -> list[bytes]:
+    """Operations but those that are known: an entry of a name that says the same of it, asked for or over."""
+    there = {_mark(entry) for entry in known}
+    return [op for op in ops if _mark(op) not in there]
+
+
+def _mark(entry: bytes) -> tuple[str, str, str]:
+    try:
+        named = _named.decode(entry)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ("", "", "")
+    return (named.id, named.op, named.status)
 
 
 class _Stamped(msgspec.Struct):

@@ -35,7 +35,6 @@ from dispatcher.runtime.settlement import Settled, Settlement
 from dispatcher.runtime.signals import Signals
 from dispatcher.runtime.tokens import AttemptToken, TokenMaker
 from dispatcher.runtime.turns import Turns, after, as_turn
-from dispatcher.runtime.work import Turn
 from dispatcher.settings import Settings
 from dispatcher.store import runs, tasks
 from dispatcher.store.database import Database
@@ -351,7 +350,7 @@ class Callbacks:
         key = task.guard().key
         flight = self._deliveries.open.get(key)
         known = flight.assignment.turn if flight is not None else None
-        turn = known or Turn(b"", turned.base or 0, task.begun, task.cleanup)
+        turn = known or await self._turns.found(key, task)
         length = await self._turns.record(key, task.epoch, task.started_at or self._clock.now(), turned, turn)
         answer = length if not isinstance(length, int) else await self._blobs.resolve(key[0], after(turned, turn, length))
         current = await tasks.load_one(self._database, key)

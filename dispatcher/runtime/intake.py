@@ -108,7 +108,7 @@ class Intake:
     async def trigger(self, requests: Sequence[RunRequest]) -> list[RunAccepted | Problem]:
         """Start runs; answers in order, after the commit. Raises Problem when nothing could be taken."""
         await self._catch_up((r.tenant_id, r.workflow) for r in requests)
-        await self._find_places(requests)
+        await self.find_places(requests)
         return [_run_answer(fate) for fate in await self._submit(requests, self._run_submission)]
 
     async def push(self, requests: Sequence[EventRequest]) -> list[EventAccepted | Problem]:
@@ -172,7 +172,7 @@ class Intake:
                 await self._directory.catch_up(self._clock.now())
                 return
 
-    async def _find_places(self, requests: Sequence[RunRequest]) -> None:
+    async def find_places(self, requests: Sequence[RunRequest]) -> None:
         """Find where the parents of sticky children are, and note which workflows will have queues of their own for what is asked."""
         for request in requests:
             if request.sticky and request.parent_run_id is not None:

@@ -15,7 +15,6 @@ from datetime import datetime
 from dispatcher import ids
 from dispatcher.clock import Clock
 from dispatcher.engine.definitions import DefinitionError
-from dispatcher.engine.definitions.placement import parse_desired_labels
 from dispatcher.engine.journal import Bounds, Child, Entries, Moments, OpRefused, parse_ops, repeated, split, with_runs
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.group_commit import GroupCommit, QueueFull
@@ -51,6 +50,7 @@ class _Item:
     base: int
     entries: Entries
     known: dict[str, ChildRun] = field(default_factory=dict)
+    sticky_to: str | None = None
     children: dict[str, str] = field(default_factory=dict)
 
 
@@ -94,6 +94,8 @@ class Journals:
         named = [child.key for child in entries.children if child.key is not None and child.key != child.id]
         if named:
             item.known = await journal.children(self._database, key, named, ids.created_at(key[1]) or self._clock.now())
+        if any(child.sticky or child.labels for child in entries.children):
+            item.sticky_to = await self._place(item)
         return await self.landed(self._submit(item))
 
     def begin(self, key: TaskKey, epoch: int, base: int, entries: Entries) -> Begun | None:
@@ -118,6 +120,12 @@ class Journals:
         if landed is not None:
             return Answer(landed.log_len, begun.item.children, landed)
         return await self._refused(begun.item)
+
+    async def _place(self, item: _Item) -> str | None:
+        """Where sticky children begin. Others are let know which queues to look for, of what is asked of labels."""
+        requests = [_request(item, child) for child in item.entries.children if child.sticky or child.labels]
+        await self._intake.find_places(requests)
+        return next((request.sticky_to for request in requests if request.sticky), None)
 
     async def _write(self, items: Sequence[_Item]) -> list[Appended | None]:
         """In waves, because one statement appends once to a log."""
@@ -175,7 +183,7 @@ class Journals:
                 row.children[child.id] = known.id
                 row.again.add(child.id)  # it may be over, or end before this can be seen
                 continue
-            made = self._made(item.key, child)
+            made = self._made(item, child)
             if isinstance(made, Problem):
                 row.given[child.id] = ("error", json.dumps({"code": made.code, "message": made.detail}).encode())
             else:
@@ -188,9 +196,9 @@ class Journals:
         item.known = {name: run for name, run in item.known.items() if run.id not in {s.runs[0].id for s in submissions}}
         return row, submissions
 
-    def _made(self, parent: TaskKey, child: Child) -> Submission | Problem:
+    def _made(self, item: _Item, child: Child) -> Submission | Problem:
         try:
-            return self._intake.prepare(_request(parent, child))
+            return self._intake.prepare(_request(item, child))
         except DefinitionError as error:
             return problem("invalid_value", str(error))
 
@@ -258,7 +266,8 @@ def _weight(item: _Item) -> int:
     return 1 + len(entries.waits) + sum(map(len, entries.raw)) // _WEIGHT_BYTES
 
 
-def _request(parent: TaskKey, child: Child) -> RunRequest:
+def _request(item: _Item, child: Child) -> RunRequest:
+    parent = item.key
     return RunRequest(
         tenant_id=parent[0],
         workflow=child.workflow,
@@ -270,5 +279,7 @@ def _request(parent: TaskKey, child: Child) -> RunRequest:
         parent_node=parent[2],
         parent_wait=child.key or child.id,
         on_its_own=child.abandon,
-        labels=parse_desired_labels(dict(child.labels) if child.labels else None, "labels"),
+        labels=child.labels,
+        sticky=child.sticky,
+        sticky_to=item.sticky_to if child.sticky else None,
     )

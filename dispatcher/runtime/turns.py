@@ -30,6 +30,7 @@ from dispatcher.store import journal
 from dispatcher.store.database import Database
 from dispatcher.store.journal import Head, Merge, Over, Segment
 from dispatcher.store.outcomes import TaskKey
+from dispatcher.store.tasks import LiveTask
 
 _MILLISECOND = timedelta(milliseconds=1)
 _GONE = frozenset({"http_404", "http_405", "dns"})
@@ -154,6 +155,16 @@ class Turns:
         length = await self.record(assignment.key, assignment.epoch, assignment.started_at, turned, turn)
         return length if not isinstance(length, int) else after(turned, turn, length)
 
+    async def found(self, key: TaskKey, task: LiveTask) -> Turn:
+        """A turn as its answer by callback finds it, whichever process sent it: with a log of all that its endpoint has not written since."""
+        head = (await journal.heads(self._database, [key])).get(key)
+        if head is None:
+            return Turn(b"", 0, task.begun, task.cleanup)
+        segments = (await journal.segments(self._database, [(head, head.known_len)])).get(key, [])
+        since = split(segment.entries for segment in segments if segment.base >= head.known_len)
+        own = next((n for n, entry in enumerate(reversed(since)) if rules.is_completion(entry)), len(since))
+        return Turn(b"", head.log_len - own, task.begun, task.cleanup)
+
     async def record(self, key: TaskKey, epoch: int, leased_at: datetime, turned: Turned, turn: Turn) -> int | Answer:
         """The length of the log once an answer's operations are in it, or what is answered instead."""
         ops = [op for op in turned.ops if not turn.pending or rules.name_of(op) not in turn.pending]
@@ -167,7 +178,7 @@ class Turns:
             return Failed(refused.code, str(refused))
         except Problem as error:
             if error.code == "log_conflict":
-                return await self._rest(key, epoch, leased_at, base, ops)
+                return await self._rest(key, epoch, leased_at, base, ops, counted=turned.base is not None)
             if is_passing(error):
                 return LocalFault(error.code, error.detail)
             return Failed(error.code, error.detail)
@@ -177,16 +188,23 @@ class Turns:
         head = (await journal.heads(self._database, [key])).get(key)
         return head.log_len if head is not None else known
 
-    async def _rest(self, key: TaskKey, epoch: int, leased_at: datetime, base: int, ops: list[bytes]) -> int | Answer:
-        """An answer whose first operations are in the log already, from an append whose reply was lost: the others follow."""
+    async def _rest(self, key: TaskKey, epoch: int, leased_at: datetime, base: int, ops: list[bytes], *, counted: bool) -> int | Answer:
+        """An answer whose first operations are in the log already, from an append whose reply was lost: the others follow.
+
+        Where the endpoint has not `counted`, a reducer, any of them may be, from whatever it has appended in this turn.
+        """
         head = (await journal.heads(self._database, [key])).get(key)
         found = (await journal.segments(self._database, [(head, 0)])).get(key, []) if head is not None else []
         known = split(segment.entries for segment in found)
         conflict = Failed("log_conflict", f"the turn's answer builds on {base} entries, and the log has {len(known)} others")
-        if not base <= len(known) <= base + len(ops) or not rules.repeated(ops, known[base:]):
+        if not counted:
+            left = rules.without(ops, known[base:])
+        elif base <= len(known) <= base + len(ops) and rules.repeated(ops, known[base:]):
+            left = ops[len(known) - base :]
+        else:
             return conflict
         try:
-            entries = self._journals.check(key, ops[len(known) - base :], leased_at)
+            entries = self._journals.check(key, left, leased_at)
             return (await self._journals.append(key, epoch, len(known), entries)).length
         except OpRefused as refused:
             return Failed(refused.code, str(refused))

@@ -15,12 +15,15 @@ from handlers_sdk import (
     App,
     ConfigError,
     Context,
+    DesiredWorkerLabel,
     Dispatcher,
     DurableContext,
     EmptyModel,
     IdempotencyCollisionError,
     RetryableException,
     StateContext,
+    TriggerWorkflowOptions,
+    WorkerLabelComparator,
 )
 from handlers_sdk.exported import Export, read_export, replay_export
 from handlers_sdk.logcache import LogCache
@@ -447,6 +450,52 @@ async def test_outside_of_tasks_a_child_key_says_nothing_and_own_keys_collide(ap
 
     api.answer = lambda _: (200, {"id": "run_1", "status": "queued", "duplicate": True})
     assert (await run(dispatcher.app([parent], clock=clock), "parent")).json() == "raised"
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+async def test_a_child_says_where_it_wants_to_run(dispatcher: Dispatcher, by_name: bool) -> None:
+    ship = dispatcher.stubs.task("ship", dict[str, Any])
+    gpu = [DesiredWorkerLabel("gpu", 1, WorkerLabelComparator.GREATER_THAN, required=True)]
+
+    @dispatcher.durable_task()
+    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
+        options: dict[str, Any] = {"key": "k", "priority": 2, "on_cancel": "abandon", "desired_worker_labels": gpu, "sticky": True}
+        if by_name:
+            return await ctx.run_child("ship", {}, **options)
+        return await ctx.run_child(ship, {}, **options)
+
+    app = dispatcher.app([order], clock=clock)
+    (op,) = said(await push(app, turn("order")))["ops"]
+    wanted = {"value": 1, "comparator": "GREATER_THAN", "required": True, "weight": 100}
+    asked = {"key": "k", "priority": 2, "labels": {"gpu": wanted}, "sticky": True, "on_cancel": "abandon"}
+    assert {**op, "at": AT} == {"id": "ship#0", "op": "child", "status": "pending", "workflow": "ship", "input": {}, **asked, "at": AT}
+    settled = {"id": "ship#0", "op": "child", "status": "ok", "value": {"n": 1}, "run_id": "run_1", "at": AT}
+    again = said(await push(app, turn("order", [{**op, "run_id": "run_1"}, settled])))
+    assert (again["status"], again["output"]) == ("done", {"n": 1})
+
+
+async def test_so_do_children_of_tasks_as_they_are_run_anywhere(dispatcher: Dispatcher) -> None:
+    ship = dispatcher.stubs.task("ship", dict[str, Any])
+    options = TriggerWorkflowOptions(desired_worker_labels={"zone": DesiredWorkerLabel(value="x")}, sticky=True)
+
+    @dispatcher.durable_task()
+    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
+        return await ship.aio_run_many([ship.create_bulk_run_item({}, options=options) for _ in range(2)])
+
+    ops = said(await push(dispatcher.app([order], clock=clock), turn("order")))["ops"]
+    assert [(op["labels"]["zone"]["value"], op["sticky"]) for op in ops] == [("x", True)] * 2
+
+
+async def test_a_reducers_child_says_so_too(dispatcher: Dispatcher) -> None:
+    @dispatcher.durable_task(mode="state")
+    async def order(input: dict[str, Any], ctx: StateContext) -> Any:
+        ctx.child("mail", "mail", desired_worker_labels=[DesiredWorkerLabel("zone", "x")], sticky=True, priority=3, key="k")
+        return ctx.wait({})
+
+    body = turn("order", mode="state", state=None, results=[])
+    del body["log"]
+    (op,) = said(await push(dispatcher.app([order], clock=clock), body))["ops"]
+    assert (op["labels"]["zone"]["value"], op["sticky"], op["priority"], op["key"]) == ("x", True, 3, "k")
 
 
 # ---- state mode

@@ -9,6 +9,7 @@ import pytest
 
 from dispatcher.store import waits
 from tests.world.durable import answer, durable_endpoint, entry, log_of, pending, step
+from tests.world.endpoint import Arrival, Endpoint
 from tests.world.world import Node, World
 
 
@@ -110,3 +111,62 @@ async def test_an_event_meets_a_wait_that_was_registered_by_a_clock_ahead(world:
     )
     await one.call("POST", "/v1/events", {"type": "paid", "data": {}})
     assert log_of(await endpoint.next())[-1]["status"] == "ok"
+
+
+# ---- answers that do not come with the request's, and say no length
+
+
+async def _second_state_turn(world: World, one: Node) -> tuple[Endpoint, str, Arrival]:
+    endpoint = await durable_endpoint(world, one, entry("order", mode="state"))
+    run_id = await one.trigger("order")
+    answer(await endpoint.next(), "wait", ops=[pending("message", "m#1")], wake="m#1", state={"at": 1})
+    await world.task(run_id, state="waiting")
+    await one.call("POST", f"/v1/runs/{run_id}/messages", {"data": 1}, 202)
+    return endpoint, run_id, await endpoint.next()
+
+
+async def test_a_reducer_that_was_accepted_need_not_know_how_long_its_log_is(world: World, one: Node) -> None:
+    endpoint, run_id, turn = await _second_state_turn(world, one)
+    turn.answer(202, {"lease_ms": 60_000})
+    await world.task(run_id, dispatcher_id=None, state="running")
+    asked = {"ops": [pending("message", "m#2")], "wake": "m#2", "state": {"at": 2}}
+    await one.callback(turn.json["token"], {"type": "turn", "status": "wait", **asked})
+    await world.task(run_id, state="waiting")
+    await one.call("POST", f"/v1/runs/{run_id}/messages", {"data": 2}, 202)
+    third = await endpoint.next()
+    assert (third.json["state"], [e["value"] for e in third.json["results"]]) == ({"at": 2}, [2])
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_what_a_reducer_records_before_its_answer_comes_before_it(world: World, one: Node, accepted: bool) -> None:
+    """The second operation of its answer is one that an append has recorded: it is not asked for twice."""
+    _, run_id, turn = await _second_state_turn(world, one)
+    again = pending("sleep", "nap#2", ms=60_000)
+    ops = [{"id": "save#2", "op": "checkpoint", "status": "ok", "value": 7}, again]
+    length = (await one.callback(turn.json["token"], {"type": "append", "base": 2, "ops": ops}))["len"]
+    assert length == 4
+    said: dict[str, Any] = {"ops": [pending("message", "m#2"), again], "wake": {"any": ["m#2", "nap#2"]}, "state": {"at": 2}}
+    if accepted:
+        turn.answer(202, {"lease_ms": 60_000})
+        await world.task(run_id, dispatcher_id=None, state="running")
+        await one.callback(turn.json["token"], {"type": "turn", "status": "wait", **said})
+    else:
+        answer(turn, "wait", **said)
+    await world.task(run_id, state="waiting", log_len=5)
+    assert (await one.call("GET", f"/v1/runs/{run_id}/checkpoint"))["value"] == 7
+
+
+async def test_again_of_a_turn_that_was_accepted_is_progress_if_it_recorded_something(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    turn = await endpoint.next()
+    turn.answer(202, {"lease_ms": 60_000})
+    await world.task(run_id, dispatcher_id=None, state="running")
+    await one.callback(turn.json["token"], {"type": "append", "base": 0, "ops": [step("a#0", 1)]})
+    await one.callback(turn.json["token"], {"type": "turn", "status": "again", "base": 1})
+    second = await endpoint.next()
+    assert [e["id"] for e in log_of(second)] == ["a#0"]
+    second.answer(202, {"lease_ms": 60_000})
+    await world.task(run_id, dispatcher_id=None, state="running")
+    await one.callback(second.json["token"], {"type": "turn", "status": "again", "base": 1})
+    assert (await world.over(run_id))["error"]["code"] == "no_progress"
