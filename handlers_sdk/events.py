@@ -15,6 +15,7 @@ from handlers_sdk.definitions import check_priority
 from handlers_sdk.errors import BulkTriggerError, DispatcherError
 from handlers_sdk.listing import Params, given, listed, moment
 from handlers_sdk.portal import PORTAL
+from handlers_sdk.references import CALL_BYTES_MAX, upload_here
 from handlers_sdk.resources import Metadata
 from handlers_sdk.schemas import dump_json
 from handlers_sdk.triggers import chunks, refused, send_bulk
@@ -246,12 +247,14 @@ class EventClient:
         return Event.model_validate(body)
 
     async def _push(self, event: BulkPushEventWithMetadata) -> Event:
-        _, body = await self._api.request("POST", "/v1/events", content=self._text(event))
+        text, _ = await self._sendable(event)
+        _, body = await self._api.request("POST", "/v1/events", content=text)
         return Event.model_validate(body)
 
     async def _bulk_push(self, events: Sequence[BulkPushEventWithMetadata]) -> _Events:
         results: _Fates = []
-        for chunk in chunks([self._text(event) for event in events]):
+        sendable = [await self._sendable(event) for event in events]
+        for chunk in chunks([text for text, _ in sendable], [size for _, size in sendable]):
             results += await self._push_chunk(chunk)
         pushed = [one for one in results if isinstance(one, Event)]
         if len(pushed) < len(results):
@@ -265,15 +268,22 @@ class EventClient:
             return [error] * len(chunk)
         return [refused(row) or Event.model_validate(row) for row in rows]
 
-    def _text(self, event: BulkPushEventWithMetadata) -> bytes:
+    async def _sendable(self, event: BulkPushEventWithMetadata) -> tuple[bytes, int]:
+        """An event as it is sent. A payload too large for the call is uploaded, and its size told."""
+        data = dump_json(event.payload, "input")
+        reference = await upload_here(self._api, data) if len(data) > CALL_BYTES_MAX else None
+        if reference is None:
+            return self._text(event, b'"data":' + data), 0
+        return self._text(event, b'"data":%b,"refs":["data"]' % reference), len(data)
+
+    def _text(self, event: BulkPushEventWithMetadata, data: bytes) -> bytes:
         if event.priority is not None:
             check_priority(event.priority)
         named: dict[str, Any] = {
             "type": self._api.config.namespaced(event.key),
-            "data": event.payload,
             "metadata": event.additional_metadata,
             "priority": event.priority,
             "idempotency_key": event.idempotency_key,
             "scope": event.scope,
         }
-        return dump_json({name: value for name, value in named.items() if value is not None}, "input")
+        return dump_json({name: value for name, value in named.items() if value is not None}, "input")[:-1] + b",%b}" % data

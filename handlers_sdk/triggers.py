@@ -18,6 +18,8 @@ from handlers_sdk.schemas import dump_json
 
 BULK_ITEMS_MAX: Final = 1_000
 BULK_BYTES_MAX: Final = 4_000_000
+BULK_REFERRED_MAX: Final = 16_000_000
+"""Values that the items of one bulk call may name instead of holding them, in bytes together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class TriggerWorkflowOptions:
 class WorkflowRunTriggerConfig:
     """One run to start: made by `create_bulk_run_item`. `input` is JSON text. Items of one call with one `key` are one run.
 
-    `referred` says that the input is a reference to it.
+    `referred` says that the input is a reference to it, which is `size` bytes.
     """
 
     workflow_name: str
@@ -71,6 +73,7 @@ class WorkflowRunTriggerConfig:
     key: str | None = None
     parent: ChildOf | None = None
     referred: bool = False
+    size: int = 0
 
     def text(self) -> bytes:
         """The call's JSON. The input is copied as it is."""
@@ -90,9 +93,7 @@ async def start_run(api: Api, config: WorkflowRunTriggerConfig, *, wait: bool) -
 
     An input too large for the call is uploaded first.
     """
-    if len(config.input) > CALL_BYTES_MAX and not config.referred:
-        reference = await upload_here(api, config.input)
-        config = config if reference is None else replace(config, input=reference, referred=True)
+    config = await _sendable(api, config)
     params = {"wait": f"{WAIT_SECONDS}s"} if wait else None
     _, body = await api.request("POST", "/v1/runs", content=config.text(), params=params, wait=WAIT_SECONDS if wait else 0)
     return _started(body, config)
@@ -101,13 +102,26 @@ async def start_run(api: Api, config: WorkflowRunTriggerConfig, *, wait: bool) -
 async def start_runs(api: Api, configs: Sequence[WorkflowRunTriggerConfig]) -> list[Run | DispatcherError]:
     """Start many; for each, in order, its run or why there is none. A chunk that cannot be sent fails its own items only."""
     firsts = _distinct(configs)
-    distinct = sorted(set(firsts))
-    results: list[Run | DispatcherError] = []
-    for chunk in chunks([configs[index].text() for index in distinct]):
-        of = [configs[index] for index in distinct[len(results) : len(results) + len(chunk)]]
-        results += await _start_chunk(api, chunk, of)
-    place = {index: position for position, index in enumerate(distinct)}
-    return [results[place[first]] for first in firsts]
+    fates: dict[int, Run | DispatcherError] = {}
+    ready: dict[int, WorkflowRunTriggerConfig] = {}
+    for index in sorted(set(firsts)):
+        try:
+            ready[index] = await _sendable(api, configs[index])
+        except DispatcherError as error:
+            fates[index] = error
+    left = list(ready)
+    for chunk in chunks([one.text() for one in ready.values()], [one.size for one in ready.values()]):
+        these, left = left[: len(chunk)], left[len(chunk) :]
+        fates |= zip(these, await _start_chunk(api, chunk, [ready[index] for index in these]), strict=True)
+    return [fates[first] for first in firsts]
+
+
+async def _sendable(api: Api, config: WorkflowRunTriggerConfig) -> WorkflowRunTriggerConfig:
+    """The same with its input uploaded where it is too large for the call."""
+    if config.referred or len(config.input) <= CALL_BYTES_MAX:
+        return config
+    reference = await upload_here(api, config.input)
+    return config if reference is None else replace(config, input=reference, referred=True, size=len(config.input))
 
 
 async def _start_chunk(api: Api, chunk: Sequence[bytes], configs: Sequence[WorkflowRunTriggerConfig]) -> list[Run | DispatcherError]:
@@ -127,16 +141,18 @@ async def send_bulk(api: Api, path: str, member: str, items: Sequence[bytes]) ->
     return rows
 
 
-def chunks(items: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """The items in order, cut where a bulk call would have too many or too large ones."""
+def chunks(items: Sequence[bytes], values: Sequence[int] | None = None) -> Iterator[list[bytes]]:
+    """The items in order, cut where a bulk call would have too many or too large ones. `values` is how large what each refers to is."""
     chunk: list[bytes] = []
-    size = 0
-    for item in items:
-        if chunk and (len(chunk) == BULK_ITEMS_MAX or size + len(item) > BULK_BYTES_MAX):
+    size = referred = 0
+    for item, value in zip(items, values or [0] * len(items), strict=True):
+        full = len(chunk) == BULK_ITEMS_MAX or size + len(item) > BULK_BYTES_MAX or referred + value > BULK_REFERRED_MAX
+        if chunk and full:
             yield chunk
-            chunk, size = [], 0
+            chunk, size, referred = [], 0, 0
         chunk.append(item)
         size += len(item) + 1
+        referred += value
     if chunk:
         yield chunk
 

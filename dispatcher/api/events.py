@@ -13,6 +13,7 @@ from dispatcher.api.decoding import span
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import PageQuery, SearchText, page, position, search_query
 from dispatcher.api.metadata import REPLAY_OF, metadata_pairs, with_system_key
+from dispatcher.api.referring import Referring
 from dispatcher.api.triggering import (
     EVENT,
     EVENTS,
@@ -24,6 +25,8 @@ from dispatcher.api.triggering import (
     event_request,
     in_bulk,
     one_of_schemas,
+    referred_in_bulk,
+    with_data,
 )
 from dispatcher.api.views import EventCreated, EventRef, EventRunView, EventView, show_event, show_event_run
 from dispatcher.errors import Problem, problem
@@ -74,7 +77,7 @@ async def send_event(call: Call) -> Answer:
     `call` runs one function by name, `schedule:new` does later, or at every tick of a cron expression.
     """
     body: EventBody = await call.json(EVENT)
-    accepted = (await _push(call, [event_request(call, body)]))[0]
+    accepted = (await _push(call, [event_request(call, await with_data(call, body))]))[0]
     if isinstance(accepted, Problem):
         raise accepted
     return json_answer(200 if accepted.duplicate else 201, _created(accepted))
@@ -86,10 +89,22 @@ async def send_events(call: Call) -> Answer:
     body: EventsBody = await call.json_items(EVENTS)
     check_count(body.events, settings.max_bulk_items)
 
-    def make(item: Raw, at: str) -> EventRequest:
-        return event_request(call, decode_item(item, EVENT, at, call.limits), f"{at}.")
+    values: Referring[EventRequest] = Referring(call, _give)
 
-    return await in_bulk("events", body.events, make, lambda requests: _push(call, requests), lambda accepted, _: _created(accepted))
+    def make(item: Raw, at: str) -> EventRequest:
+        event = decode_item(item, EVENT, at, call.limits)
+        member = referred_in_bulk(event, f"{at}.") if event.refs else None
+        request = event_request(call, event, f"{at}.")
+        return values.note(request, request.data, f"{at}.{member}") if member is not None else request
+
+    async def take(requests: Sequence[EventRequest]) -> Sequence[EventAccepted | Problem]:
+        return await values.take(requests, lambda some: _push(call, some))
+
+    return await in_bulk("events", body.events, make, take, lambda accepted, _: _created(accepted))
+
+
+def _give(request: EventRequest, value: bytes) -> None:
+    request.data = value
 
 
 async def _push(call: Call, requests: Sequence[EventRequest]) -> list[EventAccepted | Problem]:
@@ -173,7 +188,8 @@ _BUSY: Final = ("overloaded", "database_unavailable")
 ROUTES: Final = (
     Route(
         "POST", "/v1/events", send_event, "events:write", {201: EventCreated, 200: EventCreated}, body=EventBody,
-        problems=(*_BAD_BODY, "body_too_large", "unsupported_media_type", "unknown_workflow", "too_many_runs", *_PLANNING, *_BUSY),
+        problems=(*_BAD_BODY, "body_too_large", "unsupported_media_type", "unknown_workflow", "too_many_runs", "invalid_ref", "unknown_ref",
+                  *_PLANNING, *_BUSY),
     ),
     Route(
         "POST", "/v1/events/bulk", send_events, "events:write", {200: EventRows}, body=EventsBody,

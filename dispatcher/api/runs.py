@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -11,6 +11,7 @@ from dispatcher.api.decoding import duration, one_of, span
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import PageQuery, SearchText, page, position, search_query
 from dispatcher.api.metadata import metadata_pairs
+from dispatcher.api.referring import Referring, value_of
 from dispatcher.api.run_documents import RunView, explained, show_run
 from dispatcher.api.triggering import (
     RUN,
@@ -22,6 +23,7 @@ from dispatcher.api.triggering import (
     check_count,
     decode_item,
     in_bulk,
+    json_text,
     one_of_schemas,
     run_request,
     with_values,
@@ -83,10 +85,12 @@ class Cancelled(msgspec.Struct, frozen=True, omit_defaults=True):
 class RunReplayBody(msgspec.Struct, forbid_unknown_fields=True):
     """What to run again: the whole run, with another `input` where one is given, or `task` and all that comes after it.
 
-    A durable task goes on from its log, or from `journal_node` in it; with another input it begins anew.
+    A durable task goes on from its log, or from `journal_node` in it; with another input it begins anew. `"refs": ["input"]` says that the
+    input is a reference, as PUT /v1/blobs answers it.
     """
 
     input: Raw | UnsetType = UNSET
+    refs: list[Literal["input"]] = []
     task: str | None = None
     journal_node: str | None = None
 
@@ -118,13 +122,21 @@ async def create_runs(call: Call) -> Answer:
     check_count(body.runs, settings.max_bulk_items)
     await check_attempt(call)
 
+    values: Referring[RunRequest] = Referring(call, _give)
+
     def make(item: Raw, at: str) -> RunRequest:
-        return run_request(call, decode_item(item, RUN, at, call.limits), f"{at}.")
+        run = decode_item(item, RUN, at, call.limits)
+        request = run_request(call, run, f"{at}.")
+        return values.note(request, request.input, f"{at}.input") if run.refs else request
 
     def show(accepted: RunAccepted, request: RunRequest) -> RunCreated:
         return _created(accepted, request.workflow)
 
-    return await in_bulk("runs", body.runs, make, call.services.intake.trigger, show)
+    return await in_bulk("runs", body.runs, make, lambda requests: values.take(requests, call.services.intake.trigger), show)
+
+
+def _give(request: RunRequest, value: bytes) -> None:
+    request.input = value
 
 
 async def get_run(call: Call) -> Answer:
@@ -178,6 +190,8 @@ async def replay_run(call: Call) -> Answer:
     """Run a finished run again under its own id: whole, or one task of a graph with what comes after it. Its attempts count on."""
     run_id, wait = call.path["run_id"], _seconds(call)
     body: RunReplayBody = await call.json(_REPLAY)
+    if body.refs:
+        body.input = await value_of(call, "input", json_text(body.input))
     given = bytes(body.input) if body.input is not UNSET else None
     if given is not None and body.task is not None:
         raise problem("invalid_value", "input: a run that goes on from one of its tasks keeps its input", field="input")

@@ -17,6 +17,7 @@ from dispatcher.api.bodies import BodyLimits, check_item, decode_checked
 from dispatcher.api.decoding import duration, moment
 from dispatcher.api.edge import Answer, Call, json_answer
 from dispatcher.api.metadata import without_system_keys
+from dispatcher.api.referring import value_of
 from dispatcher.engine.definitions import EVENT_KEY, LONGEST, DefinitionError
 from dispatcher.engine.definitions.placement import DesiredLabels, parse_desired_labels
 from dispatcher.engine.schedules import UTC_NAME, ScheduleError, parse_when, zone
@@ -65,12 +66,16 @@ class RunBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class EventBody(msgspec.Struct, forbid_unknown_fields=True):
-    """An event, as `type` and `data` or as `event_type` and `event_data`."""
+    """An event, as `type` and `data` or as `event_type` and `event_data`.
+
+    `refs` names the one of the two that is a reference, as PUT /v1/blobs answers it: it is replaced by its value before anything else.
+    """
 
     type: str | None = None
     data: Raw | UnsetType = UNSET
     event_type: str | None = None
     event_data: Raw | UnsetType = UNSET
+    refs: list[Literal["data", "event_data"]] = []
     metadata: Raw | UnsetType = UNSET
     scope: Key | None = None
     priority: Priority | None = None
@@ -118,9 +123,30 @@ _PLAN: Final = msgspec.json.Decoder(_PlanData)
 async def with_values(call: Call, body: RunBody) -> RunBody:
     """The body with what goes by reference in it. Raises Problem invalid_ref, unknown_ref."""
     if body.refs:
-        body.input = Raw(await call.services.blobs.value(call.tenant_id, "input", json_text(body.input)))
-        body.refs = []
+        body.input = await value_of(call, "input", json_text(body.input))
     return body
+
+
+async def with_data(call: Call, body: EventBody) -> EventBody:
+    """The event with its data in it. Raises Problem invalid_ref, unknown_ref."""
+    if body.refs:
+        member = referred(body)
+        setattr(body, member, await value_of(call, member, json_text(getattr(body, member))))
+    return body
+
+
+def referred(body: EventBody, at: str = "") -> Literal["data", "event_data"]:
+    """Which member of an event goes by reference. Raises Problem invalid_ref unless it is the one that is there."""
+    if len(set(body.refs)) != 1 or getattr(body, body.refs[0]) is UNSET:
+        raise problem("invalid_ref", f"{at}refs: names the data of the event, where that is a reference", field=f"{at}refs")
+    return body.refs[0]
+
+
+def referred_in_bulk(body: EventBody, at: str) -> Literal["data", "event_data"]:
+    """The same of one of many events, whose data is not looked at. Raises Problem invalid_ref for a call, which is told by its data."""
+    if (body.type or body.event_type) in _CALLS | _PLANS:
+        raise problem("invalid_ref", f"{at}refs: the data of a call by reference is taken by POST /v1/events", field=f"{at}refs")
+    return referred(body, at)
 
 
 def run_request(call: Call, body: RunBody, at: str = "") -> RunRequest:
@@ -159,8 +185,6 @@ async def check_attempt(call: Call) -> None:
 
 
 def _run(call: Call, body: RunBody, at: str) -> RunRequest:
-    if body.refs:
-        raise problem("invalid_ref", f"{at}refs: an input by reference is taken by POST /v1/runs, one run at a time", field=f"{at}refs")
     return RunRequest(
         tenant_id=call.caller.tenant_id,
         workflow=body.workflow,

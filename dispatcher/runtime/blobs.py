@@ -65,11 +65,19 @@ class Blobs:
 
     async def value(self, tenant_id: int, member: str, text: bytes) -> bytes:
         """What a caller means who says that `member` goes by reference. Raises Problem invalid_ref or unknown_ref."""
+        return await self.fetch(tenant_id, member, self.reference(member, text))
+
+    def reference(self, member: str, text: bytes) -> Reference:
+        """What a caller names who says that `member` goes by reference. Raises Problem invalid_ref."""
         try:
             reference = references.said(text, (member,), member)
         except ValueError as error:
             raise problem("invalid_ref", str(error), field=member) from None
         assert reference is not None, "refs were given"
+        return reference
+
+    async def fetch(self, tenant_id: int, member: str, reference: Reference) -> bytes:
+        """The value of a reference. Raises Problem unknown_ref."""
         body = await blobs.get(self.database, tenant_id, reference.sha256, reference.size)
         if body is None:
             raise problem("unknown_ref", f"{member}: there is no {reference.id} of {reference.size:,} bytes", field=member)

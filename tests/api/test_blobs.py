@@ -91,10 +91,59 @@ async def test_a_reference_where_none_is_taken_is_refused(world: World, api: htt
     ref = (await put(api, b"{}")).json()["ref"]
     assert_problem(await start(api, input=ref, refs=["metadata"]), 400, "invalid_value", "refs")
     assert_problem(await start(api, refs=["input"]), 400, "invalid_ref", "input")
-    rows = (await api.post("/v1/runs/bulk", json={"runs": [{"workflow": "resize", "input": ref, "refs": ["input"]}]})).json()["rows"]
-    assert (rows[0]["code"], rows[0]["status"]) == ("invalid_ref", 400)
-    event = await api.post("/v1/events", json={"type": "user:created", "data": ref, "refs": ["data"]})
-    assert_problem(event, 400, "unknown_field", "refs")
+    event = {"type": "user:created", "data": ref}
+    for refs in (["input"], ["data", "event_data"], ["event_data"], ["data", "data", "event_data"]):
+        refused = await api.post("/v1/events", json={**event, "refs": refs})
+        assert_problem(refused, 400, "invalid_value" if refs == ["input"] else "invalid_ref", "refs")
+    called = {"type": "call", "data": ref, "refs": ["data"]}
+    rows = (await api.post("/v1/events/bulk", json={"events": [called]})).json()["rows"]
+    assert (rows[0]["code"], "POST /v1/events" in rows[0]["detail"]) == ("invalid_ref", True)
+
+
+async def test_inputs_of_many_runs_go_by_reference(world: World, api: httpx.AsyncClient) -> None:
+    await world.register()
+    small, large = b'{"width":1}', b'{"text":"%b"}' % (b"x" * 2_000_000)
+    refs = [(await put(api, text)).json()["ref"] for text in (small, large)]
+    nowhere = {"$ref": {"sha256": "0" * 64, "size": 3}}
+    items = [
+        {"workflow": "resize", "input": refs[0], "refs": ["input"]},
+        {"workflow": "resize", "input": {"width": 2}},
+        {"workflow": "resize", "input": nowhere, "refs": ["input"]},
+        {"workflow": "resize", "input": refs[1], "refs": ["input"]},
+        {"workflow": "none", "input": refs[1], "refs": ["input"]},
+        {"workflow": "resize", "refs": ["input"]},
+        {"workflow": "resize", "input": refs[0]},
+    ]
+    rows = (await api.post("/v1/runs/bulk", json={"runs": items})).json()["rows"]
+    assert [row.get("code") for row in rows] == [None, None, "unknown_ref", None, "unknown_workflow", "invalid_ref", None]
+    assert "runs[2].input" in rows[2]["detail"]
+    inputs = [(await api.get(f"/v1/runs/{rows[i]['id']}")).json()["input"] for i in (0, 1, 3, 6)]
+    assert inputs == [{"width": 1}, {"width": 2}, {"text": "x" * 2_000_000}, refs[0]]
+    many = [{"workflow": "resize", "input": refs[1], "refs": ["input"]}] * 9
+    rows = (await api.post("/v1/runs/bulk", json={"runs": many})).json()["rows"]
+    assert [row.get("code") for row in rows] == [None] * 8 + ["bulk_too_large"]
+
+
+async def test_data_of_events_goes_by_reference(world: World, api: httpx.AsyncClient) -> None:
+    await world.register()
+    ref = (await put(api, b'{"width":1}')).json()["ref"]
+    called = (await put(api, b'{"fn":"resize","args":[{"width":2}]}')).json()["ref"]
+    for body in (
+        {"type": "user:created", "data": ref, "refs": ["data"]},
+        {"event_type": "user:created", "event_data": ref, "refs": ["event_data"]},
+    ):
+        sent = (await api.post("/v1/events", json=body)).json()
+        assert (await api.get(f"/v1/events/{sent['event_id']}")).json()["data"] == {"width": 1}
+        (row,) = (await api.post("/v1/events/bulk", json={"events": [body]})).json()["rows"]
+        assert (await api.get(f"/v1/events/{row['event_id']}")).json()["data"] == {"width": 1}
+    sent = (await api.post("/v1/events", json={"type": "call", "data": called, "refs": ["data"]})).json()
+    assert (await api.get(f"/v1/runs/{sent['runs'][0]}")).json()["input"] == {"width": 2}
+    plain = (await api.post("/v1/events", json={"type": "user:created", "data": ref})).json()
+    assert (await api.get(f"/v1/events/{plain['event_id']}")).json()["data"] == ref
+    gone = {"$ref": {"sha256": "0" * 64, "size": 3}}
+    assert_problem(await api.post("/v1/events", json={"type": "user:created", "data": gone, "refs": ["data"]}), 422, "unknown_ref", "data")
+    (row,) = (await api.post("/v1/events/bulk", json={"events": [{"type": "x", "data": gone, "refs": ["data"]}]})).json()["rows"]
+    assert (row["code"], "events[0].data" in row["detail"]) == ("unknown_ref", True)
 
 
 async def test_what_arrives_must_be_what_was_announced(world: World, api: httpx.AsyncClient) -> None:

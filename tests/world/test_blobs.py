@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from handlers_sdk import ClientConfig, Context, Dispatcher, DurableContext, EmptyModel
+from handlers_sdk import BulkPushEventWithMetadata, ClientConfig, Context, Dispatcher, DurableContext, EmptyModel
 from handlers_sdk.references import CALL_BYTES_MAX, RESPONSE_BYTES_MAX
+from handlers_sdk.triggers import BULK_REFERRED_MAX
 from tests.world.endpoint import Arrival
 from tests.world.world import Node, World
 
@@ -266,6 +267,41 @@ async def test_an_sdk_handler_takes_and_gives_large_values(world: World, node: N
     result = await copy.aio_run({"text": HUGE})
     assert result == {"copied": HUGE, "length": len(HUGE)}
     assert len(HUGE) > RESPONSE_BYTES_MAX > CALL_BYTES_MAX
+
+
+async def test_an_sdk_client_starts_many_with_large_inputs_and_pushes_large_events(
+    world: World, node: Node, dispatcher: Dispatcher
+) -> None:
+    @dispatcher.task(name="measure", on_events=["text:added"])
+    async def measure(input: dict[str, Any], ctx: Context) -> int:
+        return len(input["text"])
+
+    await register(world, node, dispatcher, measure)
+    inputs = [{"text": HUGE}, {"text": "x"}, {"text": HUGE + "y"}, {"text": HUGE + "yy"}, {"text": HUGE + "yyy"}]
+    results = await measure.aio_run_many([measure.create_bulk_run_item(one) for one in inputs])
+    assert results == [len(one["text"]) for one in inputs]
+    assert sum(results) > BULK_REFERRED_MAX
+    pushed = [await dispatcher.event.aio_push("text:added", {"text": LARGE + HUGE})]
+    pushed += await dispatcher.event.aio_bulk_push([BulkPushEventWithMetadata("text:added", one) for one in inputs])
+    lengths = [await dispatcher.runs.aio_get_result(event.runs[0]) for event in pushed]
+    assert lengths == [len(LARGE + HUGE), *results]
+
+
+async def test_a_run_is_replayed_with_a_large_input(world: World, node: Node) -> None:
+    endpoint = await world.discovered(node, manifest({"name": "read"}))
+    run_id = await node.trigger("read")
+    (await endpoint.next()).answer(200, None)
+    await world.run_over(run_id)
+    ref = (await node.call("PUT", "/v1/blobs", {"text": LARGE}))["ref"]
+    nowhere = {"$ref": {"sha256": "0" * 64, "size": 3}}
+    assert (await node.call("POST", f"/v1/runs/{run_id}/replay", {"input": nowhere, "refs": ["input"]}, expect=422))[
+        "code"
+    ] == "unknown_ref"
+    assert (await node.call("POST", f"/v1/runs/{run_id}/replay", {"refs": ["input"]}, expect=400))["code"] == "invalid_ref"
+    await node.call("POST", f"/v1/runs/{run_id}/replay", {"input": ref, "refs": ["input"]})
+    (await endpoint.next()).answer(200, None)
+    await world.run_over(run_id)
+    assert (await node.call("GET", f"/v1/runs/{run_id}"))["input"] == {"text": LARGE}
 
 
 async def test_a_graph_passes_large_values_on(world: World, node: Node, dispatcher: Dispatcher) -> None:
