@@ -48,6 +48,7 @@ class Settings:
     max_metadata_bytes: int = 16_384  # metadata of one run or event
     max_json_depth: int = 64  # nesting of any JSON accepted
     max_fan_out: int = 1_000  # runs one event may start
+    max_fan_out_bytes: int = 268_435_456  # input those may have together
     max_filters: int = 10_000  # filters of events one tenant may have
     filter_seconds: float = 1.0  # evaluation the filters of one event may take together; those left then count as failed
     filter_queue: int = 1_000  # events of one tenant that may wait for costly filters before others are refused with 503

@@ -366,7 +366,7 @@ ROUTES: Final = (
     Route("GET", "/v1/endpoints", list_endpoints, "endpoints:read", {200: EndpointPage}, PageQuery),
     Route(
         "PUT", "/v1/endpoints/{name}", put_endpoint, "endpoints:write", {201: Registered, 200: Registered}, body=PutEndpoint,
-        problems=(*_BAD_BODY, "destination_blocked", "version_exists", "discovery_unreachable"),
+        problems=(*_BAD_BODY, "destination_blocked", "version_exists", "discovery_unreachable", "too_many_crons"),
     ),
     Route("GET", "/v1/endpoints/{name}", get_endpoint, "endpoints:read", {200: EndpointView}, problems=_NO_SUCH),
     Route(

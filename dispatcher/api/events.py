@@ -109,9 +109,11 @@ def _give(request: EventRequest, value: bytes) -> None:
 
 async def _push(call: Call, requests: Sequence[EventRequest]) -> list[EventAccepted | Problem]:
     """Take events in. Raises Problem too_many_crons where they plan crons there is no room for."""
-    if any(request.plan is not None and isinstance(request.plan.when, str) for request in requests):
-        await call.services.crons.check_room(call.tenant_id)
-    return await call.services.intake.push(requests)
+    planned = sum(request.plan is not None and isinstance(request.plan.when, str) for request in requests)
+    if not planned:
+        return await call.services.intake.push(requests)
+    async with call.services.crons.planning(call.tenant_id, planned):
+        return await call.services.intake.push(requests)
 
 
 async def list_events(call: Call) -> Answer:

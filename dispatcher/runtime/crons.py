@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -49,6 +51,7 @@ class Crons:
         self._clock = clock
         self._settings = settings
         self._ids = IdMaker()
+        self._planned: dict[int, asyncio.Lock] = {}
         self.on_due: Callable[[datetime], None] = lambda _moment: None
 
     async def create(self, tenant_id: int, wanted: CronWanted) -> CronRow:
@@ -64,7 +67,7 @@ class Crons:
         )  # fmt: skip
         row = _checked(row, now)
         async with self._database.transaction() as conn:
-            await self._check_room(conn, tenant_id)
+            await check_room(conn, tenant_id, 1, self._settings.max_crons)
             if not await store.insert(conn, tenant_id, row, now):
                 raise problem("cron_exists", f"{wanted.workflow!r} has a cron {wanted.name!r} with the expression {expression!r} already")
         self._due(row)
@@ -109,18 +112,24 @@ class Crons:
             raise _unknown(cron_id)
         return row
 
-    async def check_room(self, tenant_id: int) -> None:
-        """Raises Problem too_many_crons where a tenant has as many as it may."""
-        async with self._database.transaction() as conn:
-            await self._check_room(conn, tenant_id)
-
-    async def _check_room(self, conn: Connection, tenant_id: int) -> None:
-        if await store.count(conn, tenant_id) >= self._settings.max_crons:
-            raise problem("too_many_crons", f"there are {self._settings.max_crons:,} crons already")
+    @asynccontextmanager
+    async def planning(self, tenant_id: int, wanted: int) -> AsyncIterator[None]:
+        """Room for so many crons that events plan, for nobody else of this process meanwhile. Raises Problem too_many_crons."""
+        async with self._planned.setdefault(tenant_id, asyncio.Lock()):
+            async with self._database.transaction() as conn:
+                await check_room(conn, tenant_id, wanted, self._settings.max_crons)
+            yield
 
     def _due(self, row: NewCron) -> None:
         if row.due_at is not None:
             self.on_due(row.due_at)
+
+
+async def check_room(conn: Connection, tenant_id: int, wanted: int, most: int) -> None:
+    """Hold a tenant, and raise Problem too_many_crons where so many more would be too many for it."""
+    await registry.hold_alone(conn, tenant_id)
+    if await store.count(conn, tenant_id) + wanted > most:
+        raise problem("too_many_crons", f"a tenant has {most:,} crons at most")
 
 
 async def declare(conn: Connection, tenant_id: int, workflow_id: int, declared: Sequence[CronTrigger], ids: IdMaker, now: datetime) -> None:

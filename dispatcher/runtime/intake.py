@@ -285,10 +285,13 @@ class Intake:
             starts = []
         if len(starts) > self._settings.max_fan_out:
             return problem("too_many_runs", f"the event would start {len(starts)} runs; at most {self._settings.max_fan_out} may")
+        body = request.data if request.input is None else request.input
+        if len(starts) * len(body) > self._settings.max_fan_out_bytes:
+            most = f"{self._settings.max_fan_out_bytes:,}"
+            return problem("too_many_runs", f"{len(starts)} runs would have {len(body):,} bytes of input each; {most} together may be")
         event_id = self._ids.make("evt", now)
         stream_id = f"str_{event_id[4:]}"
         workflows = [picture.workflows[start.workflow] for start in starts]
-        body = request.data if request.input is None else request.input
         runs, started, failed = list[NewRun](), list[Workflow](), list[tuple[Workflow, FlowError]]()
         for workflow, start in zip(workflows, starts, strict=True):
             try:

@@ -17,7 +17,7 @@ from dispatcher.engine.placement import refuse_long
 from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime.credentials import checked_auth, is_same_place
-from dispatcher.runtime.crons import declare
+from dispatcher.runtime.crons import check_room, declare
 from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.keyring import Keyring, secret_context
 from dispatcher.runtime.signals import Signals
@@ -224,6 +224,8 @@ class Registration:
             if definition.asks:
                 await registry.mark_asking(conn, put.tenant_id, workflow_id)
             workflow_ids.append(workflow_id)
+        if any(definition.on_crons for definition in offer.definitions):
+            await check_room(conn, put.tenant_id, 0, self._settings.max_crons)
         await registry.set_routes(conn, put.tenant_id, put.id, workflow_ids)
         if any(task.durable for definition in offer.definitions for task in definition.tasks):
             await waits.unblock(conn, put.tenant_id, workflow_ids, None, now)  # what its code did not fit may fit this one's

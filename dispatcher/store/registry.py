@@ -123,6 +123,7 @@ CREATE_TENANT = Statement(
     Tenant,
 )
 HOLD = Statement("select id, slug, registry_version from tenants where id = any($1::int[]) order by id for share", Tenant)
+HOLD_ALONE = "select id from tenants where id = $1 for no key update"
 BUMP = "update tenants set registry_version = registry_version + 1 where id = $1 returning registry_version"
 
 ENDPOINTS = Statement(
@@ -297,6 +298,11 @@ async def bump(conn: Connection, tenant_id: int) -> int:
 async def hold(conn: Connection, tenant_ids: Sequence[int]) -> dict[int, int]:
     """Keep registries as they are until the end of the transaction; answers their versions."""
     return {tenant.id: tenant.registry_version for tenant in HOLD.read(await conn.fetch(HOLD.sql, list(tenant_ids)))}
+
+
+async def hold_alone(conn: Connection, tenant_id: int) -> None:
+    """Keep everybody else from changing what a tenant has, until the end of the transaction."""
+    await conn.execute(HOLD_ALONE, tenant_id)
 
 
 async def endpoint(db: Database | Connection, tenant_id: int, name: str) -> EndpointRow | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -463,3 +464,33 @@ async def test_a_durable_task_declares_them_too(world: World, one: Node) -> None
         await world.over(arrival.json["run_id"])
         run = await one.call("GET", f"/v1/runs/{arrival.json['run_id']}")
         assert (run["status"], run["cron_id"], run["tick"]) == ("succeeded", cron["id"], f"2026-03-01T{tick}:00:00Z")
+
+
+async def test_the_bound_holds_whoever_makes_them_at_once(world: World) -> None:
+    nodes = [await world.node(name, max_crons=5) for name in ("one", "two")]
+    endpoint = await world.endpoint(nodes[0], [WORK])
+    for node in nodes:
+        await node.turn("registry")
+
+    async def made(n: int) -> int:
+        body = {"workflow": "work", "name": f"c{n}", "expression": "0 0 * * *"}
+        return (await nodes[n % 2].api.post("/v1/crons", json=body)).status_code
+
+    statuses = await asyncio.gather(*[made(n) for n in range(20)])
+    assert sorted(statuses) == [201] * 5 + [409] * 15
+    assert len(await crons(nodes[0])) == 5
+    declared = [{"expression": "0 0 * * *", "name": f"d{n}"} for n in range(2)]
+    handlers = [{**WORK, "body": "v1", "on_crons": declared}]
+    refused = await nodes[0].call("PUT", "/v1/endpoints/plain", {"url": endpoint.url, "handlers": handlers}, expect=409)
+    assert refused["code"] == "too_many_crons"
+    assert len(await crons(nodes[0])) == 5
+
+
+async def test_events_plan_no_more_than_there_is_room_for(world: World) -> None:
+    one = await world.node(max_crons=5)
+    await world.endpoint(one, [WORK])
+    events = [{"type": "schedule:new", "data": {"fn": "work", "schedule": "0 0 * * *", "name": f"c{n}"}} for n in range(8)]
+    assert (await one.call("POST", "/v1/events/bulk", {"events": events}, expect=409))["code"] == "too_many_crons"
+    replies = await asyncio.gather(*[one.api.post("/v1/events", json=event) for event in events])
+    assert sorted(reply.status_code for reply in replies) == [201] * 5 + [409] * 3
+    assert len(await crons(one)) == 5

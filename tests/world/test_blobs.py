@@ -336,6 +336,17 @@ async def test_a_durable_task_takes_and_gives_large_values(world: World, node: N
     assert result == {"text": LARGE + LARGE, "more": HUGE}
 
 
+async def test_a_large_event_starts_no_more_than_can_be_written(world: World) -> None:
+    node = await world.served_node(max_fan_out_bytes=3_000_000)
+    handlers = [{"name": name, "on_events": ["text:added"]} for name in ("one", "two")]
+    await world.endpoint(node, handlers)
+    refs = [(await node.call("PUT", "/v1/blobs", "x" * size))["ref"] for size in (1_400_000, 1_600_000)]
+    sent = await node.call("POST", "/v1/events", {"type": "text:added", "data": refs[0], "refs": ["data"]})
+    assert len(sent["runs"]) == 2
+    refused = await node.call("POST", "/v1/events", {"type": "text:added", "data": refs[1], "refs": ["data"]}, expect=422)
+    assert refused["code"] == "too_many_runs"
+
+
 # ---- keeping
 
 
