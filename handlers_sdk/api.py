@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import httpx
@@ -13,6 +14,7 @@ import httpx
 from handlers_sdk.config import ClientConfig
 from handlers_sdk.connections import GROUP, Connections
 from handlers_sdk.errors import ApiError, ApiUnreachableError
+from handlers_sdk.posting import Posted, Posting, possible
 from handlers_sdk.schemas import parse_json
 
 _BACKOFF_MAX: Final = 5.0
@@ -27,9 +29,11 @@ class Api:
     Calls are few at a time, which is what makes many of them cheap; long polls are as many as there are.
     """
 
-    def __init__(self, config: ClientConfig) -> None:
+    def __init__(self, config: ClientConfig, posting: Posting | None = None) -> None:
+        """With `posting`, JSON is posted its way wherever that will do."""
         self.config = config
         self._connections = Connections(config.transport)
+        self._posting = posting if config.transport is None else None
         self._calls = asyncio.Semaphore(_CALLS_AT_ONCE)
 
     async def request(
@@ -49,13 +53,13 @@ class Api:
         `token` and `base` stand in for the configured ones. `wait` adds to the time allowed, for long polls. A call that was certainly
         not executed (no connection, 429, 503) is repeated; `repeatable` says that any other failure may be repeated too.
         """
-        return _answer(await self._response(method, path, content, params, token, base, wait, repeatable=repeatable))
+        return _answer(await self._response(method, path, content, params, token, base, wait, repeatable=repeatable), path)
 
     async def content(self, method: str, path: str, *, token: str | None = None, base: str | None = None, wait: float = 0.0) -> bytes:
         """The body of a repeatable call, as it came. Raises as `request` does."""
         response = await self._response(method, path, None, None, token, base, wait, repeatable=True)
         if not response.is_success:
-            _answer(response)
+            _answer(response, path)
         return response.content
 
     async def _response(
@@ -69,7 +73,7 @@ class Api:
         wait: float,
         *,
         repeatable: bool,
-    ) -> httpx.Response:
+    ) -> httpx.Response | Posted:
         for attempt in range(1, self.config.retry_attempts + 1):
             last = attempt == self.config.retry_attempts
             try:
@@ -101,6 +105,8 @@ class Api:
     async def aclose(self) -> None:
         """Close the connections; the next call opens new ones."""
         await self._connections.aclose()
+        if self._posting is not None:
+            await self._posting.aclose()
 
     async def _send(
         self,
@@ -111,13 +117,16 @@ class Api:
         token: str | None,
         base: str | None,
         wait: float,
-    ) -> httpx.Response:
+    ) -> httpx.Response | Posted:
         bearer = self.config.token if token is None else token
+        url = (base or self.config.base_url).rstrip("/") + path
+        if self._posting is not None and method == "POST" and content is not None and params is None and _possible(url):
+            async with self._calls:
+                return await self._posting.post(url, content, bearer, self.config.request_timeout + wait)
         headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
         if content is not None:
             headers["content-type"] = "application/json"
         timeout = httpx.Timeout(self.config.request_timeout + wait, connect=self.config.request_timeout, pool=None)
-        url = (base or self.config.base_url).rstrip("/") + path
         async with contextlib.nullcontext() if wait else self._calls, self._connections.client() as client:
             return await client.request(method, url, content=content, params=params, headers=headers, timeout=timeout)
 
@@ -128,13 +137,18 @@ class Api:
         await asyncio.sleep(delay)
 
 
-def _answer(response: httpx.Response) -> tuple[int, Any]:
+@lru_cache(maxsize=100)
+def _possible(url: str) -> bool:
+    return possible(url)
+
+
+def _answer(response: httpx.Response | Posted, path: str) -> tuple[int, Any]:
     try:
         body = parse_json(response.content) if response.content else None
     except ValueError:
         body = None
         if response.is_success:
-            raise ApiUnreachableError(f"{response.request.url} answered {response.status_code} with something that is not JSON") from None
+            raise ApiUnreachableError(f"{path} answered {response.status_code} with something that is not JSON") from None
     if response.is_success:
         return response.status_code, body
     raise ApiError(response.status_code, body if isinstance(body, dict) else {"title": response.reason_phrase})

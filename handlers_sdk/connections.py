@@ -56,12 +56,12 @@ class Connections:
         for group in self._groups:
             if group.busy < GROUP:
                 return group
-        client = httpx.AsyncClient(transport=self._transport, verify=_tls(), limits=_LIMITS, follow_redirects=False)
+        client = httpx.AsyncClient(transport=self._transport, verify=tls(), limits=_LIMITS, follow_redirects=False)
         self._groups.append(_Group(client))
         return self._groups[-1]
 
 
 @cache
-def _tls() -> ssl.SSLContext:
+def tls() -> ssl.SSLContext:
     """Reading the certificates takes longer than many requests."""
     return httpx.create_ssl_context()

@@ -25,6 +25,7 @@ from handlers_sdk.logcache import LogCache
 from handlers_sdk.outcomes import Done, Outcome, Refuse, Turned, cancelled, failure, timed_out
 from handlers_sdk.portal import PORTAL
 from handlers_sdk.postbox import Postbox
+from handlers_sdk.posting import Posting
 from handlers_sdk.references import RESPONSE_BYTES_MAX, fetch_refs, upload
 
 FLUSH_SECONDS: Final = 5.0
@@ -50,7 +51,7 @@ class Host:
     on_step: Callable[[str, str], None] = lambda _task, _step: None  # told of each call of a durable step, before it is made
 
     def __post_init__(self) -> None:
-        self.postbox = Postbox(Api(self.api.config))  # connections of its own: those of `api` belong to another event loop
+        self.postbox = Postbox(Api(self.api.config, Posting()))  # connections of its own: those of `api` belong to another event loop
 
 
 class Execution:
