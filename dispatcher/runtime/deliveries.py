@@ -371,7 +371,8 @@ class Deliveries:
             else:
                 self._revisit(flight, event, facts, tried=True)
 
-        outcome = Outcome(guard, change, facts)
+        assignment = flight.assignment
+        outcome = Outcome(guard, change, facts, alone=assignment.parent_run_id is None and not assignment.task.durable)
         _ = self.settlement.submit(Settled(outcome, flight.assignment.workflow, done, len(flight.assignment.input)))
 
     def _revisit(self, flight: Flight, event: Event, facts: AttemptFacts, *, tried: bool = False) -> None:

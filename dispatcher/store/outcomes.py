@@ -143,6 +143,52 @@ FINISH = Statement(
     Applied,
 )
 
+# The same for tasks that stand alone, which is most of them: with no log, in a run that is not cancelled and that nobody waits for.
+# What a statement could do costs time whether it does it or not. A task that does not stand alone is not touched.
+FINISH_ALONE = Statement(
+    """
+    with given as (
+        select * from unnest(
+            $1::int[], $2::text[], $3::smallint[], $4::int[], $5::text[], $6::text[], $7::text[], $8::bytea[], $9::text[],
+            $10::text[], $11::smallint[], $12::int[], $13::bytea[]
+        ) as g (tenant_id, run_id, node, epoch, state, status, attempt, output, output_type, error, http_status, latency_ms, response)
+    ), ended as (
+        delete from tasks t using given g, runs r
+        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
+          and t.cancel_at is null and g.status <> 'cancelled' and not t.durable
+          and r.tenant_id = g.tenant_id and r.id = g.run_id and r.parent_wait is null
+        returning t.tenant_id, t.run_id, t.node, t.epoch, t.app_retries, t.infra_retries, t.endpoint_id, t.endpoint_version,
+                  t.started_at, t.progress, t.retry_base, g.status, g.attempt, g.output, g.output_type, g.error::jsonb as error,
+                  g.http_status, g.latency_ms, g.response
+    ), closed as (
+        delete from runs r using ended e where r.tenant_id = e.tenant_id and r.id = e.run_id
+        returning r.*, e.status, e.started_at
+    ), attempt_rows as (
+        insert into attempts (tenant_id, run_id, node, number, status, http_status, latency_ms, response, error,
+                              endpoint_id, endpoint_version, started_at, finished_at)
+        select tenant_id, run_id, node, epoch, attempt, http_status, latency_ms, response,
+               case when status <> 'succeeded' then error end, endpoint_id, endpoint_version, started_at, $14
+        from ended where attempt is not null
+    ), task_rows as (
+        insert into task_history (tenant_id, run_id, node, status, output, output_type, error, epoch, app_retries,
+                                  infra_retries, endpoint_id, endpoint_version, started_at, finished_at, progress, retry_base)
+        select tenant_id, run_id, node, status, output, output_type, error, epoch, app_retries,
+               infra_retries, endpoint_id, endpoint_version, started_at, $14, progress, retry_base
+        from ended
+    ), run_rows as (
+        insert into run_history (tenant_id, id, workflow_id, workflow_version, status, input, metadata, priority, trigger, event_id,
+                                 parent_run_id, stream_id, idempotency_key, created_at, started_at, finished_at,
+                                 parent_node, filter_payload, labels, sticky_endpoint)
+        select tenant_id, id, workflow_id, workflow_version, status, input, metadata, priority, trigger, event_id,
+               parent_run_id, stream_id, idempotency_key, created_at, started_at, $14,
+               parent_node, filter_payload, labels, sticky_endpoint
+        from closed
+    )
+    select tenant_id, run_id, node from ended
+    """,
+    Applied,
+)
+
 # The end of one task of a graph: its row stays for those that need its output, and the graph's rules are to look at the run.
 SETTLE = Statement(
     """
@@ -334,7 +380,7 @@ MARK_CANCELLING = Statement(
 @dataclass(slots=True)
 class Outcome:
     """A change and the task it is for, with what was seen of the attempt. A task `of_graph` that is over stays until its run is; one
-    that is `pinned` stays with the version its first turn went to.
+    that is `pinned` stays with the version its first turn went to. `alone` says that it is not durable and its run has no parent.
     """
 
     guard: Guard
@@ -342,6 +388,7 @@ class Outcome:
     facts: AttemptFacts
     of_graph: bool = False
     pinned: bool = False
+    alone: bool = False
 
 
 def error_json(error: Error | None) -> str | None:
@@ -364,15 +411,27 @@ async def apply(db: Database, outcomes: Sequence[Outcome], now: datetime, note: 
     One task may appear once. A task that is not noted had moved on: its outcome was stale. True when others are concerned as well: runs
     that waited for one that has ended, or that end with it.
     """
-    concerned = False
+    concerned, ended = False, await _finish_alone(db, outcomes, now, note)
+    left = [o for o in outcomes if o.guard.key not in ended] if ended else outcomes
     for kind, of_graph, write in _WRITERS:
-        chosen = [o for o in outcomes if type(o.change) is kind and (of_graph is None or o.of_graph is of_graph)]
+        chosen = [o for o in left if type(o.change) is kind and (of_graph is None or o.of_graph is of_graph)]
         for record in await write(db, chosen, now) if chosen else ():
             if record[2] < 0:
                 concerned = True
             else:
                 note((record[0], record[1], record[2]))
     return concerned
+
+
+async def _finish_alone(db: Database, outcomes: Sequence[Outcome], now: datetime, note: Callable[[TaskKey], None]) -> set[TaskKey]:
+    """End tasks that stand alone, where those that end all do; answers those that have. The others are for the whole statement."""
+    ends = [(o, o.change) for o in outcomes if isinstance(o.change, Finish) and not o.of_graph]
+    if not ends or not all(o.alone and change.status != "cancelled" for o, change in ends):
+        return set()
+    ended = {(record[0], record[1], record[2]) for record in await _end(db, FINISH_ALONE.sql, [o for o, _ in ends], now)}
+    for key in ended:
+        note(key)
+    return ended
 
 
 def _keys(outcomes: Sequence[Outcome]) -> tuple[list[int], list[str], list[int], list[int]]:
