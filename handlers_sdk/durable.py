@@ -329,7 +329,7 @@ class DurableContext(Context):
 
         `key` names it among the children of this task: a second one with the same key is the first. FailedTaskRunExceptionGroup when it
         fails, CancelledRunError when it is cancelled. When this task is cancelled it is too, unless `on_cancel="abandon"`.
-        `desired_worker_labels` are asked of the endpoints of its tasks; a `sticky` one begins where this task is, if its workflow is that too.
+        `desired_worker_labels` are asked of the endpoints of its tasks; a `sticky` one begins where this task is, if its workflow is so.
         """
         from handlers_sdk.triggers import TriggerWorkflowOptions, WorkflowRunTriggerConfig
 

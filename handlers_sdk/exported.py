@@ -1,7 +1,7 @@
 """Replaying an exported run here: `python -m handlers_sdk.exported FILE module:app`, which `dispatcher replay` runs.
 
-FILE holds a run as `dispatcher runs get ID -o json` writes it, with its journal as the member `journal` or, as
-`dispatcher runs journal ID -o json` writes it, behind it. Steps are not run: what the handler asks for beyond the log is said.
+FILE holds a run as `dispatcher runs get ID -o json` writes it, with its journal as the member `journal`; or what the API answers of both,
+one behind the other. Steps are not run: what the handler asks for beyond the log is said.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ def read_export(text: str) -> Export:
     run = next((one for one in documents if "workflow" in one or "tasks" in one), None)
     journal: Any = next((one for one in documents if "entries" in one), None) or (run or {}).get("journal")
     if run is None or journal is None:
-        raise ConfigError(
-            "the file needs a run and its journal: (dispatcher runs get ID -o json; dispatcher runs journal ID -o json) > run.json"
-        )
+        raise ConfigError("the file needs the run of a durable task, and its journal: dispatcher runs get ID -o json > run.json")
     if isinstance(journal, list):
         journal = {"entries": journal}
     log: Mapping[str, Any] = next((one for one in reversed(journal.get("logs") or ()) if one.get("current")), {})

@@ -215,7 +215,7 @@ async def _waited(call: Call, run_id: str, seconds: float, *, duplicate: bool = 
 async def _shown(call: Call, rows: list[RunRow], *, duplicate: bool = False) -> RunView:
     """The document of a run, with what its tasks wait for where they might run."""
     run = show_run(rows, duplicate=duplicate)
-    if rows[0].status is not None or not any(task.status in ("queued", "pending") for task in run.tasks):
+    if rows[0].status is not None or not any(task.status in _MAY_WAIT for task in run.tasks):
         return run
     return explained(run, await call.services.explaining.waiting_for(call.tenant_id, run.id))
 
@@ -247,6 +247,7 @@ def _location(run_id: str) -> tuple[bytes, bytes]:
 
 
 _BAD_BODY: Final = ("invalid_json", "invalid_value", "unknown_field", "too_deep", "nul_character", "number_out_of_range", "invalid_utf8")
+_MAY_WAIT: Final = frozenset({"queued", "pending", "pending_retry", "waiting"})  # statuses of tasks there is something to say of
 _BUSY: Final = ("overloaded", "database_unavailable")
 
 ROUTES: Final = (

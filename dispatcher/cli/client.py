@@ -58,6 +58,11 @@ class Api:
         """GET; parameters that are None are left out, lists are repeated."""
         return self.call("GET", path, params={name: value for name, value in params.items() if value is not None})
 
+    def find(self, path: str) -> Answer | None:
+        """GET of what there may be none of. Raises Failure."""
+        response = self._sent("GET", path, None, None, 0.0)
+        return None if response.status_code in (404, 409) else _checked(response)
+
     def call(
         self, method: str, path: str, content: bytes | None = None, *, params: Mapping[str, Any] | None = None, wait: float = 0.0
     ) -> Answer:

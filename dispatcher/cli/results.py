@@ -112,12 +112,24 @@ def _reason(reason: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {shown(value)}" for name, value in reason.items())
 
 
+_SAID = ("value", "error", "key", "workflow", "until")
+_BOUNDS = {"ms": "for", "timeout_ms": "at most", "after_ms": "again after"}
+
+
+def _bounds(entry: Mapping[str, Any]) -> str:
+    """How long something takes that is asked for."""
+    told = [f"{word} {timedelta(milliseconds=entry[name])}" for name, word in _BOUNDS.items() if isinstance(entry.get(name), int | float)]
+    return ", ".join(told)
+
+
 def journal_lines(journal: dict[str, Any]) -> Iterator[str]:
     """A journal, an entry a line: when, what, what became of it; the latest log of each task last."""
     for log in journal["logs"]:
         mark = "" if log["current"] else ", no longer gone by"
         yield f"{log['task']}, log {log['generation']}{mark}: {len(log['entries'])} entries"
         for entry in log["entries"]:
-            said = entry.get("value", entry.get("error", entry.get("key", entry.get("workflow", ""))))
+            said = next((entry[name] for name in _SAID if name in entry), "")
             text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+            if entry["status"] in ("pending", "retry"):
+                text = f"{text} {_bounds(entry)}".strip()
             yield f"  {entry.get('at', ''):30} {entry['id']:30} {entry['op']:10} {entry['status']:9} {text[:100]}".rstrip()

@@ -77,12 +77,14 @@ def list_(
 @click.argument("run_id")
 @asks_server
 def get(run_id: str, api: Api, out: Output) -> None:
-    """Show a run with its attempts."""
+    """Show a run with its attempts; as JSON also with the journal of its durable tasks, for `dispatcher replay`."""
     from dispatcher.cli.client import segment
     from dispatcher.cli.results import run_lines
 
     answer = api.get(f"/v1/runs/{segment(run_id)}")
-    out.document(answer.text, list(run_lines(answer.value)))
+    journal = api.find(f"/v1/runs/{segment(run_id)}/journal") if out.json else None
+    text = answer.text if journal is None else f'{answer.text.rstrip()[:-1]},"journal":{journal.text}}}'
+    out.document(text, list(run_lines(answer.value)))
 
 
 @runs.command()

@@ -232,6 +232,8 @@ class _Reading:
             self._closes_inbox, self._only_steps = True, False
         elif op.op in _PENDING:
             self._pending(op)
+        elif op.op == "run":
+            raise OpRefused("invalid_op", "no step has a request of its own here: run it beside others in this turn, or ask for a child")
         else:
             raise OpRefused("invalid_op", f"this server knows no operation {op.op[:50]!r}")
 

@@ -10,9 +10,13 @@ from dispatcher.engine.admission import Place, Route, endpoint_at, queue_of
 from dispatcher.engine.placement import Requirement, unsatisfied
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Directory
-from dispatcher.store import gates, rate_limits
+from dispatcher.store import gates, rate_limits, waits
 from dispatcher.store.database import Database
 from dispatcher.store.gates import GateRow, Waiting
+from dispatcher.store.waits import Open
+
+
+_MOST_WAITS = 100  # of a run, that are told
 
 
 @dataclass(slots=True)
@@ -39,6 +43,8 @@ class Explaining:
                     reasons[row.node] = [_units(bucket, row)]
             elif row.state == "queued":
                 reasons[row.node] = self._slot(tenant_id, row)
+        for wait in await waits.open_of(self.database, tenant_id, run_id, _MOST_WAITS):
+            reasons.setdefault(wait.node, []).append(_suspended(wait))
         return reasons
 
     def _slot(self, tenant_id: int, row: Waiting) -> list[dict[str, Any]]:
@@ -89,6 +95,26 @@ class Explaining:
             "in_use": self.capacity.in_use.get(place, 0),
             "message": f"{endpoint.name}: {state}",
         }
+
+
+def _suspended(wait: Open) -> dict[str, Any]:
+    """An operation of a durable task that is not over."""
+    at = f"{wait.due_at:%Y-%m-%d %H:%M:%S}Z" if wait.due_at is not None else ""
+    until, more = f" until {at}" if at else "", dict[str, Any]()
+    match wait.kind:
+        case "sleep":
+            what = f"it sleeps{until}"
+        case "step":
+            what = f"it is tried again at {at}"
+        case "child":
+            what, more = f"run {wait.event_key} is to end", {"run_id": wait.event_key}
+        case "event":
+            of = f" of scope {wait.scope!r}" if wait.scope is not None else ""
+            what, more = f"an event {wait.event_key!r}{of} is to come{until}", {"event": wait.event_key}
+        case _:
+            what = f"a message is to come{until}"
+    moment = {"until": wait.due_at} if wait.due_at is not None else {}
+    return {"kind": wait.kind, "id": wait.id, **more, **moment, "message": f"{wait.id}: {what}"}
 
 
 def _group(gate: GateRow, ahead: int, since: datetime) -> dict[str, Any]:

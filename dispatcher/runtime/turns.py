@@ -156,7 +156,7 @@ class Turns:
         return length if not isinstance(length, int) else after(turned, turn, length)
 
     async def found(self, key: TaskKey, task: LiveTask) -> Turn:
-        """A turn as its answer by callback finds it, whichever process sent it: with a log of all that its endpoint has not written since."""
+        """A turn as its answer by callback finds it, whoever sent it: with a log of all that its endpoint has not written since."""
         head = (await journal.heads(self._database, [key])).get(key)
         if head is None:
             return Turn(b"", 0, task.begun, task.cleanup)

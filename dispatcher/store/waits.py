@@ -39,6 +39,18 @@ class Awaited:
 
 
 @dataclass(frozen=True, slots=True)
+class Open:
+    """What a suspended task waits for. `event_key` is the key of an event, or the id of a child's run."""
+
+    node: int
+    id: str
+    kind: str
+    event_key: str | None
+    scope: str | None
+    due_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """An event and a wait it may settle, if the wait's expression says so."""
 
@@ -368,6 +380,16 @@ NEXT = """
                  (select min(look_at) from waits where look_at is not null and settled_at is null))
 """
 
+OPEN = Statement(
+    """
+    select w.node, w.id, w.kind, w.event_key, w.scope, w.due_at
+    from tasks t join waits w using (tenant_id, run_id, node)
+    where t.tenant_id = $1 and t.run_id = $2 and t.state = 'waiting' and not w.graph and w.settled_at is null
+    order by w.node, w.created_at, w.id limit $3
+    """,
+    Open,
+)
+
 UNBLOCK = Statement(
     """
     update tasks set state = 'queued', due_at = $4, error = null, pin_endpoint = null, pin_version = null, marks = coalesce(marks, 0) + 1
@@ -376,6 +398,11 @@ UNBLOCK = Statement(
     """,
     Resumed,
 )
+
+
+async def open_of(db: Database, tenant_id: int, run_id: str, limit: int) -> list[Open]:
+    """What the suspended tasks of a run wait for."""
+    return OPEN.read(await db.fetch(OPEN.sql, tenant_id, run_id, limit))
 
 
 async def due(db: Database, now: datetime, limit: int) -> list[Waiter]:
