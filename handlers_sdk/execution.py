@@ -36,12 +36,13 @@ logger = logging.getLogger("handlers_sdk")
 
 @dataclass(slots=True)
 class Host:
-    """What all attempts of one app share. `lifespan` is set once the lifespan generator has yielded."""
+    """What all attempts of one app share. `lifespan` is set once the lifespan generator has yielded, `draining` when the end has begun."""
 
     api: Api
     worker: WorkerInfo
     threads: WorkerThreads
     lifespan: Any = None
+    draining: bool = False
     running: dict[tuple[str, int], Execution] = field(default_factory=dict)
     home: threading.Thread | None = None
     response_bytes: int = RESPONSE_BYTES_MAX

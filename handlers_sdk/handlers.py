@@ -61,9 +61,17 @@ class Handlers:
         self.version = version or self._checksum()
         if not (self.version.isascii() and self.version.isprintable() and len(self.version) <= 200):
             raise ConfigError(f"version={self.version!r} travels in a header: at most 200 printable ASCII characters")
-        self.draining = False
         self._clock = clock
         self._marks = ((wire.HEADER_PROTOCOL, str(wire.PROTOCOL_VERSION)), (wire.HEADER_VERSION, self.version))
+
+    @property
+    def draining(self) -> bool:
+        """Whether the end has begun: new work is refused, and durable tasks are left where the next turn can go on from."""
+        return self.host.draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self.host.draining = draining
 
     async def handle(self, method: str, headers: Mapping[str, str], body: bytes) -> Response:
         """The answer to one request. `headers` has lower-case names; `body` is the raw bytes received.

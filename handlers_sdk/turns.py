@@ -163,7 +163,7 @@ class TurnExecution(Execution):
             if replay.outcome is not None:
                 return await self._ended(replay)
             steps = replay.asked_steps()
-            if steps and (self._loop.time() >= budget or self._heavy(replay)):
+            if steps and (self._loop.time() >= budget or self._host.draining or self._heavy(replay)):
                 return await self._again(replay)
             if len(steps) == 1 and not self._steps and not replay.has_outgoing and not replay.in_flight:
                 await self._run(replay, steps[0])
@@ -322,10 +322,12 @@ class TurnExecution(Execution):
         return self._answer(replay, members, output=text)
 
     async def _again(self, replay: Replay) -> Outcome:
-        """The time is nearly up: what runs may end, nothing is begun."""
+        """The time is nearly up, or the endpoint's: what runs may end, nothing is begun."""
         while self._steps or replay.in_flight:
             self._write(replay)
             await self._hear()
+        if self._host.draining and self._base_len == self._opened_len and not replay.carried and not replay.has_outgoing:
+            return Refuse(503, "draining", "the endpoint is shutting down")  # nothing has been done: that would be no progress
         return self._answer(replay, {"status": wire.TURN_AGAIN})
 
     def _suspended(self, replay: Replay) -> Outcome:
@@ -359,12 +361,25 @@ class TurnExecution(Execution):
         return Turned(text, self._hit, len(output))
 
     def _interrupt(self, outcome: Outcome) -> None:
-        """A turn that is told to stop is over; a task that is cancelled gets one of its own to clean up."""
-        if isinstance(outcome, Fail) and outcome.error.get("code") == "cancelled" and self._base_len:
-            text = b'{"status":"again","base":%d,"ops":[]}' % self._base_len
+        """A turn that is told to stop is over, what it did recorded with its answer; a cancelled task gets one of its own to clean up."""
+        assert isinstance(outcome, Fail), "a turn is stopped by its deadline or by somebody"
+        ops = self._done_unsaid()
+        if outcome.error.get("code") == "cancelled" and (self._base_len or ops):
+            text = b'{"status":"again","base":%d,"ops":[%b]}' % (self._base_len, b",".join(ops))
+            super()._interrupt(Turned(text))
+        elif ops:
+            text = b'{"status":"failed","error":%b,"base":%d,"ops":[%b]}' % (dump_json(outcome.error), self._base_len, b",".join(ops))
             super()._interrupt(Turned(text))
         else:
             super()._interrupt(outcome)
+
+    def _done_unsaid(self) -> list[bytes]:
+        """What has been done and is in no append. What was only asked for is left to the next turn."""
+        replay: Replay | None = getattr(self, "_replay", None)
+        if replay is None or replay.in_flight:
+            return []
+        texts = [*replay.carried, *replay.take_unsent()]
+        return [text for text in texts if parse_json(text)["status"] != "pending"]
 
     # ---- the log
 

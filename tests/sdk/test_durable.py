@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
@@ -153,6 +154,75 @@ async def test_a_cancelled_turn_gives_way_to_the_one_that_cleans_up(api: FakeApi
 async def test_what_is_nearly_out_of_time_goes_on_in_another_turn(dispatcher: Dispatcher) -> None:
     answer = said(await push(order_app(dispatcher), turn("order", budget_ms=0)))
     assert (answer["status"], answer["base"], answer["ops"]) == ("again", 0, [])
+
+
+class Held:
+    """An app with a task of two steps, whose second waits until it is let go."""
+
+    def __init__(self, dispatcher: Dispatcher, **options: Any) -> None:
+        self.begun, self.go = asyncio.Event(), asyncio.Event()
+
+        async def second() -> int:
+            self.begun.set()
+            await self.go.wait()
+            return 2
+
+        async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
+            nap = ctx.aio_sleep_for("1h")
+            one = await ctx.run("first", echo, 1)
+            return [one, await ctx.run("second", second), await ctx.run("third", echo, 3), await nap]
+
+        self.app = dispatcher.app([dispatcher.durable_task(**options)(order)], clock=clock)
+        self.answer = asyncio.create_task(push(self.app, turn("order")))
+
+    async def said(self) -> dict[str, Any]:
+        async with asyncio.timeout(5):
+            return said(await self.answer)
+
+
+async def test_what_a_stopped_turn_has_done_goes_with_its_answer(dispatcher: Dispatcher) -> None:
+    """Carried results would be lost with it, and their steps run again."""
+    held = Held(dispatcher, checkpoint="turn")
+    await held.begun.wait()
+    await push(held.app, {"protocol": 1, "type": "cancel", "audience": ENDPOINT, "id": turn("order")["id"], "attempt": 1, "reason": "no"})
+    answer = await held.said()
+    assert (answer["status"], answer["base"], [op["id"] for op in answer["ops"]]) == ("again", 0, ["first#0"])
+
+
+async def test_so_does_what_one_did_that_ran_out_of_time(dispatcher: Dispatcher) -> None:
+    held = Held(dispatcher, checkpoint="turn")
+    await held.begun.wait()
+    (execution,) = held.app.handlers.host.running.values()
+    execution._armed = execution._due
+    execution._expire()
+    answer = await held.said()
+    assert (answer["status"], answer["error"]["code"], [op["id"] for op in answer["ops"]]) == ("failed", "timed_out", ["first#0"])
+
+
+@pytest.mark.parametrize("checkpoint", ["turn", "step"])
+async def test_an_endpoint_that_ends_leaves_its_turns_where_another_goes_on(api: FakeApi, dispatcher: Dispatcher, checkpoint: str) -> None:
+    """The step under way comes to its end, and is recorded; none is begun."""
+    held = Held(dispatcher, checkpoint=checkpoint)
+    await held.begun.wait()
+    held.app.handlers.draining = True
+    held.go.set()
+    answer = await held.said()
+    recorded = [op for _, events in api.said() for event in events for op in event["ops"]] + answer["ops"]
+    assert answer["status"] == "again"
+    assert {op["id"] for op in recorded} == {"sleep#0", "first#0", "second#0"}
+    assert answer["base"] == (0 if checkpoint == "turn" else 3)
+
+
+async def test_one_that_had_done_nothing_is_sent_elsewhere(dispatcher: Dispatcher) -> None:
+    """`again` without progress would count as a failure."""
+
+    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
+        app.handlers.draining = True
+        return await ctx.run("first", echo, 1)
+
+    app = dispatcher.app([dispatcher.durable_task()(order)], clock=clock)
+    refused = await push(app, turn("order"))
+    assert (refused.status, refused.json()["code"], refused.headers["retry-after"]) == (503, "draining", "1")
 
 
 # ---- the log
