@@ -229,7 +229,7 @@ def _join(
         gates=gates,
         rates=rates,
         limits=Limits(database, clock),
-        explaining=Explaining(database, directory, capacity),
+        explaining=Explaining(database, directory, capacity, clock),
         blobs=blobs,
     )  # fmt: skip
     return Parts(services, membership, deliveries, capacity, claims, circuits, settlement, signals, graphs, waits, batches)

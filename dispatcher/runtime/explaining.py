@@ -1,4 +1,4 @@
-"""Why a task does not run yet: the places and units it waits for, and what is free of its endpoints."""
+"""Why a task does not run yet: the moment, the places and the units it waits for, who stands before it, what its endpoints have free."""
 
 from __future__ import annotations
 
@@ -6,95 +6,133 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from dispatcher.engine.admission import Place, Route, endpoint_at, queue_of
+from dispatcher.clock import Clock
+from dispatcher.engine.admission import Place, Queue, endpoint_at, queue_of
 from dispatcher.engine.placement import Requirement, unsatisfied
 from dispatcher.runtime.capacity import Capacity
-from dispatcher.runtime.directory import Directory
-from dispatcher.store import gates, rate_limits, waits
+from dispatcher.runtime.directory import Directory, Endpoint, Picture
+from dispatcher.store import batches, catalog, gates, queue, rate_limits, waits
+from dispatcher.store.catalog import EndpointState
 from dispatcher.store.database import Database
 from dispatcher.store.gates import GateRow, Waiting
 from dispatcher.store.waits import Open
 
-
+Reason = dict[str, Any]
+_MOST_ENDPOINTS = 1_000  # of a tenant, that are looked at
+_MOST_AHEAD = 1_000
 _MOST_WAITS = 100  # of a run, that are told
 
 
 @dataclass(slots=True)
 class Explaining:
-    """Answers for runs that are not over."""
+    """Answers for runs that are not over. What dispatchers share is read; how an endpoint is treated is as this process treats it."""
 
     database: Database
     directory: Directory
     capacity: Capacity
+    clock: Clock
 
-    async def waiting_for(self, tenant_id: int, run_id: str) -> dict[int | None, list[dict[str, Any]]]:
+    async def waiting_for(self, tenant_id: int, run_id: str) -> dict[int | None, list[Reason]]:
         """What each task of a run that is ready to run waits for, by node; under None what a run of a graph itself waits for."""
-        rows = await gates.waiting(self.database, tenant_id, run_id)
+        rows = await gates.waiting(self.database, tenant_id, run_id, self.clock.now())
         known = await gates.show(self.database, tenant_id, [row.gate for row in rows if row.gate is not None])
         buckets = await rate_limits.get(self.database, tenant_id, [row.parked_on for row in rows if row.parked_on is not None])
-        reasons: dict[int | None, list[dict[str, Any]]] = {}
+        picture, reasons = self.directory.pictures.get(tenant_id), dict[int | None, list[Reason]]()
         for row in rows:
+            found = _paused(picture, row)
             if row.gate is not None and row.gate in known and row.arrived_at is not None:
                 ahead = await gates.ahead(self.database, tenant_id, row.gate, row.arrived_at, run_id)
-                reasons[row.node] = [_group(known[row.gate], ahead, row.arrived_at)]
+                found.append(_group(known[row.gate], ahead, row.arrived_at))
             elif row.parked_on is not None:
-                bucket = buckets.get(row.parked_on)
-                if bucket is not None:
-                    reasons[row.node] = [_units(bucket, row)]
-            elif row.state == "queued":
-                reasons[row.node] = self._slot(tenant_id, row)
+                found.append(_units(buckets.get(row.parked_on), row))
+            elif row.state == "scheduled":
+                found.append(_later(row))
+            elif row.state == "queued" and picture is not None and not found:
+                found += await self._queued(picture, tenant_id, run_id, row)
+            if found:
+                reasons[row.node] = found
         for wait in await waits.open_of(self.database, tenant_id, run_id, _MOST_WAITS):
             reasons.setdefault(wait.node, []).append(_suspended(wait))
         return reasons
 
-    def _slot(self, tenant_id: int, row: Waiting) -> list[dict[str, Any]]:
-        """What stands between a queued task and its endpoints, as this process sees them."""
-        picture = self.directory.pictures.get(tenant_id)
-        if picture is None:
-            return []
-        paused = picture.paused.get(row.workflow_id)
-        if paused is not None:
-            return [
-                {"kind": "paused", "since": paused.paused_at, "message": "its workflow is paused: nothing of it starts until it is resumed"}
-            ]
+    async def _queued(self, picture: Picture, tenant_id: int, run_id: str, row: Waiting) -> list[Reason]:
+        """What stands between a queued task and its endpoints."""
         places = picture.routes.get(queue_of(tenant_id, row.workflow_id, row.durable), ())
         if not places:
             return [{"kind": "endpoint", "message": "no endpoint serves this workflow any more"}]
-        requirement = Requirement.parse(row.requirement)
-        route = self.directory.route(queue_of(tenant_id, row.workflow_id, row.durable, row.requirement))
-        said = []
-        if route.gathers:
-            said.append({"kind": "batch", "message": "it waits until enough tasks have come to make a batch, or the batch's time is up"})
+        q = queue_of(tenant_id, row.workflow_id, row.durable, row.requirement)
+        requirement, found = Requirement.parse(row.requirement), list[Reason]()
+        if self.directory.route(q).gathers:
+            gathering = await self._gathering(picture, q)
+            if gathering is not None:
+                return [gathering]
+            found.append({"kind": "batch", "message": "its batch is complete, or its time is up: it waits for a slot"})
+        elif row.node is not None:
+            ahead = await queue.ahead(self.database, q, (row.priority, row.due_at, run_id, row.node), _MOST_AHEAD)
+            found += _behind(ahead)
         if requirement.sticky == "hard" and requirement.endpoint not in {endpoint_at(place) for place in places}:
-            said.append(
+            found.append(
                 {"kind": "sticky", "message": "its run has to stay at the endpoint where it began, which does not serve it any more"}
             )
-        return said + [self._place(place, requirement, route) for place in places if self.directory.endpoint(place) is not None]
+        states = {state.id: state for state in await catalog.endpoints(self.database, tenant_id, "", _MOST_ENDPOINTS)}
+        known = [(place, states[id]) for place in places if (id := endpoint_at(place)) in states]
+        return found + [self._place(place, state, requirement, row.durable) for place, state in known]
 
-    def _place(self, place: Place, requirement: Requirement, route: Route) -> dict[str, Any]:
+    async def _gathering(self, picture: Picture, q: Queue) -> Reason | None:
+        """Why the batch a task would go with does not go, whatever is free; None where it would."""
+        workflow = picture.by_id.get(q[1])
+        batching = workflow.definition.tasks[0].batch if workflow is not None else None
+        rows = await batches.groups(self.database, [(q, batching.max_size)]) if batching is not None else []
+        if batching is None or not rows:
+            return None
+        if batching.group_max_runs is not None and rows[0].running >= batching.group_max_runs:
+            message = f"{rows[0].running} of {batching.group_max_runs} batches of its group are under way"
+            return {"kind": "batch", "running": rows[0].running, "limit": batching.group_max_runs, "message": message}
+        until = rows[0].oldest + batching.interval
+        if rows[0].waiting >= batching.max_size or until <= self.clock.now():
+            return None
+        message = f"{rows[0].waiting} of the {batching.max_size} tasks of its batch have come; it goes at {_said(until)} at the latest"
+        return {"kind": "batch", "waiting": rows[0].waiting, "size": batching.max_size, "until": until, "message": message}
+
+    def _place(self, place: Place, state: EndpointState, requirement: Requirement, durable: bool) -> Reason:
         endpoint = self.directory.endpoint(place)
-        assert endpoint is not None, "asked for before"
-        free = self.capacity.free_at(endpoint)
-        unmet = unsatisfied(requirement, endpoint_at(place), endpoint.labels)
-        state = (
-            f"{free} free slots of the {route.slots} it fills"
-            if 0 < free < route.slots
-            else "free slots"
-            if free
-            else "every slot is in use"
-        )
-        if not endpoint.open:
-            state = "it is paused, or its circuit is open"
-        if unmet is not None:
-            state = unmet
+        slots = (state.durable_slots or 0) if durable else state.slots
+        in_use = state.durable_in_use if durable else state.in_use
+        unmet = unsatisfied(requirement, state.id, endpoint.labels) if endpoint is not None else None
+        usable = state.circuit == "closed" and not state.paused
+        free = max(slots - in_use, 0) if usable else 0
+        said = unmet or _closed(state) or _full(slots, in_use, requirement.slots)
+        if said is None:
+            said = self._held_back(endpoint, requirement.slots) if endpoint is not None else "its slots are about to be shared out"
         return {
             "kind": "endpoint",
-            "endpoint": endpoint.name,
-            "suits": unmet is None,
+            "endpoint": state.name,
+            "suits": unmet is None and requirement.slots <= slots,
             "free": free,
-            "in_use": self.capacity.in_use.get(place, 0),
-            "message": f"{endpoint.name}: {state}",
+            "in_use": in_use,
+            "slots": slots,
+            "message": f"{state.name}: {said}",
         }
+
+    def _held_back(self, endpoint: Endpoint, slots: int) -> str:
+        """Why this process does not fill slots that are free."""
+        pressure, in_use = self.capacity.pressure(endpoint), self.capacity.in_use.get(endpoint.place, 0)
+        if not self.capacity.fits(endpoint, slots) and pressure is not None and pressure - in_use < slots:
+            if endpoint.probes:
+                return "its circuit was open, so it is sent one attempt at a time until one does its work"
+            return f"it has asked for less, so {pressure} of its slots are filled at most, until it takes more"
+        if self.capacity.room(self.clock.now()) == 0:
+            return f"slots are free, and this dispatcher has {self.capacity.total} attempts open, as many as it may"
+        if not self.capacity.fits(endpoint, slots):
+            return "slots are free, and it is the turn of another dispatcher to fill them"
+        return "slots are free: it starts at any moment"
+
+
+def _paused(picture: Picture | None, row: Waiting) -> list[Reason]:
+    paused = picture.paused.get(row.workflow_id) if picture is not None else None
+    if paused is None:
+        return []
+    return [{"kind": "paused", "since": paused.paused_at, "message": "its workflow is paused: nothing of it starts until it is resumed"}]
 
 
 def _suspended(wait: Open) -> dict[str, Any]:
@@ -117,9 +155,43 @@ def _suspended(wait: Open) -> dict[str, Any]:
     return {"kind": wait.kind, "id": wait.id, **more, **moment, "message": f"{wait.id}: {what}"}
 
 
-def _group(gate: GateRow, ahead: int, since: datetime) -> dict[str, Any]:
+def _later(row: Waiting) -> Reason:
+    what = f"attempt {row.epoch + 1} of it is made" if row.epoch else "it is to start"
+    return {"kind": "time", "until": row.due_at, "message": f"{what} at {_said(row.due_at)}"}
+
+
+def _behind(ahead: int) -> list[Reason]:
+    if not ahead:
+        return []
+    number = f"{ahead:,}" if ahead < _MOST_AHEAD else f"{ahead:,} or more"
+    return [{"kind": "queue", "ahead": ahead, "message": f"{number} of its queue go before it"}]
+
+
+def _closed(state: EndpointState) -> str | None:
+    if state.paused:
+        return "it is paused"
+    if state.circuit == "retired":
+        return "it has said that it is gone (410): it takes work again once it is registered again"
+    if state.circuit != "closed":
+        again = f"; it is tried again at {_said(state.probe_at)}" if state.probe_at is not None else ""
+        return f"its circuit is open ({state.circuit_code}){again}"
+    return None
+
+
+def _full(slots: int, in_use: int, wanted: int) -> str | None:
+    if wanted > slots:
+        return f"it has {slots} slots, and the task fills {wanted}: it can never start there"
+    if slots - in_use >= wanted:
+        return None
+    if in_use >= slots:
+        return f"all of its {slots} slots are filled"
+    return f"{slots - in_use} of its {slots} slots are free, and the task fills {wanted}"
+
+
+def _group(gate: GateRow, ahead: int, since: datetime) -> Reason:
     declared = gate.name or gate.rule.split(":", 3)[-1]
     which = f" of {declared}" if declared else ""
+    group = f"group {gate.key!r}" if gate.key else "its concurrency group"
     return {
         "kind": "concurrency",
         "limit_name": gate.name,
@@ -129,13 +201,15 @@ def _group(gate: GateRow, ahead: int, since: datetime) -> dict[str, Any]:
         "held": gate.held,
         "ahead": ahead,
         "since": since,
-        "message": f"group {gate.key!r}{which} has {gate.held} of {gate.most} under way; {ahead} stand before it",
+        "message": f"{group}{which} has {gate.held} of {gate.most} under way; {ahead} stand before it",
     }
 
 
-def _units(bucket: rate_limits.BucketRow, row: Waiting) -> dict[str, Any]:
+def _units(bucket: rate_limits.BucketRow | None, row: Waiting) -> Reason:
+    if bucket is None:
+        return {"kind": "rate_limit", "units": row.parked_for, "message": "the rate limit it waited for is gone: it starts at any moment"}
     full_at = bucket.bucket().full_at
-    message = f"rate limit {bucket.key!r} has {bucket.value} of {bucket.most} units left; full again at {full_at:%Y-%m-%d %H:%M:%S}Z"
+    message = f"rate limit {bucket.key!r} has {bucket.value} of {bucket.most} units left; full again at {_said(full_at)}"
     if row.parked_for is not None and row.parked_for > bucket.most:
         message = f"it takes {row.parked_for} units of rate limit {bucket.key!r}, which allows {bucket.most}: it starts when that is raised"
     return {
@@ -147,3 +221,7 @@ def _units(bucket: rate_limits.BucketRow, row: Waiting) -> dict[str, Any]:
         "until": full_at,
         "message": message,
     }
+
+
+def _said(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}Z"

@@ -77,7 +77,9 @@ class GateRow:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A task of a run that is ready to run and does not, or a run of a graph at its gates (then `node` is None)."""
+    """A task of a run that does not run and waits for nothing but its turn or its time, or a run of a graph at its gates (then `node` is
+    None).
+    """
 
     node: int | None
     state: str
@@ -88,6 +90,9 @@ class Waiting:
     parked_on: str | None
     parked_for: int | None
     requirement: str
+    priority: int
+    due_at: datetime
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,11 +301,14 @@ AHEAD = """
 WAITING = Statement(
     """
     select t.node, t.state, t.workflow_id, t.durable, t.gate_wait::text as gate, t.arrived_at, t.parked_on::text, t.parked_for,
-           t.requirement
-    from tasks t where t.tenant_id = $1 and t.run_id = $2 and t.state in ('queued', 'gated')
+           t.requirement, t.priority, t.due_at, t.epoch
+    from tasks t where t.tenant_id = $1 and t.run_id = $2 and t.state in ('queued', 'gated', 'scheduled')
     union all
-    select null, 'gated', r.workflow_id, false, r.gate_wait::text, r.arrived_at, null, null, ''
+    select null, 'gated', r.workflow_id, false, r.gate_wait::text, r.arrived_at, null, null, '', r.priority, r.created_at, 0
     from runs r where r.tenant_id = $1 and r.id = $2 and r.gate_wait is not null
+    union all
+    select null, 'scheduled', r.workflow_id, false, null, null, null, null, '', r.priority, r.advance_at, 0
+    from runs r where r.tenant_id = $1 and r.id = $2 and r.gate_wait is null and r.graph !~ '[^-]' and r.advance_at > $3
     """,
     Waiting,
 )
@@ -399,9 +407,9 @@ async def ahead(db: Database, tenant_id: int, gate: str, arrived_at: datetime, r
     return int(await db.fetchval(AHEAD, tenant_id, gate, arrived_at, run_id))
 
 
-async def waiting(db: Database, tenant_id: int, run_id: str) -> list[Waiting]:
-    """What of a run is ready and does not run."""
-    return WAITING.read(await db.fetch(WAITING.sql, tenant_id, run_id))
+async def waiting(db: Database, tenant_id: int, run_id: str, now: datetime) -> list[Waiting]:
+    """What of a run could run and does not."""
+    return WAITING.read(await db.fetch(WAITING.sql, tenant_id, run_id, now))
 
 
 async def limits(db: Database, tenant_id: int, after: str, limit: int) -> list[LimitRow]:

@@ -152,6 +152,15 @@ REQUIREMENTS = Statement(
     Line,
 )
 
+AHEAD = """
+    select count(*) from (
+        select from tasks t
+        where t.tenant_id = $1 and t.workflow_id = abs($2::int) and t.durable = ($2 < 0) and t.requirement = $3 and t.state = 'queued'
+          and (t.priority > $4 or (t.priority = $4 and (t.due_at, t.run_id, t.node) < ($5, $6, $7::smallint)))
+        limit $8
+    ) counted
+"""
+
 
 async def ready(db: Database, most: dict[Queue, int]) -> dict[Queue, int]:
     """Queues that have work, and how much of it up to the number given for each."""
@@ -188,6 +197,11 @@ async def claim(db: Database, slots: Sequence[Slot], versions: dict[Place, str],
         [dealt[0].slots for dealt in by_queue.values()],
     )
     return CLAIM.read(records)
+
+
+async def ahead(db: Database, where: Queue, of: tuple[int, datetime, str, int], most: int) -> int:
+    """How many tasks of a queue are taken before the one of this priority, due moment, run and node; counted up to `most`."""
+    return int(await db.fetchval(AHEAD, *where, *of, most))
 
 
 async def promote(db: Database, now: datetime, limit: int) -> list[Queue]:
