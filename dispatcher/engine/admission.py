@@ -48,8 +48,9 @@ def share(slots: int, detached: int, live: Sequence[int], others: Sequence[Grant
 
     Its target is an even share of what tasks running without a dispatcher (`detached`) leave; the remainder goes to the first
     in id order. It never takes what another still holds, and never gives up what it is using: a shrinking share is let go of
-    as attempts end. `unit` is how many slots the largest task fills: shares are whole units, because a task that fills several slots fits
-    into none of two halves; what is left over goes to the next in order.
+    as attempts end. With nothing `in_use` (0) it is what may be filled from now on, however much is filled already. `unit` is how many
+    slots the largest task fills: shares are whole units, because a task that fills several slots fits into none of two halves; what is
+    left over goes to the next in order.
     """
     ordered = sorted(set(live) | {me})
     available = max(slots - detached, 0)

@@ -43,12 +43,14 @@ class Batches:
         """Send every batch that is full or due, once for each group; answers when to look again, None where nothing waits for its time."""
         if not self.wanted:
             self.capacity.gathering = False
+            self.capacity.keep(())
             return None
         known = [(tenant, id) for tenant, picture in self.directory.pictures.items() for id in picture.batching]
         queues = await queue.requirements(self.database, known, _MOST_GROUPS)
         gathering = [(q, batching) for q in queues if (batching := self._batching(q)) is not None]
         self.capacity.gathering = bool(gathering)
         if not gathering:
+            self.capacity.keep(())
             return None
         return await self._send(dict(gathering), now)
 
@@ -63,7 +65,7 @@ class Batches:
 
     async def _send(self, gathering: dict[Queue, Batching], now: datetime) -> datetime | None:
         """The groups take turns, lest one that always has a batch ready should get every slot that becomes free."""
-        later: list[datetime] = []
+        later, left = list[datetime](), list[Queue]()
         asked = [(q, batching.max_size) for q, batching in gathering.items()]
         rows = {(row.tenant_id, row.workflow_id, row.requirement): row for row in await batches.groups(self.database, asked)}
         for q in self._turns.order({q: row.waiting for q, row in rows.items()}):
@@ -73,8 +75,11 @@ class Batches:
                 if await self._lease(q, gathering[q], gathered, now):
                     self._turns.served([q])
                     later.append(now)  # there may be another of the group
+                elif self.capacity.room(now):
+                    left.append(q)
             elif moment is not None:
                 later.append(moment)
+        self.capacity.keep(left)
         return min(later, default=None)
 
     async def _lease(self, q: Queue, batching: Batching, gathered: Gathered, now: datetime) -> bool:

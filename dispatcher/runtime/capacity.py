@@ -64,6 +64,9 @@ class Capacity:
     good_until: datetime | None = None
     bound: dict[Place, int] = field(default_factory=dict)
     """Runs that stay where they begin, by where that was said to be since the last rebalance."""
+    kept: dict[Place, int] = field(default_factory=dict)
+    """Slots that are kept for batches that are ready, as soon as they are free."""
+    _batched: set[Place] = field(default_factory=set)
     _turn: dict[Queue, int] = field(default_factory=dict)
 
     def pressure(self, endpoint: Endpoint) -> int | None:
@@ -86,18 +89,34 @@ class Capacity:
             return 0
         return self.grants.get(endpoint.place, 0)
 
-    def fits(self, endpoint: Endpoint, slots: int) -> bool:
-        """Whether a task that fills so many slots may start at an endpoint now."""
-        return self.free_at(endpoint) >= slots or self.alone_at(endpoint) >= slots
+    def fits(self, endpoint: Endpoint, slots: int, *, batch: bool = False) -> bool:
+        """Whether a task, or a batch, that fills so many slots may start at an endpoint now. What is kept for a batch is there for that."""
+        kept = 0 if batch else self.kept.get(endpoint.place, 0)
+        return self.free_at(endpoint) - kept >= slots or (not kept and self.alone_at(endpoint) >= slots)
+
+    def keep(self, wanted: Iterable[Queue]) -> None:
+        """Keep the next free slots for batches of these queues, which are ready and found none. Where the last went to a batch, others that
+        wait come first.
+        """
+        before, self.kept = self.kept, {}
+        waiting = {place for q in self.backlog for place in self.directory.route(q).places} if self._batched else set()
+        for queue in wanted:
+            route = self.directory.route(queue)
+            for place in route.places:
+                if place not in self._batched or place not in waiting:
+                    self.kept[place] = max(self.kept.get(place, 0), route.slots)
+        if any(place not in self.kept for place in before):
+            self.on_free()
 
     def take_best(self, queue: Queue) -> Endpoint | None:
-        """Fill slots of the best place that has room for a task, or a batch, of `queue`; None where none has."""
+        """Fill slots of the best place that has room for a batch of `queue`; None where none has."""
         route = self.directory.route(queue)
         for tier in route.tiers:
             for place in sorted(tier, key=lambda p: self.in_use.get(p, 0)):
                 endpoint = self.directory.endpoint(place)
-                if endpoint is not None and self.fits(endpoint, route.slots):
+                if endpoint is not None and self.fits(endpoint, route.slots, batch=True):
                     self.take(place, route.slots)
+                    self._batched.add(place)
                     return endpoint
         return None
 
@@ -152,6 +171,8 @@ class Capacity:
         """Fill slots of a place with one attempt."""
         self.in_use[place] = self.in_use.get(place, 0) + slots
         self.total += 1
+        if self._batched and slots:
+            self._batched.discard(place)
 
     def give_back(self, place: Place, slots: int = 1) -> None:
         """Empty the slots of one attempt."""
@@ -187,7 +208,7 @@ class Capacity:
         found = {}
         for place in places:
             endpoint = self.directory.endpoint(place)
-            if endpoint is not None and self.pressure(endpoint) is not None:
+            if endpoint is not None and self.pressure(endpoint) is not None and place not in self.kept:
                 found[place] = self.alone_at(endpoint)
         return found
 
@@ -196,6 +217,6 @@ class Capacity:
         found = {}
         for picture in self.directory.pictures.values():
             for endpoint in picture.endpoints.values():
-                if (slots := self.free_at(endpoint)) > 0:
+                if (slots := self.free_at(endpoint) - self.kept.get(endpoint.place, 0)) > 0:
                     found[endpoint.place] = slots
         return found

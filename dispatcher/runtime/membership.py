@@ -89,20 +89,25 @@ class Membership:
         await dispatchers.leave(self._database, self.id)
 
     async def rebalance(self, now: datetime) -> None:
-        """Work out and write this dispatcher's share of every endpoint's slots."""
+        """Work out and write this dispatcher's share of every endpoint's slots.
+
+        What it has filled beyond its share is written as held until its attempts end, and not filled again: so a share shrinks though there
+        is always something to run.
+        """
         counted, units = dict(self._capacity.detached), self._directory.largest()
         async with self._database.transaction(lane="settle") as conn:
             picture = await dispatchers.lock_slots(conn, now)
-            grants = {}
+            grants, held = {}, {}
             for place, slots in picture.slots.items():
                 in_use = self._capacity.in_use.get(place, 0) - counted.get(place, 0)
                 others = picture.grants.get(place, [])
                 detached, unit = picture.detached.get(place, 0), units.get(place, 1)
-                grants[place] = share(slots, detached, picture.live, others, self.id, max(in_use, 0), unit)
+                grants[place] = share(slots, detached, picture.live, others, self.id, 0, unit)
+                held[place] = share(slots, detached, picture.live, others, self.id, max(in_use, 0), unit)
             # A share that shrinks shrinks here first: once it is written the others may fill the rest.
             for place, slots in self._capacity.grants.items():
                 self._capacity.grants[place] = min(slots, grants.get(place, 0))
-            await dispatchers.set_grants(conn, self.id, list(grants.items()))
+            await dispatchers.set_grants(conn, self.id, list(held.items()))
         self._capacity.grants = grants
         self._capacity.forget_detached(counted)
         self._capacity.bound.clear()

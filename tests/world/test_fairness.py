@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from dispatcher.api.credentials import new_token
@@ -90,3 +91,38 @@ async def test_batches_and_tasks_on_their_own_take_turns(world: World, one: Node
     await one.turn("batches")
     names = [task["name"] for task in await _served(endpoint, first, 9)]
     assert names.count("mail") == 3
+    assert names.index("plain") < 2
+
+
+async def _streaming(node: Node, endpoint: Endpoint, count: int) -> list[Arrival]:
+    """A backlog, and as many requests as there are slots for."""
+    await _bulk(node, "work", 40)
+    return [await endpoint.next() for _ in range(count)]
+
+
+async def test_fewer_slots_count_though_there_is_always_more_to_run(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [{"name": "work"}], slots=4)
+    running = await _streaming(one, endpoint, 4)
+    await one.call("PATCH", "/v1/endpoints/plain", {"slots": 1})
+    await one.turn("slots")
+    for arrival in running:
+        _answer(arrival)
+        await one.runtime.deliveries.settlement.drain()
+        await one.turn("slots", "claim")
+    await endpoint.next()
+    await one.turn("slots", "claim")
+    assert endpoint.waiting == 0
+
+
+async def test_a_dispatcher_that_joins_gets_its_share_though_the_first_is_always_busy(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [{"name": "work"}], slots=4)
+    running = await _streaming(one, endpoint, 4)
+    two = await world.node("two")
+    for arrival in running:
+        _answer(arrival)
+        await one.runtime.deliveries.settlement.drain()
+        world.clock.advance(timedelta(seconds=1))  # for the newcomer to look
+        await one.turn("slots", "claim")
+        await two.turn("slots", "claim")
+    assert sorted(sum(node.runtime.capacity.in_use.values()) for node in (one, two)) == [2, 2]
+    assert sum(sum(node.runtime.capacity.grants.values()) for node in (one, two)) == 4
