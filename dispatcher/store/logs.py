@@ -131,6 +131,9 @@ TENANT_LOOKED_AT = Statement(
 )
 
 
+ONE_SNAPSHOT = "set transaction isolation level repeatable read"
+
+
 async def append(db: Database | Connection, lines: Sequence[NewLine]) -> None:
     """Write log lines in this order."""
     if not lines:
@@ -166,14 +169,15 @@ async def lines(
     since = ended_after(run_id)
     if since is None:
         return LinePage([], None, False)
-    place = (tenant_id, run_id, after, max(since, floor) if floor is not None else since, most)
+    place = (tenant_id, run_id, after, max(since, floor) if floor is not None else since)
     choice = (wanted.levels, wanted.search, wanted.node, wanted.attempt, wanted.since, wanted.until)
-    found = LINES.read(await db.fetch(LINES.sql, *place, limit + 1, *choice))
+    # Where all are wanted the last found says how far this has looked. Else that is settled first, and no line written since is looked at.
+    scanned = LOOKED_AT.read(await db.fetch(LOOKED_AT.sql, *place, most))[0] if wanted != EVERY_LINE else None
+    found = LINES.read(await db.fetch(LINES.sql, *place, most if scanned is None else scanned.lines, limit + 1, *choice))
     if len(found) > limit:
         return LinePage(found[:limit], found[limit - 1].seq, True)
-    if wanted == EVERY_LINE:
+    if scanned is None:
         return LinePage(found, found[-1].seq if found else None, len(found) >= most)
-    scanned = LOOKED_AT.read(await db.fetch(LOOKED_AT.sql, *place))[0]
     return LinePage(found, scanned.seq, scanned.lines >= most)
 
 
@@ -196,6 +200,7 @@ async def tenant_lines(db: Database, tenant_id: int, wanted: LineFilter, before:
     at, seq = before or (None, None)
     place = (tenant_id, at, wanted.since, wanted.until, most)
     async with db.transaction() as conn:
+        await conn.execute(ONE_SNAPSHOT)  # what is looked at and what is found are of one moment
         await conn.execute(PLAN_FOR_VALUES)
         found = TENANT_LINES.read(await conn.fetch(TENANT_LINES.sql, *place, limit + 1, wanted.levels, alarming, wanted.search, seq))
         if len(found) > limit:

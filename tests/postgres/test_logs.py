@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -91,3 +95,55 @@ async def test_numbers_of_a_run_appear_in_their_order(database: Database) -> Non
 
 async def _waits(database: Database) -> bool:
     return bool(await database.fetchval("select exists (select from pg_locks where locktype = 'advisory' and not granted)"))
+
+
+class _Meanwhile:
+    """A database on which another line is written after every reading of lines."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.written = 0
+
+    async def fetch(self, sql: str, *values: Any) -> Any:
+        rows = await self._database.fetch(sql, *values)
+        if "from logs" in sql and self.written < 20:
+            self.written += 1
+            text = f"meanwhile {self.written}"
+            await logs.append(self._database, [NewLine(1, RUN, 0, 1, NOW + timedelta(minutes=self.written), "info", text)])
+        return rows
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        async with self._database.transaction() as conn:
+            other = _Meanwhile(self._database)
+            other.written = self.written
+
+            async def fetch(sql: str, *values: Any) -> Any:
+                rows = await conn.fetch(sql, *values)
+                await other.fetch(sql, *values)
+                self.written = other.written
+                return rows
+
+            yield SimpleNamespace(execute=conn.execute, fetch=fetch)
+
+
+async def test_a_line_written_while_lines_are_chosen_is_not_missed(database: Database) -> None:
+    await logs.append(database, [NewLine(1, RUN, 0, 1, NOW, level, level) for level in ("debug", "info")])
+    meanwhile, seen, after = _Meanwhile(database), list[str](), 0
+    for _ in range(30):
+        page = await logs.lines(cast(Database, meanwhile), 1, RUN, LineFilter(levels=["info"]), after, 10, 100)
+        seen += [line.message for line in page.lines]
+        after = page.position or after
+    assert seen == ["info", *[f"meanwhile {n}" for n in range(1, 21)]]
+
+
+async def test_a_line_written_while_those_of_a_tenant_are_chosen_moves_nothing(database: Database) -> None:
+    await logs.append(database, [NewLine(1, RUN, 0, 1, NOW + timedelta(seconds=n), "info", f"{n}") for n in range(40)])
+    meanwhile, seen, before = _Meanwhile(database), list[str](), None
+    for _ in range(9):
+        page = await logs.tenant_lines(cast(Database, meanwhile), 1, LineFilter(levels=["info"]), before, 20, 5)
+        seen += [line.message for line in page.lines]
+        before = page.position
+        if not page.more:
+            break
+    assert seen == [f"{n}" for n in reversed(range(40))]
