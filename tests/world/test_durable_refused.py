@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -200,6 +202,77 @@ async def test_limits_have_names_and_leave_the_task_whole(world: World) -> None:
     assert third.json["log"]["len"] == 0
     answer(third, "done", base=0)
     assert (await world.over(run_id))["status"] == "succeeded"
+
+
+SCOPE = {"id": "i#0", "op": "scope", "status": "ok", "value": 1, "at": "2026-03-01T12:00:00.000Z"}
+
+
+@pytest.mark.parametrize(
+    ("ops", "code"),
+    [
+        ([step("i#0/b#0", 1)], "scope_closed"),
+        ([step(f"b#{n}", n) for n in range(4)], "journal_too_long"),
+        ([step("b#0", "x" * 1_700)], "journal_too_large"),
+        ([step(f"b#{n}", n) for n in range(6)], "too_many_ops"),
+        ([step("b#0", 1), pending("sleep", "c#0", ms=-1)], "invalid_op"),
+        ([step("b#0", 1), {"id": "c#0", "op": "run", "status": "pending"}], "invalid_op"),
+        ([pending("sleep", "nap#0", ms=1)], "invalid_op"),
+        ([step("b#0", "\0")], "invalid_op"),
+    ],
+    ids=["closed", "long", "large", "many", "negative", "run", "twice", "nul"],
+)
+async def test_what_an_answer_may_not_record_leaves_the_log_as_it_was(world: World, ops: Any, code: str) -> None:
+    """In a batch, too, where half of them are."""
+    one = await world.node(journal_entries=6, journal_bytes=2_000, turn_ops=5)
+    endpoint = await durable_endpoint(world, one, entry("order", retries=1), batch=code != "invalid_op")
+    run_id = await one.trigger("order")
+    before = [SCOPE, step("a#0", 1), pending("sleep", "nap#0", ms=3_600_000)]
+    answer(await endpoint.next(), "again", base=0, ops=before)
+    answer(await endpoint.next(), "done", base=3, ops=ops, output="never")
+    again = await endpoint.next()
+    assert log_of(again) == before
+    refused = (await world.attempts(run_id, 2))[1]
+    assert (refused["status"], refused["code"]) == ("failed", code)
+    answer(again, "done", base=3, ops=[step("b#0", 1)], output="fine")
+    assert (await world.over(run_id))["output"] == b'"fine"'
+
+
+async def test_an_answer_beyond_all_bounds_fails_the_task(world: World) -> None:
+    one = await world.node(max_response_bytes=100_000)
+    endpoint = await durable_endpoint(world, one, entry("order", retries=1))
+    run_id = await one.trigger("order")
+    answer(await endpoint.next(), "again", base=0, ops=[step("a#0", "x" * 200_000)])
+    over = await world.over(run_id)
+    assert (over["status"], over["error"]["code"]) == ("failed", "response_too_large")
+    await _nothing_stored(world)
+
+
+async def test_what_comes_true_is_told_beyond_the_limit(world: World) -> None:
+    """A log that is full takes nothing more from its endpoint, and ends well all the same."""
+    one = await world.node(journal_entries=3)
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    names = [f"nap#{n}" for n in range(3)]
+    answer(await endpoint.next(), "wait", base=0, ops=[pending("sleep", name, ms=1_000) for name in names], wake={"all": names})
+    await world.task(run_id, state="waiting")
+    world.clock.advance(timedelta(seconds=2))
+    await one.turn("waits")
+    turn = await endpoint.next()
+    assert turn.json["log"]["len"] == 6
+    full = await one.callback(turn.json["token"], {"type": "append", "base": 6, "ops": [step("a#0", 1)]}, 422)
+    assert full["code"] == "journal_too_long"
+    answer(turn, "done", base=6, output=1)
+    assert (await world.over(run_id))["status"] == "succeeded"
+
+
+async def test_a_hundred_thousand_operations_by_callback_are_too_many_too(world: World, one: Node) -> None:
+    _, _, turn = await _turn(world, one)
+    ops = [{"id": f"a#{n}", "op": "step", "status": "ok"} for n in range(100_000)]
+    text = json.dumps({"type": "append", "base": 0, "ops": ops})
+    reply = await one.api.post("/v1/callback", content=text, headers={"authorization": f"Bearer {turn.json['token']}"})
+    assert (reply.status_code, reply.json()["code"]) in ((422, "too_many_ops"), (413, "body_too_large"))
+    await _nothing_stored(world)
+    await one.callback(turn.json["token"], {"type": "append", "base": 0, "ops": ops[:1]})
 
 
 async def test_a_hundred_thousand_operations_are_too_many(world: World, one: Node) -> None:
