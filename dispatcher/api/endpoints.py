@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from dispatcher import ids
 from dispatcher.api.decoding import duration
 from dispatcher.api.edge import Answer, Call, NoQuery, Route, json_answer
-from dispatcher.api.listing import PageQuery, page, position
+from dispatcher.api.listing import Node, PageQuery, Small, page, position
 from dispatcher.api.views import raw
 from dispatcher.engine.definitions import NAME
 from dispatcher.errors import problem
@@ -280,7 +280,7 @@ async def list_deliveries(call: Call) -> Answer:
     """Attempts made at an endpoint, the latest end first."""
     endpoint, query = await _endpoint(call), call.query
     name = f"deliveries {endpoint.id}"
-    key = position(name, query, tuple[datetime, str, int, int])
+    key = position(name, query, tuple[datetime, str, Node, Small])
     before = DeliveryKey(*key) if key is not None else None
     found = await catalog.deliveries(call.services.database, call.tenant_id, endpoint.id, query.status, before, query.limit + 1)
     return page(name, query, found, _show_delivery, lambda row: (row.finished_at, row.run_id, row.node, row.number))

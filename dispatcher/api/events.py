@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from dispatcher.api.decoding import span
 from dispatcher.api.edge import Answer, Call, Route, json_answer
-from dispatcher.api.listing import PageQuery, SearchText, page, position, search_query
+from dispatcher.api.listing import PageQuery, SearchText, Small, page, position, search_query
 from dispatcher.api.metadata import REPLAY_OF, metadata_pairs, with_system_key
 from dispatcher.api.referring import Referring
 from dispatcher.api.triggering import (
@@ -153,7 +153,7 @@ async def list_event_runs(call: Call) -> Answer:
     """The runs an event started, each attempt as a run: a retry names the first attempt in `origin_run_id`."""
     event = await _event(call)
     query, name = call.query, f"event runs {event.id}"
-    after = position(name, query, tuple[str, int]) or ("", -1)
+    after = position(name, query, tuple[str, Small]) or ("", -1)
     found = await events.attempts(call.services.database, call.tenant_id, event.id, after, query.limit + 1, _MOST_PAGE_BYTES)
     more = len(found) > query.limit or await _cut_short(call, event.id, found)
     return page(name, query, found, lambda row: show_event_run(row, event.id), lambda row: (row.run_id, row.number), more=more)

@@ -24,7 +24,12 @@ T = TypeVar("T")
 K = TypeVar("K")
 R = TypeVar("R")
 
+Node = Annotated[int, msgspec.Meta(ge=0, le=2**15 - 1)]
+Small = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
+"""Parts of cursors: the node of a task, and the number of an attempt."""
+
 DEFAULT_LIMIT: Final = 50
+_MOST_NUMBER: Final = 2**62
 MOST: Final = 1000
 _BAD_CURSOR: Final = "cursor: not one of this list with these filters; ask for the first page again"
 
@@ -77,8 +82,12 @@ def position(name: str, query: PageQuery, kind: type[K]) -> K | None:
 
 
 def _is_sound(part: object) -> bool:
-    """Whether a part of a key is none that only somebody else's cursor can hold: a moment in no zone, or in no year of ours."""
-    return not isinstance(part, datetime) or (part.tzinfo is not None and EARLIEST <= part <= LATEST)
+    """Whether a part of a key is none that no list of ours gives: a moment in no zone or year of ours, what cannot be stored."""
+    if isinstance(part, datetime):
+        return part.tzinfo is not None and EARLIEST <= part <= LATEST
+    if isinstance(part, int):
+        return abs(part) <= _MOST_NUMBER
+    return not isinstance(part, str) or "\x00" not in part
 
 
 def page(
