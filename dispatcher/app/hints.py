@@ -85,7 +85,7 @@ class Hints:
     def _work(self) -> None:
         """There may be something to claim."""
         self.loops["claim"].wake()
-        if self.parts.batches.wanted:
+        if self.parts.batches.wanted or self.parts.capacity.kept:
             self.loops["batches"].wake()
 
     def _backlogged(self) -> None:

@@ -41,6 +41,7 @@ class Maintenance:
             pass
         await self.services.gates.audit(now, _GATES_KEPT, _BATCH)
         await self.services.blobs.prune(now)
+        await rate_limits.rewind(database, now)
         while await rate_limits.prune(database, now, _BATCH) >= _BATCH:
             pass
         return None

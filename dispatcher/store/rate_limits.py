@@ -79,7 +79,11 @@ SETTLE = Statement(
     ), buckets as (
         update rate_limits b
         set value = g.value, refilled_at = g.refilled_at, most = g.most, duration = g.duration, window_ms = g.window_ms,
-            refill_at = case when p.until is null then b.refill_at else least(coalesce(b.refill_at, p.until), p.until) end
+            refill_at = case when p.until is not null then least(coalesce(b.refill_at, p.until), p.until)
+                             when g.most > b.most and b.refill_at is null -- enough for those that wanted more than there was
+                                  and exists (select from tasks t where t.tenant_id = b.tenant_id and t.parked_on = b.id)
+                             then g.refilled_at + g.window_ms * interval '1 millisecond'
+                             else b.refill_at end
         from unnest($1::int[], $2::uuid[], $3::int[], $4::timestamptz[], $5::int[], $6::text[], $16::bigint[])
              as g (tenant_id, id, value, refilled_at, most, duration, window_ms)
         left join (select tenant_id, bucket, max(until) as until from given group by tenant_id, bucket) p
@@ -194,8 +198,15 @@ PRUNE = """
     delete from rate_limits where (tenant_id, id) in (
         select tenant_id, id from rate_limits
         where refill_at is null and (gone or not fixed) and refilled_at + window_ms * interval '1 millisecond' <= $1
+          and not exists (select from tasks t where t.tenant_id = rate_limits.tenant_id and t.parked_on = rate_limits.id)
         limit $2 for update skip locked
     )
+"""
+# Windows that begin further ahead than clocks of one installation are apart were begun by a clock that was wrong.
+REWIND = """
+    update rate_limits b
+    set refilled_at = $1, refill_at = case when b.refill_at is not null then $1::timestamptz + b.window_ms * interval '1 millisecond' end
+    where b.refilled_at > $1::timestamptz + b.window_ms * interval '1 millisecond' + interval '1 minute'
 """
 
 
@@ -302,6 +313,11 @@ async def next_refill(db: Database) -> datetime | None:
     """When the next bucket is to be filled for those parked on it."""
     moment: datetime | None = await db.fetchval(NEXT_REFILL)
     return moment
+
+
+async def rewind(db: Database, now: datetime) -> None:
+    """Let windows that were begun in a future that is not coming begin now: a clock was ahead, and has been put right."""
+    await db.execute(REWIND, now)
 
 
 async def prune(db: Database, now: datetime, limit: int) -> int:

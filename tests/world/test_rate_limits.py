@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dispatcher.clock import ManualClock
 from tests.world.endpoint import Arrival, Endpoint
 from tests.world.test_concurrency import GRR, counts, quiet
 from tests.world.world import Node, World, until
@@ -317,3 +318,44 @@ async def test_limits_that_cannot_be_meant_are_refused(one: Node, body: dict[str
     await one.call("PUT", "/v1/rate-limits/api", body, expect=400)
     assert (await one.call("GET", "/v1/rate-limits"))["rows"] == []
     await one.call("PUT", f"/v1/rate-limits/{'k' * 600}", {"limit": 5}, expect=400)
+
+
+async def test_a_clock_that_was_ahead_blocks_nothing_once_it_is_right_again(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited(STATIC, schedule_timeout="48h")])
+    seen = answering(endpoint, world)
+    await put(one, 1)
+    ahead = world.clock
+    world.clock = ManualClock(world.now + timedelta(days=1))
+    wrong = await world.node("wrong")
+    for _ in range(2):
+        await wrong.trigger("work")
+    await parked(world, 1)
+    await world.crash(wrong)
+    world.clock = ahead
+    await one.runtime.loops["maintenance"].stop()
+    one.runtime.loops["maintenance"].start()
+    await one.turn("maintenance")
+    await window(world)
+    await reached(seen, 2)
+
+
+async def test_those_that_wanted_more_than_a_dynamic_limit_are_let_go_when_it_is_raised(world: World, one: Node) -> None:
+    own = {"dynamic_key": "'k'", "units": "input.units", "limit": "input.limit", "duration": "minute"}
+    endpoint = await world.endpoint(one, [limited(own)])
+    seen = answering(endpoint, world)
+    await one.trigger("work", input={"units": 1, "limit": 5})
+    await reached(seen, 1)
+    large = await one.trigger("work", input={"units": 8, "limit": 8})
+    await parked(world, 1)
+    await one.trigger("work", input={"units": 1, "limit": 5})
+    await reached(seen, 2)
+    for _ in range(2):
+        await window(world)
+    await one.runtime.loops["maintenance"].stop()
+    one.runtime.loops["maintenance"].start()
+    await one.turn("maintenance")
+    await one.trigger("work", input={"units": 1, "limit": 9})
+    await reached(seen, 3)
+    await window(world)
+    await reached(seen, 4)
+    assert seen[-1][1] == large
