@@ -7,6 +7,8 @@ PEER=restate measures that peer in the same rounds; PEERS_HOME says where its sc
 (flat) the same with 100,000 runs queued and 1,000,000 finished. Each with batches and with one POST per run.
 (gates) what concurrency and rate limits cost where there is room, and fifty runs of one group behind many of another;
 (graphs) a chain of 200 tasks, a fan of 1,000, and many diamonds of 4, where a task counts as a run does.
+(c) durable tasks of ten steps, (d) a parent of a hundred children; (suspended) what ten thousand tasks that sleep hold; (logs) what goes
+over the wire for a task of 1,000 steps of 1 KB that waits 50 times.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import durable, flat, gates, graphs, loads, peer, report
+from tests.bench import durable, flat, gates, graphs, loads, logs, peer, report
 from tests.bench.loads import Measured
 from tests.bench.peer import PeerMeasured
 from tests.bench.system import System, running, workspace
@@ -61,6 +63,7 @@ class Bench:
     claims: list[flat.ClaimCost] = field(default_factory=list)
     idle: list[loads.Idle] = field(default_factory=list)
     suspended: list[durable.Suspended] = field(default_factory=list)
+    logs: list[logs.LogCost] = field(default_factory=list)
 
     async def run(self, system: System) -> None:
         """All loads that were asked for."""
@@ -138,7 +141,11 @@ async def bench(plan: Plan, say: Callable[[str], None]) -> tuple[Bench, str]:
     session = Bench(plan, say)
     async with workspace() as directory, running(directory, plan.signatures) as system:
         await session.run(system)
-        return session, system.postgres
+    if "logs" in plan.phases.split(","):
+        session.logs = await logs.costs(plan.signatures)
+        for cost in session.logs:
+            say(f"  {cost}")
+    return session, system.postgres
 
 
 def _arguments() -> argparse.Namespace:

@@ -10,7 +10,8 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any
 
 from pydantic import BaseModel
@@ -25,6 +26,9 @@ STEPS = 10
 CHILDREN = 100
 GRAPHS = "graphs"
 GATES = "gates"
+REPLAYS = "replays"
+KILOBYTES = 1_000
+WAITS = 50
 _FAIR_SECONDS = 0.02
 
 Message = MutableMapping[str, Any]
@@ -149,6 +153,73 @@ def gated(emitter: Emitter) -> Application:
     return dispatcher.app(workflows=tasks, slots=SLOTS)
 
 
+@dataclass(slots=True)
+class Counts:
+    """What came to an app and what its durable handlers were given."""
+
+    deliveries: int = 0
+    bytes: int = 0
+    given: int = 0
+    calls: int = 0
+
+
+def replaying(counts: Counts) -> Application:
+    """An app whose durable tasks make many small steps and wait between them."""
+    dispatcher = Dispatcher()
+
+    async def kilobyte(number: int) -> str:
+        counts.calls += 1
+        return f"{number:04}" * 250
+
+    async def steps(ctx: DurableContext) -> int:
+        length = 0
+        for number in range(KILOBYTES):
+            length += len(await ctx.run("kilobyte", kilobyte, number))
+            counts.given += 1
+            if (number + 1) % (KILOBYTES // WAITS) == 0:
+                await ctx.aio_sleep_for(timedelta(milliseconds=1))
+        return length
+
+    @dispatcher.durable_task(name="replays-step", checkpoint="step")
+    async def each(input: Ping, ctx: DurableContext) -> int:
+        return await steps(ctx)
+
+    @dispatcher.durable_task(name="replays-turn", checkpoint="turn")
+    async def together(input: Ping, ctx: DurableContext) -> int:
+        return await steps(ctx)
+
+    return dispatcher.app(workflows=[each, together], slots=SLOTS)
+
+
+def counted(app: Application, counts: Counts) -> Application:
+    """The same app, its deliveries counted."""
+
+    async def wrapped(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        async def counting() -> Message:
+            message = await receive()
+            if scope.get("method") == "POST":
+                counts.bytes += len(message.get("body", b""))
+                counts.deliveries += message["type"] == "http.request" and not message.get("more_body", False)
+            return message
+
+        await app(scope, counting, send)
+
+    return wrapped
+
+
+def telling(counts: Counts) -> Application:
+    """What has been counted since this was asked last."""
+
+    async def app(_scope: MutableMapping[str, Any], _receive: Receive, send: Send) -> None:
+        body = json.dumps(asdict(counts)).encode()
+        counts.deliveries = counts.bytes = counts.given = counts.calls = 0
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
 def without_batches(app: Application) -> Application:
     """The same app, not offering batches."""
 
@@ -186,6 +257,9 @@ def create() -> Application:
     apps["single"] = without_batches(apps["single"])
     apps[GRAPHS] = graphs(emitter)
     apps[GATES] = gated(emitter)
+    counts = Counts()
+    apps[REPLAYS] = counted(replaying(counts), counts)
+    apps["counts"] = telling(counts)
 
     async def route(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         await apps[scope["path"].strip("/")](scope, receive, send)

@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from dispatcher.store.embedded import EmbeddedPostgres
 from tests.bench.client import Client
 from tests.bench.cpu import Part, spent
-from tests.bench.endpoint import FLAVOURS, GATES, GRAPHS, SLOTS
+from tests.bench.endpoint import FLAVOURS, GATES, GRAPHS, REPLAYS, SLOTS
 from tests.bench.sink import Sink
 
 HOST = "127.0.0.1"
@@ -140,8 +141,8 @@ class System:
 
 
 @asynccontextmanager
-async def running(directory: Path, signatures: str = "v1a") -> AsyncIterator[System]:
-    """Start everything in `directory`, register the endpoint's flavours, and end everything afterwards.
+async def running(directory: Path, signatures: str = "v1a", settings: Mapping[str, object] = MappingProxyType({})) -> AsyncIterator[System]:
+    """Start everything in `directory`, register the endpoint's flavours, and end everything afterwards. `settings` are the server's.
 
     Tokens are checked and signatures verified: `v1a`, which the SDK does without being told anything, or `v1`, which it does once it
     has the secrets that registering has answered.
@@ -153,7 +154,7 @@ async def running(directory: Path, signatures: str = "v1a") -> AsyncIterator[Sys
         sink = await Sink.start(directory / "sink.sock")
         stack.push_async_callback(sink.stop)
         port, endpoint_port = free_port(), free_port()
-        environment = server_environment(postgres.dsn, port, new_master_key())
+        environment = server_environment(postgres.dsn, port, new_master_key(), **settings)
         server = await _start(stack, directory / "server.log", [program("dispatcher"), "serve"], environment)
         await until_ready(port, "/readyz", server, directory / "server.log")
         token = await create_token(postgres.dsn, environment)
@@ -166,7 +167,7 @@ async def running(directory: Path, signatures: str = "v1a") -> AsyncIterator[Sys
         }
         system = System(postgres.dsn, port, endpoint_port, token, sink, parts, postgres.version)
         try:
-            flavours = (*FLAVOURS, GRAPHS, GATES)
+            flavours = (*FLAVOURS, GRAPHS, GATES, REPLAYS)
             secrets_given = [(await system.register(flavour))["secret"] for flavour in flavours]
             if signatures == "v1":
                 await end(endpoint)
