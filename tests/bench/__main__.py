@@ -1,11 +1,12 @@
 """`make bench`: what a run costs, in time and in processor time, beside a peer if one is named.
 
-    python -m tests.bench [--phases abe,flat,gates,graphs] [--rounds 3] [--runs 2000] [--quick]
+    python -m tests.bench [--phases abe,flat,gates,fair,graphs] [--rounds 3] [--runs 2000] [--quick]
 
 PEER=restate measures that peer in the same rounds; PEERS_HOME says where its scripts are. Loads:
 (a) runs each triggered by its own call, 32 in flight; (b) ten triggers a second, waiting for results; (e) triggers in bulk;
 (flat) the same with 100,000 runs queued and 1,000,000 finished. Each with batches and with one POST per run.
-(gates) what concurrency and rate limits cost where there is room, and fifty runs of one group behind many of another;
+(gates) what concurrency and rate limits cost where there is room;
+(fair) fifty runs behind 100,000 of another tenant, and of another concurrency group;
 (graphs) a chain of 200 tasks, a fan of 1,000, and many diamonds of 4, where a task counts as a run does.
 (c) durable tasks of ten steps, (d) a parent of a hundred children; (suspended) what ten thousand tasks that sleep hold; (logs) what goes
 over the wire for a task of 1,000 steps of 1 KB that waits 50 times.
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import durable, flat, gates, graphs, loads, logs, peer, report
+from tests.bench import durable, fairness, flat, gates, graphs, loads, logs, peer, report
 from tests.bench.loads import Measured
 from tests.bench.peer import PeerMeasured
 from tests.bench.system import System, running, workspace
@@ -34,7 +35,7 @@ FLAVOURS = ("batched", "single")
 class Plan:
     """How much of each. `bulk_runs` is the size of (e), `queued` and `finished` what (flat) fills the store with."""
 
-    phases: str = "abe,flat,gates,graphs"
+    phases: str = "abe,flat,gates,fair,graphs"
     rounds: int = 3
     runs: int = 2_000
     seconds: float = 8.0
@@ -44,12 +45,12 @@ class Plan:
     queued: int = 100_000
     finished: int = 1_000_000
     diamonds: int = 500
-    crowd: int = 20_000  # runs of one concurrency group before those of another
+    crowd: int = 100_000  # runs before fifty others
     signatures: str = "v1a"
     peer: str = ""
 
 
-QUICK = Plan(rounds=1, runs=150, seconds=0.5, bulk_runs=1_500, queued=700, finished=1_000, diamonds=20, crowd=500)
+QUICK = Plan(rounds=1, runs=150, seconds=0.5, bulk_runs=1_500, queued=700, finished=1_000, diamonds=20, crowd=3_000)
 
 
 @dataclass(slots=True)
@@ -63,6 +64,7 @@ class Bench:
     claims: list[flat.ClaimCost] = field(default_factory=list)
     idle: list[loads.Idle] = field(default_factory=list)
     suspended: list[durable.Suspended] = field(default_factory=list)
+    fair: list[fairness.Fairness] = field(default_factory=list)
     logs: list[logs.LogCost] = field(default_factory=list)
 
     async def run(self, system: System) -> None:
@@ -78,9 +80,10 @@ class Bench:
         if "suspended" in self.plan.phases.split(","):
             self.suspended.append(await durable.suspended(system, self.plan.suspended, self.plan.seconds))
             self.say(f"  {self.suspended[-1]}")
-        if "gates" in self.plan.phases.split(","):
-            alone, behind = await gates.fairness(system, self.plan.crowd)
-            self.say(f"  fifty runs of a group: {alone:.2f} s alone, {behind:.2f} s behind {self.plan.crowd:,} of another")
+        if "fair" in self.plan.phases.split(","):
+            self.fair = [await measure(system, self.plan.crowd) for measure in (fairness.tenants, fairness.groups)]
+            for found in self.fair:
+                self.say(f"  {found}")
         if "flat" in self.plan.phases:
             await self._flat(system)
             self.idle.append(await loads.idle(system, self.plan.seconds))

@@ -128,7 +128,7 @@ def graphs(emitter: Emitter) -> Application:
 
 
 def gated(emitter: Emitter) -> Application:
-    """An app with the same task under several limits, none of which is ever reached but that of `fair`."""
+    """An app with the same task under several limits, none of which is ever reached but that of `fair`. `fair` and `busy` take a while."""
     dispatcher = Dispatcher()
     by_key = ConcurrencyExpression("input.key", 1_000_000)
     limits: dict[str, tuple[list[ConcurrencyExpression], list[RateLimit]]] = {
@@ -137,13 +137,14 @@ def gated(emitter: Emitter) -> Application:
         "two": ([by_key, ConcurrencyExpression("'all ' + input.key", 1_000_000)], []),
         "rate": ([], [RateLimit(dynamic_key="input.key", limit=1_000_000_000, duration=RateLimitDuration.DAY)]),
         "fair": ([ConcurrencyExpression("input.key", 10)], []),
+        "busy": ([], []),
     }
     tasks = []
     for name, (concurrency, rate_limits) in limits.items():
 
         @dispatcher.task(name=f"noop-gates-{name}", concurrency=concurrency, rate_limits=rate_limits)
         async def task(input: Keyed, ctx: Context) -> dict[str, str]:
-            if ctx.workflow_name != "noop-gates-fair":
+            if ctx.workflow_name not in ("noop-gates-fair", "noop-gates-busy"):
                 emitter.emit(input.id)
             else:
                 await asyncio.wait([asyncio.get_running_loop().create_future()], timeout=_FAIR_SECONDS)

@@ -1,7 +1,5 @@
 """(gates) what limits cost where there is room: the same runs with no concurrency limit, with one and with two, over few keys and many; and
 with a rate limit that is never reached.
-
-Fairness: fifty runs of one concurrency group behind many of another.
 """
 
 from __future__ import annotations
@@ -17,11 +15,10 @@ import msgspec
 
 from tests.bench.client import Client
 from tests.bench.cpu import machine_ms
-from tests.bench.loads import IN_FLIGHT, Measured, Recorded, check_once, chunks, clients, foreign, names
-from tests.bench.system import System, pause
+from tests.bench.loads import IN_FLIGHT, Measured, Recorded, check_once, clients, foreign, names
+from tests.bench.system import System
 
 _LIMIT_SECONDS = 120.0
-_BEHIND = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,36 +74,3 @@ async def measure(system: System, load: Load, count: int) -> Measured:
     measured.accepted_rate = count / ((accepted - first) / 1e9)
     measured.cpu = {part: (after[part] - before[part]) / count for part in after}
     return measured
-
-
-async def fairness(system: System, ahead: int) -> tuple[float, float]:
-    """Seconds in which fifty runs of a group finish: alone, and behind `ahead` of another group of the same workflow, which keeps all
-    slots busy.
-    """
-    alone = await _fifty(system)
-    async with clients(system, 1) as pool:
-        await _bulk(pool[0], names(ahead), "crowd")
-        behind = await _fifty(system)
-        await pool[0].expect("POST", "/v1/runs/cancel", {"filter": {"workflow": "noop-gates-fair"}})
-        async with Recorded.of(system) as recorded:
-            await recorded.all("gates-fair")
-    return alone, behind
-
-
-async def _fifty(system: System) -> float:
-    async with clients(system, 1) as pool:
-        wanted, began = names(_BEHIND), time.monotonic()
-        ids = await _bulk(pool[0], wanted, "few")
-        async with asyncio.timeout(_LIMIT_SECONDS):
-            for run_id in ids:
-                while (await pool[0].expect("GET", f"/v1/runs/{run_id}"))["finished_at"] is None:
-                    await pause(0.005)
-        return time.monotonic() - began
-
-
-async def _bulk(client: Client, wanted: list[str], key: str) -> list[str]:
-    ids: list[str] = []
-    for chunk in chunks(wanted):
-        runs = [{"workflow": "noop-gates-fair", "input": {"id": name, "key": key}} for name in chunk]
-        ids += [row["id"] for row in (await client.expect("POST", "/v1/runs/bulk", {"runs": runs}))["rows"]]
-    return ids

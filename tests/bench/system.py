@@ -10,7 +10,7 @@ import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,8 @@ class System:
     sink: Sink
     parts: Mapping[str, Part]
     postgres: str
+    directory: Path
+    master_key: str
 
     def client(self) -> Client:
         """One more connection to the API."""
@@ -151,35 +153,42 @@ async def running(directory: Path, signatures: str = "v1a", settings: Mapping[st
         postgres = await EmbeddedPostgres.start(directory / "pg")
         stack.push_async_callback(postgres.stop)
         postmaster = int((directory / "pg" / "data" / "postmaster.pid").read_text().split()[0])
-        sink = await Sink.start(directory / "sink.sock")
+        log, path = directory / "endpoint.log", directory / "sink.sock"
+        sink = await Sink.start(path)
         stack.push_async_callback(sink.stop)
         port, endpoint_port = free_port(), free_port()
+<<<<<<< /tmp/ab/merge/4.out
+        master_key = new_master_key()
+        environment = server_environment(postgres.dsn, port, master_key)
+=======
         environment = server_environment(postgres.dsn, port, new_master_key(), **settings)
+>>>>>>> /tmp/ab/merge/4.mine
         server = await _start(stack, directory / "server.log", [program("dispatcher"), "serve"], environment)
         await until_ready(port, "/readyz", server, directory / "server.log")
         token = await create_token(postgres.dsn, environment)
-        endpoint = await _start_endpoint(stack, directory, port, endpoint_port, token)
+        endpoint = await start_endpoint(stack, log, path, port, endpoint_port, token)
         parts = {
             "server": Part(trees=(server.pid,)),
             "endpoint": Part(trees=(endpoint.pid,)),
             "postgres": Part(trees=(postmaster,)),
             "client": Part(trees=(sink.pid,), alone=(os.getpid(),)),
         }
-        system = System(postgres.dsn, port, endpoint_port, token, sink, parts, postgres.version)
+        system = System(postgres.dsn, port, endpoint_port, token, sink, parts, postgres.version, directory, master_key)
         try:
             flavours = (*FLAVOURS, GRAPHS, GATES, REPLAYS)
             secrets_given = [(await system.register(flavour))["secret"] for flavour in flavours]
             if signatures == "v1":
                 await end(endpoint)
-                endpoint = await _start_endpoint(stack, directory, port, endpoint_port, token, secrets_given)
+                given = {"DISPATCHER_SIGNING_SECRETS": ",".join(secrets_given)}
+                endpoint = await start_endpoint(stack, log, path, port, endpoint_port, token, **given)
                 parts["endpoint"] = Part(trees=(endpoint.pid,))
             for flavour in flavours:
                 document = await system.register(flavour)
                 assert document["verified"] == signatures, document
             yield system
         except Exception as error:
-            for log in ("server.log", "endpoint.log"):
-                error.add_note(f"--- {log}\n{(directory / log).read_text()[-3000:]}")
+            for kept in directory.glob("*.log"):
+                error.add_note(f"--- {kept.name}\n{kept.read_text()[-3000:]}")
             raise
 
 
@@ -190,20 +199,21 @@ async def _start(stack: AsyncExitStack, log: Path, command: list[str], environme
     return process
 
 
-async def _start_endpoint(
-    stack: AsyncExitStack, directory: Path, port: int, endpoint_port: int, token: str, secrets_given: Sequence[str] = ()
+async def start_endpoint(
+    stack: AsyncExitStack, log: Path, sink: Path, port: int, endpoint_port: int, token: str, **more: str
 ) -> asyncio.subprocess.Process:
+    """One more process of the endpoint, for the tenant of `token`. `more` are variables of its environment."""
     environment = {
         **os.environ,
-        "BENCH_SINK": str(directory / "sink.sock"),
+        "BENCH_SINK": str(sink),
         "DISPATCHER_API_URL": f"http://{HOST}:{port}",
         "DISPATCHER_TOKEN": token,
-        **({"DISPATCHER_SIGNING_SECRETS": ",".join(secrets_given)} if secrets_given else {}),
+        **more,
     }
     command = [program("uvicorn"), "--factory", "tests.bench.endpoint:create", "--host", HOST, "--port", str(endpoint_port)]
     command += ["--no-access-log", "--lifespan", "off", "--log-level", "warning", "--loop", "uvloop", "--http", "httptools"]
-    process = await _start(stack, directory / "endpoint.log", command, environment)
-    await _listening(endpoint_port, process, directory / "endpoint.log")
+    process = await _start(stack, log, command, environment)
+    await _listening(endpoint_port, process, log)
     return process
 
 
