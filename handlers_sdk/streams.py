@@ -146,6 +146,10 @@ class _Follower:
                 await asyncio.sleep(pause if self._failures else 0)
         except DispatcherError as error:
             await self._queue.put(error)
+        except Exception as error:  # whoever iterates would wait for ever
+            failed = DispatcherError(f"the stream of {self._run_id} cannot be read: {error!r}")
+            failed.__cause__ = error
+            await self._queue.put(failed)
         else:
             await self._queue.put(None)
 
@@ -160,7 +164,7 @@ class _Follower:
                 if not response.is_success:
                     await self._refused(response)
                     return False
-                async for event in _events(response.aiter_lines()):
+                async for event in _events(_lines(response.aiter_bytes())):
                     if await self._kept(event):
                         return True
         except httpx.HTTPError as error:
@@ -189,6 +193,15 @@ class _Follower:
         self._failures += 1
         if self._failures >= _FAILURES_MAX:
             raise ApiUnreachableError(message) from error
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[str]:
+    """Lines as server-sent events have them: other separators that a text may hold end none, as they would for `aiter_lines`."""
+    rest = b""
+    async for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line.removesuffix(b"\r").decode()
 
 
 async def _events(lines: AsyncIterator[str]) -> AsyncIterator[StreamEvent]:

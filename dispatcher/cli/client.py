@@ -88,7 +88,7 @@ class Api:
                         _checked(response)
                     if response.status_code == 204:
                         return
-                    for name, identity, data in _events(response.iter_lines()):
+                    for name, identity, data in _events(_lines(response.iter_bytes())):
                         last, failures = identity, 0
                         yield name, data
                         if name in _LAST:
@@ -110,6 +110,15 @@ class Api:
         except httpx.TransportError as error:
             hint = "Start one with: dispatcher dev, or name another with --url or DISPATCHER_URL."
             raise Failure(f"no dispatcher answers at {self.url}: {error}", hint=hint, passing=True) from None
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[str]:
+    """Lines as server-sent events have them: other separators that a text may hold end none, as they would for `iter_lines`."""
+    rest = b""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line.removesuffix(b"\r").decode()
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, str, str]]:

@@ -81,3 +81,17 @@ async def test_the_command_line_follows_lines_and_streams(world: World, node: No
     streamed = await _cli(node, "runs", "stream", run_id, "-o", "table")
     assert streamed.out.splitlines() == ["[reset]", "2.0 ", "2.1 ", "[run:stop]"]
     assert (await _cli(node, "runs", "list", "-q", "attempt:2")).json["rows"][0]["id"] == run_id
+
+
+async def test_the_command_line_follows_text_with_separators(world: World, node: Node, endpoint: Endpoint) -> None:
+    run_id = await node.trigger("work")
+    arrival = await endpoint.next()
+    text = "one\u2028two\u0085three"
+    said = [{"type": "log", "message": text}, {"type": "chunk", "stream": "out", "seq": 0, "data": text}]
+    await node.callback(arrival.json["token"], {"events": said})
+    arrival.answer(200, None)
+    await world.over(run_id)
+    streamed = await _cli(node, "runs", "stream", run_id, "-o", "json")
+    assert [json.loads(line).get("payload") for line in streamed.out.strip().split("\n")] == [text, None]
+    followed = await _cli(node, "runs", "logs", run_id, "-f", "-o", "json")
+    assert [json.loads(line)["message"] for line in followed.out.strip().split("\n")] == [text]

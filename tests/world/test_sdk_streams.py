@@ -10,6 +10,9 @@ import pytest
 from handlers_sdk import ApiError, ClientConfig, Context, Dispatcher, EmptyModel
 from tests.world.world import Node, World
 
+ODD = ["a\u2028b", "c\u2029\u0085d", "line\nbreak\r\n", "\x0b\x0c\x1c\x1d\x1e", "", "data: x", ":", "\u00e9\U0001f600"]
+"""Texts that hold what some take for the end of a line."""
+
 
 @pytest.fixture
 async def node(world: World) -> Node:
@@ -40,7 +43,12 @@ async def client(world: World, node: Node) -> AsyncIterator[Dispatcher]:
         with pytest.raises(ValueError, match="send it in several"):
             ctx.put_stream("x" * 600_000)
 
-    app = dispatcher.app(workflows=[fifty, again, raw], slots=10, clock=lambda: int(world.now.timestamp()))
+    @dispatcher.task(name="odd")
+    async def odd(input: EmptyModel, ctx: Context) -> None:
+        for text in ODD:
+            await ctx.aio_put_stream(text)
+
+    app = dispatcher.app(workflows=[fifty, again, raw, odd], slots=10, clock=lambda: int(world.now.timestamp()))
     await node.call("PUT", "/v1/endpoints/talk", {"url": await world.serve(app)})
     yield dispatcher
     await dispatcher.aio_close()
@@ -79,3 +87,10 @@ async def test_a_run_that_is_not_there_is_said(node: Node, client: Dispatcher) -
     with pytest.raises(ApiError) as refused:
         _ = [piece async for piece in client.runs.subscribe_to_stream("run_nope")]
     assert refused.value.problem_code == "not_found"
+
+
+async def test_text_with_separators_comes_as_it_was_put(world: World, node: Node, client: Dispatcher) -> None:
+    run_id = await node.trigger("odd")
+    async with asyncio.timeout(20):
+        assert [piece async for piece in client.runs.subscribe_to_stream(run_id)] == ODD
+    assert await asyncio.to_thread(lambda: list(client.runs.subscribe_to_stream(run_id))) == ODD
