@@ -157,12 +157,8 @@ async def running(directory: Path, signatures: str = "v1a", settings: Mapping[st
         sink = await Sink.start(path)
         stack.push_async_callback(sink.stop)
         port, endpoint_port = free_port(), free_port()
-<<<<<<< /tmp/ab/merge/4.out
         master_key = new_master_key()
-        environment = server_environment(postgres.dsn, port, master_key)
-=======
-        environment = server_environment(postgres.dsn, port, new_master_key(), **settings)
->>>>>>> /tmp/ab/merge/4.mine
+        environment = server_environment(postgres.dsn, port, master_key, **settings)
         server = await _start(stack, directory / "server.log", [program("dispatcher"), "serve"], environment)
         await until_ready(port, "/readyz", server, directory / "server.log")
         token = await create_token(postgres.dsn, environment)
