@@ -81,7 +81,7 @@ class Bench:
             self.suspended.append(await durable.suspended(system, self.plan.suspended, self.plan.seconds))
             self.say(f"  {self.suspended[-1]}")
         if "fair" in self.plan.phases.split(","):
-            self.fair = [await measure(system, self.plan.crowd) for measure in (fairness.tenants, fairness.groups)]
+            self.fair = await fairness.measure(system, self.plan.crowd)
             for found in self.fair:
                 self.say(f"  {found}")
         if "flat" in self.plan.phases:
