@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from handlers_sdk.bulk import BulkAction, BulkCancelReplayOpts, RunFilter
     from handlers_sdk.conditions import OrGroup, ParentCondition, SleepCondition, UserEventCondition, or_
     from handlers_sdk.config import ClientConfig
-    from handlers_sdk.context import Accepted, Context, WorkerInfo
+    from handlers_sdk.context import Accepted, Context, Worker, WorkerInfo
     from handlers_sdk.crons import CronTrigger, CronWorkflows, CronWorkflowsList
     from handlers_sdk.definitions import Priority, TaskDefaults
     from handlers_sdk.depends import Depends
@@ -92,7 +92,7 @@ _HOMES: Final = {
     "bulk": ("BulkAction", "BulkCancelReplayOpts", "RunFilter"),
     "conditions": ("OrGroup", "ParentCondition", "SleepCondition", "UserEventCondition", "or_"),
     "config": ("ClientConfig",),
-    "context": ("Accepted", "Context", "WorkerInfo"),
+    "context": ("Accepted", "Context", "Worker", "WorkerInfo"),
     "crons": ("CronTrigger", "CronWorkflows", "CronWorkflowsList"),
     "definitions": ("Priority", "TaskDefaults"),
     "depends": ("Depends",),
@@ -270,6 +270,7 @@ __all__ = [
     "V1WebhookList",
     "V1WebhookSecret",
     "V1WebhookSourceName",
+    "Worker",
     "WorkerInfo",
     "WorkerLabelComparator",
     "Workflow",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from handlers_sdk.workflow import Task
 
 R = TypeVar("R")
+Label = str | int | float | bool
 
 CURRENT: Final[ContextVar[Context | None]] = ContextVar("handlers_sdk_context", default=None)
 """The context of the task running here, for log handlers and libraries that are not handed it."""
@@ -39,7 +40,49 @@ class WorkerInfo:
     id: str
     name: str = ""
     slots: int = 1
-    labels: Mapping[str, str | int] = field(default_factory=dict)
+    labels: Mapping[str, Label] = field(default_factory=dict)
+
+
+class Worker:
+    """The process a task runs in, and the labels of the endpoint it serves."""
+
+    __slots__ = ("_context", "_info")
+
+    def __init__(self, context: Context, info: WorkerInfo) -> None:
+        self._context = context
+        self._info = info
+
+    @property
+    def id(self) -> str:
+        """`wrk_…`, of this process."""
+        return self._info.id
+
+    @property
+    def name(self) -> str:
+        """What the app was given as its name."""
+        return self._info.name
+
+    @property
+    def slots(self) -> int:
+        """How many tasks it takes at a time."""
+        return self._info.slots
+
+    @property
+    def labels(self) -> Mapping[str, Label]:
+        """The labels it was started with, and what was changed of them here."""
+        return self._info.labels
+
+    def upsert_labels(self, labels: Mapping[str, Label | None]) -> None:
+        """Change labels of the endpoint this task runs at, which is what `desired_labels` of tasks are compared with; None takes one away.
+
+        For what changes seldom, such as a model that has been loaded: every dispatcher reads it anew. Processes that share an endpoint
+        share its labels.
+        """
+        self._context._relabel(labels)  # noqa: SLF001 - one package
+
+    async def aio_upsert_labels(self, labels: Mapping[str, Label | None]) -> None:
+        """Change labels and wait until that has arrived. As `upsert_labels`."""
+        await self._context._aio_relabel(labels)  # noqa: SLF001 - one package
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +193,32 @@ class Context:
         return self._item.get("tenant", "")
 
     @property
-    def worker(self) -> WorkerInfo:
+    def worker(self) -> Worker:
         """The process this runs in."""
-        return self._control.worker
+        return Worker(self, self._control.worker)
 
     @property
     def worker_id(self) -> str:
         """Id of the process this runs in."""
         return self._control.worker.id
+
+    @property
+    def worker_labels(self) -> Mapping[str, Label]:
+        """The labels of the endpoint this runs at, as far as this process knows them."""
+        return self._control.worker.labels
+
+    def _relabel(self, labels: Mapping[str, Label | None]) -> None:
+        known: Any = self._control.worker.labels
+        for name, value in labels.items():
+            if value is None:
+                known.pop(name, None)
+            else:
+                known[name] = value
+        self._control.emit({"type": "labels", "labels": dict(labels)})
+
+    async def _aio_relabel(self, labels: Mapping[str, Label | None]) -> None:
+        self._relabel(labels)
+        await asyncio.wrap_future(self._control.flushed())
 
     # ---- what was asked
 

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from handlers_sdk import wire
 from handlers_sdk.conditions import Condition, OrGroup, SleepCondition, UserEventCondition, alternatives
-from handlers_sdk.context import DEFAULT_STREAM, Context, Control
+from handlers_sdk.context import DEFAULT_STREAM, Context, Control, Label
 from handlers_sdk.durations import Duration, format_duration, milliseconds, parse_duration
 from handlers_sdk.errors import ConfigError, ContinuedAsNew, NotDeterministicError
 from handlers_sdk.ops import PLAIN, Op, text_of
@@ -414,6 +414,16 @@ class DurableContext(Context):
         """Say how far the task is. What an earlier turn said is not said again."""
         if not self._repeats:
             super().progress(fraction, note)
+
+    def _relabel(self, labels: Mapping[str, Label | None]) -> None:
+        if not self._repeats:
+            super()._relabel(labels)
+
+    async def _aio_relabel(self, labels: Mapping[str, Label | None]) -> None:
+        if self._in_handler:
+            self._relabel(labels)
+        else:
+            await super()._aio_relabel(labels)
 
     @property
     def _in_handler(self) -> bool:

@@ -61,6 +61,7 @@ EVENT_PROGRESS: Final = "progress"
 EVENT_LOG: Final = "log"
 EVENT_CHUNK: Final = "chunk"
 EVENT_RELEASE_SLOT: Final = "release_slot"
+EVENT_LABELS: Final = "labels"
 EVENT_DONE: Final = "done"
 EVENT_FAIL: Final = "fail"
 EVENT_APPEND: Final = "append"
@@ -423,6 +424,13 @@ class ReleaseSlotEvent(TypedDict):
     type: Literal["release_slot"]
 
 
+class LabelsEvent(TypedDict):
+    """Changes labels of the endpoint the attempt runs at; those that are null are taken away."""
+
+    type: Literal["labels"]
+    labels: dict[str, str | int | float | bool | None]
+
+
 class DoneEvent(TypedDict):
     """The attempt succeeded. Saying it again changes nothing."""
 
@@ -440,7 +448,7 @@ class FailEvent(TypedDict):
     error: ErrorDetail
 
 
-Event = HeartbeatEvent | ExtendEvent | ProgressEvent | LogEvent | ChunkEvent | ReleaseSlotEvent | DoneEvent | FailEvent
+Event = HeartbeatEvent | ExtendEvent | ProgressEvent | LogEvent | ChunkEvent | ReleaseSlotEvent | LabelsEvent | DoneEvent | FailEvent
 
 
 class Append(TypedDict):

@@ -209,6 +209,7 @@ def _join(
     batches = Batches(database, directory, capacity, claims, deliveries.start, lambda: membership.id)
     registration = Registration(database, directory, keyring, courier, egress, signals, clock, settings)
     callbacks = Callbacks(database, directory, deliveries, settlement, recorder, signals, tokens, clock, settings, journals, turns, blobs)
+    callbacks.on_labels = registration.relabel
     circuits.rediscover = registration.rediscover
     webhooks = Webhooks(database, directory, keyring.sealer, intake, courier, clock, settings, metrics, registration.changed)
     webhooks.receiver.live = lambda: signals.peers + 1

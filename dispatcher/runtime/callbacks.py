@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -20,6 +20,7 @@ from dispatcher.clock import Clock
 from dispatcher.delivery.classify import referred
 from dispatcher.engine.answers import Answer, Failed, Succeeded
 from dispatcher.engine.attempts import Refused, extended, renewed, step
+from dispatcher.engine.definitions.placement import Label
 from dispatcher.engine.journal import Entries, OpRefused
 from dispatcher.engine.strict_json import JsonRefused, check
 from dispatcher.errors import Problem, problem
@@ -154,6 +155,10 @@ def _words(error: Any, message: str, code: str) -> tuple[str, str]:
     return message, code
 
 
+async def _unheard(_tenant_id: int, _endpoint_id: str, _labels: Mapping[str, Label | None]) -> None:
+    raise problem("invalid_event", "labels are not taken here")
+
+
 class Callbacks:
     """Handles POST /v1/callback."""
 
@@ -184,6 +189,7 @@ class Callbacks:
         self._journals = journals
         self._turns = turns
         self._blobs = blobs
+        self.on_labels: Callable[[int, str, Mapping[str, Label | None]], Awaitable[None]] = _unheard
         self.on_detached_end: Callable[[], None] = lambda: None
 
     async def handle(self, token: str, body: bytes, content_type: str) -> tuple[int, dict[str, Any]]:
@@ -305,6 +311,9 @@ class Callbacks:
         if event.type == "append":
             await self._append(task.guard().key, task.epoch, event)
             return task
+        if event.type == "labels":
+            await self._label(task, event)
+            return task
         if event.type == "turn":
             await self._turn(task, event)
             return await tasks.load_one(self._database, task.guard().key)
@@ -357,6 +366,12 @@ class Callbacks:
         if current is None or current.epoch != task.epoch or current.state != "running":
             raise problem("stale_attempt", f"attempt {task.epoch} no longer owns the task")
         await self._settle(current, answer, event)
+
+    async def _label(self, task: LiveTask, event: CallbackEvent) -> None:
+        """What a handler says of the endpoint it runs at."""
+        if not event.labels or task.endpoint_id is None:
+            raise problem("invalid_event", "labels: `labels` is an object of texts, numbers and booleans; null takes one away")
+        await self.on_labels(task.tenant_id, task.endpoint_id, event.labels)
 
     def _extension(self, event: CallbackEvent) -> timedelta:
         if event.ms is None or not 0 < event.ms <= self._settings.max_execution_timeout * 1000:

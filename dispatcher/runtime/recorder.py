@@ -49,6 +49,7 @@ class CallbackEvent(msgspec.Struct, frozen=True):
     base: int | None = None
     ops: list[msgspec.Raw] = []
     turn: msgspec.Raw = msgspec.Raw(b"")
+    labels: dict[str, str | int | float | bool | None] | None = None
 
 
 class EventRefused(ValueError):  # noqa: N818 - reads as what happened

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from dispatcher.clock import Clock, monotonic
 from dispatcher.delivery import Courier, DiscoveryError, EgressPolicy, EgressRefused, Manifest, check_url
 from dispatcher.engine.definitions import Definition, DefinitionError, checksum, content_checksum, dump, parse_definitions
+from dispatcher.engine.definitions.placement import MOST_LABEL, Label
 from dispatcher.engine.flow import Plan
 from dispatcher.engine.placement import refuse_long
 from dispatcher.errors import problem
@@ -30,6 +31,7 @@ from handlers_sdk.signing import HmacSigner, Signer, new_secret
 
 _MOST_SLOTS = 1_000_000
 _REGISTRATION_TRIES = 5
+_MOST_LABELS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +319,20 @@ class Registration:
                 await pausing.returned(conn, tenant_id, row.id, self._clock.now())
         await self.changed()
 
+    async def relabel(self, tenant_id: int, endpoint_id: str, labels: Mapping[str, Label | None]) -> None:
+        """Change some labels of an endpoint at the word of a handler that runs there; null takes one away. Raises Problem invalid_value."""
+        _check_labels(labels)
+        text = json.dumps(labels)
+        count, news = await registry.labels_with(self._database, tenant_id, endpoint_id, text)
+        if count > _MOST_LABELS:
+            raise problem("invalid_value", f"labels: at most {_MOST_LABELS}", field="labels")
+        if not news:
+            return  # who says the same again costs nobody a look at the registry
+        async with self._database.transaction() as conn:
+            await registry.bump(conn, tenant_id)
+            await registry.relabel(conn, tenant_id, endpoint_id, text, self._clock.now())
+        await self.changed()
+
     async def delete(self, tenant_id: int, name: str, *, force: bool = False) -> None:
         """Remove an endpoint. One with running attempts is refused unless forced; their results are then still taken."""
         row = await self._row(tenant_id, name)
@@ -390,6 +406,14 @@ class Registration:
         if row is None:
             raise problem("unknown_endpoint", f"no endpoint {name!r}")
         return row
+
+
+def _check_labels(labels: Mapping[str, Label | None]) -> None:
+    for name, value in labels.items():
+        plain = name.isprintable() and str(value).isprintable()
+        if not plain or not 0 < len(name) <= MOST_LABEL or len(str(value)) > MOST_LABEL:
+            said = f"labels.{name[:50]!r}: names and values have at most {MOST_LABEL} printable characters"
+            raise problem("invalid_value", said, field="labels")
 
 
 def _names(row: EndpointRow | None) -> dict[str, str]:

@@ -16,6 +16,14 @@ from dispatcher.store.statement import Statement
 
 
 @dataclass(frozen=True, slots=True)
+class LabelsWith:
+    """What an endpoint's labels would be with others: so many, and whether that changes them."""
+
+    count: int
+    news: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
     """A tenant and the version of its registry."""
 
@@ -222,6 +230,17 @@ PATCH_ENDPOINT = """
         durable_slots = case when durable_slots is not null then coalesce($7, durable_slots) end
     where tenant_id = $1 and id = $2
 """
+RELABEL = """
+    update endpoints set labels = jsonb_strip_nulls(labels || $3::jsonb), updated_at = $4 where tenant_id = $1 and id = $2
+"""
+LABELS_WITH = Statement(
+    """
+    select (select count(*) from jsonb_object_keys(jsonb_strip_nulls(e.labels || $3::jsonb)))::int as count,
+           e.labels is distinct from jsonb_strip_nulls(e.labels || $3::jsonb) as news
+    from endpoints e where e.tenant_id = $1 and e.id = $2
+    """,
+    LabelsWith,
+)
 DELETE_ENDPOINT = "delete from endpoints where tenant_id = $1 and id = $2"
 # An endpoint that answers a probe may still be broken: it keeps its count of probes until it has done some work, so that each relapse
 # waits longer.
@@ -409,6 +428,17 @@ async def patch_endpoint(
 ) -> None:
     """Change what is given."""
     await conn.execute(PATCH_ENDPOINT, tenant_id, endpoint_id, paused, slots, labels, now, durable_slots)
+
+
+async def relabel(conn: Connection, tenant_id: int, endpoint_id: str, labels: str, now: datetime) -> None:
+    """Change some of an endpoint's labels, and take away those that are null."""
+    await conn.execute(RELABEL, tenant_id, endpoint_id, labels, now)
+
+
+async def labels_with(db: Database, tenant_id: int, endpoint_id: str, labels: str) -> tuple[int, bool]:
+    """How many labels an endpoint would have with these, and whether they would be others; none and no where it is gone."""
+    found = LABELS_WITH.first(await db.fetch(LABELS_WITH.sql, tenant_id, endpoint_id, labels))
+    return (found.count, found.news) if found is not None else (0, False)
 
 
 async def delete_endpoint(conn: Connection, tenant_id: int, endpoint_id: str) -> None:

@@ -711,3 +711,37 @@ def test_the_cache_of_logs_counts_what_its_entries_take() -> None:
     assert cache.prefix("tsk_1", 1, head) is None
     assert cache.prefix("tsk_2", 1, hashlib.sha256(large).hexdigest()) is not None
     assert cache.prefix("tsk_3", 1, head) is not None
+
+
+# ---- labels of the endpoint
+
+
+async def test_a_handler_changes_labels_once_and_not_again_in_every_turn(api: FakeApi, dispatcher: Dispatcher) -> None:
+    seen: list[Any] = []
+
+    @dispatcher.durable_task()
+    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
+        ctx.worker.upsert_labels({"model": "unset", "old": None})
+        await ctx.run("load", echo, 1)
+        await ctx.worker.aio_upsert_labels({"model": "v2"})
+        seen.append(dict(ctx.worker_labels))
+        await ctx.aio_sleep_for("1h")
+
+    app = dispatcher.app([order], labels={"old": True, "zone": "x"}, clock=clock)
+    await push(app, turn("order"))
+    log = [{"id": "load#0", "op": "step", "status": "ok", "value": 1, "at": AT}]
+    await push(app, turn("order", log, attempt=2, turn=2))
+    changes = [event["labels"] for _, events in api.said() for event in events if event["type"] == "labels"]
+    assert changes == [{"model": "unset", "old": None}, {"model": "v2"}, {"model": "v2"}], "where the log ends is where it goes on"
+    assert seen == [{"zone": "x", "model": "v2"}] * 2
+
+
+async def test_a_plain_task_changes_labels_too(api: FakeApi, dispatcher: Dispatcher) -> None:
+    @dispatcher.task()
+    async def load(input: dict[str, Any], ctx: Context) -> Any:
+        await ctx.worker.aio_upsert_labels({"model": "v2"})
+        return [dict(ctx.worker.labels), ctx.worker.name, ctx.worker.id == ctx.worker_id]
+
+    answer = await run(dispatcher.app([load], labels={"zone": "x"}, name="here", clock=clock), "load")
+    assert answer.json() == [{"zone": "x", "model": "v2"}, "here", True]
+    assert [event for _, events in api.said() for event in events] == [{"type": "labels", "labels": {"model": "v2"}}]
