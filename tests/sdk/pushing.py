@@ -15,6 +15,7 @@ NOW = 1_767_225_600
 SECRET = new_secret()
 ENDPOINT = "ep_01jgfjjz000000000000000001"
 API = "http://dispatcher.test"
+AT = "2026-01-01T00:00:00.000Z"
 ULID = "01jgfjjz0000000000000000{:02d}"
 
 
@@ -147,3 +148,18 @@ async def read(response: Response) -> Answer:
     body = response.body
     chunks = [body] if isinstance(body, bytes) else [chunk async for chunk in body]
     return Answer(response.status, dict(response.headers), b"".join(chunks), len(chunks))
+
+
+# ---- durable tasks
+
+
+def turn(name: str, entries: list[dict[str, Any]] | None = None, input: Any = None, **changes: Any) -> dict[str, Any]:
+    log = {"len": len(entries or []), "from": 0, "prefix": "", "head": "", "entries": entries or []}
+    members = {"turn": 1, "now": AT, "started_at": AT, "seed": "5eed", "budget_ms": 50_000, "mode": "replay", "log": log}
+    return {**item(name, input, **{**members, **changes}), "protocol": 1, "type": "turn", "audience": ENDPOINT, "api": API}
+
+
+def said(answer: Answer) -> dict[str, Any]:
+    assert (answer.status, answer.headers["task-protocol"]) == (200, "1"), answer.body
+    document: dict[str, Any] = answer.json()
+    return document

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
@@ -16,24 +15,19 @@ from handlers_sdk import (
     App,
     ConfigError,
     Context,
-    DesiredWorkerLabel,
     Dispatcher,
     DurableContext,
     EmptyModel,
     IdempotencyCollisionError,
     RetryableException,
     StateContext,
-    TriggerWorkflowOptions,
-    WorkerLabelComparator,
 )
 from handlers_sdk.exported import Export, read_export, replay_export
 from handlers_sdk.logcache import LogCache
 from handlers_sdk.testing import DurableTester
 from handlers_sdk.verbatim import raw_items
 from tests.sdk.fake_api import Asked, FakeApi, problem
-from tests.sdk.pushing import API, ENDPOINT, SECRET, Answer, batch, clock, item, push, run
-
-AT = "2026-01-01T00:00:00.000Z"
+from tests.sdk.pushing import AT, SECRET, batch, clock, item, push, run, said, turn
 
 
 class Bill(BaseModel):
@@ -53,18 +47,6 @@ def api() -> FakeApi:
 @pytest.fixture
 def dispatcher(api: FakeApi) -> Dispatcher:
     return api.dispatcher(signing_secrets=(SECRET,), token="api-token", retry_attempts=1)
-
-
-def turn(name: str, entries: list[dict[str, Any]] | None = None, input: Any = None, **changes: Any) -> dict[str, Any]:
-    log = {"len": len(entries or []), "from": 0, "prefix": "", "head": "", "entries": entries or []}
-    members = {"turn": 1, "now": AT, "started_at": AT, "seed": "5eed", "budget_ms": 50_000, "mode": "replay", "log": log}
-    return {**item(name, input, **{**members, **changes}), "protocol": 1, "type": "turn", "audience": ENDPOINT, "api": API}
-
-
-def said(answer: Answer) -> dict[str, Any]:
-    assert (answer.status, answer.headers["task-protocol"]) == (200, "1"), answer.body
-    document: dict[str, Any] = answer.json()
-    return document
 
 
 def order_app(dispatcher: Dispatcher, **options: Any) -> App:
@@ -154,75 +136,6 @@ async def test_a_cancelled_turn_gives_way_to_the_one_that_cleans_up(api: FakeApi
 async def test_what_is_nearly_out_of_time_goes_on_in_another_turn(dispatcher: Dispatcher) -> None:
     answer = said(await push(order_app(dispatcher), turn("order", budget_ms=0)))
     assert (answer["status"], answer["base"], answer["ops"]) == ("again", 0, [])
-
-
-class Held:
-    """An app with a task of two steps, whose second waits until it is let go."""
-
-    def __init__(self, dispatcher: Dispatcher, **options: Any) -> None:
-        self.begun, self.go = asyncio.Event(), asyncio.Event()
-
-        async def second() -> int:
-            self.begun.set()
-            await self.go.wait()
-            return 2
-
-        async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
-            nap = ctx.aio_sleep_for("1h")
-            one = await ctx.run("first", echo, 1)
-            return [one, await ctx.run("second", second), await ctx.run("third", echo, 3), await nap]
-
-        self.app = dispatcher.app([dispatcher.durable_task(**options)(order)], clock=clock)
-        self.answer = asyncio.create_task(push(self.app, turn("order")))
-
-    async def said(self) -> dict[str, Any]:
-        async with asyncio.timeout(5):
-            return said(await self.answer)
-
-
-async def test_what_a_stopped_turn_has_done_goes_with_its_answer(dispatcher: Dispatcher) -> None:
-    """Carried results would be lost with it, and their steps run again."""
-    held = Held(dispatcher, checkpoint="turn")
-    await held.begun.wait()
-    await push(held.app, {"protocol": 1, "type": "cancel", "audience": ENDPOINT, "id": turn("order")["id"], "attempt": 1, "reason": "no"})
-    answer = await held.said()
-    assert (answer["status"], answer["base"], [op["id"] for op in answer["ops"]]) == ("again", 0, ["first#0"])
-
-
-async def test_so_does_what_one_did_that_ran_out_of_time(dispatcher: Dispatcher) -> None:
-    held = Held(dispatcher, checkpoint="turn")
-    await held.begun.wait()
-    (execution,) = held.app.handlers.host.running.values()
-    execution._armed = execution._due
-    execution._expire()
-    answer = await held.said()
-    assert (answer["status"], answer["error"]["code"], [op["id"] for op in answer["ops"]]) == ("failed", "timed_out", ["first#0"])
-
-
-@pytest.mark.parametrize("checkpoint", ["turn", "step"])
-async def test_an_endpoint_that_ends_leaves_its_turns_where_another_goes_on(api: FakeApi, dispatcher: Dispatcher, checkpoint: str) -> None:
-    """The step under way comes to its end, and is recorded; none is begun."""
-    held = Held(dispatcher, checkpoint=checkpoint)
-    await held.begun.wait()
-    held.app.handlers.draining = True
-    held.go.set()
-    answer = await held.said()
-    recorded = [op for _, events in api.said() for event in events for op in event["ops"]] + answer["ops"]
-    assert answer["status"] == "again"
-    assert {op["id"] for op in recorded} == {"sleep#0", "first#0", "second#0"}
-    assert answer["base"] == (0 if checkpoint == "turn" else 3)
-
-
-async def test_one_that_had_done_nothing_is_sent_elsewhere(dispatcher: Dispatcher) -> None:
-    """`again` without progress would count as a failure."""
-
-    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
-        app.handlers.draining = True
-        return await ctx.run("first", echo, 1)
-
-    app = dispatcher.app([dispatcher.durable_task()(order)], clock=clock)
-    refused = await push(app, turn("order"))
-    assert (refused.status, refused.json()["code"], refused.headers["retry-after"]) == (503, "draining", "1")
 
 
 # ---- the log
@@ -522,52 +435,6 @@ async def test_outside_of_tasks_a_child_key_says_nothing_and_own_keys_collide(ap
     assert (await run(dispatcher.app([parent], clock=clock), "parent")).json() == "raised"
 
 
-@pytest.mark.parametrize("by_name", [True, False])
-async def test_a_child_says_where_it_wants_to_run(dispatcher: Dispatcher, by_name: bool) -> None:
-    ship = dispatcher.stubs.task("ship", dict[str, Any])
-    gpu = [DesiredWorkerLabel("gpu", 1, WorkerLabelComparator.GREATER_THAN, required=True)]
-
-    @dispatcher.durable_task()
-    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
-        options: dict[str, Any] = {"key": "k", "priority": 2, "on_cancel": "abandon", "desired_worker_labels": gpu, "sticky": True}
-        if by_name:
-            return await ctx.run_child("ship", {}, **options)
-        return await ctx.run_child(ship, {}, **options)
-
-    app = dispatcher.app([order], clock=clock)
-    (op,) = said(await push(app, turn("order")))["ops"]
-    wanted = {"value": 1, "comparator": "GREATER_THAN", "required": True, "weight": 100}
-    asked = {"key": "k", "priority": 2, "labels": {"gpu": wanted}, "sticky": True, "on_cancel": "abandon"}
-    assert {**op, "at": AT} == {"id": "ship#0", "op": "child", "status": "pending", "workflow": "ship", "input": {}, **asked, "at": AT}
-    settled = {"id": "ship#0", "op": "child", "status": "ok", "value": {"n": 1}, "run_id": "run_1", "at": AT}
-    again = said(await push(app, turn("order", [{**op, "run_id": "run_1"}, settled])))
-    assert (again["status"], again["output"]) == ("done", {"n": 1})
-
-
-async def test_so_do_children_of_tasks_as_they_are_run_anywhere(dispatcher: Dispatcher) -> None:
-    ship = dispatcher.stubs.task("ship", dict[str, Any])
-    options = TriggerWorkflowOptions(desired_worker_labels={"zone": DesiredWorkerLabel(value="x")}, sticky=True)
-
-    @dispatcher.durable_task()
-    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
-        return await ship.aio_run_many([ship.create_bulk_run_item({}, options=options) for _ in range(2)])
-
-    ops = said(await push(dispatcher.app([order], clock=clock), turn("order")))["ops"]
-    assert [(op["labels"]["zone"]["value"], op["sticky"]) for op in ops] == [("x", True)] * 2
-
-
-async def test_a_reducers_child_says_so_too(dispatcher: Dispatcher) -> None:
-    @dispatcher.durable_task(mode="state")
-    async def order(input: dict[str, Any], ctx: StateContext) -> Any:
-        ctx.child("mail", "mail", desired_worker_labels=[DesiredWorkerLabel("zone", "x")], sticky=True, priority=3, key="k")
-        return ctx.wait({})
-
-    body = turn("order", mode="state", state=None, results=[])
-    del body["log"]
-    (op,) = said(await push(dispatcher.app([order], clock=clock), body))["ops"]
-    assert (op["labels"]["zone"]["value"], op["sticky"], op["priority"], op["key"]) == ("x", True, 3, "k")
-
-
 # ---- state mode
 
 
@@ -711,37 +578,3 @@ def test_the_cache_of_logs_counts_what_its_entries_take() -> None:
     assert cache.prefix("tsk_1", 1, head) is None
     assert cache.prefix("tsk_2", 1, hashlib.sha256(large).hexdigest()) is not None
     assert cache.prefix("tsk_3", 1, head) is not None
-
-
-# ---- labels of the endpoint
-
-
-async def test_a_handler_changes_labels_once_and_not_again_in_every_turn(api: FakeApi, dispatcher: Dispatcher) -> None:
-    seen: list[Any] = []
-
-    @dispatcher.durable_task()
-    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
-        ctx.worker.upsert_labels({"model": "unset", "old": None})
-        await ctx.run("load", echo, 1)
-        await ctx.worker.aio_upsert_labels({"model": "v2"})
-        seen.append(dict(ctx.worker_labels))
-        await ctx.aio_sleep_for("1h")
-
-    app = dispatcher.app([order], labels={"old": True, "zone": "x"}, clock=clock)
-    await push(app, turn("order"))
-    log = [{"id": "load#0", "op": "step", "status": "ok", "value": 1, "at": AT}]
-    await push(app, turn("order", log, attempt=2, turn=2))
-    changes = [event["labels"] for _, events in api.said() for event in events if event["type"] == "labels"]
-    assert changes == [{"model": "unset", "old": None}, {"model": "v2"}, {"model": "v2"}], "where the log ends is where it goes on"
-    assert seen == [{"zone": "x", "model": "v2"}] * 2
-
-
-async def test_a_plain_task_changes_labels_too(api: FakeApi, dispatcher: Dispatcher) -> None:
-    @dispatcher.task()
-    async def load(input: dict[str, Any], ctx: Context) -> Any:
-        await ctx.worker.aio_upsert_labels({"model": "v2"})
-        return [dict(ctx.worker.labels), ctx.worker.name, ctx.worker.id == ctx.worker_id]
-
-    answer = await run(dispatcher.app([load], labels={"zone": "x"}, name="here", clock=clock), "load")
-    assert answer.json() == [{"zone": "x", "model": "v2"}, "here", True]
-    assert [event for _, events in api.said() for event in events] == [{"type": "labels", "labels": {"model": "v2"}}]

@@ -13,8 +13,8 @@ import pytest
 from handlers_sdk import App, Context, Dispatcher, DurableContext, EmptyModel, StateContext
 from handlers_sdk.references import CALL_BYTES_MAX, RESPONSE_BYTES_MAX
 from tests.sdk.fake_api import Asked, FakeApi, Reply, problem
-from tests.sdk.pushing import API, SECRET, Answer, batch, clock, item, push, run
-from tests.sdk.test_durable import echo, turn
+from tests.sdk.pushing import API, SECRET, Answer, batch, clock, item, push, run, turn
+from tests.sdk.test_durable import echo
 
 HUGE = "é" * (RESPONSE_BYTES_MAX // 2)
 TEXT = json.dumps(HUGE, ensure_ascii=False).encode()
