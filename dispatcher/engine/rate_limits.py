@@ -2,24 +2,30 @@
 
 A window is fixed: it begins with a full bucket, which is filled again a window later, whatever is left in it; nothing is carried over.
 A task takes units of all its limits or of none, in the moment it is leased. One that gets none is parked until the bucket that keeps it
-longest is full again.
+longest is full again. Those that were parked then have it to themselves for a moment, so that whoever comes just then does not overtake
+them again and again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Final
 
 from dispatcher.engine.definitions.flow import SECONDS, Duration
 from dispatcher.engine.digests import digest_id
 
 _EARLY = timedelta(milliseconds=10)  # clocks and timers are not exacter than that
+FIRST_MS: Final = 250  # how long a bucket that was filled is for those that have waited for it; a tenth of its window at most
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A limit at a moment: `value` units are left of `most`, full again a window after `refilled_at`. `fixed`: somebody has set it."""
+    """A limit at a moment: `value` units are left of `most`, full again a window after `refilled_at`. `fixed`: somebody has set it.
+
+    `refill_at` is when those that are parked on it get their turn, None where nobody is.
+    """
 
     id: str
     key: str
@@ -28,6 +34,7 @@ class Bucket:
     duration: Duration
     value: int
     refilled_at: datetime
+    refill_at: datetime | None = None
 
     @property
     def full_at(self) -> datetime:
@@ -65,6 +72,18 @@ def window(duration: Duration) -> timedelta:
     return timedelta(seconds=SECONDS[duration])
 
 
+def first(duration: Duration) -> timedelta:
+    """How long a bucket that was filled is for those that have waited for it."""
+    return min(window(duration) / 10, timedelta(milliseconds=FIRST_MS))
+
+
+def others_first(bucket: Bucket, now: datetime) -> bool:
+    """Whether it is the turn of those that have waited for a bucket: until it is filled for them, and a moment longer."""
+    if bucket.refill_at is None:
+        return False
+    return now >= bucket.full_at - _EARLY or bucket.refill_at <= bucket.refilled_at + first(bucket.duration)
+
+
 def filled(bucket: Bucket, now: datetime) -> Bucket:
     """The bucket, filled again if its window is over."""
     if now < bucket.full_at - _EARLY:
@@ -84,26 +103,40 @@ def returned(bucket: Bucket, units: int, taken_at: datetime) -> Bucket:
     return replace(bucket, value=min(bucket.value + units, bucket.most))
 
 
-def take(buckets: Mapping[str, Bucket], asking: Sequence[Sequence[Demand]], now: datetime) -> tuple[list[Parked | None], dict[str, Bucket]]:
+def take(
+    buckets: Mapping[str, Bucket], asking: Sequence[Sequence[Demand]], now: datetime, waited: Collection[int] = ()
+) -> tuple[list[Parked | None], dict[str, Bucket]]:
     """Who of those asking, in turn, gets all units they want; answers a verdict for each (None: they may start) and the buckets after it.
 
-    A limit that is not there limits nothing.
+    A limit that is not there limits nothing. Of those asking the ones that have `waited`, by their place, go before the others where it
+    is their turn.
     """
-    left = {id_: filled(bucket, now) for id_, bucket in buckets.items()}
+    due = {id_: bucket.refill_at for id_, bucket in buckets.items() if others_first(bucket, now)}
+    theirs = {demand.id for place in waited for demand in asking[place]}
+    left = {id_: filled(bucket, now) if id_ not in due or id_ in theirs else bucket for id_, bucket in buckets.items()}
     verdicts: list[Parked | None] = []
-    for demands in asking:
+    for place, demands in enumerate(asking):
         wanted: dict[str, int] = {}
         for demand in demands:
             if demand.id in left:
                 if demand.most is not None and demand.duration is not None and not left[demand.id].fixed:
                     left[demand.id] = redefined(left[demand.id], demand.most, demand.duration)
                 wanted[demand.id] = wanted.get(demand.id, 0) + demand.units
-        lacking = [left[id_] for id_, units in wanted.items() if left[id_].value < units]
-        if lacking:
-            last = max(lacking, key=lambda bucket: bucket.full_at)
-            verdicts.append(Parked(last.id, wanted[last.id], last.full_at))
-            continue
-        for id_, units in wanted.items():
-            left[id_] = replace(left[id_], value=left[id_].value - units)
-        verdicts.append(None)
+        parked = _behind(wanted, {} if place in waited else due, now) or _lacking(wanted, left)
+        if parked is None:
+            for id_, units in wanted.items():
+                left[id_] = replace(left[id_], value=left[id_].value - units)
+        verdicts.append(parked)
     return verdicts, left
+
+
+def _behind(wanted: Mapping[str, int], due: Mapping[str, datetime | None], now: datetime) -> Parked | None:
+    """Where it is the turn of others."""
+    return next((Parked(id_, units, max(due[id_] or now, now)) for id_, units in wanted.items() if id_ in due), None)
+
+
+def _lacking(wanted: Mapping[str, int], left: Mapping[str, Bucket]) -> Parked | None:
+    """At the bucket without enough units that is full again last."""
+    lacking = [left[id_] for id_, units in wanted.items() if left[id_].value < units]
+    last = max(lacking, key=lambda bucket: bucket.full_at, default=None)
+    return Parked(last.id, wanted[last.id], last.full_at) if last is not None else None

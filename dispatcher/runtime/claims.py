@@ -173,6 +173,7 @@ class Claims:
                     row.schedule_deadline,
                     requirement=row.requirement,
                     slots=row.slots,
+                    waited=row.waited,
                 )
             )
         return assignments

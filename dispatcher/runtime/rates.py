@@ -95,7 +95,8 @@ class Rates:
             for tenant_id in {a.tenant_id for a in asking}:
                 places = [i for i, a in enumerate(asking) if a.tenant_id == tenant_id]
                 buckets = {id_: row.bucket() for (tenant, id_), row in rows.items() if tenant == tenant_id}
-                given, after = take(buckets, [asking[i].demands for i in places], now)
+                waited = {n for n, i in enumerate(places) if asking[i].waited}
+                given, after = take(buckets, [asking[i].demands for i in places], now, waited)
                 for i, parked in zip(places, given, strict=True):
                     verdicts[i] = parked
                 changed += [(tenant_id, bucket) for bucket in after.values()]

@@ -67,7 +67,7 @@ class Assignment:
     """A leased attempt. `deadline` moves when the handler asks for more time; the rest stands.
 
     `parents` and `errors` are what the tasks before it in its graph gave, as JSON texts. `demands` are the units of rate limits it takes
-    before it is sent (at `units_at`); without them it goes back to wait, as long as it would have (`waits_until`).
+    before it is sent (at `units_at`); without them it goes back to wait, as long as it would have (`waits_until`), and has `waited`.
     """
 
     tenant_id: int
@@ -95,6 +95,7 @@ class Assignment:
     retry_base: int = 0
     demands: tuple[Demand, ...] = ()
     waits_until: datetime | None = None
+    waited: bool = False
     units_at: datetime | None = None
     cancelling: bool = False
     slot_released: bool = False

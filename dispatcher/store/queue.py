@@ -54,6 +54,7 @@ class Claimed:
     schedule_deadline: datetime | None
     requirement: str
     slots: int
+    waited: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ CLAIM = Statement(
               t.spared_since, t.spared_by, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
               r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id, r.graph,
               r.filter_payload, t.retry_base, case when not t.units_taken then t.flow->'units' end as units, p.schedule_deadline,
-              t.requirement, t.slots
+              t.requirement, t.slots, t.parked_for is not null as waited
     """,
     Claimed,
 )

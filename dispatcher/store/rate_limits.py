@@ -11,7 +11,7 @@ from datetime import datetime
 
 from dispatcher.engine.admission import Queue
 from dispatcher.engine.definitions.flow import SECONDS, Duration
-from dispatcher.engine.rate_limits import Bucket, Demand, Parked
+from dispatcher.engine.rate_limits import FIRST_MS, Bucket, Demand, Parked
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.outcomes import Applied, TaskKey
 from dispatcher.store.queue import Line
@@ -37,7 +37,7 @@ class BucketRow:
 
     def bucket(self) -> Bucket:
         """What the rules look at."""
-        return Bucket(self.id, self.key, self.fixed, self.most, self.duration, self.value, self.refilled_at)
+        return Bucket(self.id, self.key, self.fixed, self.most, self.duration, self.value, self.refilled_at, self.refill_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,13 @@ SETTLE = Statement(
     Applied,
 )
 
-# Tasks that want more than the limit will ever give stay where they are, until it is raised or their schedule timeout ends them.
+# Tasks that want more than the limit will ever give stay where they are, until it is raised or their schedule timeout ends them. Those
+# that are let go keep what they wanted (`parked_for`), by which they are known as some that have waited; for a moment ($4) they come first.
 REFILL = Statement(
     """
     with due as materialized (
         select b.tenant_id, b.id, b.gone, b.most, b.window_ms,
+               b.refilled_at + (b.window_ms - 10) * interval '1 millisecond' <= $1 as fresh,
                case when b.refilled_at + (b.window_ms - 10) * interval '1 millisecond' <= $1 then $1 else b.refilled_at end as refilled_at,
                case when b.refilled_at + (b.window_ms - 10) * interval '1 millisecond' <= $1 then b.most else b.value end as value
         from rate_limits b where b.refill_at <= $1 order by b.refill_at limit $2 for update skip locked
@@ -126,20 +128,21 @@ REFILL = Statement(
             ) t
         ) p
     ), freed as (
-        update tasks t set state = 'queued', parked_on = null, parked_for = null, due_at = $1
+        update tasks t set state = 'queued', parked_on = null, due_at = $1
         from found f join due d on d.tenant_id = f.tenant_id and d.id = f.id
         where f.place <= least(case when d.gone then $3 else d.value end, $3)
           and t.tenant_id = f.tenant_id and t.run_id = f.run_id and t.node = f.node
         returning t.tenant_id, case when t.durable then -t.workflow_id else t.workflow_id end as workflow_id, t.requirement
     ), more as (
         select d.tenant_id, d.id, count(f.run_id) > least(case when d.gone then $3 else d.value end, $3) as waiting,
-               d.gone or d.value > $3 as at_once
+               d.gone or d.value > $3 as at_once, count(f.run_id) > 0 and not d.gone as freed
         from due d left join found f on f.tenant_id = d.tenant_id and f.id = d.id
         group by d.tenant_id, d.id, d.gone, d.value
     ), moved as (
         update rate_limits b
         set value = d.value, refilled_at = d.refilled_at,
             refill_at = case when m.waiting and m.at_once then $1
+                             when d.fresh and m.freed then $1 + least(d.window_ms / 10, $4) * interval '1 millisecond'
                              when m.waiting then d.refilled_at + d.window_ms * interval '1 millisecond' end
         from due d join more m on m.tenant_id = d.tenant_id and m.id = d.id
         where b.tenant_id = d.tenant_id and b.id = d.id
@@ -270,7 +273,9 @@ async def settle(
 
 async def refill(db: Database, now: datetime, limit: int, most: int) -> list[Queue]:
     """Fill buckets whose time has come, and let those parked on them go back to their queues; answers these, one entry a task."""
-    return [(row.tenant_id, row.workflow_id, row.requirement) for row in REFILL.read(await db.fetch(REFILL.sql, now, limit, most))]
+    return [
+        (row.tenant_id, row.workflow_id, row.requirement) for row in REFILL.read(await db.fetch(REFILL.sql, now, limit, most, FIRST_MS))
+    ]
 
 
 async def give_back(db: Database, units: Sequence[tuple[BucketKey, int, datetime]], now: datetime) -> None:

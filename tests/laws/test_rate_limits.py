@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
 
 from dispatcher.engine.definitions.flow import SECONDS
-from dispatcher.engine.rate_limits import Bucket, Demand, bucket_id, filled, redefined, returned, take, window
+from dispatcher.engine.rate_limits import Bucket, Demand, Parked, bucket_id, filled, redefined, returned, take, window
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -93,3 +94,24 @@ def test_no_window_ever_gives_more_than_its_limit(seed: int) -> None:
     assert max(windows.values()) <= most
     starts = sorted(windows)
     assert all(later - earlier >= timedelta(seconds=59.99) for earlier, later in pairwise(starts))
+
+
+def test_who_comes_as_the_window_ends_stands_behind_those_that_have_waited() -> None:
+    full_at = START + 60 * SECOND
+    waited_for = replace(bucket(value=0), refill_at=full_at)
+    (newcomer, first), after = take({waited_for.id: waited_for}, [[wants()], [wants(10)]], full_at, {1})
+    assert (newcomer is not None, first) == (True, None)
+    assert after[waited_for.id].value == 0
+    alone, untouched = take({waited_for.id: waited_for}, [[wants()]], full_at)
+    assert alone[0] is not None
+    assert untouched[waited_for.id] == waited_for  # it is filled for those that wait, by whoever lets them go
+
+
+def test_they_come_first_for_a_moment_and_then_everybody_takes_what_is_left() -> None:
+    refilled = replace(bucket(value=4), refill_at=START + timedelta(milliseconds=250))
+    moment = START + timedelta(milliseconds=100)
+    assert take({refilled.id: refilled}, [[wants()]], moment)[0] == [Parked(refilled.id, 1, START + timedelta(milliseconds=250))]
+    assert take({refilled.id: refilled}, [[wants()]], moment, {0})[0] == [None]
+    later = replace(refilled, refill_at=refilled.full_at)
+    assert take({later.id: later}, [[wants()]], moment)[0] == [None]
+    assert take({later.id: later}, [[wants(5)]], moment)[0] == [Parked(later.id, 5, later.full_at)]

@@ -359,3 +359,44 @@ async def test_those_that_wanted_more_than_a_dynamic_limit_are_let_go_when_it_is
     await window(world)
     await reached(seen, 4)
     assert seen[-1][1] == large
+
+
+async def test_a_task_that_wants_many_units_is_not_overtaken_for_ever_by_those_that_want_few(world: World, one: Node) -> None:
+    large = limited({"static_key": "api", "units": 10}, name="large")
+    endpoint = await world.endpoint(one, [large, limited(STATIC, name="small")])
+    seen = answering(endpoint, world)
+    await put(one, 10)
+    await one.trigger("small")
+    await reached(seen, 1)
+    run_id = await one.trigger("large")
+    await parked(world, 1)
+    world.clock.advance(MINUTE)
+    for _ in range(12):  # these come at the very moment of the refill
+        await one.trigger("small")
+    await one.turn("rates", "claim")
+    await reached(seen, 2)
+    await parked(world, 12)
+    assert seen[-1][1] == run_id
+    world.clock.advance(SECOND)
+    await one.turn("rates", "claim")
+    await parked(world, 12)
+    await window(world)
+    await reached(seen, 12)
+
+
+async def test_those_that_come_after_the_refill_take_what_is_left_of_it(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited(STATIC)])
+    seen = answering(endpoint, world)
+    await put(one, 3)
+    for _ in range(4):
+        await one.trigger("work")
+    await reached(seen, 3)
+    await parked(world, 1)
+    await window(world)
+    await reached(seen, 4)
+    await one.trigger("work")
+    world.clock.advance(SECOND)
+    await one.turn("rates", "claim")
+    await reached(seen, 5)
+    await one.trigger("work")
+    await reached(seen, 6)
