@@ -51,6 +51,7 @@ class Hints:
     def _wire_graphs_and_waits(self) -> None:
         parts, services, wake_waits = self.parts, self.parts.services, self.loops["waits"].wake
         parts.settlement.on_waits = services.durable.on_waits = wake_waits
+        parts.settlement.on_marked = self.loops["marks"].wake
         parts.waits.on_ready = services.durable.on_ready = self._backlogged
         parts.waits.cancel = services.cancellation.cancel
         parts.graphs.on_armed = lambda _: wake_waits()

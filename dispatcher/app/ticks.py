@@ -12,6 +12,7 @@ from dispatcher.store import queue, tasks
 
 _BATCH = 1_000
 _MAINTENANCE = timedelta(minutes=10)
+_MARKS = timedelta(seconds=10)  # what no hint tells of is found by the loop of waits
 _SEARCH = timedelta(seconds=10)  # between looks for rows to put into segments; while there are any, it goes on
 _CLAIM_REST = 2.0  # claims may keep the database busy for a third of the time
 _GATES_REST = 1.0  # and gates for half of it
@@ -40,6 +41,7 @@ class Ticks:
             "timetable": (services.timetable.tick, poll),
             "graphs": (self._advance, poll),
             "waits": (self._waits, poll),
+            "marks": (self._marks, _MARKS),
             "gates": (services.gates.tick, poll),
             "rates": (services.rates.tick, poll),
             "cancels": (self._cancels, poll),
@@ -84,6 +86,9 @@ class Ticks:
 
     async def _waits(self, now: datetime) -> datetime | None:
         return now if await self.parts.waits.tick(now) else _later(await self.parts.waits.next_moment(), now)
+
+    async def _marks(self, now: datetime) -> datetime | None:
+        return now if await self.parts.waits.go_on(now) else None
 
     async def _cancels(self, now: datetime) -> datetime | None:
         marked = await tasks.cancelling(self.parts.services.database, self.parts.membership.id)

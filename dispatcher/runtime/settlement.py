@@ -71,6 +71,7 @@ class Settlement:
         self.on_task_over: Callable[[list[tuple[int, str]]], None] = lambda _runs: None
         self.on_requeued: Callable[[Queue, datetime], None] = lambda _queue, _due_at: None
         self.on_waits: Callable[[], None] = lambda: None
+        self.on_marked: Callable[[], None] = lambda: None
         self.on_freed: Callable[[bool], None] = lambda _again: None
         self.on_finished: list[Callable[[RunFinished], None]] = []
 
@@ -126,7 +127,7 @@ class Settlement:
                 landed[wave[key]] = True
 
             if await outcomes.apply(self._database, [items[i].outcome for i in wave.values()], self._clock.now(), note):
-                self.on_waits()
+                self.on_marked()
 
     def _announce(self, items: Sequence[Settled], landed: list[bool]) -> list[bool]:
         over: list[RunFinished] = []

@@ -121,9 +121,14 @@ class Waits:
         events = await waits.awaited(self.database, _EVENTS)
         settled += await self._bring(events, now) if events else []
         self._hint_graphs(settled)
+        more = await self.go_on(now)
+        return more or len(due) >= _SET or len(looking) >= _SET or len(events) >= _EVENTS
+
+    async def go_on(self, now: datetime) -> bool:
+        """What is left to do where a wait was settled by the statement that ended a run; True when there may be more."""
         resumed = await self._evaluate(now)
         doomed = await self._doom(now)
-        return resumed or doomed or len(due) >= _SET or len(looking) >= _SET or len(events) >= _EVENTS
+        return resumed or doomed
 
     async def next_moment(self) -> datetime | None:
         """When there will be something to do, as far as that is known."""
