@@ -143,12 +143,12 @@ class Durable:
         waits_left: list[rules.Wait] = []
         children: dict[str, str] = {}
         dropped: set[str] = set()
-        asked = [rules.name_of(op) for op in branch.pending]
-        known = await journal.children(self.database, key, asked, created) if asked else {}
-        for op in branch.pending:
-            at = rules.moment_of(op) or self.clock.now()
-            wait = rules.parse_ops([op], self.journals.bounds, rules.Moments(created, created, at)).waits[0]
-            child = known.get(wait.id)
+        read = [self._asked(op, created) for op in branch.pending]
+        names = [child.key or child.id for asked in read for child in asked.children]
+        known = await journal.children(self.database, key, names, created) if names else {}
+        for asked in read:
+            wait = asked.waits[0]
+            child = known.get(asked.children[0].key or wait.id) if asked.children else None
             if wait.kind == "child" and (child is None or child.over):
                 dropped.add(wait.id)
                 continue
@@ -158,6 +158,11 @@ class Durable:
         entries = [entry for entry in branch.entries if rules.name_of(entry) not in dropped]
         since, given = (log.since, log.input) if log is not None else (None, None)
         return Seed(key, 0, generation, entries, rules.closed_by(entries), rules.saved_by(entries), since, waits_left, children, given)
+
+    def _asked(self, op: bytes, created: datetime) -> rules.Entries:
+        """An operation that is still to be settled, read as when it was recorded."""
+        at = rules.moment_of(op) or self.clock.now()
+        return rules.parse_ops([op], self.journals.bounds, rules.Moments(created, created, at))
 
     async def _begin_anew(self, seed: Seed, *, live: bool) -> None:
         now = self.clock.now()

@@ -170,3 +170,23 @@ async def test_again_of_a_turn_that_was_accepted_is_progress_if_it_recorded_some
     await world.task(run_id, dispatcher_id=None, state="running")
     await one.callback(second.json["token"], {"type": "turn", "status": "again", "base": 1})
     assert (await world.over(run_id))["error"]["code"] == "no_progress"
+
+
+async def test_a_reset_goes_on_waiting_for_children_by_the_keys_they_have(world: World, one: Node) -> None:
+    """They are still at work: nothing is asked for again, whatever names they were given."""
+    endpoint = await durable_endpoint(world, one, entry("order"), {"name": "leaf"})
+    run_id = await one.trigger("order")
+    ops = [pending("child", "c#0", workflow="leaf", key="k"), pending("child", "c#1", workflow="leaf"), step("a#0", 1)]
+    answer(await endpoint.next(), "wait", base=0, ops=ops, wake={"all": ["c#0", "c#1"]})
+    leaves = [await endpoint.next(), await endpoint.next()]
+    await world.task(run_id, state="waiting")
+    await one.call("POST", f"/v1/runs/{run_id}/reset", {"journal_node": "a#0"})
+    turn = await endpoint.next()
+    assert [e["id"] for e in log_of(turn)] == ["c#0", "c#1"]
+    answer(turn, "wait", base=2, ops=[step("a#0", 2)], wake={"all": ["c#0", "c#1"]})
+    await world.task(run_id, state="waiting")
+    for n, leaf in enumerate(leaves):
+        leaf.answer(200, n)
+    last = await endpoint.next()
+    assert {e["id"] for e in log_of(last)[3:]} == {"c#0", "c#1"}
+    assert await world.database.fetchval("select count(*) from run_history where workflow_id <> (select workflow_id from runs)") == 2
