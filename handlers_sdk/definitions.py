@@ -110,6 +110,7 @@ class WorkflowSettings:
     on_crons: Sequence[str | CronTrigger] = ()
     concurrency: Sequence[ConcurrencyExpression] = ()
     sticky: StickyStrategy | None = None
+    default_metadata: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -215,6 +216,8 @@ def _workflow_entry(workflow: WorkflowSettings, tasks: Sequence[TaskDefinition])
         entry["sticky"] = str(workflow.sticky)
     if workflow.default_filters:
         entry["default_filters"] = [one.entry() for one in workflow.default_filters]
+    if workflow.default_metadata:
+        entry["default_metadata"] = dict(workflow.default_metadata)
     if tasks[0].standalone:
         return {**tasks[0].entry(), **entry, "kind": "task" if tasks[0].durability is None else "durable"}
     last = {one.role: one.entry() for one in tasks if one.role != "task"}

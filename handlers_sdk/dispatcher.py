@@ -153,6 +153,7 @@ class Dispatcher(DurableDeclarations, BatchDeclarations):
             default_filters=tuple(options.get("default_filters") or ()),
             on_crons=tuple(options.get("on_crons") or ()),
             sticky=options.get("sticky"),
+            default_metadata=options.get("default_additional_metadata"),
         )
 
     # ---- serving

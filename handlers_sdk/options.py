@@ -63,7 +63,7 @@ class WorkflowOptions(TypedDict, total=False):
     `on_events` are the event keys that start a run, `*` standing for any run of characters. `default_priority` is 1 (it unless given) to
     3. `version` goes into the version of the endpoint. With `default_filters` only events in the scope of one, for which it holds, start
     a run, one for each that does. `on_crons` are cron expressions in UTC, or CronTriggers, at whose ticks a run starts. With `sticky` all
-    tasks of a run go to the endpoint it began at.
+    tasks of a run go to the endpoint it began at. `default_additional_metadata` is metadata of every run; what one is started with wins.
     """
 
     description: str | None
@@ -73,6 +73,7 @@ class WorkflowOptions(TypedDict, total=False):
     default_filters: Sequence[DefaultFilter] | None
     on_crons: Sequence[str | CronTrigger] | None
     sticky: StickyStrategy | None
+    default_additional_metadata: Mapping[str, Any] | None
 
 
 class StandaloneOptions(TaskOptions, WorkflowOptions, total=False):

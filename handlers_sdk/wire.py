@@ -610,6 +610,7 @@ class HandlerEntry(TaskEntry):
     on_crons: NotRequired[list[str | CronEntry]]
     default_filters: NotRequired[list[FilterEntry]]
     default_priority: NotRequired[int]
+    default_metadata: NotRequired[dict[str, Any]]
     tasks: NotRequired[list[TaskEntry]]
     on_failure: NotRequired[TaskEntry]
     on_success: NotRequired[TaskEntry]

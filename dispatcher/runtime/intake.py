@@ -333,6 +333,7 @@ class Intake:
         trigger: str,
         now: datetime,
     ) -> NewRun:
+        metadata = workflow.definition.metadata(metadata)
         flow = passages.ask(workflow, body, metadata)
         run = NewRun(
             picture.tenant.id,

@@ -181,6 +181,10 @@ REFUSED: list[tuple[object, str]] = [
     ({**TASK, "on_events": ["a"] * 101}, "handlers[0].on_events"),
     ({**TASK, "default_priority": 0}, "handlers[0].default_priority"),
     ({**TASK, "default_priority": 4}, "handlers[0].default_priority"),
+    ({**TASK, "default_metadata": []}, "handlers[0].default_metadata"),
+    ({**TASK, "default_metadata": "x"}, "handlers[0].default_metadata"),
+    ({**TASK, "default_metadata": {"hatchet__x": 1}}, "handlers[0].default_metadata"),
+    ({**TASK, "default_metadata": {"x": "y" * 5_000}}, "handlers[0].default_metadata"),
     ({**TASK, "idempotent": "yes"}, "handlers[0].idempotent"),
     ({**TASK, "allow_html": 1}, "handlers[0].allow_html"),
     ({**WORKFLOW, "tasks": None}, "handlers[0].tasks"),
@@ -313,6 +317,7 @@ def test_the_checksum_sees_every_field() -> None:
         "name": "x", "description": "x", "input_schema": {"a": 1}, "on_events": ("x",), "default_priority": 2, "on_failure": 3,
         "on_success": 3, "default_filters": (DefaultFilter("true", "x"),), "concurrency": (Concurrency("input.a", 1),), "sticky": "soft",
         "on_crons": parse_definition({**TASK, "on_crons": ["0 9 * * 1"]}, LIMITS, static=False).on_crons,
+        "default_metadata": '{"a":1}',
     }  # fmt: skip
     assert of_workflow.keys() | {"tasks", "kind"} == set(Definition.__slots__)
     changed += [replace(base, **{field: value}) for field, value in of_workflow.items()]

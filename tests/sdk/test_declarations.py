@@ -130,6 +130,7 @@ def test_the_arguments_are_those_that_work() -> None:
     settings = {"schedule_timeout", "execution_timeout", "retries", "backoff_factor", "backoff_max_seconds", "retry"}
     settings |= {"concurrency", "desired_worker_labels", "slot_cost"}
     declared = {"description", "on_events", "version", "default_priority", "default_filters", "on_crons", "sticky"}
+    declared |= {"default_additional_metadata"}
     node = {"parents", "wait_for", "skip_if", "cancel_if"}
     batching = {"batch_size", "batch_interval", "batch_group_key", "batch_group_max_runs"}
     assert arguments(Dispatcher.task, StandaloneOptions) == {"name", "input_validator", "rate_limits"} | declared | settings

@@ -296,3 +296,34 @@ async def test_a_workflow_is_removed(world: World, shop: Shop) -> None:
     with pytest.raises(ApiError) as unknown:
         await client.runs.aio_create("count", {})
     assert unknown.value.problem_code == "unknown_workflow"
+
+
+async def test_runs_have_the_default_metadata_of_their_workflow(world: World, node: Node) -> None:
+    dispatcher = Dispatcher(ClientConfig(api_url=node.runtime.services.settings.base_url()))
+    seen: list[dict[str, Any]] = []
+
+    @dispatcher.task(name="tagged", on_events=["go"], on_crons=["0 0 * * *"], default_additional_metadata={"team": "a", "kind": "x"})
+    async def tagged(input: EmptyModel, ctx: Context) -> None:
+        seen.append(ctx.additional_metadata)
+
+    flow = dispatcher.workflow("flow", default_additional_metadata={"team": "b"})
+
+    @flow.task()
+    async def first(input: EmptyModel, ctx: Context) -> None:
+        seen.append(ctx.additional_metadata)
+
+    app = dispatcher.app(workflows=[tagged, flow], slots=9, clock=lambda: int(world.now.timestamp()))
+    await node.call("PUT", "/v1/endpoints/sdk", {"url": await world.serve(app)})
+    await tagged.aio_run()
+    await tagged.aio_run(additional_metadata={"kind": "y", "more": "z"})
+    event = await dispatcher.event.aio_push("go", {}, {"more": "e"})
+    await dispatcher.runs.aio_get_result(str(event.runs[0]))
+    (cron,) = (await dispatcher.cron.aio_list()).rows
+    await (await dispatcher.cron.aio_trigger(cron.id)).aio_result()
+    await flow.aio_run()
+    first_two = [{"team": "a", "kind": "x"}, {"team": "a", "kind": "y", "more": "z"}]
+    assert seen == [*first_two, {"team": "a", "kind": "x", "more": "e"}, {"team": "a", "kind": "x"}, {"team": "b"}]
+    assert len(await dispatcher.runs.aio_list(additional_metadata={"team": "a"})) == 4
+    registered = await dispatcher.workflows.aio_get("flow")
+    assert (registered.definition or {})["default_metadata"] == {"team": "b"}
+    await dispatcher.aio_close()

@@ -19,7 +19,12 @@ from dispatcher.engine.definitions.tasks import OF_NODE, OF_TASK, Limits, TaskDe
 
 Kind = Literal["task", "durable", "workflow"]
 
-_OF_WORKFLOW = {"name", "kind", "description", "input_schema", "on_events", "on_crons", "default_filters", "default_priority", "sticky"}
+_OF_WORKFLOW = {
+    "name", "kind", "description", "input_schema", "on_events", "on_crons", "default_filters", "default_priority", "default_metadata",
+    "sticky",
+}  # fmt: skip
+_MOST_METADATA = 4_096
+_SYSTEM = ("dispatcher__", "hatchet__")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,7 @@ class Definition:
     """One version of a workflow. A task run's `node` is its task's place in `tasks`.
 
     `on_events` are keys, where `*` stands for any run of characters. `on_failure` and `on_success` are the places of the tasks that run
-    after the others, always the last.
+    after the others, always the last. `default_metadata` is a JSON object that every run has, whatever it is started with beside it.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Definition:
     on_crons: tuple[CronTrigger, ...] = ()
     concurrency: tuple[Concurrency, ...] = ()
     sticky: Sticky | None = None
+    default_metadata: str | None = None
 
     @property
     def asks(self) -> bool:
@@ -54,6 +60,12 @@ class Definition:
         """Whether its runs have more to them than one task that runs at once."""
         first = self.tasks[0]
         return len(self.tasks) > 1 or bool(first.wait_for or first.skip_if or first.cancel_if)
+
+    def metadata(self, given: str | None) -> str | None:
+        """The metadata of a run that is started with some: what is given wins over the default."""
+        if self.default_metadata is None:
+            return given
+        return json.dumps({**json.loads(self.default_metadata), **json.loads(given)}) if given is not None else self.default_metadata
 
     def task_name(self, node: int) -> str:
         """The name a task is delivered under: the workflow's own, or `workflow:task` where the task has one of its own."""
@@ -94,7 +106,20 @@ def _definition(reader: Reader, kind: Kind, tasks: tuple[TaskDefinition, ...], f
         on_crons=read_crons(reader),
         concurrency=_of_runs(reader, tasks) if kind == "workflow" else (),
         sticky=read_sticky(reader),
+        default_metadata=_metadata(reader),
     )
+
+
+def _metadata(reader: Reader) -> str | None:
+    value = reader.get("default_metadata")
+    if value is None:
+        return None
+    if not isinstance(value, dict) or any(key.startswith(_SYSTEM) for key in value):
+        raise reader.refuse("default_metadata", f"an object, none of whose keys starts with {' or '.join(_SYSTEM)}")
+    text = json.dumps(value, separators=(",", ":"))
+    if len(text) > _MOST_METADATA:
+        raise reader.refuse("default_metadata", f"at most {_MOST_METADATA:,} bytes")
+    return text
 
 
 def _of_runs(reader: Reader, tasks: tuple[TaskDefinition, ...]) -> tuple[Concurrency, ...]:
@@ -195,6 +220,8 @@ def dump(definition: Definition) -> dict[str, Any]:
         workflow["on_crons"] = dump_crons(definition.on_crons)
     if definition.sticky is not None:
         workflow["sticky"] = definition.sticky
+    if definition.default_metadata is not None:
+        workflow["default_metadata"] = json.loads(definition.default_metadata)
     names = {node: task.name for node, task in enumerate(definition.tasks)}
     if definition.kind != "workflow":
         return {**workflow, **dump_task(definition.tasks[0], names)}
