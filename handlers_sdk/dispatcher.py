@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar, Unpack, overload
 
 from handlers_sdk.annotations import calling_namespace
@@ -46,6 +47,7 @@ from handlers_sdk.schemas import EmptyModel
 from handlers_sdk.stubs import Stubs
 from handlers_sdk.verification import verifier_for
 from handlers_sdk.webhooks import WebhooksClient
+from handlers_sdk.workers import Worker
 from handlers_sdk.workflow import Served, Standalone, Workflow
 from handlers_sdk.workflows import WorkflowsClient
 
@@ -211,6 +213,19 @@ class Dispatcher(DurableDeclarations, BatchDeclarations):
             name=name, url=url, version=app.handlers.version, slots=slots, labels=dict(labels or {}), durable_slots=durable_slots
         )
         serve(app, self._api if register else None, endpoint, host, port, shutdown_seconds)
+
+    def worker(
+        self,
+        name: str,
+        slots: int | None = None,
+        durable_slots: int | None = None,
+        labels: Mapping[str, str | int] | None = None,
+        workflows: Sequence[Served] | None = None,
+        lifespan: LifespanFn | None = None,
+    ) -> Worker:
+        """What `serve` takes, put together first: `worker.start()` serves it as endpoint `name`, with what else `serve` takes."""
+        serve = partial(self.serve, slots=slots or SLOTS, durable_slots=durable_slots, labels=labels, lifespan=lifespan)
+        return Worker(name, workflows or (), serve)
 
     # ---- the rest
 

@@ -138,3 +138,18 @@ def test_methods_of_what_can_be_run(method: str, face: str) -> None:
 @pytest.mark.parametrize("name", [*_CONTEXT.split(), *(f"durable.{name}" for name in ("aio_wait_for", "aio_sleep_for"))])
 def test_what_a_context_has(name: str) -> None:
     assert hasattr(DurableContext if name.startswith("durable.") else Context, name.removeprefix("durable."))
+
+
+def test_a_worker_is_put_together_and_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher = Dispatcher(ClientConfig())
+    served: list[tuple[tuple[object, ...], dict[str, object]]] = []
+    monkeypatch.setattr(dispatcher, "serve", lambda *args, **options: served.append((args, options)))
+    one, two, three = (dispatcher.workflow(name) for name in ("one", "two", "three"))
+    worker = dispatcher.worker("own", slots=5, durable_slots=3, labels={"gpu": 1}, workflows=[one])
+    worker.register_workflow(two)
+    worker.register_workflows([three])
+    worker.start(port=9000)
+    options = {"slots": 5, "durable_slots": 3, "labels": {"gpu": 1}, "lifespan": None, "port": 9000}
+    assert served == [(("own", [one, two, three]), options)]
+    dispatcher.worker("plain").start()
+    assert served[1] == (("plain", []), {"slots": 100, "durable_slots": None, "labels": None, "lifespan": None})
