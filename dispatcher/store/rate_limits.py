@@ -95,7 +95,7 @@ SETTLE = Statement(
         where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
     )
     update tasks t
-    set state = 'gated', parked_on = g.bucket, parked_for = g.units, due_at = g.until, epoch = t.epoch - 1,
+    set state = 'gated', parked_on = g.bucket, parked_for = g.units, epoch = t.epoch - 1,
         schedule_deadline = g.schedule_deadline, dispatcher_id = null, endpoint_id = null, endpoint_version = null,
         started_at = null, deadline = null
     from given g

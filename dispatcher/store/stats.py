@@ -59,7 +59,9 @@ class CountedRuns:
 
 @dataclass(frozen=True, slots=True)
 class QueueCount:
-    """A workflow's queue: `queued` may start as soon as there is a slot, `gated` wait for a limit, `scheduled` for their time."""
+    """A workflow's queue: `queued` may start as soon as there is a slot, `gated` (runs of graphs among them) wait for a limit, `scheduled`
+    for their time.
+    """
 
     workflow: str
     paused: bool
@@ -122,6 +124,9 @@ QUEUES = Statement(
     left join (
         select workflow_id, state, count(*)::int as tasks, min(coalesce(arrived_at, due_at)) as oldest
         from tasks where tenant_id = $1 and state <> 'settled' group by workflow_id, state
+        union all
+        select workflow_id, 'gated', count(*)::int, min(arrived_at)
+        from runs where tenant_id = $1 and gate_wait is not null group by workflow_id
     ) c on c.workflow_id = w.id
     where w.tenant_id = $1 and w.name > $2 and w.removed_at is null
     group by w.name, w.paused_at order by w.name limit $3

@@ -60,3 +60,27 @@ async def test_nothing_to_count(world: World, one: Node) -> None:
     await world.endpoint(one, [{"name": "plain"}])
     (row,) = (await one.call("GET", "/v1/stats/queues"))["rows"]
     assert (row["queued"], row["oldest"]) == (0, None)
+
+
+async def test_since_when_the_oldest_waits_is_never_in_the_future(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [{"name": "work", "rate_limits": [{"static_key": "api"}]}])
+    await one.call("PUT", "/v1/rate-limits/api", {"limit": 1, "duration": "hour"})
+    began = world.now.isoformat().replace("+00:00", "Z")
+    for _ in range(2):
+        run_id = await one.trigger("work")
+    await endpoint.next()
+    await world.task(run_id, state="gated")
+    world.clock.advance(timedelta(seconds=5))
+    assert (await one.call("GET", "/v1/stats/tasks"))["work"]["queued"]["oldest"] == began
+    (row,) = (await one.call("GET", "/v1/stats/queues"))["rows"]
+    assert (row["gated"], row["oldest"]) == (1, began)
+
+
+async def test_runs_that_stand_in_line_are_counted_where_their_workflow_is(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [{**GRAPH, "concurrency": 1}])
+    began = world.now.isoformat().replace("+00:00", "Z")
+    for _ in range(3):
+        await one.trigger("order")
+    await endpoint.next()
+    (row,) = (await one.call("GET", "/v1/stats/queues"))["rows"]
+    assert (row["gated"], row["running"], row["oldest"]) == (2, 1, began)
