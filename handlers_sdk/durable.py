@@ -346,6 +346,11 @@ class DurableContext(Context):
         self, item: WorkflowRunTriggerConfig, read: Callable[[Any], Any], on_cancel: Literal["propagate", "abandon"] = "propagate"
     ) -> Op[Any]:
         options = item.options
+        if options.idempotency_key is not None:
+            raise ConfigError(
+                f"a child {item.workflow_name!r} of a durable task is started once as it is; name it with child_key, "
+                "or start a run that others may have started in a step of ctx.run"
+            )
         asked = {
             "workflow": item.workflow_name,
             "input": item.input,

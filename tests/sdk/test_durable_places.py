@@ -143,6 +143,19 @@ async def test_so_do_children_of_tasks_as_they_are_run_anywhere(dispatcher: Disp
     assert [(op["labels"]["zone"]["value"], op["sticky"]) for op in ops] == [("x", True)] * 2
 
 
+async def test_a_key_that_others_may_hold_is_no_childs(dispatcher: Dispatcher) -> None:
+    """It would be dropped in silence: children are known by their parent."""
+    ship = dispatcher.stubs.task("ship", dict[str, Any])
+
+    @dispatcher.durable_task()
+    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
+        return await ship.aio_run({}, idempotency_key="order-9")
+
+    failed = said(await push(dispatcher.app([order], clock=clock), turn("order")))
+    assert (failed["status"], failed["error"]["name"]) == ("failed", "ConfigError")
+    assert "child_key" in failed["error"]["message"]
+
+
 async def test_a_reducers_child_says_so_too(dispatcher: Dispatcher) -> None:
     @dispatcher.durable_task(mode="state")
     async def order(input: dict[str, Any], ctx: StateContext) -> Any:
