@@ -182,8 +182,7 @@ class Gates:
                 "gate %s of tenant %d counted %d held and %d waiting; its rows say %d and %d",
                 drift.id, drift.tenant_id, drift.was_held, drift.was_waiting, drift.held, drift.waiting,
             )  # fmt: skip
-        while await gates.prune(self._database, now, now - keep, limit) >= limit:
-            pass
+        await gates.prune(self._database, now, now - keep, limit)
         self.heard()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 from dispatcher.engine.definitions.flow import Strategy
 from dispatcher.store.database import Connection, Database
@@ -103,6 +104,15 @@ class LimitRow:
     max_runs: int
     until: datetime | None
     updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """The last gate of a page that was looked at, and how many of the page were forgotten."""
+
+    tenant_id: int
+    id: str
+    forgotten: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,12 +280,24 @@ WAKE_AGAIN = """
     update gates g set wake = true where g.waiting > 0 and not g.wake and g.held < gate_limit(g)
 """
 
-MARK_IDLE = "update gates set idle_since = $1 where held = 0 and waiting = 0 and idle_since is null"
-PRUNE = """
-    delete from gates where (tenant_id, id) in (
-        select tenant_id, id from gates where idle_since <= $1 and held = 0 and waiting = 0 limit $2 for update skip locked
+# Gates are looked at a page at a time, in their order, so that nobody waits for long and what is gone is not stepped over again.
+PRUNE = Statement(
+    """
+    with page as materialized (
+        select tenant_id, id from gates where (tenant_id, id) > ($1, $2::uuid) order by tenant_id, id limit $3
+    ), idle as materialized (
+        select g.tenant_id, g.id, g.idle_since from page p join gates g using (tenant_id, id)
+        where g.held = 0 and g.waiting = 0 and (g.idle_since is null or g.idle_since <= $5)
+        for update of g skip locked
+    ), marked as (
+        update gates g set idle_since = $4 from idle i where i.idle_since is null and g.tenant_id = i.tenant_id and g.id = i.id
+    ), forgotten as (
+        delete from gates g using idle i where i.idle_since is not null and g.tenant_id = i.tenant_id and g.id = i.id returning g.id
     )
-"""
+    select tenant_id, id::text, (select count(*) from forgotten)::int as forgotten from page order by tenant_id desc, id desc limit 1
+    """,
+    Pruned,
+)
 
 SHOW = Statement(
     """
@@ -385,9 +407,15 @@ async def audit(db: Database) -> list[Drift]:
 
 
 async def prune(db: Database, now: datetime, idle_before: datetime, limit: int) -> int:
-    """Forget gates nobody has held or waited at since `idle_before`, at most `limit`; answers how many."""
-    await db.execute(MARK_IDLE, now)
-    return int((await db.execute(PRUNE, idle_before, limit)).split()[-1])
+    """Forget gates nobody has held or waited at since `idle_before`, and note since when others are idle; answers how many are forgotten.
+
+    Each statement looks at `limit` of them.
+    """
+    tenant_id, gate, forgotten = 0, str(UUID(int=0)), 0
+    while page := PRUNE.read(await db.fetch(PRUNE.sql, tenant_id, gate, limit, now, idle_before)):
+        tenant_id, gate = page[0].tenant_id, page[0].id
+        forgotten += page[0].forgotten
+    return forgotten
 
 
 async def show(db: Database, tenant_id: int, ids: Sequence[str]) -> dict[str, GateRow]:

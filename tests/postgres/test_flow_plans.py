@@ -251,3 +251,41 @@ async def test_a_chain_of_gates_of_which_some_are_new_is_counted_once(database: 
         (tenant, UUID(int=n), 2 if (tenant, n) == (1, 2) else 1, 0, False) for tenant in (1, 2) for n in (1, 2, 3)
     ]
     assert await gates.audit(database) == []
+
+
+async def test_gates_nobody_uses_are_forgotten_after_a_while_and_no_others(database: Database) -> None:
+    """A hundred groups, some held and some waited at, in pages of seven; what somebody has locked waits for the next time."""
+    hour = timedelta(hours=1)
+    await database.execute(FILL, 100, NOW, 0, 0)
+    await database.execute("delete from tasks where run_id > 'run_00000010'")
+    await database.execute(FILL, 3, NOW, 1, 1)
+    await database.execute("delete from tasks where run_id = 'run_00000003_0'")  # only waited at
+    assert await gates.prune(database, NOW, NOW - hour, 7) == 0
+    assert await database.fetchval("select count(*) from gates where idle_since = $1", NOW) == 91
+    await database.execute(FILL, 20, NOW, 5, 5)
+    await database.execute("delete from tasks where run_id like '%_5'")  # those have been used since
+    async with database.transaction() as conn:
+        await conn.execute("select from gates where key = '99' for update")
+        assert await gates.prune(database, NOW + hour, NOW, 7) == 79
+    assert await gates.prune(database, NOW + hour, NOW, 7) == 1
+    kept = await database.fetch("select key::int as key from gates order by 1")
+    assert [row["key"] for row in kept] == list(range(1, 21))
+    await database.execute("delete from tasks")
+    assert await gates.prune(database, NOW + 3 * hour, NOW + 2 * hour, 7) == 11
+    assert await gates.prune(database, NOW + 5 * hour, NOW + 4 * hour, 7) == 9
+    assert await database.fetchval("select count(*) from gates") == 0
+
+
+async def test_forgetting_gates_reads_each_once(database: Database) -> None:
+    async with database.transaction() as conn:
+        await conn.execute(FILL, 2_000, NOW, 0, 0)
+        await conn.execute("delete from tasks")
+        await conn.execute("update gates set idle_since = $1", NOW)
+        explained = _Explained(conn)
+        await gates.prune(explained, NOW, NOW, 500)  # type: ignore[arg-type]
+        (plan,) = explained.plans
+        assert not [node for node in _nodes(plan) if node["Node Type"] == "Seq Scan"]
+        read = [node for node in _nodes(plan) if node.get("Relation Name") == "gates" and "Index" in node["Node Type"]]
+        assert max(node["Actual Rows"] * node["Actual Loops"] for node in read) <= 500
+        assert await conn.fetchval("select count(*) from gates") == 1_500
+        await conn.execute("delete from gates")
