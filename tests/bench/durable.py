@@ -1,8 +1,8 @@
 """Durable loads: (c) tasks of ten steps one after another, fifty outstanding; (d) a parent that waits for a hundred children; and what
 ten thousand suspended tasks cost.
 
-In (c) a lane's next task begins when the last one's handler has ended, as in the harness peers are measured by; that all runs have
-succeeded is looked at afterwards.
+In (c) a lane's next task, and in (d) the next parent, begins when the last one's handler has ended, as in the harness peers are measured
+by; that all runs have succeeded is looked at afterwards.
 """
 
 from __future__ import annotations
@@ -38,15 +38,6 @@ class Suspended:
     before_mb: float
     with_mb: float
     idle_percent: float
-
-
-async def _lane(client: Client, workflow: str, feed: Iterator[str]) -> None:
-    for name in feed:
-        body = msgspec.json.encode({"workflow": workflow, "input": {"id": name}})
-        reply = await client.request("POST", "/v1/runs?wait=60s", body)
-        document = msgspec.json.decode(reply.body)
-        if document.get("status") != "succeeded":
-            raise RuntimeError(f"a durable run did not succeed: {reply.status} {reply.body[:500]!r}")
 
 
 @asynccontextmanager
@@ -101,27 +92,28 @@ async def steps(system: System, flavour: str, tasks: int) -> Measured:
 
 async def fanout(system: System, flavour: str, rounds: int = ROUNDS) -> Measured:
     """(d) one parent of a hundred children at a time, after one that is not counted. `runs` counts children, times are the parent's."""
-    measured = Measured(f"d {flavour}", CHILDREN * rounds)
-    async with clients(system, 1) as (client,):
-        await _parent(system, client, flavour, measured)
+    measured, run_ids = Measured(f"d {flavour}", CHILDREN * rounds), list[str]()
+    async with following(system) as follower, clients(system, 1) as (client,):
+        await _parent(system, client, flavour, follower, measured, run_ids)
         measured.to_handler.clear()
         before, busy, first = system.cpu(), machine_ms(), time.monotonic_ns()
         for _ in range(rounds):
-            await _parent(system, client, flavour, measured)
+            await _parent(system, client, flavour, follower, measured, run_ids)
         elapsed = time.monotonic_ns() - first
         after = system.cpu()
         measured.foreign = foreign(before, after, machine_ms() - busy, elapsed)
+        await _all_succeeded(client, run_ids)
     measured.to_handler.sort()
     measured.rate = measured.runs / (elapsed / 1e9)
     measured.cpu = {part: (after[part] - before[part]) / measured.runs for part in after}
     return measured
 
 
-async def _parent(system: System, client: Client, flavour: str, measured: Measured) -> None:
+async def _parent(system: System, client: Client, flavour: str, follower: Follower, measured: Measured, run_ids: list[str]) -> None:
     (name,) = names(1)
     system.sink.expect(1)
     first = time.monotonic_ns()
-    await _lane(client, f"fanout-{flavour}", iter([name]))
+    await _begin(client, f"fanout-{flavour}", iter([name]), follower, run_ids)
     moments = check_once(await system.sink.collected(_LIMIT_SECONDS), [name])
     measured.to_handler.append((moments[name] - first) / 1e6)
 
