@@ -43,9 +43,10 @@ class TaskView(msgspec.Struct, frozen=True):
 
     Tasks of a graph name their `parents`; `reason` says why one was settled without running. One that does not run yet says in
     `waiting_for` what must still happen, all of it: `{"parent": name}`, `{"sleep_until": moment}`, `{"event": key, …}`, or any of
-    `{"or": […]}`; `{"kind": "concurrency" | "rate_limit" | "endpoint", "message": …}` once it is ready; and in `skipped_by` and
-    `cancelled_by` what would skip or cancel it first. A suspended durable one says so of each operation that is not over, of which it
-    may not need all: `{"kind": "sleep" | "event" | "child" | "message" | "step", "id", "message", …}`.
+    `{"or": […]}`; `{"kind": "time" | "paused" | "concurrency" | "rate_limit" | "queue" | "batch" | "sticky" | "endpoint", "message": …}`
+    once it is ready; and in `skipped_by` and `cancelled_by` what would skip or cancel it first. A suspended durable one says so of each
+    operation that is not over, of which it may not need all: `{"kind": "sleep" | "event" | "child" | "message" | "step", "id",
+    "message", …}`.
     """
 
     id: str

@@ -12,6 +12,7 @@ from typing import Any
 from dispatcher.clock import Clock, monotonic
 from dispatcher.delivery import Courier, DiscoveryError, EgressPolicy, EgressRefused, Manifest, check_url
 from dispatcher.engine.definitions import Definition, DefinitionError, checksum, content_checksum, dump, parse_definitions
+from dispatcher.engine.definitions.flow import Strategy
 from dispatcher.engine.definitions.placement import MOST_LABEL, Label
 from dispatcher.engine.flow import Plan
 from dispatcher.engine.placement import refuse_long
@@ -208,12 +209,11 @@ class Registration:
                 sealed = self._keyring.sealer.seal(secret.encode(), secret_context(put.tenant_id, put.id))
                 await registry.add_secret(conn, put.tenant_id, put.id, sealed, now)
             await self._write_workflows(conn, put, offer)
-            await pausing.returned(conn, put.tenant_id, put.id, now)
         await self.changed()
 
     async def _write_workflows(self, conn: Connection, put: EndpointPut, offer: Offer) -> None:
         now = self._clock.now()
-        workflow_ids = []
+        workflow_ids, rules = list[int](), dict[str, tuple[int | None, Strategy]]()
         for definition in offer.definitions:
             text = json.dumps(dump(definition))
             workflow_id = await registry.put_workflow(conn, put.tenant_id, definition.name, checksum(definition), text, now)
@@ -222,7 +222,7 @@ class Registration:
             await filters.declare(conn, put.tenant_id, workflow_id, declared, now)
             await declare(conn, put.tenant_id, workflow_id, definition.on_crons, self._ids, now)
             if (plan := Plan.of(workflow_id, definition)) is not None:
-                await gates.redeclare(conn, put.tenant_id, plan.rules())
+                rules |= plan.rules()
             if definition.asks:
                 await registry.mark_asking(conn, put.tenant_id, workflow_id)
             workflow_ids.append(workflow_id)
@@ -232,6 +232,9 @@ class Registration:
         if any(task.durable for definition in offer.definitions for task in definition.tasks):
             await waits.unblock(conn, put.tenant_id, workflow_ids, None, now)  # what its code did not fit may fit this one's
         await crons.delete_unserved(conn, put.tenant_id)
+        await pausing.returned(conn, put.tenant_id, put.id, now)
+        if rules:
+            await gates.redeclare(conn, put.tenant_id, rules)
 
     async def changed(self) -> None:
         """Take note of a change here, and tell the others."""
