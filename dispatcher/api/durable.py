@@ -145,7 +145,7 @@ ROUTES: Final = (
     Route("GET", "/v1/runs/{run_id}/journal", journal, "runs:read", {200: Journal}, problems=("not_found", "not_durable")),
     Route(
         "POST", "/v1/runs/{run_id}/reset", reset, "runs:write", {200: Changed}, body=ResetBody,
-        problems=(*_BAD_BODY, "not_found", "not_durable", "unknown_node", "turn_running"),
+        problems=(*_BAD_BODY, "not_found", "not_durable", "unknown_node", "turn_running", "unknown_workflow"),
     ),
     Route(
         "POST", "/v1/runs/{run_id}/resume", resume, "runs:write", {200: Changed}, body=NoBody,

@@ -108,12 +108,15 @@ class Durable:
     async def reset(self, tenant_id: int, run_id: str, node_id: str | None, task: str | None) -> None:
         """Let a task go on from a node of its log, as a branch that shares what came before; without a node from the log's end.
 
-        A run that is over is live again under its own id. Raises Problem not_found, not_durable, unknown_node, turn_running.
+        A run that is over is live again under its own id. Raises Problem not_found, not_durable, unknown_node, turn_running,
+        or unknown_workflow where that was removed.
         """
         created = ids.created_at(run_id)
         run = await journal.of_run(self.database, tenant_id, run_id, self._since(run_id)) if created is not None else None
         if run is None or created is None:
             raise problem("not_found", f"there is no run {run_id[:100]!r}")
+        if not run.live and await self.directory.removed(tenant_id, run.workflow_id, self.clock.now()):
+            raise problem("unknown_workflow", f"the workflow of run {run_id} was removed; register it again")
         workflow = await self.directory.workflow_version(tenant_id, run.workflow_id, run.workflow_version)
         node = self.node(workflow, task)
         if workflow.definition.tasks[node].mode == "state":

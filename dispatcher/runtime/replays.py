@@ -52,7 +52,7 @@ class Replays:
             found = await replays.ended(self._database, tenant_id, [run_id])
             if not found:
                 break
-            if await self._removed(tenant_id, found[0]):
+            if await self._directory.removed(tenant_id, found[0].workflow_id, self._clock.now()):
                 raise problem("unknown_workflow", f"the workflow of run {run_id} was removed; register it again")
             revival = await self._revival(tenant_id, found[0], task, input)
             try:
@@ -73,7 +73,7 @@ class Replays:
         found = await replays.ended(conn, tenant_id, run_ids)
         revivals = []
         for run in found:
-            if await self._removed(tenant_id, run):
+            if await self._directory.removed(tenant_id, run.workflow_id, now):
                 continue
             revival = await self._revival(tenant_id, run, None, None)
             with contextlib.suppress(FlowError):  # its workflow has other limits by now, and does not take this input
@@ -103,13 +103,6 @@ class Replays:
                 for durable in (False, True)
             )
             self.on_ready()
-
-    async def _removed(self, tenant_id: int, run: EndedRun) -> bool:
-        picture = self._directory.pictures.get(tenant_id)
-        if picture is None or run.workflow_id not in picture.by_id:
-            await self._directory.catch_up(self._clock.now())
-            picture = self._directory.pictures.get(tenant_id)
-        return picture is not None and run.workflow_id not in picture.by_id
 
     async def _revival(self, tenant_id: int, run: EndedRun, task: str | None, input: bytes | None) -> Revival:
         before = await self._directory.workflow_version(tenant_id, run.workflow_id, run.workflow_version)

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from tests.world.durable import answer, durable_endpoint, entry
 from tests.world.endpoint import Endpoint
 from tests.world.world import Node, World
 
@@ -89,3 +90,13 @@ async def test_a_replay_of_a_live_run_says_what_to_do(world: World, one: Node, e
     refused = await one.call("POST", f"/v1/runs/{run_id}/replay", {}, expect=409)
     assert refused["code"] == "run_not_finished"
     assert f"/v1/runs/{run_id}/cancel" in refused["detail"]
+
+
+async def test_a_durable_run_whose_workflow_is_gone_does_not_go_on(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    answer(await endpoint.next(), "done", base=0, output=1)
+    await world.run_over(run_id)
+    await one.call("DELETE", "/v1/workflows/order")
+    for path, body in (("replay", {}), ("reset", {})):
+        assert (await one.call("POST", f"/v1/runs/{run_id}/{path}", body, expect=404))["code"] == "unknown_workflow"
