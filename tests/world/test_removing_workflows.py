@@ -98,5 +98,5 @@ async def test_a_durable_run_whose_workflow_is_gone_does_not_go_on(world: World,
     answer(await endpoint.next(), "done", base=0, output=1)
     await world.run_over(run_id)
     await one.call("DELETE", "/v1/workflows/order")
-    for path, body in (("replay", {}), ("reset", {})):
-        assert (await one.call("POST", f"/v1/runs/{run_id}/{path}", body, expect=404))["code"] == "unknown_workflow"
+    for path in ("replay", "reset"):
+        assert (await one.call("POST", f"/v1/runs/{run_id}/{path}", {}, expect=404))["code"] == "unknown_workflow"
