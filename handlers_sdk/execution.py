@@ -30,6 +30,7 @@ from handlers_sdk.references import RESPONSE_BYTES_MAX, fetch_refs, upload
 
 FLUSH_SECONDS: Final = 5.0
 STALE: Final = "this attempt no longer owns its task"
+SHUTTING_DOWN: Final = Refuse(503, "shutting_down", "the endpoint is shutting down")
 
 logger = logging.getLogger("handlers_sdk")
 
@@ -149,6 +150,16 @@ class Execution:
         self.context._stop(reason)  # noqa: SLF001 - the context belongs to its execution
         self._loop.call_soon_threadsafe(self._interrupt, cancelled(reason))
 
+    def leave(self) -> Outcome:
+        """Stop because the endpoint has no more time; what the dispatcher is told."""
+        outcome = self._left()
+        self.context._stop(SHUTTING_DOWN.message)  # noqa: SLF001 - the context belongs to its execution
+        Execution._interrupt(self, outcome)
+        return outcome
+
+    def _left(self) -> Outcome:
+        return SHUTTING_DOWN
+
     def cancel_run(self) -> Future[None]:
         """Ask the dispatcher to cancel the run, with the configured token."""
         return PORTAL.submit(self._cancel_run())
@@ -169,7 +180,7 @@ class Execution:
                 outcome = await self._by_reference(outcome)
         except asyncio.CancelledError as error:
             if self._task.cancelling():
-                self._finish(Refuse(503, "shutting_down", "the endpoint is shutting down"))
+                self._finish(SHUTTING_DOWN)
                 self._release_when_idle()
                 raise
             outcome = failure(error)  # the handler awaited something that somebody else cancelled

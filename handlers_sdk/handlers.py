@@ -16,7 +16,7 @@ from handlers_sdk.batches import Batch
 from handlers_sdk.clock import unix_seconds
 from handlers_sdk.definitions import TaskDefinition, manifest_entries
 from handlers_sdk.errors import ConfigError, LifespanSetupError
-from handlers_sdk.execution import Execution, Host
+from handlers_sdk.execution import SHUTTING_DOWN, Execution, Host
 from handlers_sdk.lifespan import Lifespan
 from handlers_sdk.outcomes import Outcome, Refuse, Response, paced, problem, timed_out, to_response
 from handlers_sdk.references import malformed_refs
@@ -176,8 +176,17 @@ class Handlers:
         try:
             return to_response(await settled)
         except asyncio.CancelledError:
+            if self._cut_off():
+                return to_response(begun.leave())
             begun.stop("the request was abandoned")
             raise
+
+    def _cut_off(self) -> bool:
+        """Whether a request is cancelled because the endpoint's time to end is up: it is answered all the same."""
+        task = asyncio.current_task()
+        if self.draining and task is not None:
+            task.uncancel()
+        return self.draining
 
     async def _batch(self, push: Any, received: float) -> Response:
         items = push.get("items")
@@ -185,7 +194,12 @@ class Handlers:
             return problem(400, "malformed", "a batch has a list of items")
         concurrency = 1 if push.get("ordered") else self.host.worker.slots
         batch = Batch(items, lambda item, settle: self.begin(item, str(push.get("api", "")), received, settle), concurrency)
-        first = await batch.some()
+        try:
+            first = await batch.some()
+        except asyncio.CancelledError:
+            if self._cut_off():
+                return to_response(SHUTTING_DOWN)
+            raise
         headers = (("content-type", wire.MEDIA_NDJSON),)
         return Response(200, headers, first if batch.finished else batch.rest(first))
 

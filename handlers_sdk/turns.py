@@ -29,7 +29,7 @@ from handlers_sdk.errors import (
     NotDeterministicError,
     RetryableException,
 )
-from handlers_sdk.execution import STALE, Execution, Host
+from handlers_sdk.execution import SHUTTING_DOWN, STALE, Execution, Host
 from handlers_sdk.function import HandlerFunction
 from handlers_sdk.longrunning import with_options
 from handlers_sdk.ops import Op, error_entry, ms_of, retry_entry, storable
@@ -327,7 +327,7 @@ class TurnExecution(Execution):
             self._write(replay)
             await self._hear()
         if self._host.draining and self._base_len == self._opened_len and not replay.carried and not replay.has_outgoing:
-            return Refuse(503, "draining", "the endpoint is shutting down")  # nothing has been done: that would be no progress
+            return SHUTTING_DOWN  # nothing has been done: that would be no progress
         return self._answer(replay, {"status": wire.TURN_AGAIN})
 
     def _suspended(self, replay: Replay) -> Outcome:
@@ -372,6 +372,13 @@ class TurnExecution(Execution):
             super()._interrupt(Turned(text))
         else:
             super()._interrupt(outcome)
+
+    def _left(self) -> Outcome:
+        """What is recorded stays. A turn that has recorded nothing is refused: `again` without progress would count as a failure."""
+        ops = self._done_unsaid()
+        if not ops and self._base_len == self._opened_len:
+            return super()._left()
+        return Turned(b'{"status":"again","base":%d,"ops":[%b]}' % (self._base_len, b",".join(ops)))
 
     def _done_unsaid(self) -> list[bytes]:
         """What has been done and is in no append. What was only asked for is left to the next turn."""

@@ -17,7 +17,7 @@ from handlers_sdk import (
     WorkerLabelComparator,
 )
 from tests.sdk.fake_api import FakeApi
-from tests.sdk.pushing import AT, ENDPOINT, SECRET, clock, push, run, said, turn
+from tests.sdk.pushing import AT, ENDPOINT, SECRET, batch, clock, item, push, run, said, turn
 
 
 async def echo(value: Any) -> Any:
@@ -103,7 +103,45 @@ async def test_one_that_had_done_nothing_is_sent_elsewhere(dispatcher: Dispatche
 
     app = dispatcher.app([dispatcher.durable_task()(order)], clock=clock)
     refused = await push(app, turn("order"))
-    assert (refused.status, refused.json()["code"], refused.headers["retry-after"]) == (503, "draining", "1")
+    assert (refused.status, refused.json()["code"], refused.headers["retry-after"]) == (503, "shutting_down", "1")
+
+
+@pytest.mark.parametrize("checkpoint", ["turn", "step"])
+async def test_an_endpoint_whose_time_is_up_says_so_and_keeps_what_was_done(dispatcher: Dispatcher, checkpoint: str) -> None:
+    """Its server cancels what is under way. Nothing said would be answered with 500 by the server, which fails the task."""
+    held = Held(dispatcher, checkpoint=checkpoint)
+    await held.begun.wait()
+    held.app.handlers.draining = True
+    held.answer.cancel()
+    answer = await held.said()
+    assert (answer["status"], [op["id"] for op in answer["ops"]]) == ("again", ["first#0"] if checkpoint == "turn" else [])
+    assert answer["base"] == (0 if checkpoint == "turn" else 2)
+
+
+@pytest.mark.parametrize("kind", ["turn", "run", "batch"])
+async def test_what_has_done_nothing_yet_is_asked_for_again(dispatcher: Dispatcher, kind: str) -> None:
+    begun = asyncio.Event()
+
+    async def stuck() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    @dispatcher.durable_task()
+    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
+        await ctx.run("stuck", stuck)
+
+    @dispatcher.task()
+    async def plain(input: dict[str, Any], ctx: Context) -> Any:
+        await stuck()
+
+    app = dispatcher.app([order, plain], clock=clock)
+    sent = push(app, turn("order")) if kind == "turn" else run(app, "plain") if kind == "run" else batch(app, item("plain"))
+    answer = asyncio.create_task(sent)
+    await begun.wait()
+    app.handlers.draining = True
+    answer.cancel()
+    refused = await answer
+    assert (refused.status, refused.json()["code"], refused.headers["task-protocol"]) == (503, "shutting_down", "1")
 
 
 # ---- children
