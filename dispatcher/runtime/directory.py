@@ -273,14 +273,6 @@ class Directory:
             labels=json.loads(row.labels),
         )
 
-    async def removed(self, tenant_id: int, workflow_id: int, now: datetime) -> bool:
-        """Whether a workflow there was is registered no more."""
-        picture = self.pictures.get(tenant_id)
-        if picture is None or workflow_id not in picture.by_id:
-            await self.catch_up(now)
-            picture = self.pictures.get(tenant_id)
-        return picture is not None and workflow_id not in picture.by_id
-
     def drops(self, tenant_id: int, workflow_id: int) -> bool:
         """Whether a workflow is paused and lets go what its crons and schedules would start."""
         picture = self.pictures.get(tenant_id)

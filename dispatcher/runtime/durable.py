@@ -23,7 +23,7 @@ from dispatcher.runtime.settlement import Settlement
 from dispatcher.runtime.tokens import AttemptToken, TokenMaker
 from dispatcher.runtime.turns import Turns
 from dispatcher.settings import Settings
-from dispatcher.store import journal, runs, waits
+from dispatcher.store import journal, removals, runs, waits
 from dispatcher.store.database import Database
 from dispatcher.store.journal import Checkpoint, Kept, Seed
 from dispatcher.store.outcomes import TaskKey
@@ -115,7 +115,7 @@ class Durable:
         run = await journal.of_run(self.database, tenant_id, run_id, self._since(run_id)) if created is not None else None
         if run is None or created is None:
             raise problem("not_found", f"there is no run {run_id[:100]!r}")
-        if not run.live and await self.directory.removed(tenant_id, run.workflow_id, self.clock.now()):
+        if not run.live and await removals.among(self.database, tenant_id, [run.workflow_id]):
             raise problem("unknown_workflow", f"the workflow of run {run_id} was removed; register it again")
         workflow = await self.directory.workflow_version(tenant_id, run.workflow_id, run.workflow_version)
         node = self.node(workflow, task)

@@ -25,7 +25,7 @@ from dispatcher.errors import problem
 from dispatcher.runtime import passages
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import PENDING, Directory, Workflow
-from dispatcher.store import replays
+from dispatcher.store import removals, replays
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.replays import EndedRun, Revival, Revived
 
@@ -52,7 +52,7 @@ class Replays:
             found = await replays.ended(self._database, tenant_id, [run_id])
             if not found:
                 break
-            if await self._directory.removed(tenant_id, found[0].workflow_id, self._clock.now()):
+            if await removals.among(self._database, tenant_id, [found[0].workflow_id]):
                 raise problem("unknown_workflow", f"the workflow of run {run_id} was removed; register it again")
             revival = await self._revival(tenant_id, found[0], task, input)
             try:
@@ -71,9 +71,10 @@ class Replays:
     async def revive(self, conn: Connection, tenant_id: int, run_ids: Sequence[str], now: datetime) -> list[Revived]:
         """Begin those of these runs again that are over, in the caller's transaction; `announce` them once it is committed."""
         found = await replays.ended(conn, tenant_id, run_ids)
+        removed = await removals.among(conn, tenant_id, (run.workflow_id for run in found))
         revivals = []
         for run in found:
-            if await self._directory.removed(tenant_id, run.workflow_id, now):
+            if run.workflow_id in removed:
                 continue
             revival = await self._revival(tenant_id, run, None, None)
             with contextlib.suppress(FlowError):  # its workflow has other limits by now, and does not take this input

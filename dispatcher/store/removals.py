@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from dispatcher.store.database import Connection
+from dispatcher.store.database import Connection, Database
 from dispatcher.store.statement import Statement
 
 MOST_COUNTED = 1_000
@@ -19,6 +20,7 @@ class WorkflowId:
 
 
 FIND = Statement("select id from workflows where tenant_id = $1 and name = $2 and removed_at is null for update", WorkflowId)
+AMONG = Statement("select id from workflows where tenant_id = $1 and id = any($2::int[]) and removed_at is not null", WorkflowId)
 LIVE = "select count(*) from (select from runs where tenant_id = $1 and workflow_id = $2 limit $3) live"
 CRONS = "delete from crons where tenant_id = $1 and workflow_id = $2"
 SCHEDULES = "delete from schedules where tenant_id = $1 and workflow_id = $2 and status = 'scheduled'"
@@ -33,6 +35,11 @@ async def find(conn: Connection, tenant_id: int, name: str) -> int | None:
     """The id of a workflow, locked until the end of the transaction; None where there is none."""
     row = FIND.first(await conn.fetch(FIND.sql, tenant_id, name))
     return row.id if row is not None else None
+
+
+async def among(db: Database | Connection, tenant_id: int, workflow_ids: Iterable[int]) -> set[int]:
+    """Those of these workflows that were removed."""
+    return {row.id for row in AMONG.read(await db.fetch(AMONG.sql, tenant_id, list(set(workflow_ids))))}
 
 
 async def live(conn: Connection, tenant_id: int, workflow_id: int) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.world.durable import answer, durable_endpoint, entry
 from tests.world.endpoint import Endpoint
-from tests.world.world import Node, World
+from tests.world.world import Node, World, until
 
 WORK = {"name": "work", "on_events": ["job"], "on_crons": ["0 0 1 1 *"], "default_filters": [{"expression": "true", "scope": "s"}]}
 OTHER = {"name": "other"}
@@ -80,9 +80,12 @@ async def test_another_dispatcher_knows_at_once_that_it_is_gone(world: World, on
     await one.call("DELETE", "/v1/workflows/other")
     assert (await two.call("POST", "/v1/runs", {"workflow": "other"}, expect=404))["code"] == "unknown_workflow"
     assert (await two.call("POST", "/v1/runs/replay", {"ids": [run_id]}))["matched"] == 1
-    await two.turn("registry")
-    await two.turn("bulk")
-    assert [(row["done"], row["skipped"]) for row in (await two.call("GET", "/v1/bulk"))["rows"]] == [(0, 1)]
+
+    async def finished() -> list[tuple[int, int]] | None:
+        rows = (await two.call("GET", "/v1/bulk?status=finished"))["rows"]
+        return [(row["done"], row["skipped"]) for row in rows] or None
+
+    assert await until(finished) == [(0, 1)]
 
 
 async def test_a_replay_of_a_live_run_says_what_to_do(world: World, one: Node, endpoint: Endpoint) -> None:
