@@ -1,7 +1,7 @@
 """What the attempts of a process have to say, on its way to the dispatcher: many attempts in one request.
 
 Group commit without a timer: a request starts as soon as one may, and takes what has gathered meanwhile. What is lone goes at once; what
-comes while requests are under way shares the next. Belongs to the event loop of the app.
+comes while two are under way shares the next. Belongs to the event loop of the app.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from handlers_sdk.schemas import dump_json
 
 ITEMS_PER_POST: Final = 1_000
 BYTES_PER_POST: Final = 500_000
+POSTS_ALWAYS: Final = 2
+"""While the dispatcher writes what one brought it reads the next, and what it answered goes on here."""
 POSTS_AT_ONCE: Final = 4
-"""Beside the one under way only full ones start: what the dispatcher commits together costs it once."""
+"""Beside those only full ones start: what the dispatcher commits together costs it once."""
 POSTS_AT_ONCE_ALONE: Final = 8
 
 Reply = Callable[[Any, DispatcherError | None], None]
@@ -74,7 +76,7 @@ class Postbox:
             more = lane.posting < POSTS_AT_ONCE_ALONE
         else:
             full = lane.size >= BYTES_PER_POST or len(lane.waiting) >= ITEMS_PER_POST
-            more = not lane.posting or (full and lane.posting < POSTS_AT_ONCE)
+            more = lane.posting < POSTS_ALWAYS or (full and lane.posting < POSTS_AT_ONCE)
         if not more:
             return
         lane.posting += 1
