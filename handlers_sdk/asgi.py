@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Mutable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from handlers_sdk.handlers import REQUEST_BYTES_MAX, Handlers
+from handlers_sdk.handlers import CUT_OFF, REQUEST_BYTES_MAX, Handlers
 from handlers_sdk.outcomes import Response
 
 Message = MutableMapping[str, Any]
@@ -52,8 +52,11 @@ class App:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         watch = _Watch(receive)
+        CUT_OFF.set(lambda: not watch.gone)
         try:
             await _send(await self.handlers.handle(scope["method"], headers, body), send)
+            if watch.request.cancelling() and not watch.gone:
+                raise asyncio.CancelledError  # the server's wish, which has been answered for
         except asyncio.CancelledError:
             if not watch.gone:
                 raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, Final
 
 from handlers_sdk import wire
@@ -33,6 +34,8 @@ SDK: Final = "py/0.1"
 FEATURES: Final = (
     wire.FEATURE_ASYNC, wire.FEATURE_BATCH, wire.FEATURE_NDJSON, wire.FEATURE_CANCEL_PUSH, wire.FEATURE_DURABLE, wire.FEATURE_REFS,
 )  # fmt: skip
+CUT_OFF: Final[ContextVar[Callable[[], bool]]] = ContextVar("handlers_sdk_cut_off", default=lambda: False)
+"""Set by adapters: whether it is the server that cancels this request, and not that its client has gone."""
 _RUN_MEMBERS: Final = (("id", str), ("name", str), ("run_id", str), ("attempt", int), ("timeout_ms", int), ("token", str))
 
 
@@ -183,10 +186,7 @@ class Handlers:
 
     def _cut_off(self) -> bool:
         """Whether a request is cancelled because the endpoint's time to end is up: it is answered all the same."""
-        task = asyncio.current_task()
-        if self.draining and task is not None:
-            task.uncancel()
-        return self.draining
+        return self.draining or CUT_OFF.get()()
 
     async def _batch(self, push: Any, received: float) -> Response:
         items = push.get("items")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from handlers_sdk import (
     WorkerLabelComparator,
 )
 from tests.sdk.fake_api import FakeApi
-from tests.sdk.pushing import AT, ENDPOINT, SECRET, batch, clock, item, push, run, said, turn
+from tests.sdk.pushing import AT, ENDPOINT, SECRET, batch, clock, headers_for, item, push, run, said, turn
 
 
 async def echo(value: Any) -> Any:
@@ -142,6 +143,32 @@ async def test_what_has_done_nothing_yet_is_asked_for_again(dispatcher: Dispatch
     answer.cancel()
     refused = await answer
     assert (refused.status, refused.json()["code"], refused.headers["task-protocol"]) == (503, "shutting_down", "1")
+
+
+async def test_any_server_that_ends_is_answered_for(dispatcher: Dispatcher) -> None:
+    """One that does not tell the app beforehand: it cancels requests, and answers 500 to what says nothing."""
+    held = Held(dispatcher)
+    held.answer.cancel()
+    body = json.dumps(turn("order")).encode()
+    headers = [(name.encode(), value.encode()) for name, value in headers_for(body).items()]
+    said: list[Any] = []
+
+    async def receive() -> Any:
+        if said:
+            await asyncio.Event().wait()
+        said.append("body")
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    request = asyncio.create_task(held.app({"type": "http", "method": "POST", "headers": headers}, receive, send))
+    await held.begun.wait()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert [message.get("status") for message in said[1:]] == [200, None]
+    assert json.loads(said[2]["body"]) == {"status": "again", "base": 2, "ops": []}
 
 
 # ---- children
