@@ -8,12 +8,13 @@ from datetime import datetime, timedelta
 from dispatcher.app.maintenance import Maintenance
 from dispatcher.app.parts import Parts
 from dispatcher.loops import Loop
-from dispatcher.store import queue, tasks
+from dispatcher.store import queue, tasks, watch
 
 _BATCH = 1_000
 _MAINTENANCE = timedelta(minutes=10)
 _MARKS = timedelta(seconds=10)  # what no hint tells of is found by the loop of waits
 _SEARCH = timedelta(seconds=10)  # between looks for rows to put into segments; while there are any, it goes on
+_UNWATCHED = 10  # polls after which a loop looks for itself, whatever the watch has seen
 _CLAIM_REST = 2.0  # claims may keep the database busy for a third of the time
 _GATES_REST = 1.0  # and gates for half of it
 
@@ -32,26 +33,27 @@ class Ticks:
 
     def make(self) -> dict[str, Loop]:
         """The loops, not yet started."""
-        services, poll = self.parts.services, self.poll
+        services, poll, seldom = self.parts.services, self.poll, self.poll * _UNWATCHED
         beat = timedelta(seconds=services.settings.heartbeat)
         ticks = {
+            "watch": (self._watch, poll),
             "claim": (self._claim, poll),
             "batches": (self._batch, poll),
-            "timers": (self._timers, poll),
-            "timetable": (services.timetable.tick, poll),
-            "graphs": (self._advance, poll),
-            "waits": (self._waits, poll),
+            "timers": (self._timers, seldom),
+            "timetable": (services.timetable.tick, seldom),
+            "graphs": (self._advance, seldom),
+            "waits": (self._waits, seldom),
             "marks": (self._marks, _MARKS),
-            "gates": (services.gates.tick, poll),
-            "rates": (services.rates.tick, poll),
-            "cancels": (self._cancels, poll),
+            "gates": (self._gates, seldom),
+            "rates": (services.rates.tick, seldom),
+            "cancels": (self._cancels, seldom),
             "deadlines": (self._deadlines, poll),
             "heartbeat": (self._heartbeat, beat),
             "slots": (self._rebalance, beat),
             "reap": (self._reap, beat),
             "registry": (self._refresh, poll),
-            "probe": (self._probe, poll),
-            "bulk": (self._bulk, poll),
+            "probe": (self._probe, seldom),
+            "bulk": (self._bulk, seldom),
             "search": (services.search.tick, _SEARCH),
             "maintenance": (Maintenance(services).tick, _MAINTENANCE),
         }
@@ -61,6 +63,16 @@ class Ticks:
         services.search.on_wanted = self.loops["search"].wake
         self.loops["gates"].rest = _GATES_REST
         return self.loops
+
+    async def _watch(self, now: datetime) -> None:
+        """Look for all loops at once, and have those tick that have something to do. What they find is up to them."""
+        seen = await watch.look(self.parts.services.database, self.parts.membership.id, now)
+        for name, moment in seen.moments().items():
+            self.loops[name].wake_by(moment)
+
+    async def _gates(self, now: datetime) -> datetime | None:
+        wanted = await self.parts.services.gates.tick(now)
+        return now + self.poll if wanted is None and self.parts.services.gates.attentive else wanted
 
     async def _batch(self, now: datetime) -> datetime | None:
         return await self.parts.batches.tick(now)

@@ -103,6 +103,11 @@ class Gates:
         self._heard += 1
         self.wake()
 
+    @property
+    def attentive(self) -> bool:
+        """Whether somebody is known to wait: then it is worth finding out when nobody does any more."""
+        return self._queueing or bool(self._crowded)
+
     # ---- the loop
 
     async def tick(self, now: datetime) -> datetime | None:
