@@ -141,7 +141,12 @@ WALLS = (
         good=("from handlers_sdk import wire\n", "from handlers_sdk.signing import verify\n", "import handlers_sdk.wire as w\n"),
     ),
     _only("asyncpg", "dispatcher/store/", why="the only SQL"),
-    _only("aiohttp", "dispatcher/delivery/", why="every outgoing request passes the egress guard there"),
+    _only(
+        "aiohttp",
+        "dispatcher/delivery/",
+        "handlers_sdk/posting.py",
+        why="every outgoing request of the dispatcher passes the egress guard of delivery/; the SDK posts callbacks to its dispatcher",
+    ),
     _only("dns", "dispatcher/delivery/", why="names are resolved beside the egress guard"),
     _only("litestar", "dispatcher/api/", "dispatcher/dashboard/", "dispatcher/app/", why="the HTTP face"),
     _only("celpy", "dispatcher/engine/expressions/", why="the one wrapper of the expression engine"),
