@@ -2,7 +2,8 @@
 costs as much as all else a step does.
 
 What fails is an httpx error, so that whoever calls need not know which way a request went. Proxies, and whatever else httpx is configured
-for, are left to it: `possible` says whether this will do.
+for, are left to it, as is all of it where aiohttp is not installed: `possible` says whether this will do. It is imported with the first
+request: that takes a tenth of a second, which a cold start that has nothing to report should not wait for.
 """
 
 from __future__ import annotations
@@ -10,27 +11,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Final
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final
 from urllib.request import getproxies
 
-import aiohttp
 import httpx
-from yarl import URL
 
 from handlers_sdk.connections import tls
+
+if TYPE_CHECKING:
+    import aiohttp
+    from yarl import URL
 
 CONNECTIONS_MAX: Final = 8
 _HEADERS: Final = {"accept": "application/json", "user-agent": "handlers-sdk", "content-type": "application/json"}
 _PROXIES: Final = frozenset({"http", "https", "all"})
-_ERRORS: Final[tuple[tuple[type[BaseException], type[httpx.TransportError]], ...]] = (
-    (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout),
-    (TimeoutError, httpx.ReadTimeout),
-    (aiohttp.ClientConnectorError, httpx.ConnectError),
-    (aiohttp.ClientOSError, httpx.ReadError),
-    (aiohttp.ClientError, httpx.RemoteProtocolError),
-)
-"""Errors of aiohttp, the narrower before the wider, and what httpx calls them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +47,13 @@ class Posted:
 def possible(url: str) -> bool:
     """Whether requests to this URL need nothing that only httpx knows."""
     parsed = httpx.URL(url)
-    return parsed.scheme in ("http", "https") and bool(parsed.host) and not parsed.userinfo and not _PROXIES & getproxies().keys()
+    return (
+        _installed()
+        and parsed.scheme in ("http", "https")
+        and bool(parsed.host)
+        and not parsed.userinfo
+        and not _PROXIES & getproxies().keys()
+    )
 
 
 class Posting:
@@ -63,14 +65,15 @@ class Posting:
 
     async def post(self, url: str, content: bytes, token: str, timeout: float) -> Posted:
         """Send JSON and read the answer. `timeout` (seconds) is for connecting, and for each part of the answer. Raises httpx errors."""
+        import aiohttp
+
         headers = {"authorization": f"Bearer {token}"} if token else None
         limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
         try:
             async with self._opened().post(_url(url), data=content, headers=headers, timeout=limits, allow_redirects=False) as answer:
                 return Posted(answer.status, answer.reason or "", answer.headers, await answer.read())
         except (aiohttp.ClientError, TimeoutError) as error:
-            known = next(theirs for ours, theirs in _ERRORS if isinstance(error, ours))
-            raise known(str(error) or type(error).__name__) from error
+            raise _known(error)(str(error) or type(error).__name__) from error
 
     async def aclose(self) -> None:
         """Close what is open; the next request opens anew."""
@@ -80,6 +83,8 @@ class Posting:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None or self._process != os.getpid():  # what a parent process opened is the parent's
+            import aiohttp
+
             connector = aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=tls())
             self._process, self._session = (
                 os.getpid(),
@@ -88,6 +93,26 @@ class Posting:
         return self._session
 
 
+@cache
+def _installed() -> bool:
+    return find_spec("aiohttp") is not None
+
+
 @lru_cache(maxsize=100)
 def _url(url: str) -> URL:
+    from yarl import URL
+
     return URL(url, encoded=True)
+
+
+def _known(error: BaseException) -> type[httpx.TransportError]:
+    """What httpx calls an error of aiohttp."""
+    import aiohttp
+
+    names: tuple[tuple[type[BaseException], type[httpx.TransportError]], ...] = (  # the narrower before the wider
+        (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout),
+        (TimeoutError, httpx.ReadTimeout),
+        (aiohttp.ClientConnectorError, httpx.ConnectError),
+        (aiohttp.ClientOSError, httpx.ReadError),
+    )
+    return next((theirs for ours, theirs in names if isinstance(error, ours)), httpx.RemoteProtocolError)
