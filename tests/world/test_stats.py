@@ -66,8 +66,7 @@ async def test_since_when_the_oldest_waits_is_never_in_the_future(world: World, 
     endpoint = await world.endpoint(one, [{"name": "work", "rate_limits": [{"static_key": "api"}]}])
     await one.call("PUT", "/v1/rate-limits/api", {"limit": 1, "duration": "hour"})
     began = world.now.isoformat().replace("+00:00", "Z")
-    for _ in range(2):
-        run_id = await one.trigger("work")
+    _, run_id = [await one.trigger("work") for _ in range(2)]
     await endpoint.next()
     await world.task(run_id, state="gated")
     world.clock.advance(timedelta(seconds=5))
