@@ -74,7 +74,7 @@ DEFAULT_TENANT = "default"
 _BATCH = 1_000
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # it would write out the whole program
 class Runtime:
     """A running dispatcher: its services, its HTTP application, and its loops by name."""
 

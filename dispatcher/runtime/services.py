@@ -34,7 +34,7 @@ from dispatcher.settings import Settings
 from dispatcher.store.database import Database
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # it would write out the whole program
 class Services:
     """The parts of a running dispatcher that edges use."""
 

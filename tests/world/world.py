@@ -51,7 +51,7 @@ async def _ticked(loop: Loop) -> None:
     await until(ticked)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # asyncio writes out what a task gave whenever SIGINT changes hands: this would be everything
 class Node:
     """One dispatcher of the world, and a client of its API."""
 
@@ -90,7 +90,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # asyncio writes out what a task gave whenever SIGINT changes hands: this would be everything
 class World:
     """Dispatchers on one database, and what they did."""
 
