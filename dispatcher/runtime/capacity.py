@@ -99,11 +99,10 @@ class Capacity:
         wait come first.
         """
         before, self.kept = self.kept, {}
-        waiting = {place for q in self.backlog for place in self.directory.route(q).places} if self._batched else set()
         for queue in wanted:
             route = self.directory.route(queue)
             for place in route.places:
-                if place not in self._batched or place not in waiting:
+                if not self._owed(place):
                     self.kept[place] = max(self.kept.get(place, 0), route.slots)
         if any(place not in self.kept for place in before):
             self.on_free()
@@ -114,11 +113,25 @@ class Capacity:
         for tier in route.tiers:
             for place in sorted(tier, key=lambda p: self.in_use.get(p, 0)):
                 endpoint = self.directory.endpoint(place)
-                if endpoint is not None and self.fits(endpoint, route.slots, batch=True):
+                if endpoint is None or not self.fits(endpoint, route.slots, batch=True):
+                    continue
+                if self.free_at(endpoint) > route.slots or not self._owed(place):
                     self.take(place, route.slots)
                     self._batched.add(place)
                     return endpoint
         return None
+
+    def passed_over(self, places: Iterable[Place]) -> None:
+        """Tasks on their own have had their turn at these, and left slots free: batches may have them."""
+        left = self._batched.intersection(places) if self._batched else None
+        if left:
+            self._batched -= left
+            self.on_free()
+
+    def _owed(self, place: Place) -> bool:
+        """Whether the last went to a batch while others wait for it, so that the next is theirs."""
+        routes = (self.directory.route(q) for q in self.backlog) if place in self._batched else ()
+        return any(place in route.places and not route.gathers for route in routes)
 
     def calmest(self, queue: Queue) -> Endpoint | None:
         """The endpoint a run that stays where it begins should begin at: of the best that are open, the one with the most room.

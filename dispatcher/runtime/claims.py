@@ -56,8 +56,13 @@ class Claims:
 
     async def tick(self, now: datetime, sweep_again: datetime) -> bool:
         """Claim what the free slots allow, once; True when there may be more to claim at once."""
-        sweeping = self._sweep_at is None or now >= self._sweep_at
         places = self._capacity.free()
+        more = await self._look(places, now, sweep_again)
+        self._capacity.passed_over(places)
+        return more
+
+    async def _look(self, places: dict[Place, int], now: datetime, sweep_again: datetime) -> bool:
+        sweeping = self._sweep_at is None or now >= self._sweep_at
         queues = self._queues(places, sweeping)
         if sweeping:
             self._sweep_at = sweep_again
