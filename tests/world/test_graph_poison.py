@@ -82,6 +82,7 @@ async def test_costly_conditions_leave_others_their_turn(world: World, one: Node
     await graph(world, one, {"name": "w", "wait_for": [{"or": conditions}]}, {"name": "x", "wait_for": [{"or": conditions}]})
     run_id = await one.trigger("flow")
     await armed(one, run_id, "w", "x")
+    await one.turn("waits")  # what was there before them has been looked for
     turns, seen, clock = itertools.count(), list[int](), itertools.count()
     monkeypatch.setattr(waits, "monotonic", lambda: next(clock) * 0.01)
 
