@@ -62,7 +62,8 @@ class Cancellation:
             if not live:
                 break
             moved = set[str]()
-            for task in live:
+            # Those that run come last: a slot that becomes free would be given to one that is cancelled next.
+            for task in sorted(live, key=lambda task: task.dispatcher_id is not None):
                 fate = await self._cancel(task, reason)
                 if fate is None:
                     moved.add(task.run_id)
