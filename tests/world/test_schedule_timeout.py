@@ -67,8 +67,8 @@ async def test_what_waited_for_a_broken_endpoint_starts_when_it_works_again(worl
     await world.circuit_is("open", "sdk")
     await one.runtime.loops["probe"].stop()
     runs = [await one.trigger("work") for _ in range(3)]
-    await world.advance(10 * MINUTE)
     endpoint.way = lambda arrival: arrival.answer(200, 1, task_protocol="1")
+    await world.advance(10 * MINUTE)
     one.runtime.loops["probe"].start()
     assert [(await world.over(run_id))["status"] for run_id in runs] == ["succeeded"] * 3
 
