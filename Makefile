@@ -51,7 +51,7 @@ dev: $(RUNTIME)  ## the development server on loopback, with its own Postgres in
 
 # ---- checking --------------------------------------------------------------------------------------------------------------
 
-.PHONY: test lint test-313
+.PHONY: test lint test-313 jitter
 test: lint  ## lint, types, walls and every test
 	$(BIN)/$(PYTEST) $(PYTEST_ARGS)
 
@@ -70,6 +70,9 @@ test-313:  ## every test on Python 3.13, where there is one
 	else $(MAKE) PYTHON="$(PYTHON313)" VENV=.venv-313 install && .venv-313/bin/$(PYTEST) $(PYTEST_ARGS); fi
 
 # ---- measuring -------------------------------------------------------------------------------------------------------------
+
+jitter: $(CHECKING)  ## whole-system tests in another order of events, SEED names which
+	$(BIN)/$(PYTEST) -p tests.jitter --jitter-seed $(or $(SEED),0) tests/world tests/triggers
 
 .PHONY: bench contract crash chaos soak-crons storm-crons
 bench: $(CHECKING)  ## runs per second, latency and CPU per run; results in ./bench-results

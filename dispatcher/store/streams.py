@@ -203,6 +203,10 @@ PRUNE = """
         select tenant_id, id from streams o where created_at < $1 and updated_at < $1
                and not exists (select from runs r where r.tenant_id = o.tenant_id and r.id = 'run_' || substr(o.id, 5))
                and not exists (select from runs r where r.tenant_id = o.tenant_id and r.event_id = 'evt_' || substr(o.id, 5))
+               and not exists (select from run_history r
+                               where r.tenant_id = o.tenant_id and r.id = 'run_' || substr(o.id, 5) and r.finished_at >= $1)
+               and not exists (select from run_history r
+                               where r.tenant_id = o.tenant_id and r.event_id = 'evt_' || substr(o.id, 5) and r.finished_at >= $1)
         order by created_at limit $2)
 """
 
@@ -394,5 +398,5 @@ async def changed_runs(db: Database, known: Iterable[tuple[int, str, int]]) -> l
 
 
 async def prune(db: Database, before: datetime, limit: int) -> int:
-    """Forget at most `limit` streams of ended runs that nobody has written to since `before`; answers how many."""
+    """Forget at most `limit` streams that nobody has written to, and whose runs have all ended, before `before`; answers how many."""
     return int((await db.execute(PRUNE, before, limit)).split()[-1])

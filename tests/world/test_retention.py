@@ -127,6 +127,7 @@ async def test_what_a_run_that_lives_for_long_has_said_stays_until_it_ends(world
     assert last.json["event"]["type"] == "slow"
     last.answer(200, None)
     await world.run_over(run_id)
+    await node.turn("maintenance")  # it is kept for as long as its run is
     assert told(await everything(f"{url}/v1/streams/{stream_id}/subscribe")) == ["run:start", "piece", "run:stop"]
     await world.advance(timedelta(days=4))
     await node.turn("maintenance")

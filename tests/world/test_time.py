@@ -109,9 +109,12 @@ async def test_nothing_expires_while_the_circuit_is_open(world: World, one: Node
 async def test_a_broken_endpoint_is_probed_and_then_given_its_work(world: World, one: Node) -> None:
     endpoint = await world.discovered(one, manifest([{"name": "work"}]))
     offered, endpoint.manifest = endpoint.manifest, None
+    endpoint.way = lambda arrival: arrival.answer(401)  # it may be tried once more before its circuit is known to be open
     first = await one.trigger("work")
-    (await endpoint.next()).answer(401)
     await world.circuit_is("open", "sdk")
+    await one.turn("claim")
+    await world.task(first, state="scheduled")
+    endpoint.way = None
     second = await one.trigger("work")
     for seconds in (5, 10, 20, 40):  # each probe finds it broken, and the next comes after twice the time
         await _probed_next(world, world.now + seconds * SECOND)
