@@ -12,9 +12,7 @@ from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
-from litestar import Litestar
-
-from dispatcher.api import create_app
+from dispatcher.api import App, create_app
 from dispatcher.app.hints import Hints
 from dispatcher.app.maintenance import Maintenance
 from dispatcher.app.parts import Parts
@@ -79,7 +77,7 @@ class Runtime:
     """A running dispatcher: its services, its HTTP application, and its loops by name."""
 
     services: Services
-    app: Litestar
+    app: App
     loops: dict[str, Loop]
     membership: Membership
     deliveries: Deliveries

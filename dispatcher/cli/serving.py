@@ -67,7 +67,6 @@ class Serving:
                 beside = await stack.enter_async_context(AsyncExitStack())  # ends after the runtime has let its attempts end
                 runtime = await _unless(stop, self._start(dsn, front))
                 stack.push_async_callback(self._stop, runtime, front)
-                await stack.enter_async_context(runtime.app.lifespan())
                 _collect_rarely()
                 front.app, front.reason = cast(Application, runtime.app), ""
                 await _unless(stop, ready(runtime, url_of(bound), beside))

@@ -8,9 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import httpx
-from litestar import Litestar
 
-from dispatcher.api import create_app
+from dispatcher.api import App, create_app
 from dispatcher.api.credentials import new_token
 from dispatcher.app import _join
 from dispatcher.clock import ManualClock
@@ -41,7 +40,7 @@ class World:
     """The dispatcher under test, and the means to make things happen in it."""
 
     services: Services
-    app: Litestar
+    app: App
     clock: ManualClock
     tokens: TokenMaker
     dispatcher_id: int

@@ -232,6 +232,7 @@ TEXTS = (
         check=checkers.sleeps,
         where=("tests/",),
         but={
+            "tests/jitter.py": "hesitates on purpose, to show which orders of events a test relies on",
             "tests/conftest.py": "waits, bounded, for rows of pg_stat_activity to go, which tell nobody",
             "tests/postgres/test_embedded.py": "waits, bounded, for processes of which it is not the parent",
         },
