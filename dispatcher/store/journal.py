@@ -186,8 +186,8 @@ APPEND = Statement(
             lease_until = case when t.lease > interval '0' then greatest(t.lease_until, least($24::timestamptz + t.lease, t.deadline))
                                else t.lease_until end
         from given g
-        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
-          and t.durable and coalesce(t.log_len, 0) = g.base and g.base + g.count <= $25
+        where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch
+          and t.state = 'running' and t.durable and coalesce(t.log_len, 0) = g.base and g.base + g.count <= $25
           and coalesce(t.log_bytes, 0) + length(g.entries) <= $26 and (t.cleanup is null or g.only_steps)
           and (g.parents is null or not exists (
                select from journal j
@@ -237,8 +237,8 @@ APPEND_STEPS = Statement(
             lease_until = case when t.lease > interval '0' then greatest(t.lease_until, least($8::timestamptz + t.lease, t.deadline))
                                else t.lease_until end
         from given g
-        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
-          and t.durable and coalesce(t.log_len, 0) = g.base and g.base + g.count <= $9
+        where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch
+          and t.state = 'running' and t.durable and coalesce(t.log_len, 0) = g.base and g.base + g.count <= $9
           and coalesce(t.log_bytes, 0) + length(g.entries) <= $10
         returning t.tenant_id, t.run_id, t.node, coalesce(t.generation, 0) as generation, t.log_len, t.lease_until, t.deadline,
                   t.cancel_at, t.cancel_reason, g.base, g.count, g.entries
@@ -257,8 +257,8 @@ HEADS = Statement(
            coalesce(t.generation, 0) as generation, coalesce(t.log_len, 0) as log_len, coalesce(t.log_bytes, 0) as log_bytes,
            t.log_since, t.started_at, coalesce(t.known_len, 0) as known_len, coalesce(t.hashed_len, 0) as hashed_len, t.hashed, t.memory,
            t.input, coalesce(t.cleanup, false) as cleanup, t.cancel_reason, t.pin_endpoint, t.pin_version
-    from tasks t
-    join unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node) using (tenant_id, run_id, node)
+    from unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node)
+    join tasks t on t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node
     where t.durable
     """,
     Head,
@@ -268,8 +268,8 @@ OVER = Statement(
     """
     select w.tenant_id, w.run_id, w.node, w.id, w.kind, w.outcome, w.settled_at, w.value,
            case when w.kind = 'child' then w.event_key end as child
-    from waits w
-    join unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node) using (tenant_id, run_id, node)
+    from unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node)
+    join waits w on w.tenant_id = any (array[g.tenant_id]) and w.run_id = g.run_id and w.node = g.node
     where not w.graph and w.settled_at is not null
     order by w.position
     """,
@@ -280,9 +280,9 @@ SEGMENTS = Statement(
     """
     select j.tenant_id, j.run_id, j.node, j.base, j.entries, j.scopes
     from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::int[]) as g (tenant_id, run_id, node, generation, base)
-    join journal j on j.tenant_id = g.tenant_id and j.run_id = g.run_id and j.node = g.node and j.generation = g.generation
+    join journal j on j.tenant_id = any (array[g.tenant_id]) and j.run_id = g.run_id and j.node = g.node and j.generation = g.generation
          and j.base >= g.base
-    order by j.tenant_id, j.run_id, j.node, j.base
+    order by g.tenant_id, g.run_id, g.node, j.base
     """,
     Segment,
 )
@@ -298,8 +298,8 @@ MERGE = Statement(
             log_since = coalesce(t.log_since, t.started_at), hashed_len = coalesce(g.hashed_len, t.hashed_len),
             hashed = coalesce(g.hashed, t.hashed)
         from given g
-        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
-          and coalesce(t.log_len, 0) = g.base
+        where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch
+          and t.state = 'running' and coalesce(t.log_len, 0) = g.base
         returning t.tenant_id, t.run_id, t.node, coalesce(t.generation, 0) as generation, g.base, g.count, g.entries
     ), segments as (
         insert into journal (tenant_id, run_id, node, generation, base, count, entries, at)
@@ -307,7 +307,8 @@ MERGE = Statement(
     ), done as (
         delete from waits w using grown g, unnest($10::int[], $11::text[], $12::smallint[], $13::text[]) as n (tenant_id, run_id, node, id)
         where g.tenant_id = n.tenant_id and g.run_id = n.run_id and g.node = n.node
-          and w.tenant_id = n.tenant_id and w.run_id = n.run_id and w.node = n.node and w.id = n.id and w.settled_at is not null
+          and w.tenant_id = any (array[n.tenant_id]) and w.run_id = n.run_id and w.node = n.node and w.id = n.id
+          and w.settled_at is not null
     )
     select tenant_id, run_id, node from grown
     """,
@@ -498,7 +499,7 @@ SEED = Statement(
         select tenant_id, run_id, node, $4, 0, $5, $6, $7::text[], $8::bytea, $10 from seeded where $5 > 0
     ), gone as (
         delete from waits w using seeded s
-        where w.tenant_id = s.tenant_id and w.run_id = s.run_id and w.node = s.node and not w.graph
+        where w.tenant_id = any (array[s.tenant_id]) and w.run_id = s.run_id and w.node = s.node and not w.graph
           and w.id <> all(array(select jsonb_array_elements_text($12::jsonb)))
     ), registered as (
         insert into waits as w (tenant_id, run_id, node, id, graph, kind, event_key, scope, expression, since, due_at, look_at, created_at)

@@ -63,14 +63,14 @@ FINISH = Statement(
         ) as g (tenant_id, run_id, node, epoch, state, status, attempt, output, output_type, error, http_status, latency_ms, response)
     ), ended as (
         delete from tasks t using given g
-        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
+        where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
           and (t.cancel_at is null or g.status = 'cancelled')
         returning t.tenant_id, t.run_id, t.node, t.epoch, t.app_retries, t.infra_retries, t.endpoint_id, t.endpoint_version,
                   t.started_at, t.progress, t.durable, t.log_since, t.generation, t.input, t.retry_base,
                   g.status, g.attempt, g.output, g.output_type, g.error::jsonb as error,
                   g.http_status, g.latency_ms, g.response
     ), closed as (
-        delete from runs r using ended e where r.tenant_id = e.tenant_id and r.id = e.run_id
+        delete from runs r using ended e where r.tenant_id = any (array[e.tenant_id]) and r.id = e.run_id
         returning r.*, e.status, e.started_at, e.output, e.output_type, e.error
     ), told as (
         update waits w
@@ -81,24 +81,33 @@ FINISH = Statement(
                              then convert_to(to_json(convert_from(c.output, 'UTF8'))::text, 'UTF8')
                          when c.status = 'succeeded' then coalesce(c.output, 'null') end
         from closed c
-        where c.parent_wait is not null and w.tenant_id = c.tenant_id and w.event_key = c.id and w.kind = 'child' and w.settled_at is null
+        cross join lateral (
+            select w.tenant_id, w.run_id, w.node, w.id from waits w
+            where c.parent_wait is not null and w.tenant_id = c.tenant_id and w.event_key = c.id and w.kind = 'child'
+              and w.settled_at is null offset 0
+        ) l
+        where w.tenant_id = any (array[l.tenant_id]) and w.run_id = l.run_id and w.node = l.node and w.id = l.id and w.settled_at is null
           and (w.tenant_id, w.run_id, w.node) not in (select tenant_id, run_id, node from ended)
         returning w.tenant_id, w.run_id, w.node
     ), woken as (
         update tasks t set wake_at = $14, marks = coalesce(t.marks, 0) + 1
         from (select distinct tenant_id, run_id, node from told) w
-        where t.tenant_id = w.tenant_id and t.run_id = w.run_id and t.node = w.node
+        where t.tenant_id = any (array[w.tenant_id]) and t.run_id = w.run_id and t.node = w.node
           and (t.tenant_id, t.run_id, t.node) not in (select tenant_id, run_id, node from ended)
         returning t.tenant_id, t.run_id
     ), doomed as (
         update runs r set doomed_at = $14
-        from (select tenant_id, id from closed where status = 'cancelled') c
-        where r.tenant_id = c.tenant_id and r.parent_run_id = c.id and r.on_its_own is null
+        from closed c
+        cross join lateral (
+            select r.tenant_id, r.id from runs r
+            where c.status = 'cancelled' and r.tenant_id = c.tenant_id and r.parent_run_id = c.id and r.on_its_own is null offset 0
+        ) l
+        where r.tenant_id = any (array[l.tenant_id]) and r.id = l.id
           and (r.tenant_id, r.id) not in (select tenant_id, run_id from ended)
         returning r.tenant_id, r.id
     ), log_rows as (
         delete from journal j using ended e
-        where e.durable and j.tenant_id = e.tenant_id and j.run_id = e.run_id and j.node = e.node
+        where e.durable and j.tenant_id = any (array[e.tenant_id]) and j.run_id = e.run_id and j.node = e.node
         returning j.*, case when j.generation = coalesce(e.generation, 0) then e.log_since end as log_since,
                   case when j.generation = coalesce(e.generation, 0) then e.input end as task_input
     ), logs as (
@@ -110,10 +119,10 @@ FINISH = Statement(
         from log_rows group by tenant_id, run_id, node, generation, log_since, task_input
     ), waits_left as (
         delete from waits w using ended e
-        where e.durable and w.tenant_id = e.tenant_id and w.run_id = e.run_id and w.node = e.node
+        where e.durable and w.tenant_id = any (array[e.tenant_id]) and w.run_id = e.run_id and w.node = e.node
     ), messages_left as (
         delete from messages m using ended e
-        where e.durable and m.tenant_id = e.tenant_id and m.run_id = e.run_id and m.node = e.node
+        where e.durable and m.tenant_id = any (array[e.tenant_id]) and m.run_id = e.run_id and m.node = e.node
     ), attempt_rows as (
         insert into attempts (tenant_id, run_id, node, number, status, http_status, latency_ms, response, error,
                               endpoint_id, endpoint_version, started_at, finished_at)
@@ -154,14 +163,14 @@ FINISH_ALONE = Statement(
         ) as g (tenant_id, run_id, node, epoch, state, status, attempt, output, output_type, error, http_status, latency_ms, response)
     ), ended as (
         delete from tasks t using given g, runs r
-        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
+        where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
           and t.cancel_at is null and g.status <> 'cancelled' and not t.durable
-          and r.tenant_id = g.tenant_id and r.id = g.run_id and r.parent_wait is null
+          and r.tenant_id = any (array[g.tenant_id]) and r.id = g.run_id and r.parent_wait is null
         returning t.tenant_id, t.run_id, t.node, t.epoch, t.app_retries, t.infra_retries, t.endpoint_id, t.endpoint_version,
                   t.started_at, t.progress, t.retry_base, g.status, g.attempt, g.output, g.output_type, g.error::jsonb as error,
                   g.http_status, g.latency_ms, g.response
     ), closed as (
-        delete from runs r using ended e where r.tenant_id = e.tenant_id and r.id = e.run_id
+        delete from runs r using ended e where r.tenant_id = any (array[e.tenant_id]) and r.id = e.run_id
         returning r.*, e.status, e.started_at
     ), attempt_rows as (
         insert into attempts (tenant_id, run_id, node, number, status, http_status, latency_ms, response, error,
@@ -202,7 +211,7 @@ SETTLE = Statement(
         set state = 'settled', status = g.status, output = g.output, output_type = g.output_type, error = g.error::jsonb,
             finished_at = $14, dispatcher_id = null, lease_until = null, lease = null, schedule_deadline = null, cancel_at = null
         from given g
-        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
+        where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
           and (t.cancel_at is null or g.status = 'cancelled')
         returning t.tenant_id, t.run_id, t.node, t.epoch, t.endpoint_id, t.endpoint_version, t.started_at, t.status, g.attempt, t.error,
                   t.durable, g.http_status, g.latency_ms, g.response
@@ -214,14 +223,14 @@ SETTLE = Statement(
         from ended where attempt is not null
     ), waits_left as (
         delete from waits w using ended e
-        where e.durable and w.tenant_id = e.tenant_id and w.run_id = e.run_id and w.node = e.node and not w.graph
+        where e.durable and w.tenant_id = any (array[e.tenant_id]) and w.run_id = e.run_id and w.node = e.node and not w.graph
     ), messages_left as (
         delete from messages m using ended e
-        where e.durable and m.tenant_id = e.tenant_id and m.run_id = e.run_id and m.node = e.node
+        where e.durable and m.tenant_id = any (array[e.tenant_id]) and m.run_id = e.run_id and m.node = e.node
     ), seen as (
         update runs r set advance_at = $14, revision = r.revision + 1
         from (select distinct tenant_id, run_id from ended) e
-        where r.tenant_id = e.tenant_id and r.id = e.run_id
+        where r.tenant_id = any (array[e.tenant_id]) and r.id = e.run_id
     )
     select tenant_id, run_id, node from ended
     """,
@@ -238,7 +247,8 @@ REQUEUE = Statement(
                 due_at, priority, app_retries, infra_retries, spared_since, schedule_deadline, spared_by)
     ), before as (
         select g.*, t.endpoint_id, t.endpoint_version, t.started_at
-        from tasks t join given g using (tenant_id, run_id, node) where t.epoch = g.epoch and t.state = 'running' for update of t
+        from given g join tasks t on t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node
+        where t.epoch = g.epoch and t.state = 'running' for update of t
     ), freed as (
         update tasks t
         set state = case when g.due_at > $16 then 'scheduled' else 'queued' end, due_at = g.due_at, priority = g.priority,
@@ -246,8 +256,8 @@ REQUEUE = Statement(
             schedule_deadline = g.schedule_deadline, dispatcher_id = null, endpoint_id = null, endpoint_version = null,
             started_at = null, deadline = null, lease_until = null, lease = null, slot_released = false, gates_held = 0, units_taken = false
         from before g
-        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
-          and t.cancel_at is null
+        where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch
+          and t.state = 'running' and t.cancel_at is null
         returning t.tenant_id, t.run_id, t.node, t.epoch, g.endpoint_id, g.endpoint_version, g.started_at, g.attempt, g.error,
                   g.http_status, g.latency_ms, g.response
     ), attempt_rows as (
@@ -267,7 +277,7 @@ HOLD = Statement(
     update tasks t set dispatcher_id = null, lease_until = g.lease_until, lease = g.lease, deadline = g.deadline
     from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::timestamptz[], $6::interval[], $7::timestamptz[])
         as g (tenant_id, run_id, node, epoch, lease_until, lease, deadline)
-    where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
+    where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
     returning t.tenant_id, t.run_id, t.node
     """,
     Applied,
@@ -285,7 +295,8 @@ YIELD = Statement(
                 state, wake, named, memory, input, whole, pinned)
     ), before as (
         select g.*, t.endpoint_id, t.endpoint_version, t.started_at
-        from tasks t join given g using (tenant_id, run_id, node) where t.epoch = g.epoch and t.state = 'running' for update of t
+        from given g join tasks t on t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node
+        where t.epoch = g.epoch and t.state = 'running' for update of t
     ), freed as (
         update tasks t
         set state = g.state, due_at = $17, schedule_deadline = null, wake = g.wake,
@@ -305,17 +316,17 @@ YIELD = Statement(
             dispatcher_id = null, endpoint_id = null, endpoint_version = null, started_at = null, deadline = null,
             lease_until = null, lease = null, slot_released = false
         from before g
-        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
-          and t.cancel_at is null
+        where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch
+          and t.state = 'running' and t.cancel_at is null
           and (g.named is null or not exists (
                select from jsonb_array_elements_text(g.named::jsonb) as named (id)
                where not exists (select from waits w where w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node
-                                 and w.id = named.id and not w.graph)))
+                                 and w.id = named.id and not w.graph offset 0))) -- each looked up, not held against all others
         returning t.tenant_id, t.run_id, t.node, t.epoch, g.endpoint_id, g.endpoint_version, g.started_at, g.attempt, g.error,
                   g.http_status, g.latency_ms, g.response, g.input
     ), forgotten as (
         delete from waits w using freed f
-        where f.input is not null and w.tenant_id = f.tenant_id and w.run_id = f.run_id and w.node = f.node and not w.graph
+        where f.input is not null and w.tenant_id = any (array[f.tenant_id]) and w.run_id = f.run_id and w.node = f.node and not w.graph
     ), attempt_rows as (
         insert into attempts (tenant_id, run_id, node, number, status, http_status, latency_ms, response, error,
                               endpoint_id, endpoint_version, started_at, finished_at)
@@ -335,8 +346,9 @@ CLEAN_UP = Statement(
                              $11::smallint[], $12::int[], $13::bytea[], $14::text[])
             as g (tenant_id, run_id, node, epoch, state, reason, grace_ms, until, http_status, latency_ms, response, attempt)
     ), before as (
-        select t.tenant_id, t.run_id, t.node, t.endpoint_id, t.endpoint_version, t.started_at
-        from tasks t join given g using (tenant_id, run_id, node) where t.epoch = g.epoch and t.state = g.state for update of t
+        select g.*, t.endpoint_id, t.endpoint_version, t.started_at
+        from given g join tasks t on t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node
+        where t.epoch = g.epoch and t.state = g.state for update of t
     ), freed as (
         update tasks t
         set state = 'queued', due_at = $9, priority = 4, schedule_deadline = g.until, execution_ms = g.grace_ms, cleanup = true,
@@ -344,9 +356,9 @@ CLEAN_UP = Statement(
             turn = coalesce(t.turn, 1) + case when g.state = 'running' then 1 else 0 end,
             dispatcher_id = null, endpoint_id = null, endpoint_version = null, started_at = null, deadline = null,
             lease_until = null, lease = null, slot_released = false
-        from given g join before b using (tenant_id, run_id, node)
-        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
-        returning t.tenant_id, t.run_id, t.node, t.epoch, g.state, b.endpoint_id, b.endpoint_version, b.started_at,
+        from before g
+        where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = g.state
+        returning t.tenant_id, t.run_id, t.node, t.epoch, g.state, g.endpoint_id, g.endpoint_version, g.started_at,
                   g.http_status, g.latency_ms, g.response, g.attempt
     ), attempt_rows as (
         insert into attempts (tenant_id, run_id, node, number, status, http_status, latency_ms, response,
@@ -357,7 +369,8 @@ CLEAN_UP = Statement(
     ), inbox as (
         update waits w set settled_at = $9, position = nextval('wait_positions'), outcome = 'cancel', value = $10
         from freed f
-        where w.tenant_id = f.tenant_id and w.run_id = f.run_id and w.node = f.node and w.kind = 'message' and w.settled_at is null
+        where w.tenant_id = any (array[f.tenant_id]) and w.run_id = f.run_id and w.node = f.node and w.kind = 'message'
+          and w.settled_at is null
     )
     select tenant_id, run_id, node from freed
     """,
@@ -369,7 +382,7 @@ MARK_CANCELLING = Statement(
     update tasks t set cancel_at = g.cancel_at, cancel_reason = g.reason
     from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::timestamptz[], $6::text[])
         as g (tenant_id, run_id, node, epoch, cancel_at, reason)
-    where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
+    where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
       and t.cancel_at is null
     returning t.tenant_id, t.run_id, t.node
     """,

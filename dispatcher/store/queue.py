@@ -75,7 +75,7 @@ READY = Statement(
             select from tasks t
             where t.tenant_id = g.tenant_id and t.workflow_id = abs(g.workflow_id) and t.durable = (g.workflow_id < 0)
               and t.requirement = g.requirement and t.state = 'queued'
-            limit g.most
+            order by t.priority desc, t.due_at limit g.most -- as the index of what is ready has them, so that no other is taken
         ) counted
     ) counts
     where waiting > 0
@@ -107,8 +107,8 @@ CLAIM = Statement(
         deadline = $9::timestamptz + t.execution_ms * interval '1 millisecond', schedule_deadline = null,
         slot_released = false, progress = null, slots = p.slots, batch_id = null
     from picked p
-    join runs r on r.tenant_id = p.tenant_id and r.id = p.run_id
-    where t.tenant_id = p.tenant_id and t.run_id = p.run_id and t.node = p.node
+    join runs r on r.tenant_id = any (array[p.tenant_id]) and r.id = p.run_id
+    where t.tenant_id = any (array[p.tenant_id]) and t.run_id = p.run_id and t.node = p.node
     returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.epoch, t.priority, t.app_retries, t.infra_retries,
               t.spared_since, t.spared_by, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
               r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id, r.graph,

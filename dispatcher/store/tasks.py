@@ -90,8 +90,8 @@ LOAD = Statement(
            t.started_at, t.deadline, t.lease_until, t.lease, t.slot_released, t.cancel_at, t.cancel_reason, t.status,
            coalesce(t.turn, 1) > 1 or coalesce(t.log_len, 0) > 0 as begun, coalesce(t.cleanup, false) as cleanup, t.durable,
            t.requirement
-    from tasks t
-    join unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node) using (tenant_id, run_id, node)
+    from unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node)
+    join tasks t on t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node
     """,
     LiveTask,
 )

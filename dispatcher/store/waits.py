@@ -141,16 +141,16 @@ DUE = Statement(
         set settled_at = $1, position = nextval('wait_positions'),
             outcome = case when w.kind in ('sleep', 'step') then 'ok' else 'timeout' end
         from due d
-        where w.tenant_id = d.tenant_id and w.run_id = d.run_id and w.node = d.node and w.id = d.id
+        where w.tenant_id = any (array[d.tenant_id]) and w.run_id = d.run_id and w.node = d.node and w.id = d.id
         returning w.tenant_id, w.run_id, w.node, w.graph
     ), marked as (
         update tasks t set wake_at = $1, marks = coalesce(t.marks, 0) + 1
         from (select distinct tenant_id, run_id, node from settled where not graph) s
-        where t.tenant_id = s.tenant_id and t.run_id = s.run_id and t.node = s.node
+        where t.tenant_id = any (array[s.tenant_id]) and t.run_id = s.run_id and t.node = s.node
     ), advanced as (
         update runs r set advance_at = $1, revision = r.revision + 1
         from (select distinct tenant_id, run_id from settled where graph) s
-        where r.tenant_id = s.tenant_id and r.id = s.run_id
+        where r.tenant_id = any (array[s.tenant_id]) and r.id = s.run_id
     )
     select tenant_id, run_id, node, graph from settled
     """,
@@ -171,7 +171,7 @@ PAIRS = Statement(
     select w.tenant_id, e.id as event_id, w.run_id, w.node, w.id, w.expression
     from unnest($1::int[], $2::text[], $3::timestamptz[]) as g (tenant_id, id, created_at)
     join events e on e.tenant_id = g.tenant_id and e.id = g.id and e.created_at = g.created_at and e.wakes
-    join waits w on w.tenant_id = e.tenant_id and w.event_key = e.type and w.settled_at is null and w.kind = 'event'
+    join waits w on w.tenant_id = any (array[e.tenant_id]) and w.event_key = e.type and w.settled_at is null and w.kind = 'event'
          and (w.scope is null or w.scope = e.scope) and e.created_at >= w.since - $4::interval and w.created_at <= $6
          and ($7::text is null or (w.run_id, w.node, w.id) > ($7, $8::smallint, $9::text))
     order by w.run_id, w.node, w.id, e.created_at desc, e.id desc limit $5
@@ -187,7 +187,7 @@ ARRIVE = Statement(
         update waits w
         set settled_at = $10, position = nextval('wait_positions'), outcome = 'ok', value = ($6::bytea[])[g.document]
         from given g
-        where w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node and w.id = g.id and w.settled_at is null
+        where w.tenant_id = any (array[g.tenant_id]) and w.run_id = g.run_id and w.node = g.node and w.id = g.id and w.settled_at is null
         returning w.tenant_id, w.run_id, w.node, w.graph
     ), brought as (
         update events e set wakes = false
@@ -196,11 +196,11 @@ ARRIVE = Statement(
     ), marked as (
         update tasks t set wake_at = $10, marks = coalesce(t.marks, 0) + 1
         from (select distinct tenant_id, run_id, node from settled where not graph) s
-        where t.tenant_id = s.tenant_id and t.run_id = s.run_id and t.node = s.node
+        where t.tenant_id = any (array[s.tenant_id]) and t.run_id = s.run_id and t.node = s.node
     ), advanced as (
         update runs r set advance_at = $10, revision = r.revision + 1
         from (select distinct tenant_id, run_id from settled where graph) s
-        where r.tenant_id = s.tenant_id and r.id = s.run_id
+        where r.tenant_id = any (array[s.tenant_id]) and r.id = s.run_id
     )
     select tenant_id, run_id, node, graph from settled
     """,
@@ -253,12 +253,12 @@ ENDED = Statement(
         set settled_at = $7, position = nextval('wait_positions'), value = o.value,
             outcome = case o.status when 'succeeded' then 'ok' when 'failed' then 'error' else 'cancelled' end
         from over o
-        where w.tenant_id = o.tenant_id and w.run_id = o.run_id and w.node = o.node and w.id = o.id and w.settled_at is null
+        where w.tenant_id = any (array[o.tenant_id]) and w.run_id = o.run_id and w.node = o.node and w.id = o.id and w.settled_at is null
         returning w.tenant_id, w.run_id, w.node, w.graph
     ), marked as (
         update tasks t set wake_at = $7, marks = coalesce(t.marks, 0) + 1
         from (select distinct tenant_id, run_id, node from settled) s
-        where t.tenant_id = s.tenant_id and t.run_id = s.run_id and t.node = s.node
+        where t.tenant_id = any (array[s.tenant_id]) and t.run_id = s.run_id and t.node = s.node
     )
     select tenant_id, run_id, node, graph from settled
     """,
@@ -282,7 +282,7 @@ PAST = Statement(
 LOOKED = """
     update waits w set look_at = g.look_at
     from unnest($1::int[], $2::text[], $3::smallint[], $4::text[], $5::timestamptz[]) as g (tenant_id, run_id, node, id, look_at)
-    where w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node and w.id = g.id
+    where w.tenant_id = any (array[g.tenant_id]) and w.run_id = g.run_id and w.node = g.node and w.id = g.id
 """
 
 SEND = """
@@ -294,7 +294,7 @@ SEND = """
         insert into messages (tenant_id, run_id, node, data, created_at) select tenant_id, run_id, node, $4, $5 from task
     )
     update tasks t set wake_at = $5, marks = coalesce(t.marks, 0) + 1
-    from task k where t.tenant_id = k.tenant_id and t.run_id = k.run_id and t.node = k.node
+    from task k where t.tenant_id = any (array[k.tenant_id]) and t.run_id = k.run_id and t.node = k.node
     returning t.run_id
 """
 
@@ -308,23 +308,24 @@ RECEIVE = Statement(
     ), open as (
         select w.tenant_id, w.run_id, w.node, w.id, m.inbox_closed,
                row_number() over (partition by w.tenant_id, w.run_id, w.node order by w.created_at, w.id) as number
-        from marked m join waits w using (tenant_id, run_id, node)
+        from marked m join waits w on w.tenant_id = any (array[m.tenant_id]) and w.run_id = m.run_id and w.node = m.node
         where w.kind = 'message' and w.settled_at is null
     ), waiting as (
         select m.tenant_id, m.run_id, m.node, m.seq, m.data,
                row_number() over (partition by m.tenant_id, m.run_id, m.node order by m.seq) as number
-        from (select distinct tenant_id, run_id, node from open) o join messages m using (tenant_id, run_id, node)
+        from (select distinct tenant_id, run_id, node from open) o
+        join messages m on m.tenant_id = any (array[o.tenant_id]) and m.run_id = o.run_id and m.node = o.node
     ), settled as (
         update waits w
         set settled_at = $1, position = nextval('wait_positions'), outcome = case when o.seq is null then 'closed' else 'ok' end,
             value = o.data
         from (select o.*, m.seq, m.data from open o left join waiting m using (tenant_id, run_id, node, number)) o
-        where w.tenant_id = o.tenant_id and w.run_id = o.run_id and w.node = o.node and w.id = o.id and w.settled_at is null
+        where w.tenant_id = any (array[o.tenant_id]) and w.run_id = o.run_id and w.node = o.node and w.id = o.id and w.settled_at is null
           and (o.seq is not null or o.inbox_closed)
         returning w.tenant_id, w.run_id, w.node, w.graph, o.seq
     ), taken as (
         delete from messages m using settled s
-        where m.tenant_id = s.tenant_id and m.run_id = s.run_id and m.node = s.node and m.seq = s.seq
+        where m.tenant_id = any (array[s.tenant_id]) and m.run_id = s.run_id and m.node = s.node and m.seq = s.seq
     )
     select tenant_id, run_id, node, graph from settled
     """,
@@ -356,7 +357,8 @@ RESUME = Statement(
         set wake_at = null, state = case when g.awake then 'queued' else t.state end, wake = case when g.awake then null else t.wake end,
             due_at = case when g.awake then $6 else t.due_at end
         from given g
-        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.state = 'waiting' and t.marks = g.marks
+        where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.state = 'waiting'
+          and t.marks = g.marks
         returning t.tenant_id, t.workflow_id, t.requirement, g.awake
     )
     select tenant_id, -workflow_id as workflow_id, requirement from seen where awake

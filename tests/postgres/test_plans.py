@@ -1,0 +1,107 @@
+"""Plans made while the live tables were empty do not read all of them once they are full: what a set names is looked up, row by row.
+
+Statements are planned once, and anew when a table has been analyzed, which may be at a moment when it holds nothing. To go through all of
+it costs as much as one look-up then, as far as the planner can know.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from dispatcher.store.database import Connection, Database
+from tests.postgres.test_statements import ALL
+
+LIVE = ("tasks", "runs", "waits", "journal", "messages")
+MODULES = ("journal", "outcomes", "queue", "tasks", "waits")
+BY_MARK = {"tasks_wake", "tasks_due", "tasks_overdue", "tasks_lease", "tasks_cancel", "waits_due", "waits_look", "runs_doomed"}
+"""Indexes of what is to be looked at, which a loop reads from their beginning."""
+READING = ("Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Index Scan")
+SETS = [(where, sql) for where, sql, _ in ALL if where.split(".")[-2] in MODULES and "unnest(" in sql]
+
+ONE_OF_EACH = """
+    insert into runs (tenant_id, id, workflow_id, workflow_version, input, priority, trigger, created_at)
+    values (1, 'run_1', 1, 1, '{}', 1, 'api', now());
+    insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, execution_ms)
+    values (1, 'run_1', 0, 1, 1, 'queued', 1, now(), 1000);
+    insert into waits (tenant_id, run_id, node, id, graph, kind, created_at) values (1, 'run_1', 0, 'w', false, 'sleep', now());
+    insert into journal (tenant_id, run_id, node, generation, base, count, entries, at) values (1, 'run_1', 0, 0, 0, 1, '{}', now());
+    insert into messages (tenant_id, run_id, node, data, created_at) values (1, 'run_1', 0, '1', now());
+    delete from runs; delete from tasks; delete from waits; delete from journal; delete from messages;
+"""
+
+
+@pytest.fixture(params=["never analyzed", "analyzed while empty"])
+async def planner(request: pytest.FixtureRequest, database: Database) -> AsyncIterator[Connection]:
+    """A session that plans as a dispatcher's do, for live tables that have held something and hold nothing."""
+    connection = await database._dial()
+    try:
+        await connection.execute(ONE_OF_EACH)
+        if request.param == "analyzed while empty":
+            for table in LIVE:
+                await connection.execute(f"vacuum (analyze, truncate false) {table}")
+        yield connection
+    finally:
+        await connection.close()
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from _nodes(child)
+
+
+def _goes_through(plan: dict[str, Any], heap_of: dict[str, str]) -> list[str]:
+    """The live tables a plan reads all of, or all that a tenant has there, and by which way."""
+    found = []
+    for node in _nodes(plan):
+        way = node.get("Index Name", "")
+        table = heap_of.get(way) or node.get("Relation Name", "")
+        if table not in LIVE or way in BY_MARK or node["Node Type"] not in READING:
+            continue
+        if not re.search(r"\b(run_id|id|event_key|parent_run_id|workflow_id) ", node.get("Index Cond", "")):
+            found.append(f"{table} by {way or 'itself'}")
+    return found
+
+
+async def _plan(connection: Connection, sql: str) -> dict[str, Any]:
+    types = [parameter.name for parameter in (await connection.prepare(sql)).get_parameters()]
+    await connection.execute(f"prepare looked_at ({', '.join(types)}) as {sql}")
+    try:
+        nothing = ", ".join(["null"] * len(types))
+        text = await connection.fetchval(f"explain (format json) execute looked_at({nothing})")
+    finally:
+        await connection.execute("deallocate looked_at")
+    plan: dict[str, Any] = json.loads(text)[0]["Plan"]
+    return plan
+
+
+async def _found(planner: Connection, sets: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    indexes = await planner.fetch("select indexname, tablename from pg_indexes where tablename = any($1)", LIVE)
+    heap_of = {row[0]: row[1] for row in indexes}
+    return {where: _goes_through(await _plan(planner, sql), heap_of) for where, sql in sets}
+
+
+async def test_what_a_set_names_is_looked_up(planner: Connection) -> None:
+    found = await _found(planner, SETS)
+    assert {where: ways for where, ways in found.items() if ways} == {}
+    assert len(found) > 20
+
+
+async def test_a_join_by_equality_alone_would_be_seen(planner: Connection) -> None:
+    joined = """
+        update tasks t set priority = 1 from unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node)
+        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node
+    """
+    by_tenant = """
+        update tasks t set priority = 1 from unnest($1::int[], $2::text[]) as g (tenant_id, run_id)
+        where t.tenant_id = any (array[g.tenant_id]) and t.run_id || '' = g.run_id
+    """
+    found = await _found(planner, [("joined", joined), ("by tenant", by_tenant)])
+    analyzed = await planner.fetchval("select reltuples = 0 from pg_class where relname = 'tasks'")
+    assert found["joined"] == (["tasks by tasks_pkey"] if analyzed else [])
+    assert found["by tenant"]
