@@ -72,7 +72,7 @@ test-313:  ## every test on Python 3.13, where there is one
 # ---- measuring -------------------------------------------------------------------------------------------------------------
 
 jitter: $(CHECKING)  ## whole-system tests in another order of events, SEED names which
-	$(BIN)/$(PYTEST) -p tests.jitter --jitter-seed $(or $(SEED),0) tests/world tests/triggers
+	$(BIN)/$(PYTEST) -p tests.jitter --jitter-seed $(or $(SEED),0) tests/world tests/triggers tests/sdk tests/webhooks_server
 
 .PHONY: bench contract crash chaos soak-crons storm-crons
 bench: $(CHECKING)  ## runs per second, latency and CPU per run; results in ./bench-results

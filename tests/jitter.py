@@ -1,4 +1,4 @@
-"""Other orders of the same events: every statement waits a little at random, before it is sent and after it is answered.
+"""Other orders of the same events: every statement and every push waits a little at random, before it is sent and after it is answered.
 
 `make jitter SEED=7` makes races show that a quiet machine hides. A test that fails here and
 passes without it awaits less than it relies on, or the product does.
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from dispatcher.delivery import Courier
 from dispatcher.store.database import Connection, Database
 
 _CHANCE = 0.3
@@ -33,12 +34,13 @@ def _jitter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         if chance.random() < _CHANCE:
             await asyncio.sleep(chance.random() * _LONGEST_SECONDS)
 
-    monkeypatch.setattr(Database, "_run", _statements(Database._run, hesitate))
+    monkeypatch.setattr(Database, "_run", _hesitant(Database._run, hesitate))
+    monkeypatch.setattr(Courier, "push", _hesitant(Courier.push, hesitate))
     monkeypatch.setattr(Database, "transaction", _transactions(Database.transaction, hesitate))
 
 
-def _statements(run: Callable[..., Awaitable[Any]], hesitate: Callable[[], Awaitable[None]]) -> Callable[..., Awaitable[Any]]:
-    async def hesitant(self: Database, *args: Any) -> Any:
+def _hesitant(run: Callable[..., Awaitable[Any]], hesitate: Callable[[], Awaitable[None]]) -> Callable[..., Awaitable[Any]]:
+    async def hesitant(self: object, *args: Any) -> Any:
         await hesitate()
         result = await run(self, *args)
         await hesitate()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from dispatcher.clock import Clock
 from dispatcher.store import runs
@@ -25,21 +25,21 @@ class Waiters:
 
     async def wait(self, tenant_id: int, run_id: str, seconds: float) -> bool:
         """Wait until a run is over, at most `seconds`; True when it is. Registers first and looks second, so no end falls between."""
-        key = (tenant_id, run_id)
+        key, until = (tenant_id, run_id), self._clock.now() + timedelta(seconds=seconds)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, set()).add(future)
         try:
             if await runs.is_finished(self._database, tenant_id, run_id):
                 return True
-            return await self._until(future, seconds)
+            return await self._until(future, until)
         finally:
             waiting = self._waiting.get(key, set())
             waiting.discard(future)
             if not waiting:
                 self._waiting.pop(key, None)
 
-    async def _until(self, future: asyncio.Future[None], seconds: float) -> bool:
-        timer = asyncio.ensure_future(self._clock.sleep_until(self._clock.now() + timedelta(seconds=seconds)))
+    async def _until(self, future: asyncio.Future[None], until: datetime) -> bool:
+        timer = asyncio.ensure_future(self._clock.sleep_until(until))
         try:
             await asyncio.wait([future, timer], return_when=asyncio.FIRST_COMPLETED)
             return future.done()

@@ -88,19 +88,22 @@ async def ended(node: Node, run_id: str) -> dict[str, Any]:
     return run
 
 
-async def waiting(node: Node, run_id: str) -> None:
+async def waiting(node: Node, run_id: str, kind: str) -> None:
+    """Wait until a run waits for something of a kind: `sleep`, `event`."""
+
     async def so() -> bool:
-        return bool((await node.call("GET", f"/v1/runs/{run_id}"))["status"] == "waiting")
+        [task] = (await node.call("GET", f"/v1/runs/{run_id}"))["tasks"]
+        return any(reason["kind"] == kind for reason in task.get("waiting_for", ()))
 
     await until(so)
 
 
 async def test_an_order_sleeps_waits_and_fans_out(world: World, node: Node, shop: Shop) -> None:
     run = await node.call("POST", "/v1/runs", {"workflow": "order", "input": {}})
-    await waiting(node, run["id"])
+    await waiting(node, run["id"], "sleep")
     await world.advance(timedelta(hours=1))
+    await waiting(node, run["id"], "event")
     await node.call("POST", "/v1/events", {"type": "paid", "data": {"n": 1}})
-    await waiting(node, run["id"])
     await node.call("POST", "/v1/events", {"type": "paid", "data": {"n": 2}})
     done = await ended(node, run["id"])
     assert (done["status"], done["output"]) == ("succeeded", ["first", "second", {"CREATE": {"paid": [{"n": 2}]}}, [0, 2, 4], "last"])
@@ -148,7 +151,7 @@ async def test_a_child_that_is_not_waited_for_is_the_same_run_in_every_turn(worl
     app = dispatcher.app(workflows=[leaf, refers], slots=50, clock=lambda: int(world.now.timestamp()))
     await node.call("PUT", "/v1/endpoints/refers", {"url": await world.serve(app)})
     run = await node.call("POST", "/v1/runs", {"workflow": "refers", "input": {}})
-    await waiting(node, run["id"])
+    await waiting(node, run["id"], "sleep")
     await world.advance(timedelta(hours=1))
     over = await world.over(run["id"])
     assert (over["status"], over["output"]) == ("succeeded", b"[true,1]")

@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 _PATIENCE_SECONDS = 10.0
+_LONGEST_CALL_SECONDS = 60.0  # one that waits on this clock, for what never comes, is not to wait for ever
 # Nobody dies of old age when a test moves the clock by hours; tests about dying choose shorter lives.
 _IMMORTAL: Mapping[str, Any] = {"lease": 4e6, "heartbeat": 1e6}
 _KEY = base64.b64encode(bytes(range(32))).decode()
@@ -61,7 +62,9 @@ class Node:
 
     async def call(self, method: str, path: str, document: object = None, expect: int | None = None) -> Any:
         """One call; its JSON. Any 2xx unless `expect` names a status."""
-        reply = await self.api.request(method, path, json=document) if document is not None else await self.api.request(method, path)
+        async with asyncio.timeout(_LONGEST_CALL_SECONDS):
+            fields: dict[str, Any] = {"json": document} if document is not None else {}
+            reply = await self.api.request(method, path, **fields)
         assert (reply.status_code == expect) if expect else reply.is_success, f"{method} {path}: {reply.status_code} {reply.text}"
         return reply.json() if reply.content else None
 
