@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -145,6 +145,21 @@ class Intake:
             return assignments
         self.forget(assignments)
         return None
+
+    async def write_along(
+        self, submissions: list[Submission], now: datetime, write: Callable[[int], Awaitable[Collection[str]]]
+    ) -> list[Assignment]:
+        """Write prepared runs by a statement of the caller's, which is told who this dispatcher is and answers the ids it wrote.
+
+        What is answered is to be given to `begin`.
+        """
+        endpoints = self._take_express(submissions, now)
+        try:
+            ids = await write(self._dispatcher_id())
+        except BaseException:
+            self._return(endpoints, submissions)
+            raise
+        return self._leased(submissions, endpoints, ids, now)
 
     def begin(self, submissions: list[Submission], assignments: list[Assignment], now: datetime) -> None:
         """Runs written by `write_with` are committed."""
@@ -502,9 +517,16 @@ class Intake:
         except BaseException:
             self._return(endpoints, submissions)
             raise
-        assignments = []
         for s in submissions:
             s.awaited = s.event is not None and ids.get(s.event.id, False)
+        return self._leased(submissions, endpoints, ids, now)
+
+    def _leased(
+        self, submissions: list[Submission], endpoints: dict[str, Endpoint], ids: Collection[str], now: datetime
+    ) -> list[Assignment]:
+        """The attempts of what was written and leased with it; what was not written has its slots given back."""
+        assignments = []
+        for s in submissions:
             s.written = s.event.id in ids if s.event is not None else not s.runs or s.runs[0].id in ids
             if s.written:
                 s.at = now

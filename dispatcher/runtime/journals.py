@@ -21,7 +21,7 @@ from dispatcher.runtime.group_commit import GroupCommit, QueueFull
 from dispatcher.runtime.intake import Intake, RunRequest, Submission
 from dispatcher.runtime.work import Assignment
 from dispatcher.settings import Settings
-from dispatcher.store import journal, tasks
+from dispatcher.store import children, journal, tasks
 from dispatcher.store.database import Database, DatabaseUnavailable, is_transient
 from dispatcher.store.journal import Appended, ChildRun, NewEntries
 from dispatcher.store.outcomes import TaskKey
@@ -148,7 +148,33 @@ class Journals:
         return await journal.append(self._database, rows, self._clock.now(), self.bounds.entries, self.bounds.log_bytes)
 
     async def _with_children(self, items: Sequence[_Item]) -> dict[TaskKey, Appended]:
-        """Appends and the runs they ask for in one transaction: what is in the log has been started, and nothing else has."""
+        """Appends and the runs they ask for in one commit: what is in the log has been started, and nothing else has."""
+        landed = await self._simply(items)
+        left = [item for item in items if item.key not in landed]
+        return landed | await self._wholly(left) if left else landed
+
+    async def _simply(self, items: Sequence[_Item]) -> dict[TaskKey, Appended]:
+        """By one statement, where that writes all that is asked for. What has not landed may be refused, or is matched once more."""
+        prepared = [(item, *self._prepare(item)) for item in items]
+        simple = [(item, row, some) for item, row, some in prepared if children.is_simple(row, [s.runs[0] for s in some])]
+        if not simple:
+            return {}
+        rows, runs = [row for _, row, _ in simple], [[s.runs[0] for s in some] for _, _, some in simple]
+        submissions, now = [s for _, _, some in simple for s in some], self._clock.now()
+        landed: dict[TaskKey, Appended] = {}
+
+        async def write(dispatcher_id: int) -> set[str]:
+            landed.update(await children.begin(self._database, rows, runs, dispatcher_id, now, self.bounds.entries, self.bounds.log_bytes))
+            return {run.id for row, some in zip(rows, runs, strict=True) if row.key in landed for run in some}
+
+        assignments = await self._intake.write_along(submissions, now, write)
+        self._intake.begin(submissions, assignments, now)
+        for item, row, _ in simple:
+            item.children = row.children
+        return landed
+
+    async def _wholly(self, items: Sequence[_Item]) -> dict[TaskKey, Appended]:
+        """In one transaction, whatever they ask for."""
         for _ in range(_STALE_TRIES):
             prepared = [self._prepare(item) for item in items]
             assignments: list[Assignment] | None = []
