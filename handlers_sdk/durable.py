@@ -19,7 +19,7 @@ from uuid import UUID
 
 from handlers_sdk import wire
 from handlers_sdk.conditions import Condition, OrGroup, SleepCondition, UserEventCondition, alternatives
-from handlers_sdk.context import DEFAULT_STREAM, Context, Control, Label
+from handlers_sdk.context import CURRENT, DEFAULT_STREAM, Context, Control, Label
 from handlers_sdk.durations import Duration, format_duration, milliseconds, parse_duration
 from handlers_sdk.errors import ConfigError, ContinuedAsNew, NotDeterministicError
 from handlers_sdk.ops import PLAIN, Op, text_of
@@ -331,11 +331,13 @@ class DurableContext(Context):
         fails, CancelledRunError when it is cancelled. When this task is cancelled it is too, unless `on_cancel="abandon"`.
         `desired_worker_labels` are asked of the endpoints of its tasks; a `sticky` one begins where this task is, if its workflow is so.
         """
-        from handlers_sdk.triggers import TriggerWorkflowOptions, WorkflowRunTriggerConfig
+        from handlers_sdk.triggers import NO_OPTIONS, TriggerWorkflowOptions, WorkflowRunTriggerConfig
 
-        options = TriggerWorkflowOptions(
-            additional_metadata, priority, child_key=key, desired_worker_labels=desired_worker_labels, sticky=sticky
-        )
+        options = NO_OPTIONS
+        if sticky or not (additional_metadata is None and priority is None and key is None and desired_worker_labels is None):
+            options = TriggerWorkflowOptions(
+                additional_metadata, priority, child_key=key, desired_worker_labels=desired_worker_labels, sticky=sticky
+            )
         if isinstance(workflow, str):
             text = dump_json({} if input is None else input, "input")
             item = WorkflowRunTriggerConfig(self._durable.namespaced(workflow), text, options)
@@ -345,23 +347,25 @@ class DurableContext(Context):
     def _child_of(
         self, item: WorkflowRunTriggerConfig, read: Callable[[Any], Any], on_cancel: Literal["propagate", "abandon"] = "propagate"
     ) -> Op[Any]:
+        from handlers_sdk.triggers import NO_OPTIONS
+
         options = item.options
         if options.idempotency_key is not None:
             raise ConfigError(
                 f"a child {item.workflow_name!r} of a durable task is started once as it is; name it with child_key, "
                 "or start a run that others may have started in a step of ctx.run"
             )
-        asked = {
-            "workflow": item.workflow_name,
-            "input": item.input,
-            "key": options.child_key if item.key is None else item.key,
-            "metadata": options.additional_metadata,
-            "priority": options.priority,
-            "labels": label_entries(options.desired_worker_labels) or None,
-            "sticky": options.sticky or None,
-            "on_cancel": None if on_cancel == "propagate" else on_cancel,
-        }
-        given = {name: value for name, value in asked.items() if value is not None}
+        given: dict[str, Any] = {"workflow": item.workflow_name, "input": item.input}
+        if options is not NO_OPTIONS or item.key is not None or on_cancel != "propagate":
+            more = {
+                "key": options.child_key if item.key is None else item.key,
+                "metadata": options.additional_metadata,
+                "priority": options.priority,
+                "labels": label_entries(options.desired_worker_labels) or None,
+                "sticky": options.sticky or None,
+                "on_cancel": None if on_cancel == "propagate" else on_cancel,
+            }
+            given |= {name: value for name, value in more.items() if value is not None}
         return self._replay.child(item.workflow_name, given, read)
 
     # ---- a long-running task's inbox and state
@@ -454,8 +458,6 @@ class DurableContext(Context):
 
 def durable_here() -> DurableContext | None:
     """The durable context of the handler running here; None elsewhere, and in its steps."""
-    from handlers_sdk.context import CURRENT
-
     context = CURRENT.get()
     if not isinstance(context, DurableContext):
         return None

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from handlers_sdk import wire
@@ -69,6 +70,7 @@ def failed(op: str, error: Mapping[str, Any] | None) -> StepFailedError:
 # ---- time, as entries have it
 
 
+@lru_cache(maxsize=64)
 def text_of(ms: int) -> str:
     """RFC 3339 in UTC with milliseconds."""
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

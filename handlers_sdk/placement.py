@@ -57,7 +57,9 @@ LabelsForm = Sequence[DesiredWorkerLabel] | Mapping[str, DesiredWorkerLabel] | N
 
 def label_entries(labels: LabelsForm) -> dict[str, dict[str, Any]]:
     """Desired labels as the manifest and a call have them. ConfigError for one without a key."""
-    named = labels.items() if isinstance(labels, Mapping) else [(label.key, label) for label in labels or ()]
+    if not labels:
+        return {}
+    named = labels.items() if isinstance(labels, Mapping) else [(label.key, label) for label in labels]
     entries = {key or label.key: label.entry() for key, label in named}
     if "" in entries:
         raise ConfigError("a DesiredWorkerLabel needs its key")

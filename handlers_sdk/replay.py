@@ -51,7 +51,7 @@ from handlers_sdk.ops import (
     valued_entry,
 )
 from handlers_sdk.replay_loop import new_loop
-from handlers_sdk.schemas import Codec
+from handlers_sdk.schemas import Codec, parse_json
 from handlers_sdk.wakes import wake_of
 
 SCOPE: Final[ContextVar[str]] = ContextVar("handlers_sdk_scope", default="")
@@ -638,17 +638,13 @@ def _result(op: Op[Any], status: str, entry: Mapping[str, Any]) -> Any:
 def _same(op: Op[Any], entry: Mapping[str, Any]) -> bool:
     """Whether a pending entry says what is asked for now."""
     for name, value in op.asked.items():
-        if name != "label" and entry.get(name) != (_parsed(value) if value.__class__ is bytes else value):
+        if name != "label" and entry.get(name) != (parse_json(value) if value.__class__ is bytes else value):
             return False
     return True
 
 
-def _parsed(text: bytes) -> Any:
-    return read_value(text, PLAIN, "")
-
-
 def _described(op: Op[Any]) -> dict[str, Any]:
-    asked = {name: _parsed(value) if value.__class__ is bytes else value for name, value in op.asked.items() if name != "value"}
+    asked = {name: parse_json(value) if value.__class__ is bytes else value for name, value in op.asked.items() if name != "value"}
     return {"id": op.id, "op": op.kind, **asked}
 
 

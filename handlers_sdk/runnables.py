@@ -23,7 +23,7 @@ from handlers_sdk.run_lists import Page, RunsWanted, list_runs
 from handlers_sdk.runs import Run, RunList, ended_run, fetch_run
 from handlers_sdk.schemas import Codec
 from handlers_sdk.timed import Timed
-from handlers_sdk.triggers import TriggerWorkflowOptions, WorkflowRunTriggerConfig, start_run, start_runs
+from handlers_sdk.triggers import NO_OPTIONS, TriggerWorkflowOptions, WorkflowRunTriggerConfig, start_run, start_runs
 from handlers_sdk.workflows import delete_workflow
 
 I = TypeVar("I")  # noqa: E741 - the input
@@ -328,7 +328,9 @@ class Runnable(Timed[I], Generic[I, T]):
         options: TriggerWorkflowOptions | None,
         keywords: TriggerKeywords,
     ) -> WorkflowRunTriggerConfig:
-        chosen = replace(options or TriggerWorkflowOptions(), **keywords)
+        chosen = options or NO_OPTIONS
+        if keywords:
+            chosen = replace(chosen, **keywords)
         text = self._input.dump({} if input is None else input, "input")
         return WorkflowRunTriggerConfig(self._name, text, chosen, parent=child_here(chosen.child_key))
 

@@ -87,11 +87,12 @@ class ObjectCodec(JsonCodec):
 class TypedCodec:
     """A type pydantic validates. An instance of the type is taken as valid; its fields are still checked when written."""
 
-    __slots__ = ("_adapter", "_validate")
+    __slots__ = ("_adapter", "_to_json", "_validate")
 
     def __init__(self, annotation: Any) -> None:
         self._adapter: TypeAdapter[Any] = TypeAdapter(annotation)
         self._validate = self._adapter.validator.validate_python
+        self._to_json = self._adapter.serializer.to_json
 
     def parse(self, value: Any, part: Part = "input") -> Any:
         """The validated object; the error names each field."""
@@ -103,7 +104,7 @@ class TypedCodec:
     def dump(self, value: Any, part: Part = "output") -> bytes:
         """JSON text of the validated value; the error names each field."""
         try:
-            text = self._adapter.dump_json(self._validate(value), warnings="error", by_alias=True)
+            text = self._to_json(self._validate(value), warnings="error", by_alias=True)
         except ValidationError as error:
             raise _refusal(part, _named(part, error)) from None
         except (PydanticSerializationError, ValueError) as error:

@@ -60,6 +60,9 @@ class TriggerWorkflowOptions:
         return {name: value for name, value in named.items() if value is not None}
 
 
+NO_OPTIONS: Final = TriggerWorkflowOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class WorkflowRunTriggerConfig:
     """One run to start: made by `create_bulk_run_item`. `input` is JSON text. Items of one call with one `key` are one run.

@@ -440,7 +440,9 @@ def malformed_log(part: Any) -> str | None:
     if not whole or start + len(entries) + hidden != length:
         return "a turn's `log` has `len` entries, of which those before `from` are left out"
     for entry in entries:
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in ("id", "op", "status")):
+        if entry.__class__ is not dict or not (
+            entry.get("id").__class__ is entry.get("op").__class__ is entry.get("status").__class__ is str
+        ):
             return "an entry of a log has an `id`, an `op` and a `status`"
     return None
 
