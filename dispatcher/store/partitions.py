@@ -22,8 +22,8 @@ _MADE_WITHIN = timedelta(days=2)  # rows of a day belong to runs made before its
 
 LOCK = "select pg_advisory_xact_lock(7240156)"
 PARTITIONS = """
-    select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_class p on p.oid = i.inhparent
-    where p.relname = $1 and c.relname <> $1 || '_default'
+    select p.relname, c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_class p on p.oid = i.inhparent
+    where p.relname = any($1::text[]) and c.relname <> p.relname || '_default'
 """
 # DDL takes no parameters: Postgres itself quotes the names and moments into the statement it then runs.
 MAKE = """
@@ -76,16 +76,22 @@ KEY_OF = {
     "audit": "at",
     "cron_ticks": "tick",
 }
+OVERDUE = " union all ".join(
+    f"select '{table}' where exists (select from {table}_default where {key} < $1)" for table, key in KEY_OF.items()
+)
 
 
 def _midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
-async def existing(db: Database | Connection, table: str) -> set[date]:
-    """The days a table has partitions for."""
-    names = [record[0] for record in await db.fetch(PARTITIONS, table)]
-    return {_day(found[1]) for name in names if (found := _DAY_PARTITION.search(name))}
+async def existing(db: Database | Connection, *tables: str) -> dict[str, set[date]]:
+    """The days these tables have partitions for."""
+    days: dict[str, set[date]] = {table: set() for table in tables}
+    for table, name in await db.fetch(PARTITIONS, tables):
+        if found := _DAY_PARTITION.search(name):
+            days[table].add(_day(found[1]))
+    return days
 
 
 def _day(digits: str) -> date:
@@ -95,8 +101,7 @@ def _day(digits: str) -> date:
 async def make(db: Database, today: date, days_ahead: int) -> int:
     """See to it that every day from yesterday to `days_ahead` has its partitions; answers how many were made."""
     made = 0
-    for table in TABLES:
-        days = await existing(db, table)
+    for table, days in (await existing(db, *TABLES)).items():
         for offset in range(-1, days_ahead + 1):
             day = today + timedelta(days=offset)
             if day not in days:
@@ -107,7 +112,7 @@ async def make(db: Database, today: date, days_ahead: int) -> int:
 async def _make_one(db: Database, table: str, day: date) -> int:
     async with db.transaction() as conn:
         await conn.execute(LOCK)
-        if day in await existing(conn, table):
+        if day in (await existing(conn, table))[table]:
             return 0
         name = f"{table}_{day:%Y%m%d}"
         statements = await conn.fetchrow(MAKE, name, table, KEY_OF[table], _midnight(day), _midnight(day + timedelta(days=1)))
@@ -119,11 +124,11 @@ async def _make_one(db: Database, table: str, day: date) -> int:
 async def drop_before(db: Database, oldest: date) -> int:
     """Drop the partitions of days before `oldest`; answers how many."""
     dropped = 0
-    for table in TABLES:
-        for day in [day for day in sorted(await existing(db, table)) if day < oldest]:
+    for table, days in (await existing(db, *TABLES)).items():
+        for day in [day for day in sorted(days) if day < oldest]:
             async with db.transaction() as conn:
                 await conn.execute(LOCK)
-                if day in await existing(conn, table):
+                if day in (await existing(conn, table))[table]:
                     await _drop_one(conn, table, day, oldest)
                     dropped += 1
     return dropped
@@ -142,7 +147,7 @@ async def _drop_one(conn: Connection, table: str, day: date, oldest: date) -> No
 async def delete_before(db: Database, oldest: date, limit: int) -> int:
     """Delete what is older than `oldest` and in no partition of its own, `limit` rows in a statement; answers how many."""
     deleted = 0
-    for table in TABLES:
+    for (table,) in await db.fetch(OVERDUE, _midnight(oldest)):
         column, of = OF_RUN.get(table, (None, None))
         statement = await db.fetchval(DELETE_OLD, f"{table}_default", KEY_OF[table], _midnight(oldest), column, of, limit)
         while some := int((await db.execute(statement)).split()[-1]):
