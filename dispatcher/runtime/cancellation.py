@@ -94,7 +94,7 @@ class Cancellation:
     async def _cancel(self, task: LiveTask, reason: str) -> Fate | None:
         change = await self._settle(task, CancelRequested(reason, self._grace_of(task)))
         if change is None:
-            return "cancelling" if task.cancel_at is not None else None
+            return "cancelling" if task.cancel_at is not None or task.cleanup else None
         return "cancelling" if isinstance(change.change, MarkCancelling | CleanUp) else "cancelled"
 
     async def dismiss(self, keys: Sequence[TaskKey], reason: str) -> None:

@@ -85,6 +85,22 @@ async def test_cleaning_up_is_tried_again_where_nobody_took_it(world: World, one
     assert (await world.over(run_id))["status"] == "cancelled"
 
 
+async def test_cancelling_again_while_it_cleans_up_changes_nothing(world: World, one: Node) -> None:
+    """Before its last turn begins, and while it is under way."""
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    answer(await endpoint.next(), "wait", base=0, ops=[step("book#0", 1), pending("sleep", "nap#0", ms=3_600_000)], wake="nap#0")
+    await world.task(run_id, state="waiting")
+    await one.runtime.loops["claim"].stop()
+    for _ in range(2):
+        assert (await one.call("POST", f"/v1/runs/{run_id}/cancel", {}, 202))["status"] == "cancelling"
+    one.runtime.loops["claim"].start()
+    turn = await endpoint.next()
+    assert (await one.call("POST", f"/v1/runs/{run_id}/cancel", {}, 202))["status"] == "cancelling"
+    answer(turn, "done", base=3, ops=[step("unbook#0", 1)])
+    assert (await world.over(run_id))["status"] == "cancelled"
+
+
 async def test_a_step_that_is_due_is_due_by_the_clock_of_whoever_sends_its_turn(world: World, one: Node) -> None:
     """A dispatcher whose clock is behind says no earlier time than the one at which another has found the step due; nor does the next."""
     endpoint = await durable_endpoint(world, one, entry("order", retries=1))
