@@ -67,16 +67,21 @@ class NewRun:
     demands: tuple[Demand, ...] = ()
 
     @property
-    def plain(self) -> bool:
-        """A run of one task that belongs to nothing, passes no gate and asks nothing of its endpoint."""
+    def simple(self) -> bool:
+        """A run of one task that belongs to nothing and asks nothing of its endpoint."""
         return (
-            self.graph is self.gates is self.flow is self.labels is self.sticky_endpoint is None
+            self.graph is self.labels is self.sticky_endpoint is None
             and self.event_id is self.stream_id is self.parent_run_id is self.parent_wait is None
             and self.parent_node is None
             and self.filter_payload is None
             and self.slots == 1
-            and not (self.durable or self.requirement or self.on_its_own or self.preempts)
+            and not (self.durable or self.requirement or self.on_its_own)
         )
+
+    @property
+    def limited(self) -> bool:
+        """Whether it passes gates or takes units of a rate limit."""
+        return self.gates is not None or self.flow is not None or self.preempts
 
 
 class NoRoom(Exception):  # noqa: N818 - what was found
@@ -200,7 +205,7 @@ WRITE = Statement(
 )
 
 # The same for runs of one task that are nothing but that, which is most of them: arrays of nothing and columns that stay empty cost time
-# as well. It writes the same rows, where all runs of a set are `plain`.
+# as well. It writes the same rows, where all runs of a set are `simple` and none is `limited`.
 WRITE_PLAIN = Statement(
     """
     with given as (
@@ -224,6 +229,42 @@ WRITE_PLAIN = Statement(
                case when endpoint_id is not null then $16::bigint end, endpoint_id, endpoint_version,
                case when endpoint_id is not null then $17 end,
                case when endpoint_id is not null then $17 + execution_ms * interval '1 millisecond' end
+        from given
+    )
+    select id, false as wakes from given
+    """,
+    Stored,
+)
+
+# The same where some are limited.
+WRITE_LIMITED = Statement(
+    """
+    with given as (
+        select g.* from unnest(
+            $1::int[], $2::bigint[], $3::text[], $4::int[], $5::int[], $6::bytea[], $7::text[], $8::smallint[], $9::text[],
+            $10::text[], $11::timestamptz[], $12::int[], $13::int[], $14::text[], $15::text[],
+            $18::text[], $19::text[], $20::smallint[], $21::boolean[], $22::text[]
+        ) as g (tenant_id, registry_version, id, workflow_id, workflow_version, input, metadata, priority, trigger,
+                idempotency_key, run_at, schedule_ms, execution_ms, endpoint_id, endpoint_version,
+                gates, gate_limits, gates_held, preempts, flow)
+        join tenants on tenants.id = g.tenant_id and tenants.registry_version = g.registry_version
+    ), new_runs as (
+        insert into runs (tenant_id, id, workflow_id, workflow_version, input, metadata, priority, trigger, idempotency_key, created_at)
+        select tenant_id, id, workflow_id, workflow_version, input, metadata::jsonb, priority, trigger, idempotency_key, $17 from given
+    ), new_tasks as (
+        insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
+                           execution_ms, epoch, dispatcher_id, endpoint_id, endpoint_version, started_at, deadline,
+                           gates, gate_limits, gates_held, arrived_at, preempts, flow)
+        select tenant_id, id, 0, workflow_id, workflow_version,
+               case when endpoint_id is not null then 'running' when run_at > $17 then 'scheduled' else 'queued' end,
+               priority, coalesce(run_at, $17),
+               case when endpoint_id is null then greatest(run_at, $17) + schedule_ms * interval '1 millisecond' end,
+               execution_ms, case when endpoint_id is not null then 1 else 0 end,
+               case when endpoint_id is not null then $16::bigint end, endpoint_id, endpoint_version,
+               case when endpoint_id is not null then $17 end,
+               case when endpoint_id is not null then $17 + execution_ms * interval '1 millisecond' end,
+               ('{' || gates || '}')::uuid[], ('{' || gate_limits || '}')::int[], gates_held,
+               case when gates is not null then coalesce(run_at, $17) end, preempts, flow::jsonb
         from given
     )
     select id, false as wakes from given
@@ -274,10 +315,12 @@ async def write(
     if not events and not runs:
         return {}
     try:
-        if not events and all(run.plain for run in runs):
-            records = await _write_plain(db, runs, dispatcher_id, now)
-        else:
+        if events or not all(run.simple for run in runs):
             records = await _write_whole(db, events, runs, dispatcher_id, now)
+        elif any(run.limited for run in runs):
+            records = await _write_limited(db, runs, dispatcher_id, now)
+        else:
+            records = await _write_plain(db, runs, dispatcher_id, now)
     except asyncpg.PostgresError as error:
         if error.sqlstate == _NO_ROOM:
             raise NoRoom(frozenset((error.detail or "").split(","))) from None
@@ -286,8 +329,26 @@ async def write(
 
 
 async def _write_plain(db: Database | Connection, runs: Sequence[NewRun], dispatcher_id: int, now: datetime) -> list[Any]:
+    return await db.fetch(WRITE_PLAIN.sql, *_simple(runs), dispatcher_id, now)
+
+
+async def _write_limited(db: Database | Connection, runs: Sequence[NewRun], dispatcher_id: int, now: datetime) -> list[Any]:
     return await db.fetch(
-        WRITE_PLAIN.sql,
+        WRITE_LIMITED.sql,
+        *_simple(runs),
+        dispatcher_id,
+        now,
+        [r.gates for r in runs],
+        [r.gate_limits for r in runs],
+        [r.gates_held for r in runs],
+        [r.preempts for r in runs],
+        [r.flow for r in runs],
+    )
+
+
+def _simple(runs: Sequence[NewRun]) -> tuple[list[Any], ...]:
+    """What is written of simple runs."""
+    return (
         [r.tenant_id for r in runs],
         [r.registry_version for r in runs],
         [r.id for r in runs],
@@ -303,8 +364,6 @@ async def _write_plain(db: Database | Connection, runs: Sequence[NewRun], dispat
         [r.execution_timeout_ms for r in runs],
         [r.endpoint_id for r in runs],
         [r.endpoint_version for r in runs],
-        dispatcher_id,
-        now,
     )
 
 

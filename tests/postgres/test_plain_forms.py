@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import MISSING, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -68,6 +69,10 @@ async def _write_plain(conn: Connection, _events: list[NewEvent], runs: list[New
     await intake._write_plain(conn, runs, dispatcher_id, now)
 
 
+async def _write_limited(conn: Connection, _events: list[NewEvent], runs: list[NewRun], dispatcher_id: int, now: datetime) -> None:
+    await intake._write_limited(conn, runs, dispatcher_id, now)
+
+
 class Undone(Exception):  # noqa: N818
     """Ends a transaction that was only to be looked at."""
 
@@ -103,9 +108,41 @@ async def test_a_plain_run_is_written_as_by_the_whole_statement(
     database: Database, tenant: registry.Tenant, changed: dict[str, Any]
 ) -> None:
     run = _run(tenant.id, registry_version=await _version(database, tenant), **changed)
-    assert run.plain
+    assert run.simple
+    assert not run.limited
     small = await _rows(database, _write_plain, run)
     assert [len(rows) for rows in small] == [1, 1, 0]
+    assert small == await _rows(database, intake._write_whole, run)
+    assert small == await _rows(database, _write_limited, run)
+
+
+OTHER_GATE = "00000000-0000-0000-0000-000000000002"
+CHAIN = {
+    "gates": f"{GATE},{OTHER_GATE}",
+    "gate_limits": "2,3",
+    "flow": json.dumps(
+        {"gates": [[GATE, "rule", None, "key", "GROUP_ROUND_ROBIN", 2], [OTHER_GATE, "other", "name", "k", "CANCEL_NEWEST", 3]]}
+    ),
+}
+LIMITED = [
+    {**CHAIN, "gates_held": 2, "endpoint_id": "ep_1", "endpoint_version": "7"},
+    {**CHAIN, "gates_held": 2},
+    {**CHAIN, "gates_held": 0, "preempts": True},
+    {**CHAIN, "gates_held": 0, "run_at": NOW + timedelta(hours=1)},
+    {"flow": '{"units": [["bucket", 1, 2, "MINUTE"]]}'},
+]
+
+
+@pytest.mark.parametrize("changed", LIMITED)
+async def test_a_limited_run_is_written_as_by_the_whole_statement(
+    database: Database, tenant: registry.Tenant, changed: dict[str, Any]
+) -> None:
+    run = _run(tenant.id, registry_version=await _version(database, tenant), **changed)
+    assert run.simple
+    assert run.limited
+    small = await _rows(database, _write_limited, run)
+    waits = run.gates is not None and not run.gates_held and run.run_at is None
+    assert [len(rows) for rows in small] == [1, 1, run.gates_held + waits]
     assert small == await _rows(database, intake._write_whole, run)
 
 
