@@ -120,6 +120,16 @@ class Storm:
             for node in self.world.nodes:
                 await node.turn("heartbeat", "reap", "slots", "deadlines", "timers", "gates", "claim")
 
+    async def crowd(self) -> None:
+        """Fill groups that send away who is too many, and let nobody in them end by itself."""
+        for _ in range(4):
+            for workflow in ("newest", "oldest"):
+                self.world.clock.advance(MILLISECOND)
+                run_id = await self.node.trigger(workflow, input={"key": "a", "other": "x"}, priority=1)
+                self.runs[run_id] = (workflow, "a")
+        for node in self.world.nodes:
+            await node.turn("gates", "claim", "cancels")
+
     async def end(self) -> None:
         """Answer everything until nothing is left."""
 
@@ -145,6 +155,7 @@ async def test_no_instant_exceeds_any_limit(world: World, seed: int) -> None:
     await storm.live(20)
     for _ in range(40):
         await storm.act()
+    await storm.crowd()
     await storm.end()
     assert storm.record.wrong == []
     await quiet(world)
