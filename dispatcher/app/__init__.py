@@ -196,7 +196,6 @@ def _join(
     deliveries = Deliveries(
         database, directory, capacity, courier, settlement, tokens, clock, settings, metrics, circuits, recorder, turns, blobs
     )  # fmt: skip
-    waits = Waits(database, capacity, clock, settings, tell=recorder.write)
     membership = Membership(database, directory, capacity, deliveries, settlement, signals, clock, settings, name)
     cancellation = Cancellation(database, directory, settlement, signals, clock, settings)
     gates = Gates(database, directory, capacity, cancellation, signals)
@@ -204,6 +203,7 @@ def _join(
     intake = Intake(database, directory, capacity, settings, clock, metrics, rates.start, gates, lambda: membership.id)
     graphs = Graphs(database, directory, capacity, settlement, recorder, clock)
     claims = Claims(database, directory, capacity, rates.start, metrics, lambda: membership.id, _BATCH)
+    waits = Waits(database, capacity, clock, settings, claims.resume, tell=recorder.write)
     batches = Batches(database, directory, capacity, claims, deliveries.start, lambda: membership.id)
     registration = Registration(database, directory, keyring, courier, egress, signals, clock, settings)
     callbacks = Callbacks(database, directory, deliveries, settlement, recorder, signals, tokens, clock, settings, journals, turns, blobs)

@@ -8,16 +8,17 @@ from datetime import datetime
 
 import msgspec
 
-from dispatcher.engine.admission import Place, Queue, Rotation, allot, place_of
+from dispatcher.engine.admission import Place, Queue, Rotation, allot, place_of, queue_of
 from dispatcher.engine.flow import demands_of
 from dispatcher.runtime import ancestry
 from dispatcher.runtime.capacity import Capacity
-from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.work import Assignment, EventFacts
-from dispatcher.store import events, queue
+from dispatcher.store import events, queue, waits
 from dispatcher.store.database import Database
 from dispatcher.store.queue import Claimed
+from dispatcher.store.waits import Marked
 
 _MOST_REQUIREMENTS = 1_000  # of one workflow, looked at in one sweep
 _FIRST_BITE = 100
@@ -114,18 +115,39 @@ class Claims:
             for slot in slots:
                 self._capacity.give_back(slot.place, slot.slots)
             raise
-        filled = Counter((assignment.endpoint.place, assignment.slots) for assignment in assignments)
-        for slot in slots:
-            if filled[(slot.place, slot.slots)] > 0:
-                filled[(slot.place, slot.slots)] -= 1
-            else:
-                self._capacity.give_back(slot.place, slot.slots)
+        self._empty([(slot.place, slot.slots) for slot in slots], assignments)
         if len(claimed) < len(slots) and len(waiting) == 1:
             self._capacity.backlog.forget(waiting)
         self._bite = self._next_bite(len(slots), claimed)
         self._metrics.claimed += len(claimed)
         self._start(assignments)
         return bool(claimed)
+
+    async def resume(self, granted: Sequence[tuple[Marked, Endpoint]], now: datetime) -> int:
+        """Lease tasks whose wait is over to the endpoints whose slots have been filled for them, and send them; answers how many were."""
+        routes = [self._directory.route(queue_of(m.tenant_id, m.workflow_id, True, m.requirement)) for m, _ in granted]
+        taken = [(endpoint.place, route.slots) for (_, endpoint), route in zip(granted, routes, strict=True)]
+        try:
+            wanted = [(m, endpoint.id, endpoint.target.version, slots) for (m, endpoint), (_, slots) in zip(granted, taken, strict=True)]
+            claimed = await waits.lease(self._database, wanted, self._dispatcher_id(), now)
+            assignments = await self.assignments(claimed)
+        except BaseException:
+            for place, slots in taken:
+                self._capacity.give_back(place, slots)
+            raise
+        self._empty(taken, assignments)
+        self._metrics.claimed += len(claimed)
+        self._start(assignments)
+        return len(claimed)
+
+    def _empty(self, taken: Sequence[tuple[Place, int]], assignments: Sequence[Assignment]) -> None:
+        """Give back slots that were filled for tasks and found none."""
+        filled = Counter((assignment.endpoint.place, assignment.slots) for assignment in assignments)
+        for place, slots in taken:
+            if filled[(place, slots)] > 0:
+                filled[(place, slots)] -= 1
+            else:
+                self._capacity.give_back(place, slots)
 
     def _next_bite(self, asked: int, claimed: Sequence[Claimed]) -> int:
         """How much the next claim asks for: more while there was as much as was asked for, otherwise little more than there was.

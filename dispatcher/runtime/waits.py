@@ -21,9 +21,11 @@ from msgspec import Raw
 
 from dispatcher.clock import Clock, monotonic
 from dispatcher.engine import journal as rules
+from dispatcher.engine.admission import queue_of
 from dispatcher.engine.definitions import compile_condition
 from dispatcher.engine.expressions import Expression, ExpressionError
 from dispatcher.runtime.capacity import Capacity
+from dispatcher.runtime.directory import Endpoint
 from dispatcher.runtime.group_commit import QueueFull
 from dispatcher.settings import Settings
 from dispatcher.store import waits
@@ -107,6 +109,7 @@ class Waits:
     capacity: Capacity
     clock: Clock
     settings: Settings
+    lease: Callable[[Sequence[tuple[Marked, Endpoint]], datetime], Awaitable[int]]
     on_ready: Callable[[], None] = lambda: None
     on_graphs: Callable[[list[RunKey]], None] = lambda _runs: None
     cancel: Callable[[int, Sequence[str], str], Awaitable[Any]] = field(default=lambda *_: asyncio.sleep(0))
@@ -218,12 +221,22 @@ class Waits:
             marked = await waits.marked(self.database, _SET)
         if not marked:
             return False
-        seen = [(task, _awake(task)) for task in marked]
-        resumed = await waits.resume(self.database, seen, now)
+        awake = [task for task in marked if _awake(task)]
+        granted = [(task, endpoint) for task in awake if (endpoint := self._slot(task, now)) is not None]
+        leased = await self.lease(granted, now) if granted else 0
+        there = {(task.tenant_id, task.run_id, task.node) for task, _ in granted}
+        left = [task for task in marked if (task.tenant_id, task.run_id, task.node) not in there]
+        resumed = await waits.resume(self.database, left, {(t.tenant_id, t.run_id, t.node) for t in awake}, now) if left else []
         if resumed:
             self.capacity.backlog.update((row.tenant_id, row.workflow_id, row.requirement) for row in resumed)
             self.on_ready()
-        return len(marked) >= _SET
+        return len(marked) >= _SET or leased < len(granted)
+
+    def _slot(self, task: Marked, now: datetime) -> Endpoint | None:
+        """A slot for a task whose wait is over, if one is free here and nothing waits ahead. What has gates to pass goes to its queue."""
+        if task.gated:
+            return None
+        return self.capacity.express(queue_of(task.tenant_id, task.workflow_id, True, task.requirement), now)
 
     async def _doom(self, now: datetime) -> bool:
         """Cancel the children of what was cancelled."""

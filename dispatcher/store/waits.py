@@ -6,12 +6,13 @@ A wait is settled once, in a statement that also leaves a mark on whoever waits:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.outcomes import TaskKey
+from dispatcher.store.queue import Claimed
 from dispatcher.store.runs import ended_after
 from dispatcher.store.statement import Statement
 
@@ -102,11 +103,17 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """A durable task that waits, something having been settled for it: its waits that are over, and whether it waits for messages."""
+    """A durable task that waits, something having been settled for it: its waits that are over, and whether it waits for messages.
+
+    `workflow_id` and `requirement` say where it will queue, `gated` that it has gates to pass.
+    """
 
     tenant_id: int
     run_id: str
     node: int
+    workflow_id: int
+    requirement: str
+    gated: bool
     marks: int
     wake: bytes
     ids: list[str]
@@ -334,7 +341,7 @@ RECEIVE = Statement(
 
 MARKED = Statement(
     """
-    select t.tenant_id, t.run_id, t.node, t.marks, t.wake, w.ids, w.outcomes,
+    select t.tenant_id, t.run_id, t.node, t.workflow_id, t.requirement, t.gates is not null as gated, t.marks, t.wake, w.ids, w.outcomes,
            exists (select from waits o where o.tenant_id = t.tenant_id and o.run_id = t.run_id and o.node = t.node
                    and o.kind = 'message' and o.settled_at is null) as receives
     from tasks t
@@ -364,6 +371,28 @@ RESUME = Statement(
     select tenant_id, -workflow_id as workflow_id, requirement from seen where awake
     """,
     Resumed,
+)
+
+# The same for tasks that find a free slot here: they are leased at once, as a claim would, and wait in no queue.
+LEASE = Statement(
+    """
+    update tasks t
+    set wake_at = null, wake = null, state = 'running', epoch = t.epoch + 1, dispatcher_id = $8, endpoint_id = g.endpoint_id,
+        endpoint_version = g.endpoint_version, due_at = $9, started_at = $9,
+        deadline = $9::timestamptz + t.execution_ms * interval '1 millisecond', schedule_deadline = null, slot_released = false,
+        progress = null, slots = g.slots, batch_id = null
+    from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::text[], $6::text[], $7::int[])
+         as g (tenant_id, run_id, node, marks, endpoint_id, endpoint_version, slots)
+    join runs r on r.tenant_id = any (array[g.tenant_id]) and r.id = g.run_id
+    where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.state = 'waiting'
+      and t.marks = g.marks and t.gates is null
+    returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.epoch, t.priority, t.app_retries, t.infra_retries,
+              t.spared_since, t.spared_by, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
+              r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id, r.graph,
+              r.filter_payload, t.retry_base, case when not t.units_taken then t.flow->'units' end as units, t.schedule_deadline,
+              t.requirement, t.slots, t.parked_for is not null as waited
+    """,
+    Claimed,
 )
 
 DOOMED = Statement(
@@ -506,18 +535,35 @@ async def marked(db: Database, limit: int) -> list[Marked]:
     return MARKED.read(await db.fetch(MARKED.sql, limit))
 
 
-async def resume(db: Database, seen: Sequence[tuple[Marked, bool]], now: datetime) -> list[Resumed]:
-    """Take marks away, and queue the tasks whose wait is over; answers their queues, one entry a task."""
+async def resume(db: Database, seen: Sequence[Marked], awake: Container[TaskKey], now: datetime) -> list[Resumed]:
+    """Take marks away, and queue the tasks that are awake; answers their queues, one entry a task."""
     records = await db.fetch(
         RESUME.sql,
-        [m.tenant_id for m, _ in seen],
-        [m.run_id for m, _ in seen],
-        [m.node for m, _ in seen],
-        [m.marks for m, _ in seen],
-        [awake for _, awake in seen],
+        [m.tenant_id for m in seen],
+        [m.run_id for m in seen],
+        [m.node for m in seen],
+        [m.marks for m in seen],
+        [(m.tenant_id, m.run_id, m.node) in awake for m in seen],
         now,
     )
     return RESUME.read(records)
+
+
+async def lease(db: Database, granted: Sequence[tuple[Marked, str, str, int]], dispatcher_id: int, now: datetime) -> list[Claimed]:
+    """Lease tasks whose wait is over to `dispatcher_id`, each to the endpoint, in the version and with the slots it was `granted`."""
+    records = await db.fetch(
+        LEASE.sql,
+        [m.tenant_id for m, *_ in granted],
+        [m.run_id for m, *_ in granted],
+        [m.node for m, *_ in granted],
+        [m.marks for m, *_ in granted],
+        [endpoint for _, endpoint, _, _ in granted],
+        [version for _, _, version, _ in granted],
+        [slots for *_, slots in granted],
+        dispatcher_id,
+        now,
+    )
+    return LEASE.read(records)
 
 
 async def doomed(db: Database, now: datetime, limit: int) -> list[Doomed]:

@@ -531,6 +531,28 @@ async def test_parents_do_not_keep_children_from_running(world: World, one: Node
         assert (await world.over(run_id))["status"] == "succeeded"
 
 
+async def test_who_is_woken_goes_on_at_once_where_there_is_a_slot_and_waits_for_one_elsewhere(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"), durable_slots=1)
+    runs = {await one.trigger("order") for _ in range(3)}
+    for _ in runs:
+        answer(await endpoint.next(), "wait", base=0, ops=[pending("event", "e#0", key="go")], wake="e#0")
+    for run_id in runs:
+        await world.task(run_id, state="waiting")
+    await one.call("POST", "/v1/events", {"type": "go", "data": {}})
+    gone: list[str] = []
+    for left in (2, 1, 0):
+        turn = await endpoint.next()
+        gone.append(turn.json["run_id"])
+        assert turn.json["attempt"] == 2
+        for run_id in runs.difference(gone):
+            await world.task(run_id, state="queued")
+        assert sum(one.runtime.capacity.in_use.values()) == 1
+        assert len(runs.difference(gone)) == left
+        answer(turn, "done", base=2)
+        await world.over(gone[-1])
+    assert set(gone) == runs
+
+
 # ---- children of tasks that are not durable
 
 
