@@ -90,16 +90,21 @@ class Turns:
             return head.known_len
         return 0 if self._whole(assignment, head) else head.hashed_len
 
+    def _kind(self, opening: _Opening) -> bytes:
+        """The members that a turn has by its mode."""
+        if opening.assignment.task.mode == "state":
+            return _state(opening)
+        return _full(opening) if self._whole(opening.assignment, opening.head) else _tail(opening)
+
     def _opening(self, assignment: Assignment, head: Head, over: list[Over], segments: list[Segment]) -> _Opening:
         now = self._clock.now()
+        pending = _asked(head, segments) if assignment.task.mode == "state" else frozenset[str]()
+        over = [wait for wait in over if wait.id not in pending]  # their turn has not said yet what they are for: the next is told
         merged = [entry for wait in over if (entry := completion(wait.rules())) is not None]
         if head.cleanup and not rules.is_cancelled(segment.entries for segment in segments):
             merged.append(cancel_entry(head.cancel_reason or "cancelled", now))
         opening = _Opening(assignment, head, over, segments, merged)
-        if assignment.task.mode == "state":
-            kind, pending = _state(opening)
-        else:
-            kind, pending = (_full(opening) if self._whole(assignment, head) else _tail(opening)), frozenset[str]()
+        kind = self._kind(opening)
         if head.cleanup:
             kind += b',"cancel":' + msgspec.json.encode({"reason": head.cancel_reason or "cancelled"})
         began = max([assignment.started_at, *[wait.settled_at for wait in over]])  # clocks of dispatchers differ: what came true has been
@@ -267,10 +272,15 @@ def _tail(opening: _Opening) -> bytes:
     return _log(head.log_len + len(opening.merged), head.known_len, prefix, rolled(prefix, tail), tail, 0)
 
 
-def _state(opening: _Opening) -> tuple[bytes, frozenset[str]]:
-    """What was last returned, and what has settled since; with what an earlier try of this turn has asked for already."""
+def _asked(head: Head, segments: Sequence[Segment]) -> frozenset[str]:
+    """What an earlier try of this turn has asked for already."""
+    since = split(segment.entries for segment in segments if segment.base >= head.known_len)
+    return frozenset(rules.name_of(entry) for entry in since if rules.is_asked(entry))
+
+
+def _state(opening: _Opening) -> bytes:
+    """What was last returned, and what has settled since."""
     since = split(segment.entries for segment in opening.segments if segment.base >= opening.head.known_len)
-    asked = frozenset(rules.name_of(entry) for entry in since if rules.is_asked(entry))
     results = [entry for entry in since if not rules.is_asked(entry)] + opening.merged
     state = opening.head.memory if opening.head.memory is not None else b"null"
-    return b'"mode":"state","state":%b,"results":[%b]' % (state, b",".join(results)), asked
+    return b'"mode":"state","state":%b,"results":[%b]' % (state, b",".join(results))

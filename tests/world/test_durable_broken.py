@@ -172,6 +172,27 @@ async def test_what_a_reducer_records_before_its_answer_comes_before_it(world: W
     assert (await one.call("GET", f"/v1/runs/{run_id}/checkpoint"))["value"] == 7
 
 
+async def test_a_reducer_hears_what_came_of_a_turn_that_broke_off_once_it_has_said_what_it_was_for(world: World, one: Node) -> None:
+    """The state that goes with it was never recorded: until it is, nobody knows what the nap was for, though it is over."""
+    endpoint = await durable_endpoint(world, one, entry("order", mode="state"))
+    run_id = await one.trigger("order")
+    turn, nap = await endpoint.next(), pending("sleep", "nap#0", ms=1_000)
+    await one.callback(turn.json["token"], {"type": "append", "base": 0, "ops": [step("a#0", 1), nap]})
+    await one.runtime.loops["claim"].stop()
+    turn.cut()
+    await world.task(run_id, state="queued")
+    world.clock.advance(timedelta(seconds=5))
+    await one.turn("waits")
+    one.runtime.loops["claim"].start()
+    again = await endpoint.next()
+    assert (again.json["state"], [e["id"] for e in again.json["results"]]) == (None, ["a#0"])
+    answer(again, "wait", ops=[nap], wake="nap#0", state={"at": 1})
+    third = await endpoint.next()
+    assert (third.json["state"], [e["id"] for e in third.json["results"]]) == ({"at": 1}, ["nap#0"])
+    answer(third, "done", output=1)
+    assert (await world.over(run_id))["status"] == "succeeded"
+
+
 async def test_again_of_a_turn_that_was_accepted_is_progress_if_it_recorded_something(world: World, one: Node) -> None:
     endpoint = await durable_endpoint(world, one, entry("order"))
     run_id = await one.trigger("order")
