@@ -82,7 +82,7 @@ contract: $(CHECKING)  ## everything the API's description allows, asked of a de
 	$(BIN)/python -m tests.contract $(or $(URL),http://127.0.0.1:8400)
 
 crash: $(CHECKING)  ## durable tasks, a dispatcher killed before and after every statement, the long form
-	$(BIN)/python -m pytest tests/world/test_durable_crash.py --crash-stride 1
+	$(BIN)/$(PYTEST) tests/world/test_durable_crash.py --crash-stride 1
 
 chaos: $(CHECKING)  ## kill -9 of dispatchers and Postgres under load, the long form
 	$(BIN)/python -m tests.chaos

@@ -1,334 +1,137 @@
-"""The crash matrix of durable tasks, from the server's side: the dispatcher is killed at every statement in turn, another takes over, and
-the run comes out as if nothing had happened, with every effect in the log exactly once.
+"""The crash matrix of durable tasks, from the server's side: dispatchers are killed before and after every statement that changes
+something, at every length of the log, others take over, and each shape of handler comes to what it comes to undisturbed, with every
+effect counted.
 
-The endpoint is a program over the wire: it does a step only if the log does not have it, records it, and counts what it did. A step whose
-effect happened and whose record did not reach the log may be done again: that is what a log can promise, and all the counts allow.
+The endpoint is a program over the wire. What it did in an attempt is either in the log, recorded by that attempt, or the attempt was lost:
+a step whose record did not reach the log is done again, which is what a log can promise, and nothing else ever is.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import product
+from typing import Any, get_args
 
-import asyncpg
 import pytest
 
-from dispatcher.store import intake, journal, outcomes, queue, waits
-from dispatcher.store.database import Database, DatabaseUnavailable
-from tests.world.durable import durable_endpoint, entry, pending
-from tests.world.endpoint import Arrival, Endpoint
-from tests.world.world import Node, World, until
+from dispatcher.store.database import Database
+from tests.world.durable import durable_endpoint, entry
+from tests.world.killing import Fates, Succession
+from tests.world.programs import Effect, Programs, Way
+from tests.world.shapes import SHAPES, Shape, fan_out, loop
+from tests.world.world import World
 
-_KILLS = 160  # statements after which the dispatcher is killed, at most
-_DUE = "select exists (select from waits where due_at <= $1 and settled_at is null)"
-_QUEUED = "select exists (select from tasks where state = 'queued')"
-_WRITES = frozenset(
-    {
-        intake.WRITE.sql,
-        journal.APPEND.sql,
-        journal.MERGE.sql,
-        waits.RESUME.sql,
-        outcomes.YIELD.sql,
-        outcomes.FINISH.sql,
-        outcomes.REQUEUE.sql,
-    }
-)
-_PATIENCE_SECONDS = 60.0
-
-
-@dataclass(slots=True)
-class Handler:
-    """A program: what it asks for, by the log. Everything else about it is the same for all shapes."""
-
-    shape: Callable[[Handler, Reader], None]
-    effects: Counter[str] = field(default_factory=Counter)
-    turns: int = 0
-
-    def answer(self, arrival: Arrival) -> None:
-        """One turn: all of it in the answer, so that what is in the log came with it or not at all."""
-        body = arrival.json
-        if body["type"] == "batch":
-            raise AssertionError("no batches here")
-        if body["type"] == "run":
-            self.effects[f"child {body['input']['n']}"] += 1
-            arrival.answer(200, {"n": body["input"]["n"] * 2})
-            return
-        if body["type"] != "turn":
-            arrival.answer(200)
-            return
-        self.turns += 1
-        reader = Reader(self, body["log"]["entries"])
-        try:
-            self.shape(self, reader)
-        except _Waits as waits:
-            reply = {"status": "wait", "wake": waits.wake}
-        except _Continues as continues:
-            reply = {"status": "continue", "input": continues.input}
-        else:
-            reply = {"status": "done", "output": reader.output}
-        arrival.answer(200, {**reply, "base": body["log"]["len"], "ops": reader.ops}, task_protocol="1")
-
-
-class _Waits(Exception):  # noqa: N818
-    def __init__(self, wake: Any) -> None:
-        self.wake = wake
-
-
-class _Continues(Exception):  # noqa: N818
-    def __init__(self, given: Any) -> None:
-        self.input = given
-
-
-@dataclass(slots=True)
-class Reader:
-    """What a program sees of its log."""
-
-    handler: Handler
-    entries: list[dict[str, Any]]
-    ops: list[dict[str, Any]] = field(default_factory=list)
-    output: Any = None
-
-    def over(self, name: str) -> dict[str, Any] | None:
-        return next((e for e in self.entries if e["id"] == name and e["status"] not in ("pending", "retry")), None)
-
-    def step(self, name: str) -> Any:
-        known = self.over(name)
-        if known is not None:
-            return known["value"]
-        self.handler.effects[name] += 1
-        self.ops.append({"id": name, "op": "step", "status": "ok", "value": name.upper()})
-        return name.upper()
-
-    def ask(self, op: str, name: str, **members: Any) -> None:
-        if not any(e["id"] == name for e in self.entries):
-            self.ops.append(pending(op, name, **members))
-
-    def all(self, *names: str) -> list[Any]:
-        if any(self.over(name) is None for name in names):
-            raise _Waits({"all": list(names)})
-        return [(self.over(name) or {}).get("value") for name in names]
-
-    def any(self, *names: str) -> str:
-        first = next((e["id"] for e in self.entries if e["id"] in names and e["status"] != "pending"), None)
-        if first is None:
-            raise _Waits({"any": list(names)})
-        return str(first)
-
-
-def _sequence(_: Handler, log: Reader) -> None:
-    log.step("a#0")
-    log.ask("sleep", "nap#0", ms=1_000)
-    log.all("nap#0")
-    log.step("b#0")
-    log.ask("sleep", "nap#1", ms=1_000)
-    log.all("nap#1")
-    log.output = [log.step("c#0")]
-
-
-def _gather(_: Handler, log: Reader) -> None:
-    for n in range(3):
-        log.ask("sleep", f"nap#{n}", ms=1_000 * (n + 1))
-    log.step("a#0")
-    log.all("nap#0", "nap#1", "nap#2")
-    log.output = log.step("b#0")
-
-
-def _either(_: Handler, log: Reader) -> None:
-    log.ask("event", "paid#0", key="never")
-    log.ask("sleep", "late#0", ms=2_000)
-    log.output = [log.any("paid#0", "late#0"), log.step("a#0")]
-
-
-def _fan_out(_: Handler, log: Reader) -> None:
-    names = [f"c#{n}" for n in range(5)]
-    for n, name in enumerate(names):
-        log.ask("child", name, workflow="child", input={"n": n})
-    log.output = [value["n"] for value in log.all(*names)]
-
-
-def _loop(_: Handler, log: Reader) -> None:
-    for n in range(2):
-        log.step(f"s#{n}")
-        log.ask("sleep", f"nap#{n}", ms=500)
-        log.all(f"nap#{n}")
-    log.output = 2
-
-
-def _timeout(_: Handler, log: Reader) -> None:
-    log.ask("event", "paid#0", key="never", timeout_ms=1_000)
-    log.any("paid#0")
-    log.output = [(log.over("paid#0") or {})["status"], log.step("a#0")]
-
-
-def _continue(handler: Handler, log: Reader) -> None:
-    log.step("once#0")
-    log.ask("sleep", "nap#0", ms=500)
-    log.all("nap#0")
-    if handler.effects["continued"] == 0:
-        handler.effects["continued"] += 1
-        raise _Continues({"n": 2})
-    log.output = log.step("end#0")
-
-
-def _message(_: Handler, log: Reader) -> None:
-    log.ask("message", "m#0", timeout_ms=2_000)
-    log.any("m#0")
-    log.output = [(log.over("m#0") or {})["status"], log.step("a#0")]
-
-
-SHAPES: dict[str, tuple[Callable[[Handler, Reader], None], Any, dict[str, int]]] = {
-    "a sequence": (_sequence, ["C#0"], {"a#0": 1, "b#0": 1, "c#0": 1}),
-    "a gather": (_gather, "B#0", {"a#0": 1, "b#0": 1}),
-    "either": (_either, ["late#0", "A#0"], {"a#0": 1}),
-    "a fan-out": (_fan_out, [0, 2, 4, 6, 8], {f"child {n}": 1 for n in range(5)}),
-    "a loop": (_loop, 2, {f"s#{n}": 1 for n in range(2)}),
-    "an event that never comes": (_timeout, ["timeout", "A#0"], {"a#0": 1}),
-    "a message that never comes": (_message, ["timeout", "A#0"], {"a#0": 1}),
+_WAYS: tuple[Way, ...] = get_args(Way)
+_SETTINGS = {"infra_retries": 100_000, "cancel_grace": 1e6, "log_inline_bytes": 600}
+_ENTRY = {"retries": 3, "execution_timeout": "10h", "schedule_timeout": "500h"}
+_MANY = 1_000
+# How each speaks, and of how many statements one is deadly: in the short form, in the long one.
+THOUSANDS: dict[str, tuple[Shape, Way, int, int]] = {
+    "steps": (Shape({"order": loop(_MANY, 100)}, sum(range(_MANY)), {f"s#{n}": 1 for n in range(_MANY)}), "append", 300, 4),
+    "children": (
+        Shape({"order": fan_out(_MANY)}, [2 * n for n in range(_MANY)], {f"child {n}": 1 for n in range(_MANY)}),
+        "answer",
+        30,
+        4,
+    ),
 }
 
 
-class Killed(Exception):  # noqa: N818
-    """The dispatcher's connection ends here."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each shape speaks in every way in the long form, in one of them in the short one."""
+    if "way" in metafunc.fixturenames:
+        long = metafunc.config.getoption("--crash-stride") == 1
+        chosen = list(product(SHAPES, _WAYS)) if long else [(name, _WAYS[n % 3]) for n, name in enumerate(SHAPES)]
+        metafunc.parametrize(("name", "way"), chosen)
 
 
-@dataclass(slots=True)
-class Scythe:
-    """Cuts a dispatcher's database off after so many statements: from then on it can write nothing, as if it had been killed.
-
-    `before` says whether the statement that is cut still happens: a process may die before a commit, or before it hears of it.
-    """
-
-    after: int
-    before: bool
-    count: int = 0
-    cut: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def _counts(self, run: Any, lane: Any, sql: str, args: tuple[object, ...]) -> bool:
-        """Statements that change something of runs; those that look for work only where they will find some."""
-        if sql == waits.DUE.sql:
-            return bool(await run(lane, asyncpg.Connection.fetchval, _DUE, (args[0],)))
-        if sql == queue.CLAIM.sql:
-            return bool(await run(lane, asyncpg.Connection.fetchval, _QUEUED, ()))
-        return sql in _WRITES
-
-    def patch(self, database: Database) -> None:
-        run, transaction = database._run, database.transaction
-
-        async def counted(lane: Any, method: Any, sql: str, args: tuple[object, ...]) -> Any:
-            if self.cut.is_set():
-                raise DatabaseUnavailable("killed", sent=False)
-            if await self._counts(run, lane, sql, args):
-                self.count += 1
-                if self.count == self.after:
-                    self.cut.set()
-                    if self.before:
-                        raise DatabaseUnavailable("killed", sent=False)
-                    await run(lane, method, sql, args)
-                    raise DatabaseUnavailable("killed", sent=True)
-            return await run(lane, method, sql, args)
-
-        def guarded(**lane: Any) -> Any:
-            if self.cut.is_set():
-                raise DatabaseUnavailable("killed", sent=False)
-            self.count += 1
-            if self.count == self.after:
-                self.cut.set()
-                raise DatabaseUnavailable("killed", sent=False)
-            return transaction(**lane)
-
-        database._run = counted  # type: ignore[method-assign]
-        database.transaction = guarded  # type: ignore[method-assign]
+async def _killed(world: World, shape: Shape, way: Way, fates: Fates, at_once: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The row of a run that came through, its effects counted."""
+    succession = Succession(world, fates, at_once, _SETTINGS)
+    await succession.begin(monkeypatch)
+    node = world.nodes[0]
+    handlers = [entry(name, **{**_ENTRY, **shape.entry}) for name in shape.programs]
+    endpoint = await durable_endpoint(world, node, *handlers, {"name": "child", **_ENTRY, "idempotent": True})
+    if shape.paused:
+        await node.call("PATCH", "/v1/endpoints/sdk", {"paused": True})
+    for other in world.nodes[1:]:
+        await other.turn("registry")
+    programs = Programs(succession, way, shape.programs)
+    endpoint.way = programs
+    run_id = await node.trigger("order")
+    fates.armed = True
+    try:
+        row = await succession.until_over(run_id, shape.acts)
+    finally:
+        await succession.end()
+    await _check(world, shape, row, programs.effects)
+    return row
 
 
-async def _endpoint(world: World, node: Node, handler: Handler) -> Endpoint:
-    endpoint = await durable_endpoint(world, node, entry("order", retries=3), {"name": "child", "retries": 3, "idempotent": True})
-    endpoint.way = handler.answer
-    return endpoint
+async def _check(world: World, shape: Shape, row: dict[str, Any], effects: list[Effect]) -> None:
+    assert row["status"] == shape.status, row["error"]
+    assert json.loads(row["output"] or "null") == shape.output
+    attempts = {(r["run_id"], r["number"]): r["status"] for r in await world.database.fetch("select * from attempts")}
+    recorded = await _recorded(world) | {(e.run_id, e.attempt, e.name) for e in effects if e.name.startswith("child")}
+    assert len(set(effects)) == len(effects), "an attempt has done something twice"
+    kept = [e for e in effects if (e.run_id, e.attempt, e.name) in recorded and not _is_lost_child(e, attempts)]
+    assert Counter(e.name for e in kept) == shape.effects
+    for lost in set(effects) - set(kept):
+        assert attempts[(lost.run_id, lost.attempt)] == "lost", f"{lost} was forgotten"
 
 
-async def _until_over(world: World, run_id: str) -> dict[str, Any]:
-    """Let time pass, in every dispatcher there is, until a run is over."""
-
-    async def over() -> dict[str, Any] | None:
-        world.clock.advance(timedelta(milliseconds=100))
-        for node in world.nodes:
-            for loop in ("heartbeat", "reap", "timers", "waits", "claim"):
-                node.runtime.loops[loop].wake()
-        row = await world.database.fetchrow("select * from task_history where run_id = $1", run_id)
-        return dict(row) if row is not None else None
-
-    return await until(over, _PATIENCE_SECONDS)
+def _is_lost_child(effect: Effect, attempts: dict[tuple[str, int], str]) -> bool:
+    return effect.name.startswith("child") and attempts[(effect.run_id, effect.attempt)] == "lost"
 
 
-async def _killed(world: World, scythe: Scythe, shape: str) -> tuple[dict[str, Any], Handler, bool]:
-    """One run whose first dispatcher is killed; the second one was there all along."""
-    code, _, _ = SHAPES[shape]
-    handler = Handler(code)
-    one = await world.node("one", lease=6.0, heartbeat=1.0)
-    two = await world.node("two", lease=6.0, heartbeat=1.0)
-    await _endpoint(world, two, handler)
-    await one.runtime.loops["registry"].tick(world.now)
-    for name in ("claim", "waits"):
-        await two.runtime.loops[name].stop()  # at first it is the other one's work
-    run_id = await one.trigger("order")
-    scythe.patch(one.runtime.services.database)
-    work = asyncio.ensure_future(_until_over(world, run_id))
-    await asyncio.wait([work, asyncio.ensure_future(scythe.cut.wait())], return_when=asyncio.FIRST_COMPLETED)
-    cut = scythe.cut.is_set()
-    if cut:
-        await world.crash(one)
-        for name in ("claim", "waits"):
-            two.runtime.loops[name].start()
-    return await work, handler, cut
-
-
-def _check(shape: str, row: dict[str, Any], handler: Handler, kill: str) -> None:
-    _, output, effects = SHAPES[shape]
-    assert row["status"] == "succeeded", (kill, row["error"])
-    assert json.loads(row["output"]) == output, kill
-    for name, least in effects.items():
-        assert handler.effects[name] >= least, (kill, name)
-    # What happened more than once can only be what the one killed turn, or the child under way, did not get recorded.
-    assert sum(handler.effects.values()) - sum(effects.values()) <= max(len(effects), 2), (kill, handler.effects)
-
-
-async def _log_is_whole(world: World) -> None:
-    """Every entry is there once, and nothing is left behind."""
-    for row in await world.database.fetch("select count, entries from journal_history"):
+async def _recorded(world: World) -> set[tuple[str, int, str]]:
+    """What the logs say was done, in which attempt. They are whole: nothing is there twice, and nothing is left behind."""
+    found: set[tuple[str, int, str]] = set()
+    for row in await world.database.fetch("select * from journal_history"):
         entries = json.loads(b"[" + row["entries"] + b"]")
         assert len(entries) == row["count"]
-        final = Counter(e["id"] for e in entries if e["status"] != "pending")
-        assert all(count == 1 for count in final.values()), final
-        asked = Counter(e["id"] for e in entries if e["status"] == "pending")
-        assert all(count == 1 for count in asked.values()), asked
+        for status in ({"pending"}, {"ok", "error", "timeout", "cancelled", "closed"}):
+            assert max(Counter(e["id"] for e in entries if e["status"] in status).values(), default=0) <= 1
+        done = [e for e in entries if "by" in e]
+        found |= {(row["run_id"], e["by"], e["id"] + (" failing" if e["status"] == "retry" else "")) for e in done}
     for table in ("tasks", "runs", "waits", "journal", "messages"):
         assert await world.database.fetchval(f"select count(*) from {table}") == 0, table
+    return found
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("shape", SHAPES)
-async def test_killed_at_every_statement(dsn: str, database: Database, shape: str, before: bool, pytestconfig: pytest.Config) -> None:
-    """Every one in the long form; in the short one every eighth, another one first for each shape."""
+@asynccontextmanager
+async def _told(dsn: str, database: Database, fates: Fates) -> AsyncIterator[World]:
+    """A world; of a failure, who was killed."""
+    world = World(dsn, database)
+    try:
+        yield world
+    except BaseException:
+        print(*fates.kills, sep="\n")
+        raise
+    finally:
+        await world.close()
+
+
+async def test_killed_at_every_statement(
+    dsn: str, database: Database, name: str, way: Way, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> None:
     stride = int(pytestconfig.getoption("--crash-stride"))
-    first = 1 + list(SHAPES).index(shape) % stride
-    for after in range(first, _KILLS, stride):
-        world = World(dsn, database)
-        try:
-            row, handler, cut = await _killed(world, Scythe(after, before), shape)
-            _check(shape, row, handler, f"{shape}, {'before' if before else 'after'} statement {after}")
-            await _log_is_whole(world)
-        finally:
-            await world.close()
-            await database.execute("delete from run_history")
-            await database.execute("delete from task_history")
-            await database.execute("delete from journal_history")
-            await database.execute("delete from attempts")
-        if not cut:
-            assert after > 3, "nothing was killed"
-            return
-    raise AssertionError(f"more than {_KILLS} statements")
+    number = list(SHAPES).index(name) + _WAYS.index(way)
+    fates = Fates(stride, f"{name} {way}")
+    async with _told(dsn, database, fates) as world:
+        await _killed(world, SHAPES[name], way, fates, 1 + number % 2, monkeypatch)
+    assert fates.kills or stride > 1, "nobody was killed"
+
+
+@pytest.mark.parametrize("name", THOUSANDS)
+async def test_a_thousand(dsn: str, database: Database, name: str, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
+    """Here and there in the short form, at every few statements in the long one."""
+    long = pytestconfig.getoption("--crash-stride") == 1
+    shape, way, short_stride, long_stride = THOUSANDS[name]
+    fates = Fates(long_stride if long else short_stride, name)
+    async with _told(dsn, database, fates) as world:
+        await _killed(world, shape, way, fates, 1, monkeypatch)
+    assert fates.kills, "nobody was killed"
