@@ -119,7 +119,11 @@ LOAD = Statement(
     select r.tenant_id, r.id, r.workflow_id, r.workflow_version, r.graph, r.revision, r.priority, r.cancel_reason, r.parent_run_id,
            r.labels, r.sticky_endpoint, t.settled, t.statuses, t.ended, w.met_nodes, w.met
     from unnest($1::int[], $2::text[]) as g (tenant_id, id)
-    join runs r using (tenant_id, id)
+    cross join lateral (
+        select * from runs r
+        where r.tenant_id = g.tenant_id and r.id = g.id and r.graph is not null
+          and (r.gates is null or r.gates_held = cardinality(r.gates) or r.cancel_reason is not null) offset 0
+    ) r
     cross join lateral (
         select coalesce(array_agg(node), '{}') as settled, coalesce(array_agg(status), '{}') as statuses,
                coalesce(array_agg(finished_at), '{}') as ended
@@ -130,7 +134,6 @@ LOAD = Statement(
         select coalesce(array_agg(node), '{}') as met_nodes, coalesce(array_agg(id::int), '{}') as met
         from waits w where w.tenant_id = r.tenant_id and w.run_id = r.id and w.graph and w.outcome = 'ok' and strpos(r.graph, 'w') > 0
     ) w
-    where r.graph is not null and (r.gates is null or r.gates_held = cardinality(r.gates) or r.cancel_reason is not null)
     """,
     GraphRow,
 )
@@ -139,7 +142,7 @@ OUTPUTS = Statement(
     """
     select t.tenant_id, t.run_id, t.node, t.status, t.output, t.output_type, t.error
     from unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node)
-    join tasks t using (tenant_id, run_id, node)
+    join tasks t on t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node
     where t.state = 'settled'
     """,
     Output,
@@ -154,7 +157,7 @@ ADVANCE = Statement(
     ), moved as (
         update runs r
         set graph = g.graph, revision = r.revision + 1, advance_at = g.again, reasons = coalesce(r.reasons, '{}') || g.reasons::jsonb
-        from given g where r.tenant_id = g.tenant_id and r.id = g.id and r.revision = g.revision
+        from given g where r.tenant_id = any (array[g.tenant_id]) and r.id = g.id and r.revision = g.revision
         returning r.tenant_id, r.id, r.workflow_id, r.workflow_version, r.priority, r.flow->'nodes' as flow
     ), started as (
         insert into tasks as t (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
@@ -179,7 +182,7 @@ ADVANCE = Statement(
     ), gone as (
         delete from waits w using moved m, unnest($21::int[], $22::text[], $23::smallint[]) as l (tenant_id, id, node)
         where m.tenant_id = l.tenant_id and m.id = l.id
-          and w.tenant_id = l.tenant_id and w.run_id = l.id and w.node = l.node and w.graph
+          and w.tenant_id = any (array[l.tenant_id]) and w.run_id = l.id and w.node = l.node and w.graph
     ), armed as (
         insert into waits (tenant_id, run_id, node, id, graph, kind, event_key, scope, expression, since, due_at, look_at, created_at)
         select m.tenant_id, m.id, n.node, n.wait, true, n.kind, n.event_key, n.scope, n.expression, n.since, n.due_at,
@@ -203,13 +206,13 @@ END = Statement(
             as g (tenant_id, id, revision, graph, reasons, status, names)
     ), closed as (
         delete from runs r using given g
-        where r.tenant_id = g.tenant_id and r.id = g.id and r.revision = g.revision
+        where r.tenant_id = any (array[g.tenant_id]) and r.id = g.id and r.revision = g.revision
         returning r.*, g.graph as last_graph, g.reasons as last_reasons, g.status, g.names
     ), ended as (
-        delete from tasks t using closed c where t.tenant_id = c.tenant_id and t.run_id = c.id
+        delete from tasks t using closed c where t.tenant_id = any (array[c.tenant_id]) and t.run_id = c.id
         returning t.*, case substr(c.last_graph, t.node + 1, 1) when 'c' then 'cancelled' when 'k' then 'skipped' else t.status end as fate
     ), waits_gone as (
-        delete from waits w using closed c where w.tenant_id = c.tenant_id and w.run_id = c.id and w.graph
+        delete from waits w using closed c where w.tenant_id = any (array[c.tenant_id]) and w.run_id = c.id and w.graph
     ), told as (
         update waits w
         set settled_at = $7, position = nextval('wait_positions'),
@@ -228,21 +231,30 @@ END = Statement(
                         where e.node is not null or (substr(c.last_graph, n.place::int, 1) = 'k' and not (n.item ->> 1)::boolean)
                         ), '') || '}', 'UTF8') end
         from closed c
-        where c.parent_wait is not null and w.tenant_id = c.tenant_id and w.event_key = c.id and w.kind = 'child' and w.settled_at is null
+        cross join lateral (
+            select w.tenant_id, w.run_id, w.node, w.id from waits w
+            where c.parent_wait is not null and w.tenant_id = c.tenant_id and w.event_key = c.id and w.kind = 'child'
+              and w.settled_at is null offset 0
+        ) l
+        where w.tenant_id = any (array[l.tenant_id]) and w.run_id = l.run_id and w.node = l.node and w.id = l.id and w.settled_at is null
         returning w.tenant_id, w.run_id, w.node
     ), woken as (
         update tasks t set wake_at = $7, marks = coalesce(t.marks, 0) + 1
         from (select distinct tenant_id, run_id, node from told) w
-        where t.tenant_id = w.tenant_id and t.run_id = w.run_id and t.node = w.node
+        where t.tenant_id = any (array[w.tenant_id]) and t.run_id = w.run_id and t.node = w.node
           and (t.tenant_id, t.run_id, t.node) not in (select tenant_id, run_id, node from ended)
     ), doomed as (
         update runs r set doomed_at = $7
-        from (select tenant_id, id from closed where status = 'cancelled') c
-        where r.tenant_id = c.tenant_id and r.parent_run_id = c.id and r.on_its_own is null
+        from closed c
+        cross join lateral (
+            select r.tenant_id, r.id from runs r
+            where c.status = 'cancelled' and r.tenant_id = c.tenant_id and r.parent_run_id = c.id and r.on_its_own is null offset 0
+        ) l
+        where r.tenant_id = any (array[l.tenant_id]) and r.id = l.id
           and (r.tenant_id, r.id) not in (select tenant_id, id from closed)
     ), log_rows as (
         delete from journal j using ended e
-        where e.durable and j.tenant_id = e.tenant_id and j.run_id = e.run_id and j.node = e.node
+        where e.durable and j.tenant_id = any (array[e.tenant_id]) and j.run_id = e.run_id and j.node = e.node
         returning j.*, case when j.generation = coalesce(e.generation, 0) then e.log_since end as log_since,
                   case when j.generation = coalesce(e.generation, 0) then e.input end as task_input
     ), logs as (
@@ -286,7 +298,7 @@ CANCEL = Statement(
 
 PUT_OFF = """
     update runs r set advance_at = $3 from unnest($1::int[], $2::text[]) as g (tenant_id, id)
-    where r.tenant_id = g.tenant_id and r.id = g.id and r.advance_at <= $3
+    where r.tenant_id = any (array[g.tenant_id]) and r.id = g.id and coalesce(r.advance_at <= $3, false)
 """
 
 

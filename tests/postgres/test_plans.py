@@ -17,7 +17,7 @@ from dispatcher.store.database import Connection, Database
 from tests.postgres.test_statements import ALL
 
 LIVE = ("tasks", "runs", "waits", "journal", "messages")
-MODULES = ("children", "journal", "outcomes", "queue", "tasks", "waits")
+MODULES = ("children", "graphs", "journal", "outcomes", "queue", "tasks", "waits")
 BY_MARK = {"tasks_wake", "tasks_due", "tasks_overdue", "tasks_lease", "tasks_cancel", "waits_due", "waits_look", "runs_doomed"}
 """Indexes of what is to be looked at, which a loop reads from their beginning."""
 READING = ("Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Index Scan")
