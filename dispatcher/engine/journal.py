@@ -114,7 +114,8 @@ class Child:
 class Entries:
     """Operations that have passed every check which needs no look at the log.
 
-    `parents` are the scopes they are in, which must be open; `closes` the scopes they close.
+    `raw` is what is kept of them, `offered` what came: without a moment where their writer has not said when. `parents` are the scopes they
+    are in, which must be open; `closes` the scopes they close.
     """
 
     raw: tuple[bytes, ...] = ()
@@ -125,6 +126,7 @@ class Entries:
     checkpoint: bytes | None = None
     closes_inbox: bool = False
     only_steps: bool = True
+    offered: tuple[bytes, ...] = ()
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -188,6 +190,7 @@ class _Reading:
     def __init__(self, moments: Moments) -> None:
         self._moments = moments
         self._raw: list[bytes] = []
+        self._offered: list[bytes] = []
         self._waits: dict[str, Wait] = {}
         self._children: list[Child] = []
         self._parents: dict[str, None] = {}
@@ -206,6 +209,7 @@ class _Reading:
             self._checkpoint,
             self._closes_inbox,
             self._only_steps,
+            tuple(self._offered),
         )
 
     def take(self, number: int, raw: bytes, bounds: Bounds) -> None:
@@ -222,6 +226,7 @@ class _Reading:
             self._judge(op)
         except OpRefused as refused:
             raise OpRefused(refused.code, f"operation {op.id!r}: {refused}") from None
+        self._offered.append(raw)
         self._raw.append(raw if op.at is not None else stamped(raw, self._moments.now))
 
     def _judge(self, op: _Op) -> None:

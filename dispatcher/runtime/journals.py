@@ -242,7 +242,7 @@ class Journals:
         if head.log_len != item.base:
             found = await journal.segments(self._database, [(head, 0)])
             known = split(segment.entries for segment in found.get(key, []))[item.base :]
-            if item.base <= head.log_len and repeated(known, item.entries.raw):
+            if item.base <= head.log_len and repeated(known, item.entries.offered):
                 return Answer(head.log_len, await self._children_of(item), None)
             entries = [json.loads(entry) for entry in known]
             raise problem("log_conflict", f"the log of {name} has {head.log_len} entries", len=head.log_len, entries=entries)

@@ -204,7 +204,7 @@ class Turns:
         conflict = Failed("log_conflict", f"the turn's answer builds on {base} entries, and the log has {len(known)} others")
         if not counted:
             left = rules.without(ops, known[base:])
-        elif base <= len(known) <= base + len(ops) and rules.repeated(ops, known[base:]):
+        elif base <= len(known) <= base + len(ops) and rules.repeated(known[base:], ops[: len(known) - base]):
             left = ops[len(known) - base :]
         else:
             return conflict

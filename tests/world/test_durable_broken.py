@@ -85,6 +85,38 @@ async def test_cleaning_up_is_tried_again_where_nobody_took_it(world: World, one
     assert (await world.over(run_id))["status"] == "cancelled"
 
 
+def _unstamped() -> list[dict[str, Any]]:
+    """A step and a child whose writer does not say when, and which run the child is the dispatcher says."""
+    ops = [step("a#0", 1), pending("child", "c#0", workflow="leaf")]
+    return [{name: value for name, value in op.items() if name != "at"} for op in ops]
+
+
+async def test_an_append_is_the_same_again_later(world: World, one: Node) -> None:
+    """Its reply was lost, and it says no moment of its own."""
+    endpoint = await durable_endpoint(world, one, entry("order"), {"name": "leaf"})
+    await one.trigger("order")
+    turn = await endpoint.next()
+    event = {"type": "append", "base": 0, "ops": _unstamped()}
+    first = await one.callback(turn.json["token"], event)
+    world.clock.advance(timedelta(seconds=1))
+    again = await one.callback(turn.json["token"], event)
+    assert (again["len"], again["children"], again["duplicate"]) == (2, first["children"], True)
+    other = {"type": "append", "base": 0, "ops": [{**_unstamped()[0], "value": 2}]}
+    assert (await one.callback(turn.json["token"], other, 412))["code"] == "log_conflict"
+
+
+async def test_an_answer_may_repeat_later_what_an_append_has_recorded(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"), {"name": "leaf"})
+    run_id = await one.trigger("order")
+    turn = await endpoint.next()
+    await one.callback(turn.json["token"], {"type": "append", "base": 0, "ops": _unstamped()})
+    assert (await endpoint.next()).json["type"] == "run"
+    world.clock.advance(timedelta(seconds=1))
+    answer(turn, "done", base=0, ops=[*_unstamped(), step("b#0", 2)], output=1)
+    over = await world.over(run_id)
+    assert (over["status"], over["error"]) == ("succeeded", None)
+
+
 async def test_cancelling_again_while_it_cleans_up_changes_nothing(world: World, one: Node) -> None:
     """Before its last turn begins, and while it is under way."""
     endpoint = await durable_endpoint(world, one, entry("order"))

@@ -34,8 +34,8 @@ THOUSANDS: dict[str, tuple[Shape, Way, int, int]] = {
     "children": (
         Shape({"order": fan_out(_MANY)}, [2 * n for n in range(_MANY)], {f"child {n}": 1 for n in range(_MANY)}),
         "answer",
-        30,
-        4,
+        7,
+        1,
     ),
 }
 
