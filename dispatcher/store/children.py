@@ -46,7 +46,7 @@ BEGIN = Statement(
     ), started as (
         select ($1::int[])[c.place] as tenant_id, ($2::text[])[c.place] as parent_run_id, ($3::smallint[])[c.place] as parent_node, c.*
         from unnest($10::int[], $11::text[], $12::text[], $13::text[], $14::int[], $15::int[], $16::bytea[], $17::text[], $18::smallint[],
-                    $19::int[], $20::int[], $21::text[], $22::text[])
+                    $19::bigint[], $20::int[], $21::text[], $22::text[])
              as c (place, id, wait, name, workflow_id, workflow_version, input, metadata, priority, schedule_ms, execution_ms,
                    endpoint_id, endpoint_version)
         where c.place in (select place from grown)

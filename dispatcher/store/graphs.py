@@ -168,7 +168,7 @@ ADVANCE = Statement(
                 from jsonb_array_elements_text(m.flow->n.node::text->'ids') with ordinality as e (v, place)),
                coalesce((m.flow->n.node::text->'preempts')::boolean, false), m.flow->n.node::text,
                n.requirement, n.slots
-        from unnest($6::int[], $7::text[], $8::smallint[], $9::int[], $10::int[], $11::boolean[], $25::text[], $26::int[])
+        from unnest($6::int[], $7::text[], $8::smallint[], $9::bigint[], $10::int[], $11::boolean[], $25::text[], $26::int[])
              as n (tenant_id, id, node, schedule_ms, execution_ms, durable, requirement, slots)
         join moved m using (tenant_id, id)
         on conflict (tenant_id, run_id, node) do update

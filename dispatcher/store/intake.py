@@ -145,7 +145,7 @@ WRITE = Statement(
     with given as (
         select g.* from unnest(
             $1::int[], $2::bigint[], $3::text[], $4::int[], $5::int[], $6::bytea[], $7::text[], $8::smallint[], $9::text[],
-            $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::int[], $16::int[], $17::text[], $18::text[],
+            $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::bigint[], $16::int[], $17::text[], $18::text[],
             $32::text[], $33::boolean[], $34::bytea[], $35::smallint[], $36::text[], $37::text[], $38::text[], $39::smallint[],
             $40::boolean[], $41::text[], $42::boolean[], $43::text[], $44::int[], $45::text[], $46::text[]
         ) as g (tenant_id, registry_version, id, workflow_id, workflow_version, input, metadata, priority, trigger,
@@ -211,7 +211,7 @@ WRITE_PLAIN = Statement(
     with given as (
         select g.* from unnest(
             $1::int[], $2::bigint[], $3::text[], $4::int[], $5::int[], $6::bytea[], $7::text[], $8::smallint[], $9::text[],
-            $10::text[], $11::timestamptz[], $12::int[], $13::int[], $14::text[], $15::text[]
+            $10::text[], $11::timestamptz[], $12::bigint[], $13::int[], $14::text[], $15::text[]
         ) as g (tenant_id, registry_version, id, workflow_id, workflow_version, input, metadata, priority, trigger,
                 idempotency_key, run_at, schedule_ms, execution_ms, endpoint_id, endpoint_version)
         join tenants on tenants.id = g.tenant_id and tenants.registry_version = g.registry_version
@@ -242,7 +242,7 @@ WRITE_LIMITED = Statement(
     with given as (
         select g.* from unnest(
             $1::int[], $2::bigint[], $3::text[], $4::int[], $5::int[], $6::bytea[], $7::text[], $8::smallint[], $9::text[],
-            $10::text[], $11::timestamptz[], $12::int[], $13::int[], $14::text[], $15::text[],
+            $10::text[], $11::timestamptz[], $12::bigint[], $13::int[], $14::text[], $15::text[],
             $18::text[], $19::text[], $20::smallint[], $21::boolean[], $22::text[]
         ) as g (tenant_id, registry_version, id, workflow_id, workflow_version, input, metadata, priority, trigger,
                 idempotency_key, run_at, schedule_ms, execution_ms, endpoint_id, endpoint_version,

@@ -86,7 +86,7 @@ LIVE = "select id from runs where tenant_id = $1 and id = any($2::text[])"
 REVIVE = Statement(
     """
     with given as (
-        select * from unnest($2::text[], $3::timestamptz[], $4::int[], $5::int[], $6::int[], $7::text[], $8::text[], $9::bytea[],
+        select * from unnest($2::text[], $3::timestamptz[], $4::int[], $5::bigint[], $6::int[], $7::text[], $8::text[], $9::bytea[],
                              $12::text[], $13::int[], $14::text[], $15::text[], $16::boolean[], $17::text[])
             as g (id, finished_at, workflow_version, schedule_ms, execution_ms, graph, reasons, input, requirement, slots,
                   gates, gate_limits, preempts, flow)

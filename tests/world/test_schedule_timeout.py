@@ -6,6 +6,9 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
+from tests.world.durable import answer, durable_endpoint, entry, pending
 from tests.world.endpoint import Endpoint, manifest
 from tests.world.world import Node, World, until
 
@@ -121,3 +124,32 @@ async def test_registering_takes_gates_after_tasks(world: World, one: Node) -> N
         await conn.execute("select from gates for update")
     await registering
     assert await world.database.fetchval("select most from gates") == 6
+
+
+LONG = {"schedule_timeout": "3650d"}
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        {"name": "work", **LONG},
+        {"name": "work", **LONG, "concurrency": 2},
+        {"name": "work", "kind": "workflow", "tasks": [{"name": "a", **LONG}, {"name": "b", "parents": ["a"], **LONG}]},
+    ],
+    ids=["plain", "limited", "graph"],
+)
+async def test_it_may_be_ten_years(world: World, one: Node, handler: dict[str, Any]) -> None:
+    """More milliseconds than 32 bits hold, in every statement that writes a task."""
+    _answering(await world.endpoint(one, [handler]))
+    run_id = await one.trigger("work")
+    assert (await world.run_over(run_id))["status"] == "succeeded"
+    await one.call("POST", f"/v1/runs/{run_id}/replay", {})
+    assert (await world.run_over(run_id))["status"] == "succeeded"
+
+
+async def test_so_it_may_of_children(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order", **LONG), {"name": "leaf", **LONG})
+    await one.trigger("order")
+    ops = [pending("child", "c#0", workflow="leaf"), pending("child", "c#1", workflow="leaf", key="k")]
+    answer(await endpoint.next(), "wait", base=0, ops=ops, wake="c#0")
+    assert {(await endpoint.next()).json["name"] for _ in ops} == {"leaf"}
