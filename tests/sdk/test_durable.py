@@ -27,7 +27,7 @@ from handlers_sdk.logcache import LogCache
 from handlers_sdk.testing import DurableTester
 from handlers_sdk.verbatim import raw_items
 from tests.sdk.fake_api import Asked, FakeApi, problem
-from tests.sdk.pushing import AT, SECRET, batch, clock, item, push, run, said, turn
+from tests.sdk.pushing import AT, batch, clock, item, push, run, said, turn
 
 
 class Bill(BaseModel):
@@ -37,16 +37,6 @@ class Bill(BaseModel):
 
 async def echo(value: Any) -> Any:
     return value
-
-
-@pytest.fixture
-def api() -> FakeApi:
-    return FakeApi()
-
-
-@pytest.fixture
-def dispatcher(api: FakeApi) -> Dispatcher:
-    return api.dispatcher(signing_secrets=(SECRET,), token="api-token", retry_attempts=1)
 
 
 def order_app(dispatcher: Dispatcher, **options: Any) -> App:

@@ -18,21 +18,11 @@ from handlers_sdk import (
     WorkerLabelComparator,
 )
 from tests.sdk.fake_api import FakeApi
-from tests.sdk.pushing import AT, ENDPOINT, SECRET, batch, clock, headers_for, item, push, run, said, turn
+from tests.sdk.pushing import AT, ENDPOINT, batch, clock, headers_for, item, push, run, said, turn
 
 
 async def echo(value: Any) -> Any:
     return value
-
-
-@pytest.fixture
-def api() -> FakeApi:
-    return FakeApi()
-
-
-@pytest.fixture
-def dispatcher(api: FakeApi) -> Dispatcher:
-    return api.dispatcher(signing_secrets=(SECRET,), token="api-token", retry_attempts=1)
 
 
 # ---- turns that are stopped

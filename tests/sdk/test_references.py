@@ -13,7 +13,7 @@ import pytest
 from handlers_sdk import App, Context, Dispatcher, DurableContext, EmptyModel, StateContext
 from handlers_sdk.references import CALL_BYTES_MAX, RESPONSE_BYTES_MAX
 from tests.sdk.fake_api import Asked, FakeApi, Reply, problem
-from tests.sdk.pushing import API, SECRET, Answer, batch, clock, item, push, run, turn
+from tests.sdk.pushing import API, Answer, batch, clock, item, push, run, turn
 from tests.sdk.test_durable import echo
 
 HUGE = "é" * (RESPONSE_BYTES_MAX // 2)
@@ -59,11 +59,6 @@ def store() -> Store:
 @pytest.fixture
 def api(store: Store) -> FakeApi:
     return FakeApi(store.answer)
-
-
-@pytest.fixture
-def dispatcher(api: FakeApi) -> Dispatcher:
-    return api.dispatcher(signing_secrets=(SECRET,), token="api-token", retry_attempts=1)
 
 
 @pytest.fixture

@@ -17,11 +17,6 @@ from tests.sdk.pushing import API, SECRET, batch, clock, idle, item, run
 
 
 @pytest.fixture
-def api() -> FakeApi:
-    return FakeApi()
-
-
-@pytest.fixture
 def dispatcher(api: FakeApi) -> Dispatcher:
     return api.dispatcher(signing_secrets=(SECRET,), token="api-token")
 
