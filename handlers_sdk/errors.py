@@ -202,7 +202,8 @@ class FailedTaskRunExceptionGroup(DispatcherError):  # noqa: N818 - the public n
     code = "run_failed"
 
     def __init__(self, run_id: str, exceptions: Sequence[TaskRunError]) -> None:
-        super().__init__(f"{run_id} failed: " + "; ".join(str(error) for error in exceptions))
+        whose = f"{run_id} failed: " if run_id else ""  # a child of a workflow that is not there never was a run
+        super().__init__(whose + "; ".join(str(error) for error in exceptions))
         self.run_id = run_id
         self.exceptions = list(exceptions)
 

@@ -74,6 +74,17 @@ async def test_and_where_the_dispatcher_cannot_be_called(api: FakeApi, dispatche
     assert "cannot be called" in caplog.text
 
 
+async def test_a_child_that_never_was_a_run_says_why(dispatcher: Dispatcher) -> None:
+    async def parent(input: dict[str, Any], ctx: DurableContext) -> Any:
+        return await ctx.run_child("nope")
+
+    app = dispatcher.app([dispatcher.durable_task()(parent)], clock=clock)
+    asked = {"id": "nope#0", "op": "child", "status": "pending", "workflow": "nope", "input": {}, "at": AT}
+    over = {"id": "nope#0", "op": "child", "status": "error", "error": {"code": "unknown_workflow", "message": "there is none"}, "at": AT}
+    answer = said(await push(app, turn("parent", entries=[asked, over])))
+    assert (answer["status"], answer["error"]["message"]) == ("failed", "nope: there is none")
+
+
 async def test_turns_travel_in_batches_beside_runs(dispatcher: Dispatcher) -> None:
     @dispatcher.task()
     async def plain(input: EmptyModel, ctx: Context) -> int:
