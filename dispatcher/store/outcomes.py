@@ -284,7 +284,8 @@ HOLD = Statement(
 )
 
 # The end of a durable task's turn that is not the end of the task. It does not land while the task is being cancelled, nor when it would
-# wait for something that is not there to be waited for.
+# wait for something that is not there to be waited for. A task that waits is marked if it may be `met` already: what is settled and cannot
+# be seen here has left its mark on the row, which stays.
 YIELD = Statement(
     """
     with given as (
@@ -294,13 +295,16 @@ YIELD = Statement(
         ) as g (tenant_id, run_id, node, epoch, attempt, error, http_status, latency_ms, response,
                 state, wake, named, memory, input, whole, pinned)
     ), before as (
-        select g.*, t.endpoint_id, t.endpoint_version, t.started_at
+        select g.*, t.endpoint_id, t.endpoint_version, t.started_at, exists (
+                   select from waits w where w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node and not w.graph
+                   and (w.settled_at is not null or w.kind = 'message') offset 0) as met
         from given g join tasks t on t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node
         where t.epoch = g.epoch and t.state = 'running' for update of t
     ), freed as (
         update tasks t
         set state = g.state, due_at = $17, schedule_deadline = null, wake = g.wake,
-            wake_at = case when g.state = 'waiting' then $17::timestamptz end, marks = coalesce(t.marks, 0) + 1,
+            wake_at = case when g.state = 'waiting' then coalesce(t.wake_at, case when g.met then $17::timestamptz end) end,
+            marks = coalesce(t.marks, 0) + 1,
             turn = coalesce(t.turn, 1) + case when g.state = 'blocked' then 0 else 1 end,
             known_len = case when g.whole or g.input is not null then 0 when g.state = 'blocked' then t.known_len else t.log_len end,
             generation = coalesce(t.generation, 0) + case when g.input is not null then 1 else 0 end,

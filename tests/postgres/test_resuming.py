@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -10,12 +11,15 @@ from typing import Any
 import pytest
 
 from dispatcher.engine.admission import Slot
+from dispatcher.engine.attempts import Yield
 from dispatcher.ids import IdMaker
-from dispatcher.store import intake, queue, registry, waits
+from dispatcher.store import intake, outcomes, queue, registry, waits
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.intake import NewRun
+from dispatcher.store.outcomes import AttemptFacts, Guard, Outcome, TaskKey
 from dispatcher.store.queue import Claimed
 from dispatcher.store.waits import Marked
+from tests.world.world import until
 
 NOW = datetime(2026, 6, 30, 12, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
@@ -108,6 +112,61 @@ async def test_it_is_not_when_something_has_happened_to_it(database: Database, s
     before = await database.fetch("select to_jsonb(t)::text from tasks t")
     assert await waits.lease(database, [(marked, "ep_1", "7", 1)], 5, LATER) == []
     assert await database.fetch("select to_jsonb(t)::text from tasks t") == before
+
+
+ANOTHER = """
+    insert into waits (tenant_id, run_id, node, id, graph, kind, created_at) values ($1, $2, 0, 'w#1', false, 'sleep', $3)
+"""
+RUN_AGAIN = """
+    update tasks set state = 'running', wake = null, wake_at = null, epoch = 2, dispatcher_id = 5, endpoint_id = 'ep_1',
+                     endpoint_version = '7', started_at = $1, deadline = $1
+"""
+YIELDED = {
+    "nothing has happened": ("select 1", False),
+    "its wait is over": ("update waits set settled_at = created_at, outcome = 'ok', position = 1 where id = 'w#0'", True),
+    "another of its waits is over": ("update waits set settled_at = created_at, outcome = 'ok', position = 1 where id = 'w#1'", True),
+    "it waits for messages": ("update waits set kind = 'message' where id = 'w#1'", True),
+    "a wait of its graph is over": ("update waits set graph = true, settled_at = created_at, outcome = 'ok' where id = 'w#1'", False),
+    "it has been marked in its turn": ("update tasks set wake_at = started_at, marks = 4", True),
+}
+
+
+@pytest.mark.parametrize("why", YIELDED)
+async def test_who_begins_to_wait_is_looked_at_if_there_may_be_something_to_see(database: Database, suspended: NewRun, why: str) -> None:
+    tenant_id, run_id = suspended.tenant_id, suspended.id
+    await database.execute("update waits set settled_at = null, outcome = null, position = null")
+    await database.execute(ANOTHER, tenant_id, run_id, NOW)
+    await database.execute(RUN_AGAIN, NOW)
+    meanwhile, marked = YIELDED[why]
+    await database.execute(meanwhile)
+    change = Yield("waiting", "suspended", wake=b'"w#0"')
+    landed: list[TaskKey] = []
+    outcome = Outcome(Guard(tenant_id, run_id, 0, 2, "running"), change, AttemptFacts())
+    await outcomes.apply(database, [outcome], LATER, landed.append)
+    assert landed == [(tenant_id, run_id, 0)]
+    row = await database.fetchrow("select state, wake_at from tasks")
+    assert row is not None
+    assert (row["state"], row["wake_at"] is not None) == ("waiting", marked)
+
+
+async def test_a_mark_that_cannot_be_seen_yet_is_kept(database: Database, suspended: NewRun) -> None:
+    """Who settles a wait while its turn ends has the row first, and what the turn's end knew of waits is older."""
+    await database.execute("update waits set settled_at = null, outcome = null, position = null, due_at = $1", NOW)
+    await database.execute(RUN_AGAIN, NOW)
+    change = Yield("waiting", "suspended", wake=b'"w#0"')
+    outcome = Outcome(Guard(suspended.tenant_id, suspended.id, 0, 2, "running"), change, AttemptFacts())
+    async with database.transaction() as conn:
+        await conn.fetch(waits.DUE.sql, NOW, 10)
+        ending = asyncio.create_task(outcomes.apply(database, [outcome], LATER))
+        await until(lambda: _blocked(database))
+    await ending
+    row = await database.fetchrow("select state, wake_at from tasks")
+    assert row is not None
+    assert (row["state"], row["wake_at"]) == ("waiting", NOW)
+
+
+async def _blocked(database: Database) -> bool:
+    return bool(await database.fetchval("select count(*) from pg_stat_activity where wait_event_type = 'Lock'"))
 
 
 async def test_one_with_gates_is_told_of(database: Database, suspended: NewRun) -> None:
