@@ -3,13 +3,15 @@
 A flush starts when the last one has ended and takes whatever has gathered. There is no timer, so an idle system writes at once
 and a busy one writes large sets. If a set fails for a reason of its own data, it is split until the culprit stands alone, so
 that no item ever fails for its neighbour's sake.
+
+Where more waits than a set takes, whose it is takes turns, an item a turn, so that nobody waits behind all that another has submitted.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 from dispatcher.store.database import DatabaseUnavailable, is_transient
@@ -25,7 +27,8 @@ class QueueFull(Exception):  # noqa: N818 - reads as what happened
 class GroupCommit(Generic[Item, Result]):
     """Coalesces `submit` calls into calls of `write(items) -> results`, one at a time, `most` weight at once.
 
-    `weigh` says how much of a set an item fills; `bound` is how much may wait before QueueFull.
+    `weigh` says how much of a set an item fills; `bound` is how much may wait before QueueFull. `whose` says who takes turns: what one has
+    submitted is written in its order.
     """
 
     def __init__(
@@ -35,12 +38,14 @@ class GroupCommit(Generic[Item, Result]):
         most: int,
         bound: int,
         weigh: Callable[[Item], int] = lambda _item: 1,
+        whose: Callable[[Item], Hashable] = lambda _item: None,
     ) -> None:
         self._write = write
         self._most = most
         self._bound = bound
         self._weigh = weigh
-        self._waiting: deque[tuple[Item, int, asyncio.Future[Result]]] = deque()
+        self._whose = whose
+        self._waiting: OrderedDict[Hashable, deque[tuple[Item, int, asyncio.Future[Result]]]] = OrderedDict()  # whose turn is next first
         self._weight = 0
         self._writer: asyncio.Task[None] | None = None
 
@@ -50,7 +55,11 @@ class GroupCommit(Generic[Item, Result]):
         if self._waiting and self._weight + weight > self._bound:
             raise QueueFull
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, weight, future))
+        whose = self._whose(item)
+        line = self._waiting.get(whose)
+        if line is None:
+            line = self._waiting[whose] = deque()
+        line.append((item, weight, future))
         self._weight += weight
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._run())
@@ -77,11 +86,19 @@ class GroupCommit(Generic[Item, Result]):
             self._writer = None
 
     def _take(self) -> list[tuple[Item, int, asyncio.Future[Result]]]:
-        taken = [self._waiting.popleft()]
-        weight = taken[0][1]
-        while self._waiting and weight + self._waiting[0][1] <= self._most:
-            taken.append(self._waiting.popleft())
+        taken: list[tuple[Item, int, asyncio.Future[Result]]] = []
+        weight = 0
+        while self._waiting:
+            whose = next(iter(self._waiting))
+            line = self._waiting[whose]
+            if taken and weight + line[0][1] > self._most:
+                break
+            taken.append(line.popleft())
             weight += taken[-1][1]
+            if not line:
+                del self._waiting[whose]
+            elif len(self._waiting) > 1:
+                self._waiting.move_to_end(whose)
         self._weight -= weight
         return taken
 

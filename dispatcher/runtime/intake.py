@@ -93,7 +93,7 @@ class Intake:
         self.on_graphs: Callable[[list[RunKey]], None] = lambda _runs: None
         self.on_awaited: Callable[[list[tuple[int, str]]], None] = lambda _events: None
         self._commits: GroupCommit[list[Submission], None] = GroupCommit(
-            self._write, most=settings.intake_batch, bound=settings.intake_queue, weigh=_weight
+            self._write, most=settings.intake_batch, bound=settings.intake_queue, weigh=_weight, whose=_tenant
         )
 
     @property
@@ -582,6 +582,14 @@ def _failure_rows(event: NewEvent, judgement: Judgement, unlimited: Sequence[tup
         scope, number = event.scope or "", len(rows)
         rows.append(NewFailure(event.tenant_id, event.id, number, name, "", scope, error.expression, "limit_failed", str(error)))
     return rows
+
+
+def _tenant(parcel: list[Submission]) -> int | None:
+    """Who sent it."""
+    first = parcel[0]
+    if first.event is not None:
+        return first.event.tenant_id
+    return first.runs[0].tenant_id if first.runs else None
 
 
 def _weight(parcel: list[Submission]) -> int:

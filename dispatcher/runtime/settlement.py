@@ -67,7 +67,9 @@ class Settlement:
         self._waiters = waiters
         self._signals = signals
         self._metrics = metrics
-        self._commits: GroupCommit[Settled, bool] = GroupCommit(self._write, most=most, bound=_BOUND, weigh=_weight)
+        self._commits: GroupCommit[Settled, bool] = GroupCommit(
+            self._write, most=most, bound=_BOUND, weigh=_weight, whose=lambda settled: settled.outcome.guard.tenant_id
+        )
         self.on_task_over: Callable[[list[tuple[int, str]]], None] = lambda _runs: None
         self.on_requeued: Callable[[Queue, datetime], None] = lambda _queue, _due_at: None
         self.on_waits: Callable[[], None] = lambda: None
