@@ -39,7 +39,7 @@ _SETTINGS = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--graphs` makes the long form of a test whose length is a matter of patience."""
     parser.addoption("--graphs", type=int, default=3_000, help="random graphs compared with the oracle (3,000; long: 100,000)")
-    parser.addoption("--crash-stride", type=int, default=8, help="durable tasks are killed at every so-manieth statement (8; long: 1)")
+    parser.addoption("--crash-stride", type=int, default=5, help="dispatchers are killed at every so-manieth statement (5; long: 1)")
     parser.addoption("--replay-programs", type=int, default=300, help="random durable programs compared with a model (300; long: 10,000)")
 
 

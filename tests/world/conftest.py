@@ -22,3 +22,11 @@ async def world(dsn: str, database: Database) -> AsyncIterator[World]:
 async def one(world: World) -> Node:
     """Its first dispatcher."""
     return await world.node()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many dispatchers have died for it."""
+    reports = terminalreporter.stats.get("passed", [])
+    kills = [int(value) for report in reports for name, value in getattr(report, "user_properties", ()) if name == "kills"]
+    if kills:
+        terminalreporter.write_line(f"{sum(kills)} dispatchers were killed")

@@ -38,6 +38,7 @@ _LAST = "select * from task_history where run_id = $1 order by finished_at desc 
 _DEAD = "update dispatchers set live_until = $1 where id <> all($2::int[])"
 _LONG_AGO = timedelta(days=20_000)
 _QUIET_SECONDS = 0.01
+_BUSY_SECONDS = 2.0  # after which time passes all the same
 _PATIENCE_SECONDS = 60.0  # without an end, or at least a death
 _POLL = timedelta(seconds=1)
 _LOOPS = ("reap", "slots", "registry", "timers", "waits", "marks", "claim")
@@ -319,7 +320,9 @@ class Succession:
         return dict(row) if row is not None else None
 
     async def _quiet(self) -> None:
-        """Wait until nobody is at the database any more, burying those who die meanwhile."""
+        """Wait until nobody is at the database any more, if not for long, burying those who die meanwhile."""
+        now = asyncio.get_running_loop().time
+        until = now() + _BUSY_SECONDS
         while True:
             if self.faults:
                 raise self.faults[0]
@@ -331,6 +334,8 @@ class Succession:
             except TimeoutError:
                 if not self.fates.under_way and not self.fates.dying:
                     return
+            if now() > until and not self.fates.dying:
+                return
 
     async def end(self) -> None:
         """Nobody is killed any more; who has been is buried."""

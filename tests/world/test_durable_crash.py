@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import product
 from typing import Any, get_args
@@ -109,29 +109,46 @@ async def _told(dsn: str, database: Database, fates: Fates) -> AsyncIterator[Wor
     try:
         yield world
     except BaseException:
-        print(*fates.kills, sep="\n")
+        print(*fates.kills, f"{fates.under_way} statements are under way at {world.now}", sep="\n")
+        for table in ("tasks", "waits", "attempts"):
+            print(*[dict(row) for row in await database.fetch(f"select * from {table}")], sep="\n")
         raise
     finally:
         await world.close()
 
 
 async def test_killed_at_every_statement(
-    dsn: str, database: Database, name: str, way: Way, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+    dsn: str,
+    database: Database,
+    name: str,
+    way: Way,
+    monkeypatch: pytest.MonkeyPatch,
+    pytestconfig: pytest.Config,
+    record_property: Callable[[str, object], None],
 ) -> None:
     stride = int(pytestconfig.getoption("--crash-stride"))
     number = list(SHAPES).index(name) + _WAYS.index(way)
     fates = Fates(stride, f"{name} {way}")
     async with _told(dsn, database, fates) as world:
         await _killed(world, SHAPES[name], way, fates, 1 + number % 2, monkeypatch)
+    record_property("kills", len(fates.kills))
     assert fates.kills or stride > 1, "nobody was killed"
 
 
 @pytest.mark.parametrize("name", THOUSANDS)
-async def test_a_thousand(dsn: str, database: Database, name: str, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
+async def test_a_thousand(
+    dsn: str,
+    database: Database,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    pytestconfig: pytest.Config,
+    record_property: Callable[[str, object], None],
+) -> None:
     """Here and there in the short form, at every few statements in the long one."""
     long = pytestconfig.getoption("--crash-stride") == 1
     shape, way, short_stride, long_stride = THOUSANDS[name]
     fates = Fates(long_stride if long else short_stride, name)
     async with _told(dsn, database, fates) as world:
         await _killed(world, shape, way, fates, 1, monkeypatch)
+    record_property("kills", len(fates.kills))
     assert fates.kills, "nobody was killed"
