@@ -99,8 +99,9 @@ class Log:
 
     async def all(self, *names: str) -> list[Any]:
         """Wait for all of these; their values."""
-        if any(self.over(name) is None for name in names):
-            raise Ends("wait", wake={"all": list(names)})
+        missing = [name for name in names if self.over(name) is None]
+        if missing:
+            raise Ends("wait", wake={"all": missing})  # what is over cannot be waited for
         return [(self.over(name) or {}).get("value") for name in names]
 
     async def any(self, *names: str) -> str:
