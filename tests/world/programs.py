@@ -111,7 +111,7 @@ class Log:
             raise Ends("wait", wake={"any": list(names)})
         return str(first)
 
-    async def sleep(self, name: str, seconds: float) -> None:
+    async def nap(self, name: str, seconds: float) -> None:
         """Ask, and wait."""
         await self.ask("sleep", name, ms=seconds * 1_000)
         await self.all(name)

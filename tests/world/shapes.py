@@ -34,9 +34,9 @@ class Shape:
 
 async def _sequence(log: Log) -> Any:
     await log.step("a#0")
-    await log.sleep("nap#0", _HOUR)
+    await log.nap("nap#0", _HOUR)
     await log.step("b#0")
-    await log.sleep("nap#1", _HOUR)
+    await log.nap("nap#1", _HOUR)
     return [await log.step("c#0")]
 
 
@@ -65,7 +65,7 @@ def loop(steps: int, naps: int) -> Program:
         for n in range(steps):
             await log.step(f"s#{n}", n)
             if n % naps == naps - 1:
-                await log.sleep(f"nap#{n}", 60)
+                await log.nap(f"nap#{n}", 60)
         return sum([await log.step(f"s#{n}") for n in range(steps)])
 
     return looped
@@ -89,7 +89,7 @@ async def _nested(log: Log) -> Any:
     if depth:
         await log.ask("child", "inner#0", workflow="order", input={"depth": depth - 1})
     else:
-        await log.sleep("nap#0", 5)
+        await log.nap("nap#0", 5)
         await log.ask("child", "inner#0", workflow="child", input={"n": 7})
     return [await log.step(f"at {depth}"), *await log.all("inner#0")]
 
@@ -122,7 +122,7 @@ async def _memos(log: Log) -> Any:
     await log.ask("child", "c#1", workflow="child", input={"n": 1}, key="k")
     await log.ask("child", "c#2", workflow="child", input={"n": 2})
     first = await log.all("c#0", "c#1", "c#2")
-    await log.sleep("nap#0", 60)
+    await log.nap("nap#0", 60)
     await log.ask("child", "c#3", workflow="child", input={"n": 3}, key="k")
     return [*values, *[value["n"] for value in [*first, *await log.all("c#3")]]]
 
@@ -131,7 +131,7 @@ async def _continued(log: Log) -> Any:
     given = log.body["input"]
     page, total = given.get("page", 0), given.get("total", 0)
     total += await log.step(f"page {page}", page + 1)
-    await log.sleep("nap#0", _HOUR)
+    await log.nap("nap#0", _HOUR)
     if page < 2:
         raise Ends("continue", input={"page": page + 1, "total": total})
     return total
@@ -139,11 +139,11 @@ async def _continued(log: Log) -> Any:
 
 async def _patched(log: Log) -> Any:
     values = [await log.step("old#0")]
-    await log.sleep("nap#0", _HOUR)
+    await log.nap("nap#0", _HOUR)
     if log.over("newer#0") is None:
         await log.write({"id": "newer#0", "op": "patch", "status": "ok", "value": True})
     values.append(await log.step("new#0"))
-    await log.sleep("nap#1", _HOUR)
+    await log.nap("nap#1", _HOUR)
     return values
 
 
@@ -152,7 +152,7 @@ async def _scoped(log: Log) -> Any:
     for n in range(3):
         if (closed := log.over(f"page#{n}")) is None:
             value = await log.step(f"page#{n}/fetch#0", n)
-            await log.sleep(f"page#{n}/nap#0", 60)
+            await log.nap(f"page#{n}/nap#0", 60)
             closed = {"id": f"page#{n}", "op": "scope", "status": "ok", "value": value * 10}
             await log.write(closed)
         values.append(closed["value"])
@@ -207,14 +207,14 @@ async def _undoes(log: Log) -> bool:
 async def _booked(log: Log) -> Any:
     if not await _undoes(log):
         await log.step("book#0")
-        await log.sleep("nap#0", 24 * _HOUR)
+        await log.nap("nap#0", 24 * _HOUR)
         await log.step("never#0")
 
 
 async def _cancelled_at_work(log: Log) -> Any:
     if not await _undoes(log):
         await log.step("book#0")
-        await log.sleep("nap#0", 5)
+        await log.nap("nap#0", 5)
         await _cancel(log.programs.succession, log.body["run_id"])
         raise Ends("again")
 
@@ -261,7 +261,7 @@ async def _reset(succession: Succession, run_id: str) -> None:
 
 async def _branched(log: Log) -> Any:
     values = [await log.step("a#0"), await log.step("b#0")]
-    await log.sleep("nap#0", _HOUR)
+    await log.nap("nap#0", _HOUR)
     return [*values, await log.step("c#0")]
 
 
