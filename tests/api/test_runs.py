@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
@@ -93,10 +93,10 @@ async def test_waiting_gives_the_result_as_soon_as_there_is_one(
     waiters = world.services.waiters
     original = type(waiters)._until
 
-    async def until(self: Any, future: asyncio.Future[None], seconds: float) -> bool:
-        assert seconds == 30
+    async def until(self: Any, future: asyncio.Future[None], moment: datetime) -> bool:
+        assert moment == world.clock.now() + timedelta(seconds=30)
         asked.set()
-        return await original(self, future, seconds)
+        return await original(self, future, moment)
 
     monkeypatch.setattr(type(waiters), "_until", until)
     waiting = asyncio.create_task(api.get(f"/v1/runs/{run_id}?wait=30s"))
@@ -111,8 +111,8 @@ async def test_waiting_ends_with_the_run_so_far(world: World, api: httpx.AsyncCl
     await world.register()
     waited: list[float] = []
 
-    async def until(_self: Any, _future: asyncio.Future[None], seconds: float) -> bool:
-        waited.append(seconds)
+    async def until(_self: Any, _future: asyncio.Future[None], moment: datetime) -> bool:
+        waited.append((moment - world.clock.now()).total_seconds())
         return False
 
     monkeypatch.setattr(type(world.services.waiters), "_until", until)

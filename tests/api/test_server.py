@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -75,7 +76,7 @@ async def test_too_much_waiting_is_refused(database: Database) -> None:
         world = await open_world(database, stack, intake_queue=5)
         await world.register()
         intake = world.services.intake
-        intake._commits._waiting.append(([], 6, None))  # type: ignore[arg-type]  # stands for a queue that is full
+        intake._commits._waiting["somebody"] = deque()  # stands for a queue that is full
         intake._commits._weight = 6
         async with world.client() as client:
             answer = await client.post("/v1/runs", json={"workflow": "resize"})
