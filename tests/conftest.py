@@ -58,15 +58,8 @@ async def server() -> AsyncIterator[str]:
 
 @pytest.fixture(scope="session")
 async def _migrated_dsn(server: str) -> AsyncIterator[str]:
-    admin: Connection = await asyncpg.connect(server)
-    try:
-        await admin.execute("select pg_advisory_lock($1)", _TEMPLATE_LOCK)
-        template = await _template(admin, server)
-        async with _temporary_database(admin, server, template) as dsn:
-            await admin.execute("select pg_advisory_unlock($1)", _TEMPLATE_LOCK)
-            yield dsn
-    finally:
-        await admin.close()
+    async with _migrated(server) as dsn:
+        yield dsn
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +112,26 @@ async def empty_dsn(server: str) -> AsyncIterator[str]:
     admin: Connection = await asyncpg.connect(server)
     try:
         async with _temporary_database(admin, server, "template0") as dsn:
+            yield dsn
+    finally:
+        await admin.close()
+
+
+@pytest.fixture
+async def fresh_dsn(server: str) -> AsyncIterator[str]:
+    """DSN of a migrated database in which nothing has been written yet, dropped after the test."""
+    async with _migrated(server) as dsn:
+        yield dsn
+
+
+@asynccontextmanager
+async def _migrated(server: str) -> AsyncIterator[str]:
+    admin: Connection = await asyncpg.connect(server)
+    try:
+        await admin.execute("select pg_advisory_lock($1)", _TEMPLATE_LOCK)
+        template = await _template(admin, server)
+        async with _temporary_database(admin, server, template) as dsn:
+            await admin.execute("select pg_advisory_unlock($1)", _TEMPLATE_LOCK)
             yield dsn
     finally:
         await admin.close()

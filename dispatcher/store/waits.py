@@ -178,9 +178,12 @@ PAIRS = Statement(
     select w.tenant_id, e.id as event_id, w.run_id, w.node, w.id, w.expression
     from unnest($1::int[], $2::text[], $3::timestamptz[]) as g (tenant_id, id, created_at)
     join events e on e.tenant_id = g.tenant_id and e.id = g.id and e.created_at = g.created_at and e.wakes
-    join waits w on w.tenant_id = any (array[e.tenant_id]) and w.event_key = e.type and w.settled_at is null and w.kind = 'event'
-         and (w.scope is null or w.scope = e.scope) and e.created_at >= w.since - $4::interval and w.created_at <= $6
-         and ($7::text is null or (w.run_id, w.node, w.id) > ($7, $8::smallint, $9::text))
+    cross join lateral (
+        select * from waits w
+        where w.tenant_id = e.tenant_id and w.event_key = e.type and w.settled_at is null and w.kind = 'event'
+          and (w.scope is null or w.scope = e.scope) and e.created_at >= w.since - $4::interval and w.created_at <= $6
+          and ($7::text is null or (w.run_id, w.node, w.id) > ($7, $8::smallint, $9::text)) offset 0
+    ) w
     order by w.run_id, w.node, w.id, e.created_at desc, e.id desc limit $5
     """,
     Pair,
