@@ -224,9 +224,9 @@ class Waits:
         awake = [task for task in marked if _awake(task)]
         granted = [(task, endpoint) for task in awake if (endpoint := self._slot(task, now)) is not None]
         leased = await self.lease(granted, now) if granted else 0
-        there = {(task.tenant_id, task.run_id, task.node) for task, _ in granted}
-        left = [task for task in marked if (task.tenant_id, task.run_id, task.node) not in there]
-        resumed = await waits.resume(self.database, left, {(t.tenant_id, t.run_id, t.node) for t in awake}, now) if left else []
+        there = {task.key for task, _ in granted}
+        left = [task for task in marked if task.key not in there]
+        resumed = await waits.resume(self.database, left, {task.key for task in awake}, now) if left else []
         if resumed:
             self.capacity.backlog.update((row.tenant_id, row.workflow_id, row.requirement) for row in resumed)
             self.on_ready()

@@ -92,15 +92,13 @@ def is_simple(row: NewEntries, runs: Sequence[NewRun]) -> bool:
 
 def _is_simple(run: NewRun, parent: TaskKey, version: int) -> bool:
     return (
-        run.graph is run.gates is run.flow is run.labels is run.sticky_endpoint is None
-        and run.event_id is run.stream_id is run.idempotency_key is None
-        and run.filter_payload is None
+        run.undemanding
+        and not run.limited
+        and run.idempotency_key is None
         and run.run_at is None
         and (run.tenant_id, run.parent_run_id, run.parent_node, run.registry_version) == (*parent, version)
         and run.trigger == "child"
         and run.parent_wait is not None
-        and run.slots == 1
-        and not (run.durable or run.requirement or run.on_its_own or run.preempts)
     )
 
 

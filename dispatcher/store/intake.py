@@ -67,16 +67,20 @@ class NewRun:
     demands: tuple[Demand, ...] = ()
 
     @property
-    def simple(self) -> bool:
-        """A run of one task that belongs to nothing and asks nothing of its endpoint."""
+    def undemanding(self) -> bool:
+        """A run of one task that no event started and that asks nothing of its endpoint."""
         return (
             self.graph is self.labels is self.sticky_endpoint is None
-            and self.event_id is self.stream_id is self.parent_run_id is self.parent_wait is None
-            and self.parent_node is None
+            and self.event_id is self.stream_id is None
             and self.filter_payload is None
             and self.slots == 1
             and not (self.durable or self.requirement or self.on_its_own)
         )
+
+    @property
+    def simple(self) -> bool:
+        """An undemanding run that belongs to nothing."""
+        return self.undemanding and self.parent_run_id is self.parent_wait is None and self.parent_node is None
 
     @property
     def limited(self) -> bool:

@@ -120,6 +120,11 @@ class Marked:
     outcomes: list[str]
     receives: bool
 
+    @property
+    def key(self) -> TaskKey:
+        """The task."""
+        return self.tenant_id, self.run_id, self.node
+
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
@@ -546,7 +551,7 @@ async def resume(db: Database, seen: Sequence[Marked], awake: Container[TaskKey]
         [m.run_id for m in seen],
         [m.node for m in seen],
         [m.marks for m in seen],
-        [(m.tenant_id, m.run_id, m.node) in awake for m in seen],
+        [m.key in awake for m in seen],
         now,
     )
     return RESUME.read(records)
