@@ -74,7 +74,7 @@ test-313:  ## every test on Python 3.13, where there is one
 jitter: $(CHECKING)  ## whole-system tests in another order of events, SEED names which
 	$(BIN)/$(PYTEST) -p tests.jitter --jitter-seed $(or $(SEED),0) tests/world tests/triggers tests/sdk tests/webhooks_server
 
-.PHONY: bench contract crash chaos soak-crons storm-crons
+.PHONY: bench contract crash chaos storm-limits soak-crons storm-crons
 bench: $(CHECKING)  ## runs per second, latency and CPU per run; results in ./bench-results
 	$(BIN)/python -m tests.bench
 
@@ -86,6 +86,9 @@ crash: $(CHECKING)  ## durable tasks, a dispatcher killed before and after every
 
 chaos: $(CHECKING)  ## kill -9 of dispatchers and Postgres under load, the long form
 	$(BIN)/python -m tests.chaos
+
+storm-limits: $(CHECKING)  ## ten a minute and shared places with three dispatchers, two killed in each of three windows
+	$(BIN)/python -m tests.chaos.limits
 
 soak-crons: $(CHECKING)  ## a simulated year of crons with two dispatchers, then three: restarts, outages, wrong clocks
 	$(BIN)/python -m tests.triggers.year

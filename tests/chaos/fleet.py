@@ -188,15 +188,16 @@ async def _listening(port: int, process: asyncio.subprocess.Process) -> None:
 
 
 @asynccontextmanager
-async def running(directory: Path, dispatchers: int) -> AsyncIterator[Fleet]:
-    """A fleet with its endpoints registered; everything is ended afterwards."""
+async def running(directory: Path, dispatchers: int, *, endpoints: bool = True) -> AsyncIterator[Fleet]:
+    """A fleet, with its endpoints registered unless somebody brings others; everything is ended afterwards."""
     postgres = await EmbeddedPostgres.start(directory / "pg")
     fleet = Fleet(directory, postgres, {}, [Dispatcher(free_port()) for _ in range(dispatchers)], master_key=new_master_key())
     try:
         await fleet.ready()
         fleet.token = await create_token(postgres.dsn, server_environment(postgres.dsn, 0, fleet.master_key))
-        await fleet.start_endpoints()
-        await fleet.register()
+        if endpoints:
+            await fleet.start_endpoints()
+            await fleet.register()
         yield fleet
     finally:
         await fleet.stop()
