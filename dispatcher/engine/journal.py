@@ -385,7 +385,7 @@ def parse_wake(text: bytes) -> Any:
 
 
 def _check_wake(wake: Any, depth: int) -> None:
-    if isinstance(wake, str):
+    if isinstance(wake, str) and ID.fullmatch(wake):
         return
     group = (wake.get("any"), wake.get("all")) if isinstance(wake, dict) else (None, None)
     members = group[0] if group[0] is not None else group[1]
@@ -413,6 +413,16 @@ def awake(wake: Any, settled: Mapping[str, bool]) -> bool:
     if wake.get("fail_fast") is True and any(not settled.get(leaf, True) for leaf in leaves(wake)):
         return True
     return all(awake(member, settled) for member in wake["all"])
+
+
+def left_of(wake: Any, settled: Mapping[str, bool]) -> Any:
+    """What a wake expression still waits for where these are over; None where it holds."""
+    if awake(wake, settled):
+        return None
+    if isinstance(wake, str):
+        return wake
+    group = "any" if "any" in wake else "all"
+    return {**wake, group: [left for member in wake[group] if (left := left_of(member, settled)) is not None]}
 
 
 # ---- what the server appends
@@ -627,6 +637,18 @@ def is_completion(entry: bytes) -> bool:
     """Whether an entry says what became of an operation: those the server writes."""
     named = _named.decode(entry)
     return named.op == "cancel" or (named.op in _PENDING and named.status not in ("pending", CLOSED))
+
+
+def outcomes(entries: Iterable[bytes]) -> dict[str, bool]:
+    """The operations that are over by these entries of a log, and whether they went well."""
+    found: dict[str, bool] = {}
+    for entry in entries:
+        named = _named.decode(entry)
+        if named.status in ("pending", "retry"):
+            found.pop(named.id, None)
+        else:
+            found[named.id] = named.status == "ok"
+    return found
 
 
 def without(ops: Sequence[bytes], known: Sequence[bytes]) -> list[bytes]:

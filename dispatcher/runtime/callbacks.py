@@ -18,7 +18,7 @@ import msgspec
 
 from dispatcher.clock import Clock
 from dispatcher.delivery.classify import referred
-from dispatcher.engine.answers import Answer, Failed, Succeeded
+from dispatcher.engine.answers import Answer, Failed, Succeeded, Suspended
 from dispatcher.engine.attempts import Refused, extended, renewed, step
 from dispatcher.engine.definitions.placement import Label
 from dispatcher.engine.journal import Entries, OpRefused
@@ -365,7 +365,7 @@ class Callbacks:
         current = await tasks.load_one(self._database, key)
         if current is None or current.epoch != task.epoch or current.state != "running":
             raise problem("stale_attempt", f"attempt {task.epoch} no longer owns the task")
-        await self._settle(current, answer, event)
+        await self._settle(current, answer, event, turn.base)
 
     async def _label(self, task: LiveTask, event: CallbackEvent) -> None:
         """What a handler says of the endpoint it runs at."""
@@ -415,21 +415,26 @@ class Callbacks:
         answer = await self._blobs.resolve(task.tenant_id, as_answer(event, self._settings.max_response_bytes))
         await self._settle(task, answer, event)
 
-    async def _settle(self, task: LiveTask, answer: Answer, event: CallbackEvent) -> None:
+    async def _settle(self, task: LiveTask, answer: Answer, event: CallbackEvent, base: int = 0) -> None:
+        """Until it lands, or turns out to be too late. `base` is how long the log of a turn was as it was opened."""
         workflow = await self._directory.workflow_version(task.tenant_id, task.workflow_id, task.workflow_version)
         change = step(task.rules(), workflow.policies[task.node], answer, self._clock.now())
         if isinstance(change, Refused):
             raise problem("stale_attempt", change.reason)
+        key = task.guard().key
         landed = await self._settlement.submit(Settled(Outcome(task.guard(), change, AttemptFacts()), workflow))
         if landed:
             if task.dispatcher_id is None:
                 self.on_detached_end()
             return
-        current = await tasks.load_one(self._database, task.guard().key)
-        if current is not None and current.cancel_at is not None and task.cancel_at is None and current.epoch == task.epoch:
-            await self._settle(current, answer, event)
+        current = await tasks.load_one(self._database, key)
+        ours = current is not None and current.epoch == task.epoch and current.state == "running"
+        if current is not None and ours and current.cancel_at is not None and task.cancel_at is None:
+            await self._settle(current, answer, event, base)
+        elif current is not None and ours and current.cancel_at is None and isinstance(answer, Suspended):
+            await self._settle(current, await self._turns.reconsidered(key, answer, base), event, base)
         else:
-            await self._too_late(task.guard().key, task.epoch, event, current)
+            await self._too_late(key, task.epoch, event, current)
 
     def _reply(self, task: LiveTask | None) -> dict[str, Any]:
         if task is None or task.state != "running":

@@ -53,11 +53,13 @@ from dispatcher.settings import Settings
 from dispatcher.store import tasks
 from dispatcher.store.database import Database, DatabaseUnavailable, is_transient
 from dispatcher.store.outcomes import AttemptFacts, Guard, Outcome, TaskKey
+from dispatcher.store.tasks import LiveTask
 
 _log = logging.getLogger(__name__)
 
 _ENVELOPE_BYTES = 1_000  # what the envelope adds to an input
 _LOOK_AGAIN = timedelta(seconds=1)
+_AWAY = timedelta(milliseconds=500)  # between looks for a database that is away
 _WORTH_REFERRING = 4_096  # bytes of a member that is sent by reference to an endpoint that found its request too large
 _PROGRESS = (Succeeded, Suspended, Again, Continued, Mismatched, Accepted)  # answers that do not depend on how often a turn has failed
 _UNSENT = frozenset({"not_sent", "unreachable", "busy"})  # nothing of the handler has run
@@ -379,20 +381,33 @@ class Deliveries:
         _ = self._spawn(self._settle_again(flight, event, facts, tried=tried))
 
     async def _settle_again(self, flight: Flight, event: Event, facts: AttemptFacts, *, tried: bool) -> None:
-        """Once more, with the row as it is now: only if it is still this attempt's.
-
-        A wait that has been `tried` and does not land though nothing has happened to its task names what nobody can wait for.
-        """
+        """Once more, with the row as it is now: only if it is still this attempt's."""
         row = None
         try:
-            row = await tasks.load_one(self.database, flight.assignment.key)
+            row, event = await self._seen_again(flight, event, tried=tried)
         finally:
             if row is None or row.epoch != flight.assignment.epoch or row.state != "running":
                 self._close(flight, detached=False)
             else:
-                suspended = isinstance(event, Suspended) and row.cancel_at is None and tried
-                decided = Failed("unknown_wake", "the turn waits for operations that are not pending in this task") if suspended else event
-                self._settle(flight, row.rules(), row.guard(), decided, facts, again=not tried)
+                waits = isinstance(event, Suspended)  # for less than it asked for, or it would have failed
+                self._settle(flight, row.rules(), row.guard(), event, facts, again=not tried or waits)
+
+    async def _seen_again(self, flight: Flight, event: Event, *, tried: bool) -> tuple[LiveTask | None, Event]:
+        """A task as it is, once the database says, and what happened to it.
+
+        A wait that has been `tried` and did not land though nothing has happened to its task names what is not pending.
+        """
+        while True:
+            try:
+                row = await tasks.load_one(self.database, flight.assignment.key)
+                turn = flight.assignment.turn
+                if tried and row is not None and row.cancel_at is None and isinstance(event, Suspended) and turn is not None:
+                    event = await self.turns.reconsidered(flight.assignment.key, event, turn.base)
+                return row, event
+            except Exception as error:
+                if not (isinstance(error, DatabaseUnavailable) or is_transient(error)):
+                    raise
+            await self.clock.sleep_until(self.clock.now() + _AWAY)
 
     def _close(self, flight: Flight, *, detached: bool) -> None:
         """Give back what an attempt held, once."""

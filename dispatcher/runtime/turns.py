@@ -18,7 +18,7 @@ from dispatcher.delivery.classify import Reading
 from dispatcher.delivery.classify import turned as turned_answer
 from dispatcher.engine import journal as rules
 from dispatcher.engine.admission import place_of
-from dispatcher.engine.answers import Again, Answer, EndpointBroken, EndpointGone, Failed, LocalFault, Mismatched, Turned
+from dispatcher.engine.answers import Again, Answer, EndpointBroken, EndpointGone, Failed, LocalFault, Mismatched, Suspended, Turned
 from dispatcher.engine.journal import OpRefused, cancel_entry, completion, rolled, split, visible
 from dispatcher.errors import Problem
 from dispatcher.ids import seed
@@ -187,6 +187,22 @@ class Turns:
             if is_passing(error):
                 return LocalFault(error.code, error.detail)
             return Failed(error.code, error.detail)
+
+    async def reconsidered(self, key: TaskKey, wait: Suspended, base: int) -> Answer:
+        """What a turn means that waits for something which is not pending. What is over has what it waits for; the rest nobody will settle.
+
+        `base` is how long the log was as the turn was opened. What is left of the wait may still name what is unknown: ask once more then.
+        """
+        head = (await journal.heads(self._database, [key])).get(key)
+        found = (await journal.segments(self._database, [(head, 0)])).get(key, []) if head is not None else []
+        entries = split(segment.entries for segment in found)
+        wake = rules.parse_wake(wait.wake)
+        left = rules.left_of(wake, rules.outcomes(entries))
+        if left is None:
+            return Again(grew=len(entries) > base, memory=wait.memory)
+        if left == wake:
+            return Failed("unknown_wake", "the turn waits for operations that this task has not asked for")
+        return replace(wait, wake=msgspec.json.encode(left))
 
     async def _length(self, key: TaskKey, known: int) -> int:
         """How long a log is, whatever an endpoint says it has appended in its turn."""

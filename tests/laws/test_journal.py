@@ -167,8 +167,43 @@ def test_what_has_woken_stays_awake(wake: Any, settled: dict[str, bool], more: s
         assert awake(wake, settled | ({} if more in settled else {more: well}))
 
 
+@given(wakes, st.sets(ids), st.sets(ids))
+def test_what_is_left_of_a_wait_is_what_is_still_to_come(wake: Any, over: set[str], more: set[str]) -> None:
+    left = journal.left_of(wake, dict.fromkeys(over, True))
+    assert (left is None) == awake(wake, dict.fromkeys(over, True))
+    if left is not None:
+        assert not over & set(_names(left))
+        assert awake(left, dict.fromkeys(more, True)) == awake(wake, dict.fromkeys(over | more, True))
+
+
+def test_what_is_over_is_told_by_the_log() -> None:
+    entries = [
+        {"id": "a#0", "op": "sleep", "status": "pending"},
+        {"id": "b#0", "op": "step", "status": "retry"},
+        {"id": "a#0", "op": "sleep", "status": "ok"},
+        {"id": "c#0", "op": "child", "status": "pending"},
+        {"id": "c#0", "op": "child", "status": "cancelled"},
+        {"id": "d#0", "op": "message", "status": "closed"},
+    ]
+    assert journal.outcomes(json.dumps(entry).encode() for entry in entries) == {"a#0": True, "c#0": False, "d#0": False}
+
+
 @pytest.mark.parametrize(
-    "text", [b"", b"null", b"5", b"[]", b"{}", b'{"any":[]}', b'{"any":"a"}', b'{"any":["a"],"all":["b"]}', b'{"x":["a"]}', b"{"]
+    "text",
+    [
+        b'"a\\u0000"',
+        b'""',
+        b"",
+        b"null",
+        b"5",
+        b"[]",
+        b"{}",
+        b'{"any":[]}',
+        b'{"any":"a"}',
+        b'{"any":["a"],"all":["b"]}',
+        b'{"x":["a"]}',
+        b"{",
+    ],
 )
 def test_what_is_no_wake_expression(text: bytes) -> None:
     with pytest.raises(OpRefused) as refused:

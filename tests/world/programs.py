@@ -99,9 +99,8 @@ class Log:
 
     async def all(self, *names: str) -> list[Any]:
         """Wait for all of these; their values."""
-        missing = [name for name in names if self.over(name) is None]
-        if missing:
-            raise Ends("wait", wake={"all": missing})  # what is over cannot be waited for
+        if any(self.over(name) is None for name in names):
+            raise Ends("wait", wake={"all": list(names)})
         return [(self.over(name) or {}).get("value") for name in names]
 
     async def any(self, *names: str) -> str:
