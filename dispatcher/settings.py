@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, get_type_hints
 
 _MOST_DAYS = 36_500
+_LONGEST_ATTEMPT = 24 * 86_400  # what the store counts in milliseconds
 
 
 class SettingsError(Exception):
@@ -87,7 +88,7 @@ class Settings:
     response_excerpt_bytes: int = 4_096  # how much of an answer an attempt keeps
     execution_timeout: float = 60.0  # of a task that names none
     schedule_timeout: float = 300.0  # longest wait in the queue of a task that names none
-    max_execution_timeout: float = 86_400.0  # of any task, extensions included
+    max_execution_timeout: float = 86_400.0  # of any task, extensions included; at most 24 days
     cancel_grace: float = 10.0  # time a cancelled handler that can hear of it has to end by itself
     max_retries: int = 100  # a handler may ask for
     infra_retries: int = 10  # times an attempt may be lost before its task fails
@@ -163,6 +164,9 @@ def _checked(settings: Settings) -> Settings:
             raise SettingsError(f"DISPATCHER_{field.name.upper()}={value} must be a number greater than zero")
     if settings.retention_days > _MOST_DAYS:
         raise SettingsError(f"DISPATCHER_RETENTION_DAYS={settings.retention_days} must be at most {_MOST_DAYS}: a hundred years")
+    for name in ("execution_timeout", "max_execution_timeout", "cancel_grace"):
+        if getattr(settings, name) > _LONGEST_ATTEMPT:
+            raise SettingsError(f"DISPATCHER_{name.upper()}={getattr(settings, name)} must be at most {_LONGEST_ATTEMPT}: 24 days")
     if settings.lease < 3 * settings.heartbeat:
         raise SettingsError("DISPATCHER_LEASE must be at least three times DISPATCHER_HEARTBEAT, or a slow heartbeat loses live work")
     return settings

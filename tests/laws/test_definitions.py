@@ -89,6 +89,12 @@ def test_a_bare_name_is_a_definition_completed_from_the_limits() -> None:
     assert (task.execution_timeout, task.schedule_timeout) == (LIMITS.execution_timeout, LIMITS.schedule_timeout)
 
 
+def test_what_was_registered_under_other_bounds_lasts_as_long_as_can_be_stored() -> None:
+    task = parse_definition({**TASK, "execution_timeout": "30d"}, STORED, static=False).tasks[0]
+    assert task.execution_timeout == timedelta(days=24)
+    assert task.execution_timeout / timedelta(milliseconds=1) < 2**31
+
+
 def test_a_static_handlers_body_is_its_input_unless_it_says_otherwise() -> None:
     assert parse_definition(TASK, LIMITS, static=True).tasks[0].raw
     assert not parse_definition({**TASK, "body": "v1"}, LIMITS, static=True).tasks[0].raw

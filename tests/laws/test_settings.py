@@ -21,6 +21,9 @@ from dispatcher.settings import Settings, SettingsError, from_environment
         ("STREAM_STALL", "-inf"),
         ("LEASE", "1"),
         ("ALLOW_HTTP", "perhaps"),
+        ("EXECUTION_TIMEOUT", "2073601"),  # more milliseconds than the store counts
+        ("MAX_EXECUTION_TIMEOUT", "2592000"),
+        ("CANCEL_GRACE", "1e7"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(name: str, value: str) -> None:

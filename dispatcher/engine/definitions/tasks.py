@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from dispatcher.engine.definitions.batching import Batching, dump_batching, read_batching
 from dispatcher.engine.definitions.conditions import Rule, dump_rule
@@ -35,6 +35,9 @@ class Limits:
     max_execution_timeout: timedelta
     max_tasks: int = 2_000
 
+
+LONGEST_ATTEMPT: Final = timedelta(days=24)
+"""Attempts last as many milliseconds as the store counts, whatever the bounds were when a task was registered."""
 
 # What was registered once is read back whatever today's bounds are: they are for registering only.
 STORED = Limits(2**31 - 1, LONGEST, LONGEST, LONGEST, 2**15 - 1)
@@ -104,7 +107,7 @@ def read_task(reader: Reader, limits: Limits, *, name: str, static: bool) -> Tas
         retries=reader.whole("retries", 0, 0, limits.max_retries),
         backoff_factor=reader.number("backoff_factor", 1.0, 1000.0),
         backoff_max_seconds=reader.number("backoff_max_seconds", 0.001, 86_400.0),
-        execution_timeout=duration(reader, "execution_timeout", limits.execution_timeout, limits.max_execution_timeout),
+        execution_timeout=min(_longest(reader, limits), LONGEST_ATTEMPT),
         schedule_timeout=duration(reader, "schedule_timeout", limits.schedule_timeout, LONGEST),
         idempotent=reader.flag("idempotent"),
         allow_html=reader.flag("allow_html"),
@@ -114,6 +117,10 @@ def read_task(reader: Reader, limits: Limits, *, name: str, static: bool) -> Tas
         slot_cost=reader.whole("slot_cost", 1, 1, MOST_SLOT_COST),
         batch=_batching(reader, static=static, durable=durable),
     )
+
+
+def _longest(reader: Reader, limits: Limits) -> timedelta:
+    return duration(reader, "execution_timeout", limits.execution_timeout, limits.max_execution_timeout)
 
 
 def _batching(reader: Reader, *, static: bool, durable: bool) -> Batching | None:
