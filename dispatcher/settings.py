@@ -77,6 +77,7 @@ class Settings:
 
     # --- delivery
     max_in_flight: int = 5_000  # attempts this process keeps open at once
+    slot_patience: float = 2.0  # how long a task that fills several slots is passed over before free slots are saved for it
     default_slots: int = 100  # concurrent attempts of an endpoint that names no number
     default_durable_slots: int = 100  # concurrent turns of durable tasks, apart from those, of an endpoint that names no number
     batch_items: int = 100  # most tasks in one batch request, whatever the endpoint offers

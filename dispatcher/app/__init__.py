@@ -19,6 +19,7 @@ from dispatcher.app.parts import Parts
 from dispatcher.app.ticks import Ticks
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.delivery import Courier, CourierBounds, EgressPolicy
+from dispatcher.engine.admission import Savings
 from dispatcher.loops import Loop
 from dispatcher.runtime.batches import Batches
 from dispatcher.runtime.blobs import Blobs
@@ -185,7 +186,7 @@ def _join(
 ) -> Parts:
     metrics, signals = Metrics(), Signals(database)
     waiters = Waiters(database, clock)
-    capacity = Capacity(directory, settings.max_in_flight)
+    capacity = Capacity(directory, settings.max_in_flight, Savings(timedelta(seconds=settings.slot_patience)))
     streams = Streams(database, clock, settings, signals, waiters)
     recorder = Recorder(database, clock, settings, streams)
     settlement = Settlement(database, clock, waiters, signals, metrics, _BATCH)

@@ -2,14 +2,16 @@
 
 Two questions, both answered over sets. `share` divides an endpoint's slots among the live dispatchers, so that each may fill
 its own without asking anyone. `allot` deals a dispatcher's free slots out to the queues that have work: in rounds, one slot
-per tenant and round, so that a tenant with a hundred thousand waiting never delays another's fifty.
+per tenant and round, so that a tenant with a hundred thousand waiting never delays another's fifty. `Savings` is for tasks that fill
+several slots: where slots become free one at a time, somebody else always has a use for each.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from types import MappingProxyType
 
 Queue = tuple[int, int, str]
@@ -117,17 +119,58 @@ class Rotation:
             self._tenants[queue[0]] = self._queues[queue] = self._turn
 
 
+@dataclass(slots=True)
+class Savings:
+    """For whom the free slots of a place are saved: for a queue whose next task needs several and has been passed over for `patience`.
+
+    Nobody else fills a slot there until they are enough, and as slots become free as their tasks end, they will be. A place saves for one
+    queue at a time, who was passed over first comes first; and whoever has got its slots has to be patient again, so that what is lost to
+    waiting is bounded.
+    """
+
+    patience: timedelta
+    places: dict[Place, Queue] = field(default_factory=dict)
+    _since: dict[Queue, datetime] = field(default_factory=dict)
+
+    def only(self, waiting: Collection[Queue]) -> None:
+        """No other queue than these has any work."""
+        for queue in [queue for queue in self._since if queue not in waiting]:
+            del self._since[queue]
+        self.places = {place: queue for place, queue in self.places.items() if queue in self._since}
+
+    def look(self, asked: Collection[Queue], lacking: Mapping[Queue, Sequence[Place]], now: datetime) -> None:
+        """Of the queues that were `asked`, those that are `lacking` have a task that found no room and would fit at these places, the best
+        first. The others have none.
+        """
+        for queue in asked:
+            if queue not in lacking:
+                self._since.pop(queue, None)
+        self.places = {
+            place: queue for place, queue in self.places.items() if queue in self._since and place in lacking.get(queue, (place,))
+        }
+        for queue in lacking:
+            self._since.setdefault(queue, now)
+        served = set(self.places.values())
+        for queue in sorted(lacking, key=lambda queue: self._since[queue]):
+            if queue not in served and now - self._since[queue] >= self.patience:
+                place = next((place for place in lacking[queue] if place not in self.places), None)
+                if place is not None:
+                    self.places[place] = queue
+
+
 def allot(
     ready: Mapping[Queue, int],
     routes: Mapping[Queue, Route],
     free: Mapping[Place, int],
     total: int,
     alone: Mapping[Place, int] = MappingProxyType({}),
+    saved: Mapping[Place, Queue] = MappingProxyType({}),
 ) -> list[Slot]:
     """Find room for at most `total` tasks: `ready` ones per queue over `free` slots per place, along `routes`.
 
     Tenants take turns in the order of `ready`, one task a turn; within a tenant its queues take turns; within a queue the places of its
-    best tier that has room. Where nothing is under way one task may fill as many slots as `alone` says, though fewer are free.
+    best tier that has room. Where nothing is under way one task may fill as many slots as `alone` says, though fewer are free. Those that
+    slots are `saved` for come first where there are enough, and nobody fills any where there are not.
     """
     left = _Room(dict(free), {place: slots for place, slots in alone.items() if place in free})
     waiting = {queue: count for queue, count in ready.items() if count > 0}
@@ -135,14 +178,34 @@ def allot(
     for queue in waiting:
         tenants.setdefault(queue[0], deque()).append(queue)
     turns = deque(tenants.values())
-    dealt: list[Slot] = []
     counts: dict[Queue, int] = {}
+    dealt = _served_first(saved, waiting, routes, left, counts)[:total] if saved else []
     while turns and len(dealt) < total:
         queues = turns.popleft()
         slot = _next_slot(queues, waiting, routes, left, counts)
         if slot is not None:
             dealt.append(slot)
             turns.append(queues)
+    return dealt
+
+
+def _served_first(
+    saved: Mapping[Place, Queue],
+    waiting: dict[Queue, int],
+    routes: Mapping[Queue, Route],
+    left: _Room,
+    counts: dict[Queue, int],
+) -> list[Slot]:
+    """Slots at the places where they were saved. Where they are not enough nothing is free any more."""
+    dealt = []
+    for place, queue in saved.items():
+        slots = routes.get(queue, NOWHERE).slots
+        if queue in waiting and left.fits(place, slots):
+            left.fill(place, slots)
+            counts[queue] = 1
+            dealt.append(Slot(queue, 1, place, slots))
+        else:
+            left.close(place)
     return dealt
 
 
@@ -185,6 +248,10 @@ class _Room:
 
     def fill(self, place: Place, slots: int) -> None:
         self.free[place] -= slots
+        self.alone.pop(place, None)
+
+    def close(self, place: Place) -> None:
+        self.free.pop(place, None)
         self.alone.pop(place, None)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from dispatcher.engine.admission import Place, Queue
+from dispatcher.engine.admission import Place, Queue, Route, Savings
 from dispatcher.engine.health import Breaker
 from dispatcher.runtime.directory import Directory, Endpoint
 
@@ -51,6 +51,7 @@ class Capacity:
 
     directory: Directory
     most: int
+    savings: Savings
     grants: dict[Place, int] = field(default_factory=dict)
     in_use: dict[Place, int] = field(default_factory=dict)
     detached: dict[Place, int] = field(default_factory=dict)
@@ -90,7 +91,11 @@ class Capacity:
         return self.grants.get(endpoint.place, 0)
 
     def fits(self, endpoint: Endpoint, slots: int, *, batch: bool = False) -> bool:
-        """Whether a task, or a batch, that fills so many slots may start at an endpoint now. What is kept for a batch is there for that."""
+        """Whether a task, or a batch, that fills so many slots may start at an endpoint now. What is kept for a batch is there for that;
+        what is saved for a task of several slots is there for nobody who asks here.
+        """
+        if endpoint.place in self.savings.places:
+            return False
         kept = 0 if batch else self.kept.get(endpoint.place, 0)
         return self.free_at(endpoint) - kept >= slots or (not kept and self.alone_at(endpoint) >= slots)
 
@@ -102,7 +107,7 @@ class Capacity:
         for queue in wanted:
             route = self.directory.route(queue)
             for place in route.places:
-                if not self._owed(place):
+                if not self._owed(place) and place not in self.savings.places:
                     self.kept[place] = max(self.kept.get(place, 0), route.slots)
         if any(place not in self.kept for place in before):
             self.on_free()
@@ -216,6 +221,11 @@ class Capacity:
                 self.detached.pop(place, None)
             self._empty(place, number)
 
+    def could_take(self, route: Route) -> list[Place]:
+        """Where a task would fit if nothing else ran there and nothing was kept for others; the best places first."""
+        places = [place for place in route.places if self.grants.get(place, 0) >= route.slots and place not in self.kept]
+        return [place for place in places if (endpoint := self.directory.endpoint(place)) is not None and endpoint.open]
+
     def alone(self, places: Iterable[Place]) -> dict[Place, int]:
         """Of places with free slots those where one task may fill more than these, and how many."""
         found = {}
@@ -226,10 +236,14 @@ class Capacity:
         return found
 
     def free(self) -> dict[Place, int]:
-        """All places with free slots."""
+        """All places with free slots. One whose slots are saved has none before they are enough."""
         found = {}
         for picture in self.directory.pictures.values():
             for endpoint in picture.endpoints.values():
                 if (slots := self.free_at(endpoint) - self.kept.get(endpoint.place, 0)) > 0:
                     found[endpoint.place] = slots
+        for place, queue in self.savings.places.items():
+            wanted = self.directory.route(queue).slots
+            if found.get(place, wanted) < wanted and self.alone([place]).get(place, 0) < wanted:
+                del found[place]
         return found

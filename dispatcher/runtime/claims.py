@@ -70,6 +70,7 @@ class Claims:
         if sweeping:
             self._sweep_at = sweep_again
             asking = await self._asking()
+            self._capacity.savings.only(asking)
             routes = [(q, self._directory.route(q)) for q in asking]
             queues += [q for q, route in routes if not route.gathers and any(p in places for p in route.places)]
         room = min(self._capacity.room(now), self._bite)
@@ -100,7 +101,10 @@ class Claims:
         places = self._capacity.free()
         ready = self._turns.order(waiting)
         routes = {q: self._directory.route(q) for q in ready}
-        slots = allot(ready, routes, places, min(room, self._capacity.room(now)), self._capacity.alone(places))
+        savings = self._capacity.savings
+        slots = allot(ready, routes, places, min(room, self._capacity.room(now)), self._capacity.alone(places), savings.places)
+        dealt = {slot.queue for slot in slots}
+        savings.look(ready, {q: self._capacity.could_take(r) for q, r in routes.items() if r.slots > 1 and q not in dealt}, now)
         if not slots:
             return False
         if len(ready) > 1:

@@ -121,6 +121,8 @@ class Explaining:
             if endpoint.probes:
                 return "its circuit was open, so it is sent one attempt at a time until one does its work"
             return f"it has asked for less, so {pressure} of its slots are filled at most, until it takes more"
+        if endpoint.place in self.capacity.savings.places:
+            return "slots are free, and saved for a task that fills several of them and has been passed over for a while"
         if self.capacity.room(self.clock.now()) == 0:
             return f"slots are free, and this dispatcher has {self.capacity.total} attempts open, as many as it may"
         if not self.capacity.fits(endpoint, slots):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.engine.admission import Grant, Place, Queue, Rotation, Route, Slot, share
+from dispatcher.engine.admission import Grant, Place, Queue, Rotation, Route, Savings, Slot, share
 from dispatcher.engine.admission import allot as _allot
 
 # ---- shares ------------------------------------------------------------------------------------------------------------------
@@ -259,3 +260,68 @@ def test_one_slot_at_a_time_goes_round_all_that_wait(waiting: list[int], data: s
                 mine = [other for other in since[queue] if other[0] == queue[0]]
                 assert all(mine.count(other) <= 2 for other in mine), (queue, since[queue])
         since[chosen] = []
+
+
+def _saving(patience: int) -> Savings:
+    return Savings(timedelta(seconds=patience))
+
+
+def _at(seconds: float) -> datetime:
+    return datetime(2026, 3, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+
+
+def test_slots_are_saved_for_who_was_passed_over_for_long_enough() -> None:
+    savings = _saving(2)
+    for now in (0, 1, 1.9):
+        savings.look([A, B], {A: [HERE]}, _at(now))
+        assert savings.places == {}
+    savings.look([A, B], {A: [HERE]}, _at(2))
+    assert savings.places == {HERE: A}
+    savings.look([B], {}, _at(3))
+    assert savings.places == {HERE: A}, "nobody asked about it"
+    savings.look([A], {}, _at(4))
+    assert savings.places == {}
+    savings.look([A], {A: [HERE]}, _at(5))
+    savings.look([A], {A: [HERE]}, _at(6.9))
+    assert savings.places == {}, "who has been served is patient again"
+
+
+def test_a_place_saves_for_one_at_a_time_and_a_queue_at_one_place() -> None:
+    savings, there = _saving(2), (1, "ep_there")
+    savings.look([A], {A: [HERE, there]}, _at(0))
+    savings.look([A, B], {A: [HERE, there], B: [HERE]}, _at(1))
+    savings.look([A, B], {A: [HERE, there], B: [HERE]}, _at(9))
+    assert savings.places == {HERE: A}
+    savings.look([A, B], {A: [there], B: [HERE]}, _at(10))  # it does not fit any more where its slots were saved
+    assert savings.places == {HERE: B, there: A}
+    savings.only([B])
+    assert savings.places == {HERE: B}
+
+
+def test_saved_slots_are_dealt_first_to_whom_they_were_saved_for_and_to_nobody_before_they_are_enough() -> None:
+    routes = {A: Route(((HERE,),), 3), B: Route(((HERE,),))}
+    assert _allot({B: 9, A: 9}, routes, {HERE: 2}, 9, saved={HERE: A}) == []
+    dealt = _allot({B: 9, A: 9}, routes, {HERE: 5}, 9, saved={HERE: A})
+    assert [(slot.queue, slot.ordinal, slot.slots) for slot in dealt] == [(A, 1, 3), (B, 1, 1), (B, 2, 1)]
+    assert _allot({B: 9}, routes, {HERE: 5}, 9, saved={HERE: A}) == [], "it may wait and not have been asked"
+    alone = _allot({B: 9, A: 9}, routes, {HERE: 1}, 9, {HERE: 8}, {HERE: A})
+    assert [slot.queue for slot in alone] == [A], "pressure leaves one slot"
+
+
+@given(st.integers(2, 6), st.integers(1, 5), st.integers(0, 4), st.lists(st.integers(1, 4), min_size=60, max_size=60), st.data())
+def test_nobody_is_passed_over_for_ever(slots: int, most: int, patience: int, lasts: list[int], data: st.DataObject) -> None:
+    """Slots are filled at once by small tasks that never run out. Large ones start when they were patient and what runs then has ended."""
+    cost, savings = min(most + 1, slots), _saving(patience)
+    routes = {A: Route(((HERE,),)), B: Route(((HERE,),), cost)}
+    ends, waited = list[tuple[int, int]](), 0
+    for now, last in enumerate(lasts):
+        ends = [(end, filled) for end, filled in ends if end > now]
+        free = {HERE: slots - sum(filled for _, filled in ends)}
+        ready = {A: 99, B: 1} if data.draw(st.booleans()) else {B: 1, A: 99}
+        dealt = _allot(ready, routes, {place: n for place, n in free.items() if n}, 99, saved=savings.places)
+        assert sum(slot.slots for slot in dealt) <= free[HERE]
+        assert HERE in savings.places or sum(slot.slots for slot in dealt) > free[HERE] - cost
+        waited = 0 if any(slot.queue == B for slot in dealt) else waited + 1
+        savings.look(ready, {B: [HERE]} if waited else {}, _at(now))
+        ends += [(now + last, slot.slots) for slot in dealt]
+        assert waited <= patience + 1 + max(lasts)
