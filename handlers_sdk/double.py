@@ -114,6 +114,7 @@ class Double(httpx.AsyncBaseTransport):
         self.pulls = 0
         self.bytes_sent = 0
         self.answers: list[dict[str, Any]] = []
+        self.largest = (0, 0)  # operations and bytes of one append or answer
         self.mismatch: dict[str, Any] | None = None
         self.violations: list[str] = []
         self.said: list[dict[str, Any]] = []
@@ -388,6 +389,7 @@ class Double(httpx.AsyncBaseTransport):
         said = json.loads(answer)
         self.answers.append(said)
         ops = raw_items(answer, "ops")
+        self._measure(ops, len(answer))
         if self._point():
             self._lose(run, ops)
             return self._died(run)
@@ -645,7 +647,11 @@ class Double(httpx.AsyncBaseTransport):
                 self.said.append(json.loads(event))
         return 200, json.dumps(document).encode()
 
+    def _measure(self, ops: list[bytes], size: int) -> None:
+        self.largest = (max(self.largest[0], len(ops)), max(self.largest[1], size))
+
     async def _append(self, run: DoubleRun, base: int, texts: list[bytes]) -> tuple[int, dict[str, Any]]:
+        self._measure(texts, sum(map(len, texts)))
         if self._point():
             self._lose(run, texts)
             await self._die()

@@ -157,6 +157,8 @@ class Replay:
             self.outcome = Raised(error)
             return
         if self.outcome is None and self._main.done():
+            if self._unrecorded:
+                self._begin_left()
             self.outcome = self._ended(self._main)
 
     def asked_steps(self) -> list[Op[Any]]:
@@ -173,6 +175,10 @@ class Replay:
     def has_outgoing(self) -> bool:
         """Whether there is something to record."""
         return bool(self._outgoing)
+
+    def exceeds(self, most: int, most_bytes: int) -> bool:
+        """Whether more is to be recorded than so many entries or bytes."""
+        return len(self._outgoing) > most or sum(len(one.text) for one in self._outgoing) > most_bytes
 
     @property
     def in_flight(self) -> bool:
@@ -434,6 +440,12 @@ class Replay:
                 self._record(op.work)
             else:
                 self._begin(op)
+
+    def _begin_left(self) -> None:
+        """The handler has ended without waiting for all it asked for: what the log does not have of that begins all the same, but steps."""
+        there = {entry["id"] for entry in self._log[self._position :]}
+        self._unrecorded = {id: op for id, op in self._unrecorded.items() if op.kind != "step" and id not in there}
+        self._begin_unrecorded()
 
     def due_steps(self) -> None:
         """Failed steps whose time has come are asked for again."""

@@ -161,7 +161,9 @@ class TurnExecution(Execution):
                 code, message = _said(self._append_error)
                 return self._failed(NonRetryableException(message), code)
             if replay.outcome is not None:
-                return await self._ended(replay)
+                if not await self._went_ahead(replay):
+                    return await self._ended(replay)
+                continue
             steps = replay.asked_steps()
             if steps and (self._loop.time() >= budget or self._host.draining or self._heavy(replay)):
                 return await self._again(replay)
@@ -175,10 +177,18 @@ class TurnExecution(Execution):
                 self._write(replay)
             if not self._steps and not replay.in_flight:
                 replay.due_steps()
-                if replay.has_steps:
+                if replay.has_steps or await self._went_ahead(replay):
                     continue
                 return self._suspended(replay)
             await self._hear()
+
+    async def _went_ahead(self, replay: Replay) -> bool:
+        """Record a part of what one answer cannot hold; False where it can, or cannot be had in parts."""
+        if replay.carrying or not replay.exceeds(OPS_PER_APPEND, CARRIED_BYTES_MAX):
+            return False
+        self._write(replay)
+        await self._hear()
+        return True
 
     async def _hear(self) -> None:
         """Until a step has ended or entries are recorded."""
@@ -326,6 +336,8 @@ class TurnExecution(Execution):
         while self._steps or replay.in_flight:
             self._write(replay)
             await self._hear()
+        while self._append_error is None and not self._lost and await self._went_ahead(replay):
+            pass
         if self._host.draining and self._base_len == self._opened_len and not replay.carried and not replay.has_outgoing:
             return SHUTTING_DOWN  # nothing has been done: that would be no progress
         return self._answer(replay, {"status": wire.TURN_AGAIN})
@@ -351,6 +363,9 @@ class TurnExecution(Execution):
 
     def _answer(self, replay: Replay, members: dict[str, Any], *, output: bytes = b"", ops: bool = True) -> Turned:
         carried = [*replay.carried, *replay.take_unsent()] if ops else []
+        held = _held(carried)
+        if held < len(carried):  # the rest is asked for again in the next turn, which has these
+            carried, members, output = carried[:held], {"status": wire.TURN_AGAIN}, b""
         try:
             said = dump_json(members)
         except DispatcherError as error:  # the handler's own `input` is not JSON
@@ -415,6 +430,17 @@ class TurnExecution(Execution):
             self._host.logs.keep(self.task_id, self._entries, self._opened_len, part.get("head"), [*self._texts, *carried])
         else:
             self._host.logs.forget(self.task_id)
+
+
+def _held(texts: Sequence[bytes]) -> int:
+    """How many entries one answer holds. Beyond its bounds only what has been done: the rest may be asked for again."""
+    size = 0
+    for count, text in enumerate(texts):
+        size += len(text)
+        if count and (count >= OPS_PER_APPEND or size > CARRIED_BYTES_MAX):
+            rest = (later for later in range(len(texts), count, -1) if parse_json(texts[later - 1])["status"] != "pending")
+            return next(rest, count)
+    return len(texts)
 
 
 def malformed_turn(item: Any, mode: str) -> str | None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, cast
 from zlib import crc32
@@ -304,6 +304,8 @@ class Succession:
         async with asyncio.timeout(_PATIENCE_SECONDS) as self._patience:
             while True:
                 await self._quiet()
+                ahead = await self.world.database.fetchrow(_AHEAD, self.world.now)  # first: time jumps only over what no act is for
+                assert ahead is not None
                 if self._acting is not None and self._acting.done():
                     self._acting = self._acting.result()
                 elif self._acting is None and left and await self.world.database.fetchval(left[0].when, run_id):
@@ -311,7 +313,7 @@ class Succession:
                 elif self._acting is None and not left and (row := await self._over(run_id)) is not None:
                     return row
                 else:
-                    await self._pass_time()
+                    self._pass_time(ahead["busy"], ahead["next"])
 
     async def _over(self, run_id: str) -> dict[str, Any] | None:
         if await self.world.database.fetchval("select exists (select from tasks)"):
@@ -352,12 +354,10 @@ class Succession:
         self._patience.reschedule(asyncio.get_running_loop().time() + _PATIENCE_SECONDS)
         self._wake()
 
-    async def _pass_time(self) -> None:
+    def _pass_time(self, busy: bool, next: datetime | None) -> None:
         """On to the next moment at which something happens; a little where somebody is still busy."""
-        row = await self.world.database.fetchrow(_AHEAD, self.world.now)
-        assert row is not None
-        idle = not row["busy"] and self._acting is None and row["next"] is not None
-        self.world.clock.advance(max(row["next"] - self.world.now, timedelta(milliseconds=1)) if idle else _POLL)
+        jumps = not busy and self._acting is None and next is not None
+        self.world.clock.advance(max(next - self.world.now, timedelta(milliseconds=1)) if jumps and next is not None else _POLL)
         self._wake()
 
     def _wake(self) -> None:
