@@ -147,8 +147,10 @@ class Execution:
 
     def stop(self, reason: str) -> None:
         """Stop, from any thread: set the context's flag at once, interrupt the handler as soon as the loop gets to it."""
-        self.context._stop(reason)  # noqa: SLF001 - the context belongs to its execution
-        self._loop.call_soon_threadsafe(self._interrupt, cancelled(reason))
+        context: Context | None = getattr(self, "context", None)
+        if context is not None:  # else it is over
+            context._stop(reason)  # noqa: SLF001 - the context belongs to its execution
+            self._loop.call_soon_threadsafe(self._interrupt, cancelled(reason))
 
     def leave(self) -> Outcome:
         """Stop because the endpoint has no more time; what the dispatcher is told."""
@@ -247,8 +249,10 @@ class Execution:
 
     def _interrupt(self, outcome: Outcome) -> None:
         self._finish(outcome)
-        self._task.add_done_callback(lambda _: self._release_when_idle())  # also when the handler never got to run
-        self._task.cancel()
+        task: asyncio.Task[None] | None = getattr(self, "_task", None)
+        if task is not None:  # else it is over
+            task.add_done_callback(lambda _: self._release_when_idle())  # also when the handler never got to run
+            task.cancel()
 
     def _finish(self, outcome: Outcome) -> None:
         settle, self._settle = self._settle, None
@@ -264,7 +268,9 @@ class Execution:
             call.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._release_when_idle))
 
     def _release(self) -> None:
-        self._host.running.pop((self._item["id"], self._item["attempt"]), None)
+        """Over: nobody finds it any more, and its context and its task are let go, which know it too and would wait for the collector."""
+        if self._host.running.pop((self._item["id"], self._item["attempt"]), None) is not None:
+            del self.context, self._task
 
 
 def _output_bytes(outcome: Outcome) -> int:

@@ -265,6 +265,16 @@ class Replay:
             for task in left:
                 task.cancel()
 
+    def forget(self) -> None:
+        """Closed, and nothing of it runs any more: let go of what knows it too, so that all is freed now, not by the collector."""
+        for op in self._asked.values():
+            op.drop = op.work = None
+        self._asked.clear()
+        self._waiting.clear()
+        self._main = None
+        del self._now
+        self.loop.forget()
+
     # ---- what a context asks for
 
     def ask(self, name: str, kind: str, asked: Mapping[str, Any] = _NOT_ASKED, read: Callable[[Any], Any] | None = None) -> Op[Any]:
@@ -285,7 +295,8 @@ class Replay:
         op = self._op(name, "step", _NOT_ASKED)
         op.work = work
         if codec is not PLAIN:
-            op.read = lambda value: parsed(value, codec, op.id)
+            id = op.id  # not `op`, which would hold itself
+            op.read = lambda value: parsed(value, codec, id)
         if self._position < len(self._log) or self._unrecorded:
             self._unrecorded[op.id] = op
         else:
@@ -324,9 +335,10 @@ class Replay:
     def scope(self, name: str, fn: Callable[[], Coroutine[Any, Any, Any]], codec: Codec) -> Op[Any]:
         """A part of the handler that leaves one entry behind. Closed in the log, it is not run."""
         op = self._op(name, "scope", _NOT_ASKED)
-        op.read = lambda value: parsed(value, codec, op.id)
-        if op.id not in self._recorded_scopes:
-            token = SCOPE.set(op.id + "/")
+        id = op.id
+        op.read = lambda value: parsed(value, codec, id)
+        if id not in self._recorded_scopes:
+            token = SCOPE.set(id + "/")
             task = self.loop.create_task(fn())
             SCOPE.reset(token)
             task.add_done_callback(lambda task: self._scope_ended(op, task, codec))

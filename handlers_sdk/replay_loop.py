@@ -57,6 +57,10 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         finally:
             _set_running_loop(outer)
 
+    def forget(self) -> None:
+        """Nothing will run here any more: let go of what this was made with."""
+        del self._timer, self._seconds
+
     # ---- what asyncio asks of a loop
 
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:  # type: ignore[override]

@@ -146,6 +146,7 @@ class TurnExecution(Execution):
         finally:
             await self._stop_steps()
             replay.close()
+            replay.forget()
 
     async def _drive(self, replay: Replay) -> Outcome:
         budget = self._due - self._item["timeout_ms"] / 1000 + self._item["budget_ms"] / 1000  # type: ignore[typeddict-item]
