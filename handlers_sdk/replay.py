@@ -58,6 +58,7 @@ SCOPE: Final[ContextVar[str]] = ContextVar("handlers_sdk_scope", default="")
 """Where ids are counted: empty, or the id of the scope this runs in and a slash."""
 
 _ENDPOINTS_OWN: Final = frozenset({"step", "scope", "checkpoint", "patch"})
+_TOLD_MAX: Final = 1_000
 _NOT_ASKED: Final[Mapping[str, Any]] = {}
 
 
@@ -110,6 +111,7 @@ class Replay:
         self.carried: list[bytes] = []
         self.cancelled = False
         self._cancel_reason = ""
+        self._told = 0
         self._log = log
         self._position = 0
         self._now = now
@@ -283,7 +285,8 @@ class Replay:
         if read is not None:
             op.read = read
         if self.cancelled:
-            op.set_exception(Cancelled(self._cancel_reason))
+            if not self._insists():
+                op.set_exception(Cancelled(self._cancel_reason))
         elif self._position < len(self._log) or self._unrecorded:
             self._unrecorded[op.id] = op
         else:
@@ -393,8 +396,9 @@ class Replay:
 
     def _op(self, name: str, kind: str, asked: Mapping[str, Any]) -> Op[Any]:
         if self._closing is not None:
-            raise self._closing
-        if asyncio._get_running_loop() is not self.loop:  # noqa: SLF001 - None is an answer too
+            if not self._insists():
+                raise self._closing
+        elif asyncio._get_running_loop() is not self.loop:  # noqa: SLF001 - None is an answer too
             raise NotDeterministicError(
                 f"{kind} {name!r} was asked for inside of a step or outside of the handler; only the handler itself can"
             )
@@ -422,7 +426,14 @@ class Replay:
         op.started = op.work = None
         op.drop = self._drop
         self._asked[id] = op
+        if self._closing is not None:
+            self._unrecorded[id] = op  # which keeps it, and what is asked for after it, from beginning
         return op
+
+    def _insists(self) -> bool:
+        """Whether the handler goes on asking though it was told to end, as one that catches everything: it is left waiting then."""
+        self._told += 1
+        return self._told > _TOLD_MAX
 
     def _begin(self, op: Op[Any]) -> None:
         """Something the log does not have yet."""

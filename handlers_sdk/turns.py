@@ -7,6 +7,7 @@ steps that run beside others get one each. What the handler is to see is in the 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -228,7 +229,7 @@ class TurnExecution(Execution):
             else:
                 async with asyncio.timeout(step.timeout):
                     result = await step.fn(*step.args)
-            if asyncio.iscoroutine(result):  # a callable that is not known to be async, and is
+            if inspect.iscoroutine(result):  # a callable that is not known to be async, and is
                 result = await result
             text, value = storable(result, step.codec, op.id)
         except asyncio.CancelledError as error:

@@ -28,6 +28,7 @@ class KeySet:
         self._fetch = fetch
         self._keys: list[tuple[str, int | None]] = []
         self._fetched_at: int | None = None
+        self._fetches = 0
         self._fetching = asyncio.Lock()
 
     def current(self, now: int) -> list[str]:
@@ -36,11 +37,11 @@ class KeySet:
 
     async def refresh(self, now: int) -> bool:
         """Fetch again unless that was done within the last minute; whether there is anything new to try."""
-        before = self._fetched_at
+        before = self._fetches
         async with self._fetching:
-            if self._fetched_at != before:
+            if self._fetches != before:
                 return True  # another request fetched while this one waited
-            if before is not None and now - before < REFETCH_SECONDS:
+            if self._fetched_at is not None and now - self._fetched_at < REFETCH_SECONDS:
                 return False
             self._fetched_at = now
             try:
@@ -49,6 +50,7 @@ class KeySet:
                 self._fetched_at = now - REFETCH_SECONDS + REFETCH_AFTER_FAILURE_SECONDS
                 logger.warning("the dispatcher's public keys could not be fetched: %s", error)
                 return False
+            self._fetches += 1
         return True
 
 

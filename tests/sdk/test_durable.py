@@ -258,6 +258,10 @@ async def test_what_a_handler_cannot_mean_fails_it(dispatcher: Dispatcher, body:
     assert message in answer["error"]["message"]
 
 
+async def test_what_a_step_generates_is_a_list(dispatcher: Dispatcher) -> None:
+    assert (await outcome_of(dispatcher, lambda ctx: ctx.run("s", lambda: (n for n in range(3)))))["output"] == [0, 1, 2]
+
+
 async def test_many_ops_are_appended_in_parts(api: FakeApi, dispatcher: Dispatcher) -> None:
     async def body(ctx: DurableContext) -> int:
         steps = [ctx.run("s", echo, "x" * 1000) for _ in range(3_000)]
