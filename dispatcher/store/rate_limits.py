@@ -18,6 +18,7 @@ from dispatcher.store.queue import Line
 from dispatcher.store.statement import Statement
 
 BucketKey = tuple[int, str]
+_STEPPED_OVER = 100  # of those that want more than a turn has left, in search of somebody whom it is enough for
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,10 @@ SETTLE = Statement(
     Applied,
 )
 
-# Tasks that want more than the limit will ever give stay where they are, until it is raised or their schedule timeout ends them. Those
-# that are let go keep what they wanted (`parked_for`), by which they are known as some that have waited; for a moment ($4) they come first.
+# As many are let go, in their turn, as there are units for: so whoever wants many is not overtaken by those behind it, whichever process
+# they come to. What the turn then leaves over, since the next in line wants more, is for those whom it is enough for. Tasks that want more
+# than the limit will ever give stay where they are, until it is raised or their schedule timeout ends them. Those that are let go keep what
+# they wanted (`parked_for`), by which they are known as some that have waited; for a moment ($4) they come first.
 REFILL = Statement(
     """
     with due as materialized (
@@ -117,27 +120,28 @@ REFILL = Statement(
                case when b.refilled_at + (b.window_ms - 10) * interval '1 millisecond' <= $1 then b.most else b.value end as value
         from rate_limits b where b.refill_at <= $1 order by b.refill_at limit $2 for update skip locked
     ), found as materialized (
-        select d.tenant_id, d.id, p.run_id, p.node, p.place
+        select d.tenant_id, d.id, p.run_id, p.node, p.place <= $3 and (d.gone or p.parked_for <= d.value and p.units <= d.value) as goes
         from due d cross join lateral (
-            select t.run_id, t.node, row_number() over (order by t.priority desc, t.run_id, t.node) as place
+            select t.run_id, t.node, t.parked_for, row_number() over turn as place,
+                   sum(t.parked_for) filter (where d.fresh or t.parked_for <= d.value) over turn as units
             from (
-                select t.run_id, t.node, t.priority from tasks t
+                select t.run_id, t.node, t.priority, t.parked_for from tasks t
                 where t.tenant_id = d.tenant_id and t.parked_on = d.id and (d.gone or t.parked_for <= d.most)
-                order by t.priority desc, t.run_id, t.node limit least(case when d.gone then $3 else d.value end, $3) + 1
+                order by t.priority desc, t.run_id, t.node
+                limit least(case when d.gone then $3 when d.fresh or d.value = 0 then d.value else d.value + $5 end, $3) + 1
                 for update skip locked
-            ) t
+            ) t window turn as (order by t.priority desc, t.run_id, t.node)
         ) p
     ), freed as (
         update tasks t set state = 'queued', parked_on = null, due_at = $1
         from found f join due d on d.tenant_id = f.tenant_id and d.id = f.id
-        where f.place <= least(case when d.gone then $3 else d.value end, $3)
-          and t.tenant_id = f.tenant_id and t.run_id = f.run_id and t.node = f.node
+        where f.goes and t.tenant_id = f.tenant_id and t.run_id = f.run_id and t.node = f.node
         returning t.tenant_id, case when t.durable then -t.workflow_id else t.workflow_id end as workflow_id, t.requirement
     ), more as (
-        select d.tenant_id, d.id, count(f.run_id) > least(case when d.gone then $3 else d.value end, $3) as waiting,
-               d.gone or d.value > $3 as at_once, count(f.run_id) > 0 and not d.gone as freed
+        select d.tenant_id, d.id, count(f.run_id) > count(*) filter (where f.goes) as waiting,
+               count(*) filter (where f.goes) >= $3 as at_once, count(*) filter (where f.goes) > 0 and not d.gone as freed
         from due d left join found f on f.tenant_id = d.tenant_id and f.id = d.id
-        group by d.tenant_id, d.id, d.gone, d.value
+        group by d.tenant_id, d.id, d.gone
     ), moved as (
         update rate_limits b
         set value = d.value, refilled_at = d.refilled_at,
@@ -273,9 +277,8 @@ async def settle(
 
 async def refill(db: Database, now: datetime, limit: int, most: int) -> list[Queue]:
     """Fill buckets whose time has come, and let those parked on them go back to their queues; answers these, one entry a task."""
-    return [
-        (row.tenant_id, row.workflow_id, row.requirement) for row in REFILL.read(await db.fetch(REFILL.sql, now, limit, most, FIRST_MS))
-    ]
+    rows = REFILL.read(await db.fetch(REFILL.sql, now, limit, most, FIRST_MS, _STEPPED_OVER))
+    return [(row.tenant_id, row.workflow_id, row.requirement) for row in rows]
 
 
 async def give_back(db: Database, units: Sequence[tuple[BucketKey, int, datetime]], now: datetime) -> None:

@@ -13,6 +13,7 @@ from tests.world.endpoint import Arrival, Endpoint
 from tests.world.test_concurrency import GRR, counts, quiet
 from tests.world.world import Node, World, until
 
+MILLISECOND = timedelta(milliseconds=1)
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
 STATIC = {"static_key": "api", "units": 1}
@@ -400,3 +401,106 @@ async def test_those_that_come_after_the_refill_take_what_is_left_of_it(world: W
     await reached(seen, 5)
     await one.trigger("work")
     await reached(seen, 6)
+
+
+async def crowded(world: World, one: Node, units: int) -> tuple[list[str], str, Node]:
+    """A limit of ten that is used up; then one that wants so many, then many that want one each, which run at another dispatcher.
+
+    Answers the workflows of those that start from now on, the run that wants many, and the other dispatcher.
+    """
+    two = await world.node("two")
+    large = limited({"static_key": "api", "units": units}, name="large")
+    one_by_one, endpoint = (
+        await world.endpoint(one, [large], name="one", slots=1),
+        await world.endpoint(one, [limited(STATIC, name="small")]),
+    )
+    for node in world.nodes:
+        await node.turn("registry", "slots")
+    for node in world.nodes:
+        await node.turn("slots")
+    started: list[str] = []
+
+    def way(arrival: Arrival) -> None:
+        started.append(arrival.json["workflow"])
+        arrival.answer(200, 1)
+
+    one_by_one.way = endpoint.way = way
+    await put(one, 10)
+    for _ in range(10):
+        await two.trigger("small")
+    await reached(started, 10)
+    world.clock.advance(MILLISECOND)
+    run_id = await one.trigger("large")
+    await parked(world, 1)
+    world.clock.advance(MILLISECOND)  # ids made at one moment are in no order
+    for _ in range(30):
+        await two.trigger("small")
+    await parked(world, 31)
+    started.clear()
+    return started, run_id, two
+
+
+async def test_those_behind_one_that_wants_many_units_are_let_go_after_it_whoever_is_asked_first(world: World, one: Node) -> None:
+    started, _, two = await crowded(world, one, 10)
+    world.clock.advance(MINUTE)
+    await two.turn("rates")
+    await two.turn("claim")  # who wants little is at the bucket first, if it may
+    await one.turn("claim")
+    await reached(started, 1)
+    assert started == ["large"]
+    await window(world)
+    await reached(started, 11)
+    await parked(world, 20)
+    assert started[1:] == ["small"] * 10
+
+
+async def test_what_is_left_beside_it_is_for_those_it_is_enough_for(world: World, one: Node) -> None:
+    started, _, two = await crowded(world, one, 8)
+    world.clock.advance(MILLISECOND)
+    second = await one.trigger("large")
+    await parked(world, 32)
+    world.clock.advance(MINUTE)
+    await two.turn("rates")
+    await two.turn("claim")
+    await one.turn("claim")
+    await reached(started, 3)
+    assert sorted(started) == ["large", "small", "small"]
+    await window(world)
+    await reached(started, 13)
+    await window(world)
+    await reached(started, 23)
+    await window(world)
+    await reached(started, 31)
+    await parked(world, 1)
+    assert started[3:] == ["small"] * 28, "those that came before the second"
+    await window(world)
+    await reached(started, 32)
+    assert (await world.over(second))["status"] == "succeeded"
+
+
+async def test_one_that_wants_more_than_is_left_does_not_keep_it_from_those_behind_it(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited({"static_key": "api", "units": 6}, name="large"), limited(STATIC, name="small")])
+    seen = answering(endpoint, world)
+    await put(one, 10)
+    await one.trigger("large")
+    await reached(seen, 1)
+    for _ in range(2):
+        world.clock.advance(MILLISECOND)
+        await one.trigger("large")
+    await parked(world, 2)
+    world.clock.advance(MILLISECOND)
+    for _ in range(4):
+        await one.trigger("small")
+    await reached(seen, 5)
+    for _ in range(7):
+        await one.trigger("small")
+    await parked(world, 9)
+    await window(world)
+    await reached(seen, 6)  # one of the large ones; four are left, which are not enough for the other
+    await parked(world, 8)
+    await window(world, SECOND)
+    await reached(seen, 10)
+    await parked(world, 4)
+    await window(world)
+    await reached(seen, 14)
+    await quiet_queue(world)
