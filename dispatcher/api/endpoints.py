@@ -137,7 +137,7 @@ class Rotation(msgspec.Struct, frozen=True):
 
 
 class VersionView(msgspec.Struct, frozen=True):
-    """One version of an endpoint, and how many attempts are running on it."""
+    """One version of an endpoint, and how many tasks are running on it, or are pinned to it and will go on there."""
 
     version: str
     url: str

@@ -337,11 +337,11 @@ class Registration:
         await self.changed()
 
     async def delete(self, tenant_id: int, name: str, *, force: bool = False) -> None:
-        """Remove an endpoint. One with running attempts is refused unless forced; their results are then still taken."""
+        """Remove an endpoint. One where something runs, or is to go on, is refused unless forced; results are then still taken."""
         row = await self._row(tenant_id, name)
         running = await registry.running_at(self._database, tenant_id, row.id)
         if running and not force:
-            raise problem("endpoint_in_use", f"{running} attempts are running at {name!r}")
+            raise problem("endpoint_in_use", f"{running} tasks are running at {name!r}, or are durable and go on there")
         async with self._database.transaction() as conn:
             await registry.bump(conn, tenant_id)
             await registry.delete_endpoint(conn, tenant_id, row.id)

@@ -77,8 +77,9 @@ class Turns:
         landed = await journal.merge(self._database, merges, self._clock.now()) if merges else set()
         stale = {merge.key for merge in merges} - landed
         opened = [opening for opening in openings if opening.assignment.key not in stale]
-        for opening in opened:
-            await self._pin(opening)
+        older = [(o.assignment.key, o.assignment.epoch, version) for o in opened if (version := await self._pin(o)) is not None]
+        if older:
+            await journal.sent_to(self._database, older)
         return [opening.assignment for opening in opened]
 
     def _whole(self, assignment: Assignment, head: Head) -> bool:
@@ -124,14 +125,14 @@ class Turns:
 
     # ---- where to
 
-    async def _pin(self, opening: _Opening) -> None:
-        """A task that is pinned goes to the version its first turn went to, as long as there is one."""
+    async def _pin(self, opening: _Opening) -> str | None:
+        """A task that is pinned goes to the version its first turn went to, as long as there is one. Says which, of the same endpoint."""
         head, assignment = opening.head, opening.assignment
         if head.pin_endpoint is None or head.pin_version is None or assignment.turn is None:
-            return
+            return None
         here = assignment.endpoint
         if here.id == head.pin_endpoint and here.target.version == head.pin_version:
-            return
+            return None
         there = self._directory.endpoint(place_of(head.tenant_id, head.pin_endpoint, durable=True))
         target = await self._pinned(there, head.pin_version) if there is not None else None
         if target is None:
@@ -140,6 +141,8 @@ class Turns:
         else:
             assignment.endpoint = replace(target, place=here.place)  # the slot is taken where it was claimed
             assignment.turn.elsewhere = target.target.url != here.target.url or target.id != here.id
+            return target.target.version if target.id == here.id and target.target.version != here.target.version else None
+        return None
 
     async def _pinned(self, endpoint: Endpoint, version: str) -> Endpoint | None:
         if endpoint.target.version == version:

@@ -36,7 +36,7 @@ class EndpointState:
 
 @dataclass(frozen=True, slots=True)
 class EndpointVersion:
-    """One version of an endpoint; `open_tasks` counts attempts that are running on it."""
+    """One version of an endpoint; `open_tasks` counts what runs on it, and durable tasks that will go on nowhere else."""
 
     version: str
     url: str
@@ -105,10 +105,17 @@ ENDPOINTS = Statement(
 )
 VERSIONS = Statement(
     """
+    with open as (
+        select coalesce(pin_endpoint, endpoint_id) as endpoint_id, coalesce(pin_version, endpoint_version) as version,
+               count(*)::int as tasks
+        from tasks
+        where tenant_id = $1 and state <> 'settled' and (pin_version is not null or dispatcher_id is not null or lease_until is not null)
+        group by 1, 2
+    )
     select v.version, v.url, v.manifest, v.registered_at, v.retired_at, v.version = e.version as current,
-           (select count(*)::int from tasks t where t.tenant_id = $1 and t.endpoint_id = e.id and t.endpoint_version = v.version
-            and (t.dispatcher_id is not null or t.lease_until is not null)) as open_tasks
+           coalesce(o.tasks, 0) as open_tasks
     from endpoints e join endpoint_versions v on v.tenant_id = e.tenant_id and v.endpoint_id = e.id
+    left join open o on o.endpoint_id = e.id and o.version = v.version
     where e.tenant_id = $1 and e.name = $2
       and ($3::timestamptz is null or (v.registered_at, v.version) < ($3, $4))
     order by v.registered_at desc, v.version desc limit $5

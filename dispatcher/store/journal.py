@@ -315,6 +315,13 @@ MERGE = Statement(
     Applied,
 )
 
+# Attempts that are sent to an older version of the endpoint they were leased to say so.
+SENT_TO = """
+    update tasks t set endpoint_version = g.version
+    from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::text[]) as g (tenant_id, run_id, node, epoch, version)
+    where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
+"""
+
 LOGS = Statement(
     """
     select j.node, j.generation, string_agg(j.entries, ','::bytea order by j.base) as entries, true as live, t.log_since as since, t.input,
@@ -454,6 +461,11 @@ async def merge(db: Database, merges: Sequence[Merge], now: datetime) -> set[Tas
         now,
     )
     return {(row.tenant_id, row.run_id, row.node) for row in MERGE.read(records)}
+
+
+async def sent_to(db: Database, attempts: Sequence[tuple[TaskKey, int, str]]) -> None:
+    """Note the version of their endpoint that attempts, by task and number, are sent to."""
+    await db.execute(SENT_TO, *_keys([key for key, _, _ in attempts]), [epoch for _, epoch, _ in attempts], [v for *_, v in attempts])
 
 
 async def logs(db: Database, tenant_id: int, run_id: str, since: datetime) -> list[Kept]:

@@ -207,7 +207,8 @@ UNDO_ROTATION = """
     )
 """
 RUNNING_AT = """
-    select count(*) from tasks where tenant_id = $1 and endpoint_id = $2 and state = 'running'
+    select count(*) from tasks
+    where tenant_id = $1 and ((endpoint_id = $2 and state = 'running') or (pin_endpoint = $2 and state <> 'settled'))
 """
 DROP_SECRETS = "delete from endpoint_secrets where tenant_id = $1 and endpoint_id = $2 and not_after <= $3"
 PUT_WORKFLOW = """
@@ -397,7 +398,7 @@ async def undo_rotation(conn: Connection, tenant_id: int, endpoint_id: str) -> N
 
 
 async def running_at(db: Database, tenant_id: int, endpoint_id: str) -> int:
-    """Attempts running at an endpoint."""
+    """Attempts running at an endpoint, and durable tasks that go on at one of its versions."""
     return int(await db.fetchval(RUNNING_AT, tenant_id, endpoint_id))
 
 

@@ -19,7 +19,7 @@ async def stubborn(input: dict[str, Any], ctx: DurableContext) -> Any:
     while True:
         try:
             if input["how"] == "asyncio":
-                await asyncio.sleep(2)
+                await asyncio.wait([ctx.aio_sleep_for("2s")])
             else:
                 await ctx.aio_sleep_for("2s")
             return await ctx.run("step", lambda: "slept")

@@ -297,6 +297,12 @@ async def test_a_pinned_task_goes_to_its_version_while_that_answers(world: World
     assert turn.json["version"] == "1"
     answer(turn, "wait", base=2, ops=[pending("sleep", "nap#1", ms=1_000)], wake="nap#1")
     await world.task(run_id, state="waiting", turn=3)
+    (task,) = (await one.call("GET", f"/v1/runs/{run_id}"))["tasks"]
+    assert [attempt["endpoint_version"] for attempt in task["attempts"]] == ["1", "1"], "where it went, not where others go"
+    versions = (await one.call("GET", "/v1/endpoints/sdk/versions"))["rows"]
+    assert {row["version"]: row["open_tasks"] for row in versions} == {"1": 1, "2": 0}, "it is to be left there"
+    refused = await one.api.delete("/v1/endpoints/sdk")
+    assert (refused.status_code, refused.json()["code"]) == (409, "endpoint_in_use")
     await world.advance(timedelta(seconds=2))
     (await old.next()).answer(404, {"detail": "gone"})
     row = await world.task(run_id, state="blocked")
