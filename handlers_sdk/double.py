@@ -190,13 +190,12 @@ class Double(httpx.AsyncBaseTransport):
             self._end(run, "cancelled", None, {"code": "cancelled", "message": reason})
             return True
         run.cancelling = reason
-        waiting = [id for id, asked in run.open.items() if asked["op"] == "message"]
-        if waiting and run.status == "waiting":
-            self._settle(run, waiting[0], {"op": "message", "status": "cancel", "value": {"$cancel": True}})
-        else:
-            run.arrived.append({"id": "cancel#0", "op": "cancel", "status": "ok", "value": {"reason": reason}})
-            run.wake = None
-            run.status = "queued" if run.status == "waiting" else run.status
+        for id, asked in list(run.open.items()):
+            if asked["op"] == "message":
+                self._settle(run, id, {"op": "message", "status": "cancel", "value": {"$cancel": True}})
+        run.arrived.append({"id": "cancel#0", "op": "cancel", "status": "ok", "value": {"reason": reason}})
+        run.wake = None
+        run.status = "queued" if run.status == "waiting" else run.status
         return True
 
     async def finish(self, run: DoubleRun) -> DoubleRun:
@@ -397,11 +396,15 @@ class Double(httpx.AsyncBaseTransport):
         assert status in wire.TURN_STATUSES, said
         if "base" in said:
             assert said["base"] == len(run.log), (said, len(run.log))
+        if run.cancelling is not None and any(_asks(json.loads(op)) for op in ops):
+            ops = []
         self._extend(run, ops)
-        if status == "wait":
+        if run.cancelling is not None:  # whatever comes of the turn it cleans up in, that is the end
+            self._end(run, "cancelled", None, {"code": "cancelled", "message": run.cancelling})
+        elif status == "wait":
             self._waits(run, said)
         elif status == "done":
-            self._end(run, "cancelled" if run.cancelling is not None and not self._told(run) else "succeeded", said.get("output"), None)
+            self._end(run, "succeeded", said.get("output"), None)
         elif status == "failed":
             self._failed(run, said["error"], said.get("retry"), retries, said.get("retry_after_ms"))
         elif status == "again":
@@ -419,9 +422,6 @@ class Double(httpx.AsyncBaseTransport):
     def _died_after(self, run: DoubleRun) -> None:
         """The answer arrived; what the process knew is lost."""
         self.handlers = self._boot(self)
-
-    def _told(self, run: DoubleRun) -> bool:
-        return any(entry["op"] == "message" and entry["status"] == "cancel" for entry in run.entries)
 
     def _waits(self, run: DoubleRun, said: dict[str, Any]) -> None:
         run.state = said.get("state")
@@ -655,6 +655,8 @@ class Double(httpx.AsyncBaseTransport):
         if self._point():
             self._lose(run, texts)
             await self._die()
+        if run.cancelling is not None and any(_asks(json.loads(text)) for text in texts):
+            return 422, {"code": "invalid_op", "detail": "a task that is being cancelled may record what it does, and ask for nothing"}
         if base != len(run.log):
             return 412, {"code": "log_conflict", "len": len(run.log), "entries": run.entries[base:]}
         started = self._extend(run, texts)
@@ -684,6 +686,10 @@ class Double(httpx.AsyncBaseTransport):
             delivered = self.message(run.id, json.loads(content)["data"])
             return (202, b'{"delivered":true}') if delivered else (409, b'{"code":"inbox_closed"}')
         return 404, b'{"code":"not_found"}'
+
+
+def _asks(entry: dict[str, Any]) -> bool:
+    return bool(entry["status"] == "pending" or (entry["op"] == "message" and entry["status"] == "closed"))
 
 
 def _response(status: int, body: bytes) -> httpx.Response:

@@ -115,7 +115,7 @@ class Suspended(Interruption):
 
 
 class Cancelled(Interruption):
-    """The run was cancelled. Steps may still be run to undo what was done; anything else raises this again."""
+    """The run was cancelled. Steps, scopes and checkpoints may still undo and save what was done; anything else raises this again."""
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)

@@ -321,7 +321,9 @@ class Replay:
         op = self._op("inbox", "message", _NOT_ASKED)
         op.read = lambda _: True
         op.work = b"closed"
-        if self._position < len(self._log) or self._unrecorded:
+        if self.cancelled:
+            op.set_exception(Cancelled(self._cancel_reason))
+        elif self._position < len(self._log) or self._unrecorded:
             self._unrecorded[op.id] = op
         else:
             self._begin(op)

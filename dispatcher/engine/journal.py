@@ -137,6 +137,11 @@ class Entries:
         return self.only_steps and not self.waits and not self.parents
 
     @property
+    def asks(self) -> bool:
+        """Whether the server is asked for something; what an endpoint settles by itself it may record while it cleans up too."""
+        return self.closes_inbox or any(wait.kind != "step" for wait in self.waits)
+
+    @property
     def text(self) -> bytes:
         """The entries as they are kept: JSON texts with commas between them."""
         return b",".join(self.raw)

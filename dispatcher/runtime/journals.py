@@ -250,8 +250,8 @@ class Journals:
             raise problem("journal_too_long", f"the log of {name} would have {length:,} entries; at most {self.bounds.entries:,}")
         if head.log_bytes + len(item.entries.text) > self.bounds.log_bytes:
             raise problem("journal_too_large", f"the log of {name} would be larger than {self.bounds.log_bytes:,} bytes")
-        if head.cleanup and not item.entries.only_steps:
-            raise problem("invalid_op", "a task that is being cancelled may only record steps")
+        if head.cleanup and item.entries.asks:
+            raise problem("invalid_op", "a task that is being cancelled may record what it does, and ask for nothing")
         closed = await self._closed(item)
         if closed:
             raise problem("scope_closed", f"the scope {closed!r} is closed")

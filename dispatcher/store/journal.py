@@ -177,7 +177,7 @@ APPEND = Statement(
         select * from unnest(
             $1::int[], $2::text[], $3::smallint[], $4::int[], $5::int[], $6::int[], $7::bytea[], $8::text[], $9::text[], $10::text[],
             $11::bytea[], $12::boolean[], $13::boolean[]
-        ) as g (tenant_id, run_id, node, epoch, base, count, entries, parents, closes, waits, checkpoint, closes_inbox, only_steps)
+        ) as g (tenant_id, run_id, node, epoch, base, count, entries, parents, closes, waits, checkpoint, closes_inbox, asks)
     ), grown as (
         update tasks t
         set log_len = g.base + g.count, log_bytes = coalesce(t.log_bytes, 0) + length(g.entries),
@@ -188,7 +188,7 @@ APPEND = Statement(
         from given g
         where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch
           and t.state = 'running' and t.durable and coalesce(t.log_len, 0) = g.base and g.base + g.count <= $25
-          and coalesce(t.log_bytes, 0) + length(g.entries) <= $26 and (t.cleanup is null or g.only_steps)
+          and coalesce(t.log_bytes, 0) + length(g.entries) <= $26 and (t.cleanup is null or not g.asks)
           and (g.parents is null or not exists (
                select from journal j
                where j.tenant_id = g.tenant_id and j.run_id = g.run_id and j.node = g.node and j.generation = coalesce(t.generation, 0)
@@ -385,7 +385,7 @@ async def append(
         [_names([wait.id for wait in item.entries.waits if wait.kind != "step"]) for item in items],
         [item.entries.checkpoint for item in items],
         [item.entries.closes_inbox for item in items],
-        [item.entries.only_steps for item in items],
+        [item.entries.asks for item in items],
         *_keys([item.key for item, _ in waits]),
         [wait.id for _, wait in waits],
         [wait.kind for _, wait in waits],

@@ -217,7 +217,8 @@ async def inbox(input: dict[str, Any], ctx: DurableContext) -> Any:
     state = await ctx.restore() or {"seen": []}
     while (message := await ctx.receive()) is not None:
         if message == {"$cancel": True}:
-            return {"stopped": state["seen"]}
+            await ctx.checkpoint({**state, "stopped": await ctx.run("sweep", echo, len(state["seen"]))})
+            return None
         state = {"seen": [*state["seen"], message]}
         await ctx.checkpoint(state)
     return {"closed": state["seen"]}
@@ -291,7 +292,7 @@ EXPECTED: dict[str, tuple[str, Any]] = {
     "patch": ("succeeded", [0, 1, 2]),
     "scopes": ("succeeded", [[0, 11, 22], [0, 11, 22]]),
     "an inbox that closes": ("succeeded", {"closed": [{"n": 0}, {"n": 1}, {"n": 2}]}),
-    "an inbox that is cancelled": ("succeeded", {"stopped": [{"n": 0}]}),
+    "an inbox that is cancelled": ("cancelled", None),
     "timers": ("succeeded", ["timeout", 1, "2026-01-01T00:01:05+00:00"]),
 }
 

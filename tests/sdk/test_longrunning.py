@@ -81,7 +81,7 @@ async def test_cancel_is_a_message_and_says_whether_it_was_in_time() -> None:
     tester.send({"n": 0}, after="1s")
     tester.cancel(after="2s")
     run = await tester.run(worker)
-    assert run.output == [{"n": 0}]
+    assert (run.status, run.output, run.checkpoint) == ("cancelled", None, {"done": [{"n": 0}]})
     assert tester.double.cancel(run.id) is False
 
 

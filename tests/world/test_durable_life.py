@@ -41,6 +41,23 @@ async def test_a_cancelled_wait_gets_one_turn_to_clean_up_in(world: World, one: 
     assert (over["status"], over["error"]["code"], over["output"]) == ("cancelled", "cancelled", None)
 
 
+async def test_what_is_cancelled_saves_its_state_and_closes_its_scopes_but_asks_for_nothing(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await _waiting(world, one, endpoint, pending("message", "message#0"), wake="message#0")
+    await one.call("POST", f"/v1/runs/{run_id}/cancel", {"reason": "stop"}, 202)
+    turn = await endpoint.next()
+    assert [(e["id"], e["status"]) for e in log_of(turn)] == [("message#0", "pending"), ("message#0", "cancel"), ("cancel#0", "ok")]
+    saved = {"id": "checkpoint#0", "op": "checkpoint", "status": "ok", "value": {"at": 9}}
+    patch, scope = {"id": "p#0", "op": "patch", "status": "ok", "value": True}, {"id": "undo#0", "op": "scope", "status": "ok", "value": 1}
+    await one.callback(turn.json["token"], {"type": "append", "base": 3, "ops": [saved, step("undo#0/refund#0", 1), scope, patch]})
+    for op in (pending("child", "c#0", workflow="order"), {"id": "inbox#0", "op": "message", "status": "closed"}):
+        refused = await one.callback(turn.json["token"], {"type": "append", "base": 7, "ops": [step("a#0", 1), op]}, 422)
+        assert refused["code"] == "invalid_op"
+    answer(turn, "done", base=7)
+    assert (await world.over(run_id))["status"] == "cancelled"
+    assert (await one.call("GET", f"/v1/runs/{run_id}/checkpoint"))["value"] == {"at": 9}
+
+
 async def test_a_live_turn_that_gives_way_to_a_cancel_is_cleaned_up_after(world: World, one: Node) -> None:
     endpoint = await durable_endpoint(world, one, entry("order"))
     run_id = await one.trigger("order")
