@@ -213,15 +213,17 @@ ADVANCE = Statement(
             $1::int[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::timestamp[], $6::timestamptz[], $7::timestamp[],
             $8::timestamptz[], $9::text[]
         ) as g (tenant_id, id, expected_at, next_at, next_wall, last_tick, last_wall, skipped_at, rules)
-    ), held as (
-        select c.tenant_id, c.id from given g join crons c on c.tenant_id = g.tenant_id and c.id = g.id and c.due_at = g.expected_at
-        order by c.tenant_id, c.id for update of c skip locked
+    ), held as materialized (
+        select g.* from given g
+        cross join lateral (
+            select c.due_at from crons c where c.tenant_id = g.tenant_id and c.id = g.id offset 0 for update skip locked
+        ) c
+        where c.due_at = g.expected_at
     )
     update crons c
     set due_at = g.next_at, due_wall = g.next_wall, last_tick = coalesce(g.last_tick, c.last_tick),
         last_wall = coalesce(g.last_wall, c.last_wall), skipped_at = coalesce(g.skipped_at, c.skipped_at), rules = g.rules
-    from given g join held h on h.tenant_id = g.tenant_id and h.id = g.id
-    where c.tenant_id = g.tenant_id and c.id = g.id
+    from held g where c.tenant_id = any (array[g.tenant_id]) and c.id = g.id
     returning c.tenant_id, c.id
     """,
     CronKey,
@@ -237,7 +239,7 @@ CLAIM_TICKS = Statement(
 )
 LAST_RUNS = """
     update crons c set last_run_id = g.run_id from unnest($1::int[], $2::text[], $3::text[]) as g (tenant_id, id, run_id)
-    where c.tenant_id = g.tenant_id and c.id = g.id
+    where c.tenant_id = any (array[g.tenant_id]) and c.id = g.id
 """
 OLD_RULES = Statement(
     """
@@ -249,7 +251,7 @@ OLD_RULES = Statement(
 RECKON = """
     update crons c set due_at = g.due_at, due_wall = g.due_wall, rules = $5
     from unnest($1::int[], $2::text[], $3::timestamptz[], $4::timestamp[]) as g (tenant_id, id, due_at, due_wall)
-    where c.tenant_id = g.tenant_id and c.id = g.id
+    where c.tenant_id = any (array[g.tenant_id]) and c.id = g.id
 """
 
 

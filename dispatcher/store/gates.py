@@ -142,18 +142,14 @@ STANDING = Statement(
     )
     select g.id::text as gate, t.tenant_id, t.run_id, t.node, t.arrived_at,
            t.gate_wait is distinct from g.id as holds, t.cancel_at is not null as leaving
-    from g cross join lateral (
-        select * from tasks t
-        where t.preempts and t.gates @> array[g.id] and t.tenant_id = g.tenant_id and t.arrived_at is not null
-          and (t.gate_wait = g.id or array_position(t.gates, g.id) <= t.gates_held)
-    ) t
+    from g cross join lateral (select * from tasks t where t.preempts and t.gates @> array[g.id] offset 0) t
+    where t.tenant_id = g.tenant_id and t.arrived_at is not null
+      and (t.gate_wait = g.id or array_position(t.gates, g.id) <= t.gates_held)
     union all
     select g.id::text, r.tenant_id, r.id, null, r.arrived_at, r.gate_wait is distinct from g.id, r.cancel_reason is not null
-    from g cross join lateral (
-        select * from runs r
-        where r.preempts and r.gates @> array[g.id] and r.tenant_id = g.tenant_id and r.arrived_at is not null
-          and (r.gate_wait = g.id or array_position(r.gates, g.id) <= r.gates_held)
-    ) r
+    from g cross join lateral (select * from runs r where r.preempts and r.gates @> array[g.id] offset 0) r
+    where r.tenant_id = g.tenant_id and r.arrived_at is not null
+      and (r.gate_wait = g.id or array_position(r.gates, g.id) <= r.gates_held)
     """,
     Standing,
 )
@@ -165,9 +161,12 @@ STANDING = Statement(
 ADMIT = Statement(
     """
     with g as materialized (
-        select g.tenant_id, g.id, g.strategy, g.arrivals, s.arrivals as seen, g.waiting, greatest(gate_limit(g) - g.held, 0) as room
-        from gates g join unnest($1::int[], $2::uuid[], $3::bigint[]) as s (tenant_id, id, arrivals) using (tenant_id, id)
-        order by g.tenant_id, g.id for update of g skip locked
+        select g.tenant_id, g.id, g.strategy, g.arrivals, s.arrivals as seen, g.waiting, greatest(g.most - g.held, 0) as room
+        from unnest($1::int[], $2::uuid[], $3::bigint[]) as s (tenant_id, id, arrivals)
+        cross join lateral (
+            select g.tenant_id, g.id, g.strategy, g.arrivals, g.waiting, g.held, gate_limit(g) as most
+            from gates g where g.tenant_id = s.tenant_id and g.id = s.id for update skip locked
+        ) g
     ), first_tasks as materialized (
         select g.tenant_id, g.id as gate, t.run_id, t.node, t.arrived_at, t.next
         from g cross join lateral (
@@ -198,27 +197,27 @@ ADMIT = Statement(
         where r.next is null
            or exists (select from g where g.tenant_id = r.tenant_id and g.id = r.next)
            or exists (select from next_gates n where n.tenant_id = r.tenant_id and n.id = r.next)
-           or not exists (select from gates n where n.tenant_id = r.tenant_id and n.id = r.next)
+           or (select true from gates n where n.tenant_id = r.tenant_id and n.id = r.next limit 1) is null
     ), tasks_on as (
         update tasks t
         set gates_held = t.gates_held + 1, gate_wait = t.gates[t.gates_held + 2],
             state = case when t.gates_held + 1 = cardinality(t.gates) then 'queued' else 'gated' end,
             due_at = case when t.gates_held + 1 = cardinality(t.gates) then $4 else t.due_at end
         from passing p
-        where p.node is not null and t.tenant_id = p.tenant_id and t.run_id = p.run_id and t.node = p.node
+        where p.node is not null and t.tenant_id = any (array[p.tenant_id]) and t.run_id = p.run_id and t.node = p.node
         returning t.tenant_id, case when t.durable then -t.workflow_id else t.workflow_id end as workflow_id, t.requirement, t.state
     ), runs_on as (
         update runs r
         set gates_held = r.gates_held + 1, gate_wait = r.gates[r.gates_held + 2],
             advance_at = case when r.gates_held + 1 = cardinality(r.gates) then $4 end
         from passing p
-        where p.node is null and r.tenant_id = p.tenant_id and r.id = p.run_id
+        where p.node is null and r.tenant_id = any (array[p.tenant_id]) and r.id = p.run_id
         returning r.tenant_id, r.id, r.advance_at
     ), seen as (
         update gates
         set wake = (g.strategy <> 'GROUP_ROUND_ROBIN' and g.arrivals <> g.seen)
                    or least(g.room, g.waiting) > (select count(*) from passing p where p.tenant_id = g.tenant_id and p.gate = g.id)
-        from g where gates.tenant_id = g.tenant_id and gates.id = g.id
+        from g where gates.tenant_id = any (array[g.tenant_id]) and gates.id = g.id
     )
     select tenant_id, workflow_id, requirement, null::text as run_id, null::text as gate, 0 as left from tasks_on where state = 'queued'
     union all select tenant_id, null, '', id, null, 0 from runs_on where advance_at is not null
@@ -354,13 +353,13 @@ EXPIRE_LIMITS = "delete from concurrency_limits where until <= $1 returning tena
 NEXT_LIMIT = "select min(until) from concurrency_limits where until is not null"
 REDECLARE = """
     with changed as materialized (
-        select g.id, coalesce(d.most, g.most) as most, d.strategy
+        select g.tenant_id, g.id, coalesce(d.most, g.most) as most, d.strategy
         from gates g join unnest($2::text[], $3::int[], $4::text[]) as d (rule, most, strategy) on d.rule = g.rule
         where g.tenant_id = $1 and (g.most <> d.most or g.strategy <> d.strategy)
         order by g.id for update of g
     )
     update gates g set most = c.most, strategy = c.strategy, wake = g.wake or g.waiting > 0
-    from changed c where g.tenant_id = $1 and g.id = c.id
+    from changed c where g.tenant_id = any (array[c.tenant_id]) and g.id = c.id
 """
 WAKE_NAMED = "update gates set wake = true where tenant_id = $1 and name = $2 and waiting > 0"
 

@@ -159,7 +159,7 @@ WRITE = Statement(
         join tenants on tenants.id = g.tenant_id and tenants.registry_version = g.registry_version
     ), given_events as (
         select g.*, exists (
-            select from waits w where w.tenant_id = g.tenant_id and w.event_key = g.type and w.settled_at is null
+            select from waits w where w.tenant_id = any (array[g.tenant_id]) and w.event_key = g.type and w.settled_at is null
         ) as wakes
         from unnest(
             $21::int[], $22::bigint[], $23::text[], $24::text[], $25::bytea[], $26::text[], $27::text[], $28::smallint[], $29::text[],
@@ -294,14 +294,14 @@ HELD_KEYS = Statement(
     """
     select i.tenant_id, i.scope, i.key, i.first_id
     from unnest($1::int[], $2::text[], $3::text[]) as g (tenant_id, scope, key)
-    join idempotency i using (tenant_id, scope, key)
+    join idempotency i on i.tenant_id = any (array[g.tenant_id]) and i.scope = g.scope and i.key = g.key
     """,
     Claim,
 )
 
 DROP_KEYS = """
     delete from idempotency i using unnest($1::int[], $2::text[], $3::text[], $4::text[]) as g (tenant_id, scope, key, first_id)
-    where i.tenant_id = g.tenant_id and i.scope = g.scope and i.key = g.key and i.first_id = g.first_id
+    where i.tenant_id = any (array[g.tenant_id]) and i.scope = g.scope and i.key = g.key and i.first_id = g.first_id
 """
 
 PRUNE_KEYS = """

@@ -46,7 +46,7 @@ RESUME_RUNS = """
 POSTPONE = """
     update tasks t set schedule_deadline = g.until
     from unnest($1::int[], $2::text[], $3::smallint[], $4::timestamptz[]) as g (tenant_id, run_id, node, until)
-    where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
+    where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
       and t.schedule_deadline <= $5
 """
 # What became late while nobody could take it waits as long again as it could when it became ready. Where another endpoint was there all the

@@ -55,7 +55,10 @@ LOCK = Statement(
     """
     select b.tenant_id, b.id::text, b.key, b.fixed, b.most, b.duration, b.value, b.refilled_at, b.refill_at, b.updated_at
     from unnest($1::int[], $2::uuid[]) as g (tenant_id, id)
-    cross join lateral (select * from rate_limits b where b.tenant_id = g.tenant_id and b.id = g.id and not b.gone for update) b
+    cross join lateral (
+        select * from rate_limits b where b.tenant_id = g.tenant_id and b.id = g.id offset 0 for update
+    ) b
+    where not b.gone
     """,
     BucketRow,
 )
@@ -82,25 +85,26 @@ SETTLE = Statement(
         set value = g.value, refilled_at = g.refilled_at, most = g.most, duration = g.duration, window_ms = g.window_ms,
             refill_at = case when p.until is not null then least(coalesce(b.refill_at, p.until), p.until)
                              when g.most > b.most and b.refill_at is null -- enough for those that wanted more than there was
-                                  and exists (select from tasks t where t.tenant_id = b.tenant_id and t.parked_on = b.id)
+                                  and (select true from tasks t where t.tenant_id = b.tenant_id and t.parked_on = b.id limit 1)
                              then g.refilled_at + g.window_ms * interval '1 millisecond'
                              else b.refill_at end
         from unnest($1::int[], $2::uuid[], $3::int[], $4::timestamptz[], $5::int[], $6::text[], $16::bigint[])
              as g (tenant_id, id, value, refilled_at, most, duration, window_ms)
         left join (select tenant_id, bucket, max(until) as until from given group by tenant_id, bucket) p
                on p.tenant_id = g.tenant_id and p.bucket = g.id
-        where b.tenant_id = g.tenant_id and b.id = g.id
+        where b.tenant_id = any (array[g.tenant_id]) and b.id = g.id
     ), paid as (
         update tasks t set units_taken = true
         from unnest($17::int[], $18::text[], $19::smallint[], $20::int[]) as g (tenant_id, run_id, node, epoch)
-        where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
+        where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch
+          and t.state = 'running'
     )
     update tasks t
     set state = 'gated', parked_on = g.bucket, parked_for = g.units, epoch = t.epoch - 1,
         schedule_deadline = g.schedule_deadline, dispatcher_id = null, endpoint_id = null, endpoint_version = null,
         started_at = null, deadline = null
     from given g
-    where t.tenant_id = g.tenant_id and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
+    where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
       and t.dispatcher_id = $15 and t.cancel_at is null
     returning t.tenant_id, t.run_id, t.node
     """,
@@ -135,7 +139,7 @@ REFILL = Statement(
     ), freed as (
         update tasks t set state = 'queued', parked_on = null, due_at = $1
         from found f join due d on d.tenant_id = f.tenant_id and d.id = f.id
-        where f.goes and t.tenant_id = f.tenant_id and t.run_id = f.run_id and t.node = f.node
+        where f.goes and t.tenant_id = any (array[f.tenant_id]) and t.run_id = f.run_id and t.node = f.node
         returning t.tenant_id, case when t.durable then -t.workflow_id else t.workflow_id end as workflow_id, t.requirement
     ), more as (
         select d.tenant_id, d.id, count(f.run_id) > count(*) filter (where f.goes) as waiting,
@@ -149,7 +153,7 @@ REFILL = Statement(
                              when d.fresh and m.freed then $1 + least(d.window_ms / 10, $4) * interval '1 millisecond'
                              when m.waiting then d.refilled_at + d.window_ms * interval '1 millisecond' end
         from due d join more m on m.tenant_id = d.tenant_id and m.id = d.id
-        where b.tenant_id = d.tenant_id and b.id = d.id
+        where b.tenant_id = any (array[d.tenant_id]) and b.id = d.id
     )
     select tenant_id, workflow_id, requirement from freed
     """,
@@ -160,7 +164,7 @@ GIVE_BACK = """
     update rate_limits b
     set value = least(b.value + g.units, b.most), refill_at = case when b.refill_at is not null then $5::timestamptz end
     from unnest($1::int[], $2::uuid[], $3::int[], $4::timestamptz[]) as g (tenant_id, id, units, taken_at)
-    where b.tenant_id = g.tenant_id and b.id = g.id and b.refilled_at <= g.taken_at
+    where b.tenant_id = any (array[g.tenant_id]) and b.id = g.id and b.refilled_at <= g.taken_at
 """
 
 PUT = Statement(

@@ -151,8 +151,12 @@ INSERT = """
 RESCHEDULE = Statement(
     """
     update schedules s set run_at = g.run_at, updated_at = $4
-    from unnest($2::text[], $3::timestamptz[]) as g (id, run_at)
-    where s.tenant_id = $1 and s.id = g.id and s.status = 'scheduled'
+    from (
+        select s.tenant_id, g.id, g.run_at from unnest($2::text[], $3::timestamptz[]) as g (id, run_at)
+        cross join lateral (select s.tenant_id, s.status from schedules s where s.tenant_id = $1 and s.id = g.id offset 0 for update) s
+        where s.status = 'scheduled'
+    ) g
+    where s.tenant_id = any (array[g.tenant_id]) and s.id = g.id
     returning s.id
     """,
     ScheduleId,
@@ -174,14 +178,15 @@ SETTLE = Statement(
     """
     with given as (
         select * from unnest($1::int[], $2::text[], $3::timestamptz[], $4::text[], $5::text[]) as g (tenant_id, id, run_at, status, run_id)
-    ), held as (
-        select s.tenant_id, s.id
-        from given g join schedules s on s.tenant_id = g.tenant_id and s.id = g.id and s.run_at = g.run_at and s.status = 'scheduled'
-        order by s.tenant_id, s.id for update of s skip locked
+    ), held as materialized (
+        select g.tenant_id, g.id, g.status, g.run_id from given g
+        cross join lateral (
+            select s.run_at, s.status from schedules s where s.tenant_id = g.tenant_id and s.id = g.id offset 0 for update skip locked
+        ) s
+        where s.run_at = g.run_at and s.status = 'scheduled'
     )
     update schedules s set status = g.status, run_id = g.run_id, settled_at = $6
-    from given g join held h on h.tenant_id = g.tenant_id and h.id = g.id
-    where s.tenant_id = g.tenant_id and s.id = g.id
+    from held g where s.tenant_id = any (array[g.tenant_id]) and s.id = g.id
     returning s.tenant_id, s.id
     """,
     ScheduleKey,

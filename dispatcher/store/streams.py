@@ -83,7 +83,7 @@ LOCK_OF_RUNS = Statement(
     """
     insert into streams as s (tenant_id, id, created_at, updated_at)
     select distinct g.tenant_id, coalesce(r.stream_id, 'str_' || substr(r.id, 5)) as stream_id, $3::timestamptz, $3::timestamptz
-    from unnest($1::int[], $2::text[]) as g (tenant_id, run_id) join runs r on r.tenant_id = g.tenant_id and r.id = g.run_id
+    from unnest($1::int[], $2::text[]) as g (tenant_id, run_id) join runs r on r.tenant_id = any (array[g.tenant_id]) and r.id = g.run_id
     order by 1, 2
     on conflict (tenant_id, id) do update set updated_at = excluded.updated_at
     returning s.tenant_id, s.id, s.last, s.state
@@ -104,8 +104,8 @@ TASKS_OF_RUNS = Statement(
     select g.tenant_id, coalesce(r.stream_id, 'str_' || substr(r.id, 5)) as stream_id, r.id as run_id, null::text as status, t.node,
            t.epoch, t.state = 'running' as running
     from unnest($1::int[], $2::text[]) as g (tenant_id, run_id)
-    join runs r on r.tenant_id = g.tenant_id and r.id = g.run_id
-    join tasks t on t.tenant_id = g.tenant_id and t.run_id = g.run_id
+    join runs r on r.tenant_id = any (array[g.tenant_id]) and r.id = g.run_id
+    join tasks t on t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id
     """,
     TaskRow,
 )
@@ -149,7 +149,7 @@ WRITE = """
     with moved as (
         update streams s set last = g.last, state = g.state::jsonb
         from unnest($12::int[], $13::text[], $14::bigint[], $15::text[]) as g (tenant_id, id, last, state)
-        where s.tenant_id = g.tenant_id and s.id = g.id
+        where s.tenant_id = any (array[g.tenant_id]) and s.id = g.id
     )
     insert into chunks (tenant_id, stream_id, position, kind, run_id, node, attempt, stream, seq, data, encoding, at)
     select g.*, $16::timestamptz
@@ -186,14 +186,14 @@ EXISTS = """
 MOVED = Statement(
     """
     select s.tenant_id, s.id, s.last, s.state from unnest($1::int[], $2::text[], $3::bigint[]) as g (tenant_id, id, last)
-    join streams s on s.tenant_id = g.tenant_id and s.id = g.id where s.last > g.last
+    join streams s on s.tenant_id = any (array[g.tenant_id]) and s.id = g.id where s.last > g.last
     """,
     StreamRow,
 )
 CHANGED_RUNS = Statement(
     """
     select g.id from unnest($1::int[], $2::text[], $3::bigint[]) as g (tenant_id, id, epochs)
-    where not exists (select from runs r where r.tenant_id = g.tenant_id and r.id = g.id)
+    where not exists (select from runs r where r.tenant_id = any (array[g.tenant_id]) and r.id = g.id)
        or (select coalesce(sum(t.epoch), 0) from tasks t where t.tenant_id = g.tenant_id and t.run_id = g.id) <> g.epochs
     """,
     StreamId,
