@@ -81,8 +81,8 @@ bench: $(CHECKING)  ## runs per second, latency and CPU per run; results in ./be
 contract: $(CHECKING)  ## everything the API's description allows, asked of a development server at URL
 	$(BIN)/python -m tests.contract $(or $(URL),http://127.0.0.1:8400)
 
-crash: $(CHECKING)  ## durable tasks, a dispatcher killed before and after every statement, the long form
-	$(BIN)/$(PYTEST) tests/world/test_durable_crash.py --crash-stride 1
+crash: $(CHECKING)  ## durable tasks, endpoints killed at every checkpoint, dispatchers before and after every statement, the long form
+	$(BIN)/$(PYTEST) tests/sdk/test_durable_crashes.py tests/world/test_durable_crash_sdk.py tests/world/test_durable_crash.py --crash-stride 1
 
 chaos: $(CHECKING)  ## kill -9 of dispatchers and Postgres under load, the long form
 	$(BIN)/python -m tests.chaos

@@ -88,13 +88,15 @@ class DoubleRun:
 
 
 class Double(httpx.AsyncBaseTransport):
-    """`handlers` is made anew by `boot` whenever the endpoint's process is. `crash_at` names the point at which it dies, counted from 0."""
+    """`handlers` is made anew by `boot` whenever the endpoint's process is. `crash_at` names the point at which it dies, counted from 0, or
+    says of each whether it does.
+    """
 
     def __init__(
         self,
         boot: Callable[[Double], Handlers],
         *,
-        crash_at: int | None = None,
+        crash_at: int | Callable[[int], bool] | None = None,
         children: Mapping[str, Callable[[Any], Any]] | None = None,
         expressions: Callable[[str, Any], bool] | None = None,
         delta: bool = True,
@@ -380,6 +382,8 @@ class Double(httpx.AsyncBaseTransport):
     def _point(self) -> bool:
         """Whether the endpoint dies here."""
         self.points += 1
+        if callable(self.crash_at):
+            return self.crash_at(self.points - 1)
         return self.points - 1 == self.crash_at
 
     # ---- what an endpoint answers

@@ -38,8 +38,8 @@ class DurableTester:
     """A dispatcher in memory with an endpoint that serves `workflows`.
 
     `children` are functions `input -> output` that stand in for workflows whose code is elsewhere. `expressions(text, data)` evaluates the
-    expressions of event waits other than "true". `lifespan` is what `ctx.lifespan` gives. `crash_at` kills the endpoint at that point.
-    With `unreachable` it cannot call the dispatcher, and its results travel in its answers.
+    expressions of event waits other than "true". `lifespan` is what `ctx.lifespan` gives. `crash_at` kills the endpoint at that point, or
+    at all of which it says so. With `unreachable` it cannot call the dispatcher, and its results travel in its answers.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class DurableTester:
         children: Mapping[str, Callable[[Any], Any]] | None = None,
         expressions: Callable[[str, Any], bool] | None = None,
         lifespan: Any = None,
-        crash_at: int | None = None,
+        crash_at: int | Callable[[int], bool] | None = None,
         unreachable: bool = False,
         delta: bool = True,
         shuffle: Callable[[list[str]], list[str]] | None = None,

@@ -324,14 +324,22 @@ async def test_the_way_the_log_travels_changes_nothing(shape: Shape) -> None:
     assert delta.double.bytes_sent <= whole.double.bytes_sent
 
 
-async def test_a_loop_of_a_thousand_steps_killed_here_and_there() -> None:
-    first = with_world(SHAPES["loop"])
-    expected = await first.run(loop, {"n": LOOP})
-    assert expected.output == LOOP * (LOOP - 1) // 2
-    for point in range(0, first.double.points, 191):
-        tester = with_world(SHAPES["loop"], crash_at=point)
-        run = await tester.run(loop, {"n": LOOP})
-        assert (run.output, sum(tester.double.steps.values())) == (expected.output, LOOP + sum(tester.double.lost.values()))
+def at_every(point: int) -> bool:
+    """Before each write of the log, once, and after it: what was lost is done again, and so passes."""
+    return point % 3 != 1
+
+
+@pytest.mark.parametrize("unreachable", [False, True])
+async def test_a_long_loop_killed_at_every_checkpoint(unreachable: bool, pytestconfig: pytest.Config) -> None:
+    """A thousand steps in the long form, a part of them in the short one."""
+    steps = LOOP // int(pytestconfig.getoption("--crash-stride"))
+    tester = with_world(SHAPES["loop"], crash_at=at_every, unreachable=unreachable)
+    run = await tester.run(loop, {"n": steps})
+    assert (run.status, run.output) == ("succeeded", steps * (steps - 1) // 2)
+    deaths, checkpoints = sum(map(at_every, range(tester.double.points))), steps // 100 if unreachable else steps + steps // 100
+    assert deaths >= 2 * checkpoints
+    assert sum(tester.double.lost.values()) >= steps, "each was lost once"
+    assert sum(tester.double.steps.values()) == steps + sum(tester.double.lost.values()), "and done again"
 
 
 async def test_a_fan_out_of_a_thousand_wakes_its_parent_once() -> None:
