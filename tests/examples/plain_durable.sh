@@ -2,7 +2,7 @@
 SECRET=$(curl -sX PUT "$DISPATCHER_URL/v1/endpoints/orders" \
   -d '{"url": "http://127.0.0.1:'"$PORT"'/", "handlers": [{"name": "plain-order", "kind": "durable", "mode": "state", "body": "v1"}]}' |
   sed 's/.*"secret":"\([^"]*\)".*/\1/')
-WEBHOOK_SECRET=$SECRET python plain_durable.py &
+WEBHOOK_SECRET=$SECRET ${ENDPOINT:-python plain_durable.py} &
 
 # Start an order. It waits for its payment and holds nothing meanwhile.
 RUN=$(curl -s "$DISPATCHER_URL/v1/runs" -d '{"workflow": "plain-order", "input": {"id": 9}}' | sed 's/.*"id":"\(run_[^"]*\)".*/\1/')

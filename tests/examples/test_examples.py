@@ -49,10 +49,16 @@ def documents(text: str) -> list[Any]:
 
 
 @CURL
-def test_a_durable_order_needs_no_sdk(url: str, tmp_path: Path) -> None:
-    assert len((HERE / "plain_durable.py").read_text().splitlines()) <= 40
-    with shell("plain_durable.sh", tmp_path / "out", DISPATCHER_URL=url, PORT=str(free_port())) as [run]:
+@pytest.mark.parametrize("program", ["python plain_durable.py", "node plain_durable.mjs"])
+def test_a_durable_order_needs_no_sdk(url: str, tmp_path: Path, program: str) -> None:
+    runs, code = program.split()
+    if shutil.which(runs) is None:
+        pytest.skip(f"{runs} is not installed")
+    assert len((HERE / code).read_text().splitlines()) <= 40
+    port = free_port()
+    with shell("plain_durable.sh", tmp_path / "out", DISPATCHER_URL=url, PORT=str(port), ENDPOINT=program) as [run]:
         assert (run["status"], run["output"]) == ("succeeded", {"shipped": True, "amount": 5})
+        assert not accepted_unsigned(port)
     assert invoke("endpoints", "delete", "orders", DISPATCHER_URL=url).code == 0
 
 
