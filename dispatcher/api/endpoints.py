@@ -102,7 +102,9 @@ class EndpointView(msgspec.Struct, frozen=True):
 
 
 class Registered(msgspec.Struct, frozen=True):
-    """An endpoint as it was registered. `secret` is shown this once, when the endpoint is new."""
+    """An endpoint as it was registered. `secret` is shown this once, when the endpoint is new. `warnings` say what its workflows share with
+    others and do not declare the same.
+    """
 
     id: str
     endpoint: str
@@ -117,6 +119,7 @@ class Registered(msgspec.Struct, frozen=True):
     handlers: list[str]
     changed: bool
     diff: dict[str, list[str]]
+    warnings: list[str]
     secret: str | UnsetType = UNSET
 
 

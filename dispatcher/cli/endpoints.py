@@ -90,6 +90,8 @@ def add(
     )
     answer = api.call("PUT", _path(name), content)
     _show(out, answer)
+    for warning in answer.value["warnings"]:
+        note(f"Warning: {warning}")
     if answer.value.get("secret"):
         note("Keep the secret now: it is not shown again.")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -24,6 +24,7 @@ from dispatcher.engine.filters import Filter, FilterIndex, index
 from dispatcher.engine.flow import Plan
 from dispatcher.engine.graphs import Graph
 from dispatcher.engine.placement import Requirement, tiers
+from dispatcher.engine.shared_limits import agreed, disagreements
 from dispatcher.engine.triggers import EventIndex
 from dispatcher.runtime.keyring import Keyring, Signers
 from dispatcher.runtime.manifests import StoredManifest
@@ -176,6 +177,7 @@ class Directory:
                 if durable and place[1] not in endpoints and (plain := endpoints.get(route.endpoint_id)) is not None:
                     endpoints[place[1]] = replace(plain, place=place)
         served_ids = {abs(number) for _, number, _ in routes}
+        by_id = _agreeing(by_id, served_ids)
         served = [(w.definition.name, w.definition.on_events) for w in by_id.values() if w.id in served_ids]
         ends = [s.not_after for s in loaded.secrets if s.not_after is not None and s.not_after > now]
         by_name = {w.definition.name: w for w in by_id.values()}
@@ -318,6 +320,14 @@ class Directory:
         """The endpoint at a place."""
         picture = self.pictures.get(place[0])
         return picture.endpoints.get(place[1]) if picture is not None else None
+
+
+def _agreeing(by_id: dict[int, Workflow], served: Collection[int]) -> dict[int, Workflow]:
+    """The workflows, with what holds for all where those that are served declare a shared limit in different ways."""
+    found = disagreements(by_id[id].definition for id in served if id in by_id and by_id[id].plan is not None)
+    if not found:
+        return by_id
+    return {id: replace(w, plan=agreed(w.plan, found)) if w.plan is not None else w for id, w in by_id.items()}
 
 
 def _route(picture: Picture, queue: Queue) -> Route:

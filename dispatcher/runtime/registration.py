@@ -11,11 +11,21 @@ from typing import Any
 
 from dispatcher.clock import Clock, monotonic
 from dispatcher.delivery import Courier, DiscoveryError, EgressPolicy, EgressRefused, Manifest, check_url
-from dispatcher.engine.definitions import Definition, DefinitionError, checksum, content_checksum, dump, parse_definitions
+from dispatcher.engine.definitions import (
+    STORED,
+    Definition,
+    DefinitionError,
+    checksum,
+    content_checksum,
+    dump,
+    parse_definition,
+    parse_definitions,
+)
 from dispatcher.engine.definitions.flow import Strategy
 from dispatcher.engine.definitions.placement import MOST_LABEL, Label
 from dispatcher.engine.flow import Plan
 from dispatcher.engine.placement import refuse_long
+from dispatcher.engine.shared_limits import Disagreement, agreed, disagreements
 from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime.credentials import checked_auth, is_same_place
@@ -24,7 +34,7 @@ from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.keyring import Keyring, secret_context
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import crons, filters, gates, pausing, registry, waits
+from dispatcher.store import audit, crons, filters, gates, pausing, registry, waits
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.filters import NewFilter
 from dispatcher.store.registry import EndpointPut, EndpointRow
@@ -135,8 +145,8 @@ class Registration:
             offer.static,
             self._durable_slots(durable_slots, offer, known),
         )
-        await self._write(put, offer, secret)
-        return self._document(put, offer, known, _names(known), secret)
+        found = await self._write(put, offer, secret)
+        return self._document(put, offer, known, _names(known), secret) | {"warnings": [one.message for one in found]}
 
     def _durable_slots(self, asked: int | None, offer: Offer, known: EndpointRow | None) -> int | None:
         """How many turns of durable tasks it takes at a time; None where it has no such tasks."""
@@ -196,7 +206,8 @@ class Registration:
         except DefinitionError as error:
             raise problem("invalid_value", str(error), field=error.field) from None
 
-    async def _write(self, put: EndpointPut, offer: Offer, secret: str | None) -> None:
+    async def _write(self, put: EndpointPut, offer: Offer, secret: str | None) -> list[Disagreement]:
+        """Answers what its workflows share with others and do not declare the same."""
         now = self._clock.now()
         async with self._database.transaction() as conn:
             await registry.bump(conn, put.tenant_id)
@@ -208,12 +219,14 @@ class Registration:
             if secret is not None:
                 sealed = self._keyring.sealer.seal(secret.encode(), secret_context(put.tenant_id, put.id))
                 await registry.add_secret(conn, put.tenant_id, put.id, sealed, now)
-            await self._write_workflows(conn, put, offer)
+            found = await self._write_workflows(conn, put, offer)
         await self.changed()
+        return found
 
-    async def _write_workflows(self, conn: Connection, put: EndpointPut, offer: Offer) -> None:
+    async def _write_workflows(self, conn: Connection, put: EndpointPut, offer: Offer) -> list[Disagreement]:
         now = self._clock.now()
         workflow_ids, rules = list[int](), dict[str, tuple[int | None, Strategy]]()
+        before = disagreements(definition for _, definition in await self._declared(conn, put.tenant_id))
         for definition in offer.definitions:
             text = json.dumps(dump(definition))
             workflow_id = await registry.put_workflow(conn, put.tenant_id, definition.name, checksum(definition), text, now)
@@ -233,8 +246,31 @@ class Registration:
             await waits.unblock(conn, put.tenant_id, workflow_ids, None, now)  # what its code did not fit may fit this one's
         await crons.delete_unserved(conn, put.tenant_id)
         await pausing.returned(conn, put.tenant_id, put.id, now)
-        if rules:
-            await gates.redeclare(conn, put.tenant_id, rules)
+        found = await self._redeclare(conn, put.tenant_id, rules)
+        await self._note_disagreements(conn, put, [one for one in found if before.get(one.name) != one])
+        names = {definition.name for definition in offer.definitions}
+        return [one for one in found if any(workflow in names for workflow, _ in one.declared)]
+
+    async def _declared(self, conn: Connection, tenant_id: int) -> list[tuple[int, Definition]]:
+        rows = await gates.declared(conn, tenant_id)
+        return [(row.workflow_id, parse_definition(json.loads(row.definition), STORED, static=False)) for row in rows]
+
+    async def _redeclare(self, conn: Connection, tenant_id: int, rules: Mapping[str, tuple[int | None, Strategy]]) -> list[Disagreement]:
+        """Let the groups that are in use go by what is declared now, and those of shared limits by what holds for all that do."""
+        declared = await self._declared(conn, tenant_id)
+        found = disagreements(definition for _, definition in declared)
+        plans = [plan for workflow_id, definition in declared if (plan := Plan.of(workflow_id, definition)) is not None]
+        shared = {rule: said for plan in plans for rule, said in agreed(plan, found).rules().items() if rule.startswith("=")}
+        if rules or shared:
+            await gates.redeclare(conn, tenant_id, {**rules, **shared})
+        return list(found.values())
+
+    async def _note_disagreements(self, conn: Connection, put: EndpointPut, found: Sequence[Disagreement]) -> None:
+        now = self._clock.now()
+        for one in found:
+            said = [{"workflow": name, "max_runs": c.max_runs, "limit_strategy": c.limit_strategy} for name, c in one.declared]
+            details = {"endpoint": put.name, "declared": said, "max_runs": one.most, "limit_strategy": one.strategy}
+            await audit.add(conn, put.tenant_id, self._ids.make("aud", now), now, None, "concurrency_limit.disagreement", one.name, details)
 
     async def changed(self) -> None:
         """Take note of a change here, and tell the others."""
@@ -346,6 +382,7 @@ class Registration:
             await registry.bump(conn, tenant_id)
             await registry.delete_endpoint(conn, tenant_id, row.id)
             await crons.delete_unserved(conn, tenant_id)
+            await self._redeclare(conn, tenant_id, {})
         await self.changed()
 
     async def ping(self, tenant_id: int, name: str) -> dict[str, Any]:

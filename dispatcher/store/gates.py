@@ -107,6 +107,14 @@ class LimitRow:
 
 
 @dataclass(frozen=True, slots=True)
+class DeclaredRow:
+    """The definition (JSON text) of a workflow that may declare limits."""
+
+    workflow_id: int
+    definition: str
+
+
+@dataclass(frozen=True, slots=True)
 class Pruned:
     """The last gate of a page that was looked at, and how many of the page were forgotten."""
 
@@ -361,6 +369,16 @@ REDECLARE = """
     update gates g set most = c.most, strategy = c.strategy, wake = g.wake or g.waiting > 0
     from changed c where g.tenant_id = any (array[c.tenant_id]) and g.id = c.id
 """
+# What workflows that are served declare, if it has anything of limits in it.
+DECLARED = Statement(
+    """
+    select w.id as workflow_id, v.definition::text as definition
+    from workflows w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id and v.number = w.version
+    where w.tenant_id = $1 and w.removed_at is null and v.definition::text like '%"concurrency"%'
+      and exists (select from routes r where r.tenant_id = w.tenant_id and r.workflow_id = w.id)
+    """,
+    DeclaredRow,
+)
 WAKE_NAMED = "update gates set wake = true where tenant_id = $1 and name = $2 and waiting > 0"
 
 
@@ -473,6 +491,11 @@ async def redeclare(conn: Connection, tenant_id: int, rules: Mapping[str, tuple[
     """Let groups that are in use go by what a workflow declares now: by rule the number, None for what each run says, and the strategy."""
     numbers, strategies = [most for most, _ in rules.values()], [strategy for _, strategy in rules.values()]
     await conn.execute(REDECLARE, tenant_id, list(rules), numbers, strategies)
+
+
+async def declared(conn: Connection, tenant_id: int) -> list[DeclaredRow]:
+    """What a tenant's workflows that are served declare, those without any limit left out."""
+    return DECLARED.read(await conn.fetch(DECLARED.sql, tenant_id))
 
 
 async def next_limit(db: Database) -> datetime | None:

@@ -555,6 +555,66 @@ async def test_a_new_version_changes_the_strategy_of_a_shared_limit(world: World
     assert (await world.over(kept))["status"] == "succeeded"
 
 
+async def _declare(world: World, one: Node, name: str, strategy: str, most: int) -> tuple[Endpoint, list[str]]:
+    """An endpoint with one workflow, both of this name; answers also what the registration was warned of."""
+    endpoint = await world.listen()
+    document = await one.call("PUT", f"/v1/endpoints/{name}", {"url": endpoint.url, "handlers": [_shared(strategy, most, name)]})
+    return endpoint, document["warnings"]
+
+
+async def test_endpoints_that_declare_a_shared_limit_in_different_ways_are_told_and_the_lowest_holds(world: World, one: Node) -> None:
+    first, warnings = await _declare(world, one, "a", "GROUP_ROUND_ROBIN", 5)
+    assert warnings == []
+    second, warnings = await _declare(world, one, "b", "GROUP_ROUND_ROBIN", 2)
+    (warning,) = warnings
+    assert "'shared'" in warning
+    assert "'a' has it as GROUP_ROUND_ROBIN with max_runs 5; 'b' has it as GROUP_ROUND_ROBIN with max_runs 2" in warning
+    assert "max_runs 2 and GROUP_ROUND_ROBIN hold" in warning
+    first.way = second.way = (arrived := list[Arrival]()).append
+
+    async def open_after(count: int, *workflows: str) -> None:
+        for workflow in workflows:
+            await one.trigger(workflow)
+        await settle(one)
+
+        async def there() -> bool:
+            return len(arrived) == count
+
+        await until(there)
+
+    await open_after(2, "a", "a", "a", "b", "a")  # whoever comes, and in whatever order
+    (row,) = (await one.call("GET", "/v1/audit", expect=200))["rows"]
+    assert (row["action"], row["target"], row["details"]["max_runs"]) == ("concurrency_limit.disagreement", "shared", 2)
+    _, warnings = await _declare(world, one, "b", "GROUP_ROUND_ROBIN", 2)  # the same again is nothing new
+    assert len(warnings) == 1
+    assert len((await one.call("GET", "/v1/audit"))["rows"]) == 1
+    await one.call("PUT", "/v1/endpoints/b", {"url": second.url, "handlers": [_shared("GROUP_ROUND_ROBIN", 4, "b")]})
+    await open_after(4)
+    document = await one.call("PUT", "/v1/endpoints/b", {"url": second.url, "handlers": [_shared("GROUP_ROUND_ROBIN", 5, "b")]})
+    assert document["warnings"] == []
+    await open_after(5)
+    for arrival in arrived:
+        arrival.answer(200, 1)
+    await quiet(world)
+
+
+async def test_the_mildest_strategy_holds_while_endpoints_declare_several(world: World, one: Node) -> None:
+    kept, _ = await _declare(world, one, "kept", "GROUP_ROUND_ROBIN", 1)
+    other, warnings = await _declare(world, one, "other", "CANCEL_IN_PROGRESS", 1)
+    assert "GROUP_ROUND_ROBIN hold" in warnings[0]
+    runs = [await one.trigger(workflow) for workflow in ("kept", "other", "kept")]
+    for endpoint in (kept, other, kept):
+        (await endpoint.next()).answer(200, 1)  # nobody is cancelled for what another says
+    assert [(await world.over(run))["status"] for run in runs] == ["succeeded"] * 3
+    await one.call("DELETE", "/v1/endpoints/kept")
+    runs = [await one.trigger("other") for _ in range(2)]
+    await settle(one)
+    (await other.next()).hung_up.clear()
+    assert (await world.over(runs[0]))["status"] == "cancelled"
+    (await other.next()).answer(200, 1)
+    await quiet(world)
+
+
 @pytest.mark.parametrize("other", [_shared("CANCEL_NEWEST", name="b"), _shared("GROUP_ROUND_ROBIN", 2, name="b")])
 async def test_a_shared_limit_that_is_declared_in_two_ways_is_refused(one: Node, other: dict[str, Any]) -> None:
     handlers = [_shared("GROUP_ROUND_ROBIN", name="a"), other]
