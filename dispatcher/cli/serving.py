@@ -21,6 +21,7 @@ import uvicorn
 
 from dispatcher.app import Runtime, start
 from dispatcher.cli.addresses import forget_stalled, listen, url_of
+from dispatcher.cli.answering import Protocol
 from dispatcher.cli.front import Application, Front
 from dispatcher.cli.local import explained, postgres_directory
 from dispatcher.cli.steps import Steps
@@ -138,7 +139,7 @@ async def http_server(app: Any, bound: socket.socket, stop: asyncio.Event) -> As
     """Serve `app` on a bound socket for as long as the block lasts. A server that ends by itself sets `stop`."""
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="off",
         log_config=None,
