@@ -259,6 +259,33 @@ async def test_a_retry_keeps_its_place_in_line(world: World, one: Node) -> None:
     await quiet(world)
 
 
+@pytest.mark.parametrize("strategy", ["CANCEL_IN_PROGRESS", "CANCEL_NEWEST"])
+async def test_a_retry_with_backoff_comes_back_as_the_last_to_arrive(world: World, one: Node, strategy: str) -> None:
+    handler = limited({**GRR, "limit_strategy": strategy}, retries=1, backoff_factor=2)
+    endpoint = await world.endpoint(one, [handler])
+    first = await trigger(one, "a")
+    (await endpoint.next()).answer(500, {"error": {"message": "no"}}, task_retry="true")
+    await world.task(first, state="scheduled")
+    world.clock.advance(timedelta(seconds=1))
+    second = await trigger(one, "a")  # the place is free: whoever waits for its retry has left the group
+    under_way = await endpoint.next()
+    assert under_way.json["run_id"] == second
+    await world.advance(timedelta(seconds=2))
+    await settle(one)
+    if strategy == "CANCEL_IN_PROGRESS":
+        await under_way.hung_up.wait()
+        sent_away, kept = second, first
+        again = await endpoint.next()
+        assert (again.json["run_id"], again.json["attempt"]) == (first, 2)
+        again.answer(200, 1)
+    else:
+        sent_away, kept = first, second
+        under_way.answer(200, 1)
+    assert strategy in (await world.over(sent_away))["error"]["message"]
+    assert (await world.over(kept))["status"] == "succeeded"
+    await quiet(world)
+
+
 async def test_a_retry_with_backoff_goes_to_the_end_of_the_line(world: World, one: Node) -> None:
     endpoint = await world.endpoint(one, [limited(GRR, retries=1, backoff_factor=2)])
     runs = [await trigger(one, "a") for _ in range(2)]
