@@ -53,12 +53,22 @@ class Op(_Awaitable[T]):
     def __hash__(self) -> int:
         return self.number
 
+    def spare(self) -> None:
+        """It is over: let go of how it was made. A turn of many steps keeps all of them, and the collector looks at what is kept."""
+        self.work = None
+        self.read = as_it_is
+
     def cancel(self, msg: Any | None = None) -> bool:
         """Nobody waits for it any more."""
         cancelled = super().cancel(msg)
         if cancelled and self.drop is not None:
             self.drop(self)
         return cancelled
+
+
+def as_it_is(value: Any) -> Any:
+    """A value that needs no reading."""
+    return value
 
 
 def failed(op: str, error: Mapping[str, Any] | None) -> StepFailedError:

@@ -40,6 +40,7 @@ from handlers_sdk.ops import (
     NAME,
     PLAIN,
     Op,
+    as_it_is,
     closed_entry,
     error_entry,
     failed,
@@ -421,7 +422,7 @@ class Replay:
         op.kind = kind
         op.number = len(self._asked)
         op.asked = asked
-        op.read = _as_it_is
+        op.read = as_it_is
         op.failures = op.due = 0
         op.recorded = False
         op.run_id = ""
@@ -514,6 +515,7 @@ class Replay:
                     op.set_result(one.value)
                 else:
                     op.set_exception(one.error)
+            op.spare()
         elif op.kind == "child" and op.run_id and op.started is not None and not op.started.done():
             op.started.set_result(op.run_id)
 
@@ -563,6 +565,8 @@ class Replay:
             op.set_exception(error)
             if op.started is not None and not op.started.done():  # it could not be started at all
                 op.started.set_exception(error)
+        if op.kind == "step":
+            op.spare()
 
     def _unasked(self, entry: Mapping[str, Any]) -> bool:
         if entry["op"] == "cancel":
@@ -632,10 +636,6 @@ class Replay:
 def _starting(op: Op[Any]) -> bool:
     """Whether the handler waits to know a child's run."""
     return op.started is not None and not op.started.done() and bool(op.started._callbacks)  # noqa: SLF001 - there is no other way to ask
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
 
 
 def _survey(log: Sequence[Mapping[str, Any]]) -> tuple[int, frozenset[str], dict[str, bool]]:
