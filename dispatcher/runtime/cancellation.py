@@ -22,7 +22,7 @@ from dispatcher.store.tasks import LiveTask
 _log = logging.getLogger(__name__)
 
 Fate = Literal["cancelled", "cancelling", "finished", "not_found"]
-_TRIES = 3  # a task may change hands between being read and being cancelled; each look is at its newest row
+_TRIES = 20  # a task may change hands between being read and being cancelled; each look is at its newest row
 
 
 class Cancellation:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
+from dispatcher.runtime.cancellation import Cancellation, Fate
+from dispatcher.store.tasks import LiveTask
 from tests.world.endpoint import manifest
 from tests.world.world import Node, World
 
@@ -26,6 +30,21 @@ async def test_a_queued_run_is_cancelled_at_once(world: World, one: Node) -> Non
     await one.call("PATCH", "/v1/endpoints/plain", {"paused": False})
     await one.turn()
     assert endpoint.waiting == 0
+
+
+async def test_one_that_keeps_changing_hands_is_cancelled_all_the_same(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.endpoint(one, [HANDLER])
+    await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
+    run_id = await one.trigger("work")
+    cancel, looks = Cancellation._cancel, list[LiveTask]()
+
+    async def moved_on(self: Cancellation, task: LiveTask, reason: str) -> Fate | None:
+        looks.append(task)
+        return await cancel(self, task, reason) if len(looks) > 5 else None
+
+    monkeypatch.setattr(Cancellation, "_cancel", moved_on)
+    assert (await _cancel(one, run_id))["status"] == "cancelled"
+    assert len(looks) == 6
 
 
 async def test_a_waiting_retry_is_cancelled_at_once(world: World, one: Node) -> None:
