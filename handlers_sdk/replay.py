@@ -473,10 +473,16 @@ class Replay:
         self._unrecorded = {id: op for id, op in self._unrecorded.items() if op.kind != "step" and id not in there}
         self._begin_unrecorded()
 
-    def due_steps(self) -> None:
-        """Failed steps whose time has come are asked for again."""
+    @property
+    def next_try(self) -> int | None:
+        """When the next failed step is to be tried again, ms."""
+        return min((op.due for op in self._waiting.values() if op.kind == "step" and not op.done()), default=None)
+
+    def due_steps(self, by: int = 0) -> None:
+        """Failed steps whose time has come, or has `by` then, are asked for again."""
+        now = max(self._now(), by)
         for op in list(self._waiting.values()):
-            if op.kind == "step" and not op.done() and op.due <= self._now():
+            if op.kind == "step" and not op.done() and op.due <= now:
                 del self._waiting[op.id]
                 self._steps.append(op)
 

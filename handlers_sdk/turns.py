@@ -179,10 +179,23 @@ class TurnExecution(Execution):
                 self._write(replay)
             if not self._steps and not replay.in_flight:
                 replay.due_steps()
-                if replay.has_steps or await self._went_ahead(replay):
+                if replay.has_steps or await self._went_ahead(replay) or (replay.cancelled and await self._sat_out(replay)):
                     continue
                 return self._suspended(replay)
             await self._hear()
+
+    async def _sat_out(self, replay: Replay) -> bool:
+        """A cancelled task has no other turn to undo things in: a step that is to be tried again is waited for, while there is time."""
+        due = replay.next_try
+        if due is None:
+            return False
+        if self._host.time is None:
+            seconds = (due - self._now()) / 1000
+            if self._loop.time() + seconds >= self._due:
+                return False
+            await asyncio.sleep(seconds)
+        replay.due_steps(due)
+        return True
 
     async def _went_ahead(self, replay: Replay) -> bool:
         """Record a part of what one answer cannot hold; False where it can, or cannot be had in parts."""
