@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dispatcher.engine.concurrency import Member, dismissed, gate_id
+from dispatcher.engine.concurrency import Member, dismissed, gate, gate_id
 from dispatcher.engine.definitions import STORED, DefinitionError, dump, parse_definition
 from dispatcher.engine.flow import Flow, FlowError, Plan
 
@@ -122,6 +122,11 @@ def test_a_graph_holds_its_own_apart_from_those_of_its_tasks() -> None:
         ({"rate_limits": [{"dynamic_key": "input.a", "limit": 3}]}, {"a": None}, "not a string"),
         ({"rate_limits": [{"dynamic_key": "input.a", "limit": "input.n"}]}, {"a": "x", "n": 0}, "it gives 0"),
         ({"rate_limits": [{"dynamic_key": "input.a", "limit": 3, "units": "input.n"}]}, {"a": "x", "n": 4}, "could never start"),
+        ({"rate_limits": [{"dynamic_key": "input.a", "limit": 3, "units": "input.n"}]}, {"a": "x", "n": -1}, "it gives -1"),
+        ({"rate_limits": [{"dynamic_key": "input.a", "limit": 3}]}, {"a": "k" * 10_240}, "rate limit 'input.a'"),
+        ({"rate_limits": [{"dynamic_key": "input.a", "limit": 3}]}, {}, "rate limit 'input.a'"),
+        ({"rate_limits": [{"static_key": "k", "units": "input.n"}]}, {}, "units 'input.n'"),
+        ({"concurrency": {"max_runs": "input.n"}}, {}, "max_runs 'input.n'"),
     ],
 )
 def test_what_cannot_be_told_says_of_what(entry: dict[str, object], given: object, says: str) -> None:
@@ -153,6 +158,12 @@ def test_what_cannot_be_told_says_of_what(entry: dict[str, object], given: objec
         ({"rate_limits": [{"static_key": "a", "limit": 5}]}, "handlers[0].rate_limits[0].limit"),
         ({"rate_limits": [{"static_key": ""}]}, "handlers[0].rate_limits[0].static_key"),
         ({"rate_limits": [{"static_key": "a", "units": 0}]}, "handlers[0].rate_limits[0].units"),
+        ({"rate_limits": [{"static_key": "a", "units": -1}]}, "handlers[0].rate_limits[0].units"),
+        ({"rate_limits": [{"static_key": "k" * 10_240}]}, "handlers[0].rate_limits[0].static_key"),
+        ({"rate_limits": [{"dynamic_key": "input.x", "limit": 0}]}, "handlers[0].rate_limits[0].limit"),
+        ({"rate_limits": [{"dynamic_key": "input.x", "limit": -1}]}, "handlers[0].rate_limits[0].limit"),
+        ({"concurrency": {"max_runs": 0}}, "handlers[0].concurrency.max_runs"),
+        ({"concurrency": {"name": "a", "max_runs": -1}}, "handlers[0].concurrency.max_runs"),
         ({"rate_limits": [{"dynamic_key": "input.x"}]}, "handlers[0].rate_limits[0].limit"),
         ({"rate_limits": [{"dynamic_key": "input.x", "limit": 1, "duration": "fortnight"}]}, "handlers[0].rate_limits[0].duration"),
     ],
@@ -182,3 +193,11 @@ def test_a_definition_is_read_back_as_it_was_written() -> None:
     }  # fmt: skip
     definition = parse_definition(entry, STORED, static=True)
     assert parse_definition(dump(definition), STORED, static=False) == definition
+
+
+def test_a_hundred_thousand_keys_are_as_many_groups_and_are_not_all_kept_in_memory() -> None:
+    one = Plan.of(1, parse_definition({"name": "w", "concurrency": {"expression": "input.a", "max_runs": 1}}, STORED, static=False))
+    assert one is not None
+    ids = {one.ask({"a": f"key {n}"}, {}).tasks[0].gates[0].id for n in range(100_000)}
+    assert len(ids) == 100_000
+    assert gate.cache_info().currsize < 100_000

@@ -107,6 +107,50 @@ async def test_ten_thousand_groups_cost_what_ten_cost(database: Database) -> Non
     assert all(many[name] <= 2 * few[name] + 50 for name in few), (few, many)
 
 
+KEYS = 100_000
+USED = """
+    insert into gates (tenant_id, id, rule, key, strategy, most, wake)
+    select 1, ('f' || lpad(to_hex(g), 31, '0'))::uuid, 'rule', g, 'GROUP_ROUND_ROBIN', 1, false from generate_series(1, $1::int) as g
+"""
+LIMITED = """
+    insert into rate_limits (tenant_id, id, key, fixed, most, duration, window_ms, value, refilled_at, updated_at)
+    select 1, lpad(to_hex(g), 32, '0')::uuid, g, false, 9, 'MINUTE', 60000, 1, $2, $2 from generate_series(1, $1::int) as g
+"""
+
+
+async def _cost_beside(database: Database, keys: int) -> dict[str, int]:
+    """Pages, and rows of gates, that a handful of groups and limits cost beside so many others that were used once."""
+    found = {}
+    async with database.transaction() as conn:
+        await conn.execute(USED, keys)
+        await conn.execute(LIMITED, keys, NOW)
+        before = await conn.fetchval(_READ)
+        await conn.execute(FILL, 9, NOW, 0, 0)
+        await conn.execute(FILL, 9, NOW, 1, WAITING_EACH)
+        await conn.execute("delete from tasks where state = 'running'")
+        found["counting"] = await conn.fetchval(_READ) - before
+        explained = _Explained(conn)
+        waking = gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 100))
+        await gates.waking(explained, 100)  # type: ignore[arg-type]
+        await gates.admit(explained, waking, NOW, 100)  # type: ignore[arg-type]
+        await rate_limits.lock(explained, [(1, str(UUID(int=n))) for n in range(1, 9)])  # type: ignore[arg-type]
+        await rate_limits.refill(explained, NOW, 100, 1_000)  # type: ignore[arg-type]
+        for name, plan in zip(("waking", "admit", "lock", "refill"), explained.plans, strict=True):
+            assert not [node for node in _nodes(plan) if node["Node Type"] == "Seq Scan"]
+            found[name] = _pages(plan)
+        raise _Undone(found)
+
+
+async def test_a_hundred_thousand_keys_cost_nothing_to_those_that_use_others(database: Database) -> None:
+    found = []
+    for keys in (9, KEYS):
+        with pytest.raises(_Undone) as undone:
+            await _cost_beside(database, keys)
+        found.append(undone.value.found)
+    few, many = found
+    assert all(many[name] <= 2 * few[name] + 20 for name in few), (few, many)
+
+
 async def test_a_refill_costs_what_it_lets_go(database: Database) -> None:
     """Of many parked on one limit only those are looked at that get their turn."""
     bucket = str(UUID(int=1))

@@ -530,6 +530,25 @@ async def test_a_new_version_changes_the_limit_for_those_that_wait(world: World,
     await quiet(world)
 
 
+async def test_a_new_version_that_allows_fewer_than_run_ends_nothing_and_lets_nobody_in(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited({**GRR, "max_runs": 3})])
+    runs = [await trigger(one, "a") for _ in range(5)]
+    open_ = [await endpoint.next() for _ in range(3)]
+    lowered = {"body": "v1", **limited({**GRR, "max_runs": 1})}
+    await one.call("PUT", "/v1/endpoints/plain", {"url": endpoint.url, "slots": 100, "handlers": [lowered]})
+    for left in (2, 1):
+        arrival = open_.pop()
+        arrival.answer(200, 1)
+        await world.over(arrival.json["run_id"])
+        await settle(one)
+        assert await counts(world) == (left, 2)
+        assert endpoint.waiting == 0
+    assert not open_[0].hung_up.is_set()
+    open_.pop().answer(200, 1)
+    assert await serve(endpoint, runs[3:]) == runs[3:]
+    await quiet(world)
+
+
 async def test_one_slot_takes_the_highest_priority_first(world: World, one: Node) -> None:
     endpoint = await world.endpoint(one, [{"name": "work"}], slots=1)
     await one.trigger("work")

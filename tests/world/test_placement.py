@@ -144,6 +144,28 @@ async def test_what_fills_several_slots_leaves_as_many_fewer(world: World, one: 
     (await endpoint.next()).answer(200, {})
 
 
+async def test_slots_lowered_below_what_runs_end_nothing_and_let_nobody_in(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [ANY], slots=4)
+    runs = [await one.trigger("any") for _ in range(6)]
+    open_ = [await endpoint.next() for _ in range(4)]
+    await one.call("PATCH", "/v1/endpoints/plain", {"slots": 2})
+    for left in (3, 2):
+        arrival = open_.pop()
+        arrival.answer(200, {})
+        await world.over(arrival.json["run_id"])
+        await one.turn("slots", "claim")
+        assert (await one.call("GET", "/v1/endpoints/plain"))["in_use"] == left
+        assert endpoint.waiting == 0
+    assert not any(arrival.hung_up.is_set() for arrival in open_)
+    for _ in range(2):
+        open_.pop().answer(200, {})
+        open_.insert(0, await endpoint.next())
+    for arrival in open_:
+        arrival.answer(200, {})
+    for run_id in runs:
+        assert (await world.over(run_id))["status"] == "succeeded"
+
+
 async def test_what_fills_all_slots_runs_though_two_dispatchers_share_them(world: World, one: Node) -> None:
     endpoint = await world.endpoint(one, [{"name": "big", "slot_cost": 2}], slots=2)
     two = await world.node("two")
