@@ -221,6 +221,8 @@ class DurableContext(Context):
         if (scope is None) != (consider_events_since is None):
             raise ValueError("scope and consider_events_since belong together: an event that came before the wait is found by its scope")
         since = consider_events_since
+        if isinstance(since, datetime) and since.tzinfo is None:
+            raise ValueError(f"{since.isoformat()} has no time zone; use datetime(…, tzinfo=UTC), or ctx.now() - timedelta(…)")
         asked = {
             "key": self._durable.namespaced(key),
             "expression": expression,

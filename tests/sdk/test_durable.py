@@ -243,6 +243,7 @@ class Opaque:
         (lambda ctx: ctx.aio_sleep_until(datetime(2026, 1, 1)), "ValueError", "time zone", None),  # noqa: DTZ001 - the fault
         (lambda ctx: ctx.aio_wait_for_event("k", scope="s"), "ValueError", "belong together", None),
         (lambda ctx: ctx.aio_wait_for_event("k", consider_events_since="start"), "ValueError", "belong together", None),
+        (lambda ctx: ctx.aio_wait_for_event("k", scope="s", consider_events_since=datetime(2026, 1, 1)), "ValueError", "zone", None),  # noqa: DTZ001
         (lambda ctx: ctx.aio_wait_for("k"), "ConfigError", "at least one", None),
         (lambda ctx: ctx.run("s", echo, 1, retries=-1), "ConfigError", "retries=-1", None),
         (lambda ctx: ctx.memo(echo, Opaque()), "ConfigError", "give it a key", None),
