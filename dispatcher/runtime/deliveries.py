@@ -407,6 +407,8 @@ class Deliveries:
             except Exception as error:
                 if not (isinstance(error, DatabaseUnavailable) or is_transient(error)):
                     raise
+            if self.capacity.draining:  # nobody waits for the database to stop: the turn is sent again by another
+                return None, event
             await self.clock.sleep_until(self.clock.now() + _AWAY)
 
     def _close(self, flight: Flight, *, detached: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +12,6 @@ import pytest
 
 from dispatcher.store import tasks
 from dispatcher.store.database import DatabaseUnavailable
-from dispatcher.store.outcomes import TaskKey
 from dispatcher.store.tasks import LiveTask
 from tests.world.durable import answer, durable_endpoint, entry, log_of, pending, step
 from tests.world.endpoint import Arrival, Endpoint
@@ -121,22 +122,25 @@ async def test_what_nobody_asked_for_is_refused_all_the_same(world: World, one: 
     assert (await world.over(run_id))["status"] == "succeeded"
 
 
-async def test_an_answer_waits_for_a_database_that_is_away(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, run_id, turn = await _turn(world, one)
-    load, tried = tasks.load_one, asyncio.Event()
+@contextmanager
+def _away(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Event]:
+    """No task can be looked at; set as soon as one was to be."""
+    tried = asyncio.Event()
 
     async def away(*_: Any) -> LiveTask | None:
         tried.set()
         raise DatabaseUnavailable("away", sent=False)
 
-    monkeypatch.setattr(tasks, "load_one", away)
-    answer(turn, "failed", base=0, error={"code": "empty", "message": "nothing there"}, retry=False)
-    await tried.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "load_one", away)
+        yield tried
 
-    async def back(db: Any, key: TaskKey) -> LiveTask | None:
-        return await load(db, key)
 
-    monkeypatch.setattr(tasks, "load_one", back)
+async def test_an_answer_waits_for_a_database_that_is_away(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, run_id, turn = await _turn(world, one)
+    with _away(monkeypatch) as tried:
+        answer(turn, "failed", base=0, error={"code": "empty", "message": "nothing there"}, retry=False)
+        await tried.wait()
 
     async def over() -> bool:
         world.clock.advance(timedelta(milliseconds=50))
@@ -144,3 +148,14 @@ async def test_an_answer_waits_for_a_database_that_is_away(world: World, one: No
 
     await until(over)
     assert [a["code"] for a in await world.attempts(run_id, 1)] == ["empty"]
+
+
+async def test_but_not_when_its_dispatcher_is_to_stop(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, run_id, turn = await _turn(world, one)
+    one.runtime.capacity.draining = True
+    with _away(monkeypatch) as tried:
+        answer(turn, "failed", base=0, error={"code": "empty", "message": "nothing there"}, retry=False)
+        await tried.wait()
+        await one.runtime.deliveries.drain()
+    assert not one.runtime.deliveries.open
+    assert (await world.task(run_id))["state"] == "running", "whoever comes next sends it again"
