@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -110,8 +110,7 @@ class Child:
     abandon: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Entries:
+class Entries(msgspec.Struct, frozen=True):
     """Operations that have passed every check which needs no look at the log.
 
     `raw` is what is kept of them, `offered` what came: without a moment where their writer has not said when. `parents` are the scopes they
@@ -147,8 +146,7 @@ class Entries:
         return b",".join(self.raw)
 
 
-@dataclass(frozen=True, slots=True)
-class Moments:
+class Moments(msgspec.Struct, frozen=True):
     """What the times of an append are counted from: when the task was created, its turn leased, and now."""
 
     created_at: datetime
@@ -182,7 +180,7 @@ def parse_ops(ops: Sequence[bytes], bounds: Bounds, moments: Moments) -> Entries
 def with_runs(entries: Entries, runs: Mapping[str, str]) -> Entries:
     """Entries as they are kept: those that ask for children say which runs these are, so that every replay knows."""
     raw = [_with_run(entry, runs[name]) if (name := name_of(entry)) in runs else entry for entry in entries.raw]
-    return replace(entries, raw=tuple(raw))
+    return msgspec.structs.replace(entries, raw=tuple(raw))
 
 
 def _with_run(entry: bytes, run_id: str) -> bytes:

@@ -194,7 +194,7 @@ class Callbacks:
 
     async def handle(self, token: str, body: bytes, content_type: str) -> tuple[int, dict[str, Any]]:
         """Take the events of one callback in order; answers (status, document). Raises Problem for all that is refused."""
-        speaker = self._speaker(token)
+        speaker = self._speaker(token, self._clock.now())
         return await self._say(speaker, parse_events(body, content_type))
 
     async def handle_group(self, body: bytes) -> list[Said]:
@@ -207,20 +207,21 @@ class Callbacks:
             raise problem("invalid_json", f"the callbacks are not JSON: {error}") from None
         if len(items) > _MOST_EVENTS:
             raise problem("bulk_too_large", f"{len(items)} callbacks in one; at most {_MOST_EVENTS}")
-        begun = [self._begin(item) for item in items]
+        now = self._clock.now()
+        begun = [self._begin(item, now) for item in items]
         rest = [number for number, one in enumerate(begun) if one is None]
         others = dict(zip(rest, await asyncio.gather(*[self._handle_item(items[number]) for number in rest]), strict=True)) if rest else {}
         return [others[number] if one is None else await self._landed(one) for number, one in enumerate(begun)]
 
-    def _begin(self, text: msgspec.Raw) -> Begun | Said | None:
+    def _begin(self, text: msgspec.Raw, now: datetime) -> Begun | Said | None:
         """Put a lone append on its way, which takes no task of its own; None for all else, which is said in full."""
         try:
             item = _ITEM.decode(text)
             if len(item.events) != 1 or (event := _event(item.events[0])).type != "append":
                 return None
-            speaker = self._speaker(item.token)
+            speaker = self._speaker(item.token, now)
             key = (speaker.tenant_id, speaker.run_id, speaker.node)
-            return self._journals.begin(key, speaker.epoch, *self._checked(key, event))
+            return self._journals.begin(key, speaker.epoch, *self._checked(key, event, now))
         except (msgspec.MsgspecError, EventRefused):
             return None
         except Problem as refused:
@@ -238,15 +239,15 @@ class Callbacks:
         try:
             try:
                 item = _ITEM.decode(text)
-                speaker, events = self._speaker(item.token), [_event(event) for event in item.events]
+                speaker, events = self._speaker(item.token, self._clock.now()), [_event(event) for event in item.events]
             except (msgspec.MsgspecError, EventRefused) as error:
                 raise problem("invalid_event", str(error)) from None
             return await self._say(speaker, events)
         except Problem as refused:
             return refused.status, refused.document()
 
-    def _speaker(self, token: str) -> AttemptToken:
-        speaker = self._tokens.read(token, int(self._clock.now().timestamp()))
+    def _speaker(self, token: str, now: datetime) -> AttemptToken:
+        speaker = self._tokens.read(token, int(now.timestamp()))
         if speaker is None:
             raise problem("unauthorized", "the attempt token is forged, damaged or expired")
         return speaker
@@ -324,17 +325,17 @@ class Callbacks:
 
     async def _append(self, key: TaskKey, epoch: int, event: CallbackEvent) -> dict[str, Any]:
         """Operations of a durable task's turn."""
-        base, entries = self._checked(key, event)
+        base, entries = self._checked(key, event, self._clock.now())
         return self._appended(await self._journals.append(key, epoch, base, entries))
 
-    def _checked(self, key: TaskKey, event: CallbackEvent) -> tuple[int, Entries]:
+    def _checked(self, key: TaskKey, event: CallbackEvent, now: datetime) -> tuple[int, Entries]:
         """What an append holds, and how much of the log it knows. Raises Problem for what cannot be recorded."""
         if event.base is None or event.base < 0:
             raise problem("invalid_event", "append: `base` is how many entries of the log are known")
         flight = self._deliveries.open.get(key)
-        leased_at = flight.assignment.started_at if flight is not None else created_at(key[1]) or self._clock.now()
+        leased_at = flight.assignment.started_at if flight is not None else created_at(key[1]) or now
         try:
-            return event.base, self._journals.check(key, [bytes(op) for op in event.ops], leased_at)
+            return event.base, self._journals.check(key, [bytes(op) for op in event.ops], leased_at, now)
         except OpRefused as refused:
             raise refusal(refused) from None
 

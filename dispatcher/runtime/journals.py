@@ -82,10 +82,9 @@ class Journals:
         """Wait for what has been submitted."""
         await self._commits.drain()
 
-    def check(self, key: TaskKey, ops: Sequence[bytes], leased_at: datetime) -> Entries:
+    def check(self, key: TaskKey, ops: Sequence[bytes], leased_at: datetime, now: datetime) -> Entries:
         """Operations that may be appended. Raises OpRefused."""
-        now = self._clock.now()
-        created = ids.created_at(key[1]) if any(b'"since"' in op for op in ops) else None
+        created = ids.created_at(key[1]) if b'"since"' in b"".join(ops) else None
         return parse_ops(ops, self.bounds, Moments(created or leased_at, min(leased_at, now), now))
 
     async def append(self, key: TaskKey, epoch: int, base: int, entries: Entries) -> Answer:

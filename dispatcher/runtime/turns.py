@@ -180,7 +180,7 @@ class Turns:
         if not ops:
             return base if base <= turn.base else await self._length(key, turn.base)
         try:
-            entries = self._journals.check(key, ops, leased_at)
+            entries = self._journals.check(key, ops, leased_at, self._clock.now())
             return (await self._journals.append(key, epoch, base, entries)).length
         except OpRefused as refused:
             return Failed(refused.code, str(refused))
@@ -228,7 +228,7 @@ class Turns:
         else:
             return conflict
         try:
-            entries = self._journals.check(key, left, leased_at)
+            entries = self._journals.check(key, left, leased_at, self._clock.now())
             return (await self._journals.append(key, epoch, len(known), entries)).length
         except OpRefused as refused:
             return Failed(refused.code, str(refused))
