@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from dispatcher.engine.definitions.flow import (
     MOST_RUNS,
     MOST_UNITS,
     Concurrency,
+    Duration,
     RateLimit,
     Strategy,
     check_key,
@@ -167,4 +169,14 @@ def _number(declared: int | str, what: str, most: int, variables: Variables) -> 
 
 def demands_of(stored: list[list[Any]]) -> tuple[Demand, ...]:
     """The units a task takes, as they were stored with it."""
-    return tuple(Demand(bucket_id(key), key, units, most, duration) for key, units, most, duration in stored)
+    return tuple([_demand_of(*entry) for entry in stored])
+
+
+def _demand_of(key: str, units: int, most: int | None, duration: Duration | None, paid_in: str | None = None) -> Demand:
+    return Demand(bucket_id(key), key, units, most, duration, datetime.fromisoformat(paid_in) if paid_in is not None else None)
+
+
+def stored_units(demands: Sequence[Demand], paid: Mapping[str, datetime]) -> str:
+    """The same as JSON text, with the windows in which units have been taken by the ids of their limits."""
+    entries = [[d.key, d.units, d.most, d.duration, *([paid[d.id].isoformat()] if d.id in paid else [])] for d in demands]
+    return msgspec.json.encode(entries).decode()

@@ -1,9 +1,10 @@
 """How many units may be used in a window of time: what a bucket holds, and who of those that ask gets any.
 
 A window is fixed: it begins with a full bucket, which is filled again a window later, whatever is left in it; nothing is carried over.
-A task takes units of all its limits or of none, in the moment it is leased. One that gets none is parked until the bucket that keeps it
-longest is full again. Those that were parked then have it to themselves for a moment, so that whoever comes just then does not overtake
-them again and again.
+A task takes units of all its limits or does not start, in the moment it is leased. One that does not is parked until the bucket that keeps
+it longest is full again. Those that were parked then have it to themselves for a moment, so that whoever comes just then does not overtake
+them again and again. One that has waited for a limit and lacks another keeps what there is while it waits for that: it is used in the
+window it was taken in, or lost with it. Otherwise those that lack one of two limits, in turn, might never find both.
 """
 
 from __future__ import annotations
@@ -44,22 +45,28 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Units a task takes of one limit at its start. `most` and `duration` are given where the limit is made by its use."""
+    """Units a task takes of one limit at its start. `most` and `duration` are given where the limit is made by its use. `paid_in` is the
+    beginning of the window in which it has taken them already.
+    """
 
     id: str
     key: str
     units: int
     most: int | None = None
     duration: Duration | None = None
+    paid_in: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A task that got no units: which bucket keeps it longest, how many it wants of it, and when that is full again."""
+    """A task that does not start: which bucket keeps it longest, how many it wants of it, and when that is full again. `paid` are buckets
+    of which it has its units, and the beginnings of their windows.
+    """
 
     bucket: str
     units: int
     until: datetime
+    paid: tuple[tuple[str, datetime], ...] = ()
 
 
 def bucket_id(key: str) -> str:
@@ -117,17 +124,27 @@ def take(
     verdicts: list[Parked | None] = []
     for place, demands in enumerate(asking):
         wanted: dict[str, int] = {}
+        paid: dict[str, datetime] = {}
         for demand in demands:
-            if demand.id in left:
+            if demand.paid_in is not None and demand.id in left and demand.paid_in == left[demand.id].refilled_at:
+                paid[demand.id] = demand.paid_in
+            elif demand.id in left:
                 if demand.most is not None and demand.duration is not None and not left[demand.id].fixed:
                     left[demand.id] = redefined(left[demand.id], demand.most, demand.duration)
                 wanted[demand.id] = wanted.get(demand.id, 0) + demand.units
         parked = _behind(wanted, {} if place in waited else due, now) or _lacking(wanted, left)
-        if parked is None:
-            for id_, units in wanted.items():
-                left[id_] = replace(left[id_], value=left[id_].value - units)
+        taken = wanted if parked is None else _held(wanted, left, parked.until) if place in waited else {}
+        for id_, units in taken.items():
+            left[id_] = replace(left[id_], value=left[id_].value - units)
+        if parked is not None and (taken or paid):
+            parked = replace(parked, paid=(*paid.items(), *[(id_, left[id_].refilled_at) for id_ in taken]))
         verdicts.append(parked)
     return verdicts, left
+
+
+def _held(wanted: Mapping[str, int], left: Mapping[str, Bucket], until: datetime) -> dict[str, int]:
+    """Units that are there and will not be filled up before those that lack are."""
+    return {id_: units for id_, units in wanted.items() if left[id_].value >= units and left[id_].full_at > until}
 
 
 def _behind(wanted: Mapping[str, int], due: Mapping[str, datetime | None], now: datetime) -> Parked | None:

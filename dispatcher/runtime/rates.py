@@ -13,13 +13,14 @@ from datetime import datetime
 from typing import Any
 
 from dispatcher.clock import Clock
+from dispatcher.engine.flow import stored_units
 from dispatcher.engine.rate_limits import Bucket, Demand, Parked, take
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.group_commit import GroupCommit
 from dispatcher.runtime.work import Assignment
 from dispatcher.store import rate_limits
 from dispatcher.store.database import Connection, Database, DatabaseUnavailable, is_transient, retry_conflicts
-from dispatcher.store.rate_limits import BucketKey, Park
+from dispatcher.store.rate_limits import BucketKey, Paid, Park
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +28,16 @@ _SET = 500
 _BOUND = 1_000_000  # leases are bounded elsewhere
 _PASS_AT_ONCE = 1_000
 _BUCKETS = 1_000
+
+
+def _kept(assignment: Assignment, parked: Parked) -> str | None:
+    """What is written of units a task has taken and keeps while it waits for others; None where there is nothing to write."""
+    return stored_units(assignment.demands, dict(parked.paid)) if parked.paid else None
+
+
+def _used(assignment: Assignment) -> str | None:
+    """What is written of one that starts with units it had kept: the next attempt takes all of them anew."""
+    return stored_units(assignment.demands, {}) if any(demand.paid_in is not None for demand in assignment.demands) else None
 
 
 @dataclass(slots=True)
@@ -101,8 +112,8 @@ class Rates:
                     verdicts[i] = parked
                 changed += [(tenant_id, bucket) for bucket in after.values()]
             pairs = list(zip(asking, verdicts, strict=True))
-            parks = [Park(a.key, a.epoch, a.waits_until, parked) for a, parked in pairs if parked is not None]
-            paid = [(a.key, a.epoch) for a, parked in pairs if parked is None and a.task.durable]
+            parks = [Park(a.key, a.epoch, a.waits_until, parked, _kept(a, parked)) for a, parked in pairs if parked is not None]
+            paid = [Paid(a.key, a.epoch, _used(a)) for a, parked in pairs if parked is None and (a.task.durable or _used(a))]
             await rate_limits.settle(conn, changed, parks, paid, self.dispatcher_id())
         for assignment, parked in pairs:
             if parked is None:

@@ -43,12 +43,24 @@ class BucketRow:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """A leased task that got no units, and what its row must still be."""
+    """A leased task that does not start, and what its row must still be. `units` are what it takes, as JSON text, where it keeps some."""
 
     key: TaskKey
     epoch: int
     schedule_deadline: datetime | None
     parked: Parked
+    units: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """A leased task that starts and of which that is to be written: one that is durable takes no units again when it goes on; one that had
+    kept some has used them, and takes `units` (JSON text) next time.
+    """
+
+    key: TaskKey
+    epoch: int
+    units: str | None
 
 
 LOCK = Statement(
@@ -78,8 +90,8 @@ SETTLE = Statement(
     """
     with given as (
         select * from unnest($7::int[], $8::text[], $9::smallint[], $10::int[], $11::timestamptz[], $12::uuid[], $13::int[],
-                             $14::timestamptz[])
-            as g (tenant_id, run_id, node, epoch, schedule_deadline, bucket, units, until)
+                             $14::timestamptz[], $22::text[])
+            as g (tenant_id, run_id, node, epoch, schedule_deadline, bucket, units, until, kept)
     ), buckets as (
         update rate_limits b
         set value = g.value, refilled_at = g.refilled_at, most = g.most, duration = g.duration, window_ms = g.window_ms,
@@ -94,15 +106,17 @@ SETTLE = Statement(
                on p.tenant_id = g.tenant_id and p.bucket = g.id
         where b.tenant_id = any (array[g.tenant_id]) and b.id = g.id
     ), paid as (
-        update tasks t set units_taken = true
-        from unnest($17::int[], $18::text[], $19::smallint[], $20::int[]) as g (tenant_id, run_id, node, epoch)
+        update tasks t
+        set units_taken = t.durable, flow = case when g.units is null then t.flow else jsonb_set(t.flow, '{units}', g.units::jsonb) end
+        from unnest($17::int[], $18::text[], $19::smallint[], $20::int[], $21::text[]) as g (tenant_id, run_id, node, epoch, units)
         where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch
           and t.state = 'running'
     )
     update tasks t
     set state = 'gated', parked_on = g.bucket, parked_for = g.units, epoch = t.epoch - 1,
         schedule_deadline = g.schedule_deadline, dispatcher_id = null, endpoint_id = null, endpoint_version = null,
-        started_at = null, deadline = null
+        started_at = null, deadline = null,
+        flow = case when g.kept is null then t.flow else jsonb_set(t.flow, '{units}', g.kept::jsonb) end
     from given g
     where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch and t.state = 'running'
       and t.dispatcher_id = $15 and t.cancel_at is null
@@ -247,12 +261,10 @@ async def settle(
     conn: Connection,
     buckets: Sequence[tuple[int, Bucket]],
     parks: Sequence[Park],
-    paid: Sequence[tuple[TaskKey, int]],
+    paid: Sequence[Paid],
     dispatcher_id: int,
 ) -> set[TaskKey]:
-    """Write what is left in buckets, and park tasks; answers those that were. `paid` are durable tasks, which take no units again when
-    they go on.
-    """
+    """Write what is left in buckets, and park tasks; answers those that were."""
     records = await conn.fetch(
         SETTLE.sql,
         [tenant for tenant, _ in buckets],
@@ -271,10 +283,12 @@ async def settle(
         [p.parked.until for p in parks],
         dispatcher_id,
         [SECONDS[b.duration] * 1000 for _, b in buckets],
-        [key[0] for key, _ in paid],
-        [key[1] for key, _ in paid],
-        [key[2] for key, _ in paid],
-        [epoch for _, epoch in paid],
+        [p.key[0] for p in paid],
+        [p.key[1] for p in paid],
+        [p.key[2] for p in paid],
+        [p.epoch for p in paid],
+        [p.units for p in paid],
+        [p.units for p in parks],
     )
     return {(row.tenant_id, row.run_id, row.node) for row in SETTLE.read(records)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -115,3 +116,56 @@ def test_they_come_first_for_a_moment_and_then_everybody_takes_what_is_left() ->
     later = replace(refilled, refill_at=refilled.full_at)
     assert take({later.id: later}, [[wants()]], moment)[0] == [None]
     assert take({later.id: later}, [[wants(5)]], moment)[0] == [Parked(later.id, 5, later.full_at)]
+
+
+def test_who_has_waited_for_one_limit_keeps_it_while_it_waits_for_another() -> None:
+    a, b = replace(bucket("a", 5), refilled_at=START - 30 * SECOND), bucket("b", 2)
+    empty = replace(a, value=0)
+    (newcomer, waited), after = take({a.id: empty, b.id: b}, [[wants(1, "a"), wants(1, "b")]] * 2, START, {1})
+    assert newcomer == Parked(a.id, 1, a.full_at)  # who comes anew has nothing to lose yet
+    assert waited == Parked(a.id, 1, a.full_at, ((b.id, b.refilled_at),))
+    assert after[b.id].value == 1
+    assert waited is not None
+    paid = [wants(1, "a"), replace(wants(1, "b"), paid_in=dict(waited.paid)[b.id])]
+    (again,), later = take({a.id: empty, b.id: after[b.id]}, [paid], a.full_at, {0})
+    assert again is None
+    assert (later[a.id].value, later[b.id].value) == (empty.most - 1, 1), "it is paid for once"
+
+
+def test_what_is_kept_is_lost_with_its_window() -> None:
+    a, b = bucket("a", value=0), replace(bucket("b", 2), refilled_at=START - 30 * SECOND)
+    (waited,), after = take({a.id: a, b.id: b}, [[wants(1, "a"), wants(1, "b")]], START, {0})
+    assert waited == Parked(a.id, 1, a.full_at), "the window of b ends before that of a"
+    assert after[b.id] == b
+    paid = [wants(1, "a"), replace(wants(1, "b"), paid_in=b.refilled_at)]
+    (started,), after = take({a.id: a, b.id: b}, [paid], a.full_at, {0})
+    assert started is None
+    assert after[b.id].value == b.most - 1, "a new window, a new unit"
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_window_gives_more_than_its_limit_though_some_keep_what_they_have(seed: int) -> None:
+    """Tasks that want several limits come, wait, and come again with what they have kept."""
+    rng = random.Random(seed)
+    left = {one.id: one for one in (replace(bucket(key, most=4), refilled_at=START - rng.randrange(60) * SECOND) for key in "abc")}
+    used: Counter[tuple[str, datetime]] = Counter()
+    lines: list[tuple[datetime, tuple[Demand, ...]]] = []
+    now, begun = START, 0
+    for _ in range(200):
+        now += timedelta(seconds=rng.random() * 8)
+        due = [demands for until, demands in lines if until <= now]
+        lines = [(until, demands) for until, demands in lines if until > now]
+        fresh = [tuple(wants(rng.randint(1, 2), key) for key in rng.sample("abc", rng.randint(1, 3))) for _ in range(rng.randint(0, 2))]
+        asking = [*due, *fresh]
+        verdicts, left = take(left, asking, now, range(len(due)))
+        for demands, verdict in zip(asking, verdicts, strict=True):
+            paid = dict(verdict.paid) if verdict is not None else {demand.id: left[demand.id].refilled_at for demand in demands}
+            for demand in demands:
+                if demand.id in paid and demand.paid_in != paid[demand.id]:
+                    used[demand.id, paid[demand.id]] += demand.units
+            begun += verdict is None
+            if verdict is not None:
+                kept = tuple(replace(demand, paid_in=paid.get(demand.id)) for demand in demands)
+                lines.append((verdict.until, kept))
+    assert begun > 20
+    assert max(used.values()) <= 4

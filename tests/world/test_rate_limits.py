@@ -504,3 +504,44 @@ async def test_one_that_wants_more_than_is_left_does_not_keep_it_from_those_behi
     await window(world)
     await reached(seen, 14)
     await quiet_queue(world)
+
+
+async def test_one_that_wants_two_limits_finds_both_though_each_is_used_up_as_its_window_begins(world: World, one: Node) -> None:
+    """The windows of one begin in the middle of those of the other, and more wait for each than it allows."""
+    each = [limited({"static_key": key}, name=key) for key in "ab"]
+    endpoint = await world.endpoint(one, [*each, limited({"static_key": "a"}, {"static_key": "b"}, name="both", retries=1)])
+    started: list[str] = []
+
+    def way(arrival: Arrival) -> None:
+        started.append(arrival.json["workflow"])
+        again = arrival.json["workflow"] == "both" and arrival.json["attempt"] == 1
+        arrival.answer(500 if again else 200, {"error": {"message": "once"}}, task_retry="true")
+
+    endpoint.way = way
+    for key in "ab":
+        await put(one, 2, key=key)
+    for key in "ab":
+        world.clock.advance(MINUTE / 2 if key == "b" else MINUTE)
+        for _ in range(2):
+            await one.trigger(key)
+    await reached(started, 4)
+    world.clock.advance(MILLISECOND)
+    run_id = await one.trigger("both")
+    world.clock.advance(MILLISECOND)
+    for _ in range(8):
+        for key in "ab":
+            await one.trigger(key)
+    await parked(world, 17)
+    for count, left, fresh in ((6, 15, ["a", "a"]), (7, 14, ["b"]), (9, 13, ["a", "both"])):
+        await window(world, MINUTE / 2)
+        await reached(started, count)
+        await parked(world, left)
+        assert sorted(started[-len(fresh) :]) == fresh
+        shown = await one.call("GET", "/v1/rate-limits/b")
+        assert shown["value"] == 0
+    assert [row["number"] for row in await world.attempts(run_id, 1)] == [1]  # and it has to pay for its retry again
+    for count in (11, 12, 14):
+        await window(world, MINUTE / 2)
+        await reached(started, count)
+    assert sorted(started[9:]) == ["a", "b", "b", "b", "both"]
+    assert (await world.over(run_id))["status"] == "succeeded"
