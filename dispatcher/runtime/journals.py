@@ -89,7 +89,7 @@ class Journals:
 
     async def append(self, key: TaskKey, epoch: int, base: int, entries: Entries) -> Answer:
         """Append; answers once it is durable. Raises Problem for all that is refused."""
-        item = _Item(key, epoch, base, entries)
+        item = self._item(key, epoch, base, entries)
         named = [child.key for child in entries.children if child.key is not None and child.key != child.id]
         if named:
             item.known = await journal.children(self._database, key, named, ids.created_at(key[1]) or self._clock.now())
@@ -99,7 +99,11 @@ class Journals:
 
     def begin(self, key: TaskKey, epoch: int, base: int, entries: Entries) -> Begun | None:
         """Put an append on its way; `landed` says what came of it. None where there are children, which may have to be looked for first."""
-        return None if entries.children else self._submit(_Item(key, epoch, base, entries))
+        return None if entries.children else self._submit(self._item(key, epoch, base, entries))
+
+    def _item(self, key: TaskKey, epoch: int, base: int, entries: Entries) -> _Item:
+        """Beyond every log one base is as wrong as any other, and may be larger than the store can say."""
+        return _Item(key, epoch, min(base, self.bounds.entries + 1), entries)
 
     def _submit(self, item: _Item) -> Begun:
         try:

@@ -113,6 +113,18 @@ async def test_a_wait_for_what_is_not_there_fails_the_turn_and_does_not_hang(wor
     await world.task(run_id, state="waiting")
 
 
+@pytest.mark.parametrize("base", [2**31 - 1, 2**31, 10**30])
+async def test_a_base_beyond_all_logs_is_a_conflict_like_any_other(world: World, one: Node, base: int) -> None:
+    endpoint, run_id, turn = await _turn(world, one, retries=1)
+    conflict = await one.callback(turn.json["token"], {"type": "append", "base": base, "ops": [step("a#0", 1)]}, 412)
+    assert (conflict["code"], conflict["len"]) == ("log_conflict", 0)
+    answer(turn, "wait", base=base, ops=[pending("sleep", "nap#0", ms=1)], wake="nap#0")
+    second = await endpoint.next()
+    assert (await world.attempts(run_id, 1))[0]["code"] == "log_conflict"
+    answer(second, "done", base=0, output=1)
+    assert (await world.over(run_id))["status"] == "succeeded"
+
+
 async def test_two_appends_on_one_base(world: World, one: Node) -> None:
     _, _, turn = await _turn(world, one)
     token = turn.json["token"]
