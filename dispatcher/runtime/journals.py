@@ -30,6 +30,7 @@ _SET = 500
 _BOUND = 100_000
 _WEIGHT_BYTES = 16_384
 _STALE_TRIES = 10
+_BEYOND = 1 << 30  # entries no log ever has
 
 
 @dataclass(slots=True)
@@ -103,7 +104,7 @@ class Journals:
 
     def _item(self, key: TaskKey, epoch: int, base: int, entries: Entries) -> _Item:
         """Beyond every log one base is as wrong as any other, and may be larger than the store can say."""
-        return _Item(key, epoch, min(base, self.bounds.entries + 1), entries)
+        return _Item(key, epoch, min(base, _BEYOND), entries)
 
     def _submit(self, item: _Item) -> Begun:
         try:
