@@ -31,8 +31,12 @@ class Stream:
         assert timedelta(seconds=self.node.runtime.services.settings.slot_patience) == PATIENCE * STEP
         endpoint = await self.world.endpoint(self.node, [SMALL, LARGE], slots=self.slots)
         endpoint.way = self._arrive
+        for _ in range(2):
+            for node in self.world.nodes:
+                await node.turn("registry", "slots")
         await self.start("small", self.slots)
-        await self.node.turn("slots", "claim")
+        for node in self.world.nodes:
+            await node.turn("claim")
 
         async def full() -> bool:
             return len(self.open) == self.slots
@@ -54,17 +58,18 @@ class Stream:
 
     async def _settled(self) -> None:
         await until(self._counted)
-        await self.node.turn("claim")
+        for node in self.world.nodes:
+            await node.turn("claim")
         await until(self._counted)
 
     async def _counted(self) -> bool:
         used = sum(COSTS[arrival.json["name"]] for arrival in self.open)
-        return used == sum(self.node.runtime.capacity.in_use.values())
+        return used == sum(sum(node.runtime.capacity.in_use.values()) for node in self.world.nodes)
 
     @property
     def saved(self) -> bool:
         """Whether free slots are left free for somebody."""
-        return bool(self.node.runtime.capacity.savings.places)
+        return any(node.runtime.capacity.savings.places for node in self.world.nodes)
 
     async def end(self) -> None:
         """Let everything come to its end."""
@@ -76,6 +81,9 @@ class Stream:
             return not await self.world.database.fetchval("select count(*) from runs")
 
         await until(over)
+        self.world.clock.advance(timedelta(seconds=1))
+        for node in self.world.nodes:
+            await node.turn("claim")
         assert not self.saved
 
 
@@ -108,6 +116,19 @@ async def test_those_on_the_express_lane_do_not_take_what_is_saved(world: World,
         await stream.start("small")  # finds a slot free
         steps += 1
     assert steps >= PATIENCE
+    await stream.end()
+
+
+async def test_two_dispatchers_that_share_the_slots_do_not_keep_each_other_from_it(world: World, one: Node) -> None:
+    await world.node("two")
+    stream = Stream(world, one, 6)
+    await stream.begin()
+    await stream.start("large", 2)
+    await stream.start("small", 100)
+    for _ in range(2 * PATIENCE + 12):
+        await stream.step()
+        assert sum(COSTS[arrival.json["name"]] for arrival in stream.open) <= 6
+    assert stream.order.count("large") == 2
     await stream.end()
 
 
