@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from handlers_sdk import wire
-from handlers_sdk.errors import DispatcherError, StepFailedError
+from handlers_sdk.errors import CancelledRunError, DispatcherError, FailedTaskRunExceptionGroup, StepFailedError, TaskRunError
 from handlers_sdk.schemas import Codec, JsonCodec, dump_json
 
 T = TypeVar("T")
@@ -75,6 +75,26 @@ def failed(op: str, error: Mapping[str, Any] | None) -> StepFailedError:
     """The exception of an error entry."""
     said = error or {}
     return StepFailedError(op, str(said.get("name", "")), str(said.get("message", "")), str(said.get("code", "")))
+
+
+def result_of(op: Op[Any], status: str, entry: Mapping[str, Any]) -> Any:
+    """The value of a final entry. Raises what its failure is to the handler."""
+    if status == "error" and op.kind != "child":
+        raise failed(op.id, entry.get("error"))
+    if op.kind == "event" and status == "timeout":
+        raise TimeoutError(f"no event {op.asked.get('key')!r} arrived in time")
+    if op.kind == "message":
+        return None if status in ("closed", "timeout") else entry.get("value")
+    if op.kind == "child" and status != "ok":
+        run_id = str(entry.get("run_id") or op.run_id)
+        if status == "cancelled":
+            raise CancelledRunError(run_id)
+        error = entry.get("error") or {}
+        task = TaskRunError(
+            str(error.get("message", "")), error_code=str(error.get("code", "")), task_name=str(op.asked.get("workflow", ""))
+        )
+        raise FailedTaskRunExceptionGroup(run_id, [task])
+    return entry.get("value")
 
 
 # ---- time, as entries have it

@@ -28,13 +28,10 @@ from typing import Any, Final
 from handlers_sdk import wire
 from handlers_sdk.errors import (
     Cancelled,
-    CancelledRunError,
-    FailedTaskRunExceptionGroup,
     Interruption,
     NotDeterministicError,
     ScopeClosedError,
     Suspended,
-    TaskRunError,
 )
 from handlers_sdk.ops import (
     NAME,
@@ -48,6 +45,7 @@ from handlers_sdk.ops import (
     parsed,
     pending_entry,
     read_value,
+    result_of,
     text_of,
     valued_entry,
 )
@@ -566,7 +564,7 @@ class Replay:
             if op.started is not None and not op.started.done() and op.run_id:
                 op.started.set_result(op.run_id)
         try:
-            op.set_result(op.read(_result(op, status, entry)))
+            op.set_result(op.read(result_of(op, status, entry)))
         except Exception as error:
             op.set_exception(error)
             if op.started is not None and not op.started.done():  # it could not be started at all
@@ -656,26 +654,6 @@ def _survey(log: Sequence[Mapping[str, Any]]) -> tuple[int, frozenset[str], dict
             elif kind == "patch":
                 patches[entry["id"]] = bool(entry.get("value"))
     return frontier, frozenset(scopes), patches
-
-
-def _result(op: Op[Any], status: str, entry: Mapping[str, Any]) -> Any:
-    """The value of a final entry; raises what its failure is to the handler."""
-    if status == "error" and op.kind != "child":
-        raise failed(op.id, entry.get("error"))
-    if op.kind == "event" and status == "timeout":
-        raise TimeoutError(f"no event {op.asked.get('key')!r} arrived in time")
-    if op.kind == "message":
-        return None if status in ("closed", "timeout") else entry.get("value")
-    if op.kind == "child" and status != "ok":
-        run_id = str(entry.get("run_id") or op.run_id)
-        if status == "cancelled":
-            raise CancelledRunError(run_id)
-        error = entry.get("error") or {}
-        task = TaskRunError(
-            str(error.get("message", "")), error_code=str(error.get("code", "")), task_name=str(op.asked.get("workflow", ""))
-        )
-        raise FailedTaskRunExceptionGroup(run_id, [task])
-    return entry.get("value")
 
 
 def _same(op: Op[Any], entry: Mapping[str, Any]) -> bool:
