@@ -31,6 +31,7 @@ from dispatcher.runtime.circuits import Circuits
 from dispatcher.runtime.claims import Claims
 from dispatcher.runtime.crons import Crons
 from dispatcher.runtime.deliveries import Deliveries
+from dispatcher.runtime.departures import Departures
 from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.durable import Durable
 from dispatcher.runtime.explaining import Explaining
@@ -43,6 +44,7 @@ from dispatcher.runtime.keyring import Keyring
 from dispatcher.runtime.limits import Limits
 from dispatcher.runtime.membership import Membership
 from dispatcher.runtime.metrics import Metrics
+from dispatcher.runtime.pace import Pace
 from dispatcher.runtime.pausing import Pausing
 from dispatcher.runtime.rates import Rates
 from dispatcher.runtime.recorder import Recorder
@@ -70,7 +72,7 @@ from dispatcher.store.migrate import migrate
 _log = logging.getLogger(__name__)
 
 DEFAULT_TENANT = "default"
-_BATCH = 1_000
+_SET = 250  # tasks leased, or outcomes written, in one statement: more would save little and keep others waiting
 
 
 @dataclass(slots=True, repr=False)  # it would write out the whole program
@@ -184,26 +186,27 @@ def _join(
     tokens: TokenMaker,
     name: str,
 ) -> Parts:
-    metrics, signals = Metrics(), Signals(database)
+    metrics, signals, pace = Metrics(), Signals(database), Pace()
     waiters = Waiters(database, clock)
     capacity = Capacity(directory, settings.max_in_flight, Savings(timedelta(seconds=settings.slot_patience)))
     streams = Streams(database, clock, settings, signals, waiters)
     recorder = Recorder(database, clock, settings, streams)
-    settlement = Settlement(database, clock, waiters, signals, metrics, _BATCH)
+    settlement = Settlement(database, clock, waiters, signals, metrics, _SET)
     circuits = Circuits(database, directory, courier, signals, clock, settings)
     journals = Journals(database, lambda: intake, clock, settings)
     turns = Turns(database, directory, journals, clock, settings)
     blobs = Blobs(database, clock, settings)
     deliveries = Deliveries(
-        database, directory, capacity, courier, settlement, tokens, clock, settings, metrics, circuits, recorder, turns, blobs
+        database, directory, capacity, courier, settlement, tokens, clock, settings, metrics, circuits, recorder, turns, blobs, pace
     )  # fmt: skip
     membership = Membership(database, directory, capacity, deliveries, settlement, signals, clock, settings, name)
     cancellation = Cancellation(database, directory, settlement, signals, clock, settings)
     gates = Gates(database, directory, capacity, cancellation, signals)
     rates = Rates(database, capacity, clock, deliveries.start, lambda: membership.id)
-    intake = Intake(database, directory, capacity, settings, clock, metrics, rates.start, gates, lambda: membership.id)
+    departures = Departures(rates.start, pace)
+    intake = Intake(database, directory, capacity, settings, clock, metrics, departures, gates, lambda: membership.id)
     graphs = Graphs(database, directory, capacity, settlement, recorder, clock)
-    claims = Claims(database, directory, capacity, rates.start, metrics, lambda: membership.id, _BATCH)
+    claims = Claims(database, directory, capacity, departures, metrics, lambda: membership.id, _SET)
     waits = Waits(database, capacity, clock, settings, claims.resume, tell=recorder.write)
     batches = Batches(database, directory, capacity, claims, deliveries.start, lambda: membership.id)
     registration = Registration(database, directory, keyring, courier, egress, signals, clock, settings)

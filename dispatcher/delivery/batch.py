@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import islice
 
 from msgspec import Raw
 
@@ -22,6 +23,9 @@ from dispatcher.delivery.message import Push, Receipt, Target
 from dispatcher.engine.answers import Answer, Failed, Lost, Succeeded
 
 Settle = Callable[[int, Receipt], None]
+Turn = Callable[[], Awaitable[None]]
+
+_AT_ONCE = 25  # results, which take about a millisecond
 
 
 class Ledger:
@@ -82,13 +86,14 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class BatchDelivery:
-    """Pushes to one endpoint, with their items as they go into bodies."""
+    """Pushes to one endpoint, with their items as they go into bodies. `turn` is awaited before each part of the results is read."""
 
     sender: Sender
     target: Target
     pushes: Sequence[Push]
     items: Sequence[bytes]
     settle: Settle
+    turn: Turn
 
     async def deliver(self, indexes: range) -> None:
         """One POST of these. Where the endpoint finds it too large nothing has run, and it goes in two halves instead."""
@@ -134,15 +139,15 @@ class BatchDelivery:
         if answer is not None:
             ledger.rest(exchange.receipt(answer))
         elif exchange.streamed:
-            await _take_stream(ledger, exchange, len(batch))
+            await self._take_stream(ledger, exchange, len(batch))
         else:
             reply = await exchange.reply(self._body_limit(len(batch)))
             if isinstance(reply, Reply) and reply.status == 413 and len(batch) > 1:
                 return False
-            self._take_reply(ledger, exchange, reply)
+            await self._take_reply(ledger, exchange, reply)
         return True
 
-    def _take_reply(self, ledger: Ledger, exchange: Exchange, reply: Reply | Answer) -> None:
+    async def _take_reply(self, ledger: Ledger, exchange: Exchange, reply: Reply | Answer) -> None:
         """An answer in one piece: results, or something that goes for all."""
         if not isinstance(reply, Reply):
             ledger.rest(exchange.receipt(reply))
@@ -153,35 +158,43 @@ class BatchDelivery:
                 exchange.receipt(general, reply.body), classify_turn(reply, exchange.reading()) if reply.status in GATEWAY else None
             )
             return
-        reading = exchange.reading()
-        for result in parse_results(reply.body) or ():
-            ledger.take(result, reading, exchange)
+        await self._take(ledger, exchange, exchange.reading(), parse_results(reply.body) or ())
         ledger.rest(exchange.receipt(failures.missing_result(), reply.body), failures.unanswered_turn())
+
+    async def _take_stream(self, ledger: Ledger, exchange: Exchange, count: int) -> None:
+        """Results as lines, believed as they arrive: a crash of the endpoint loses only what it had not told yet."""
+        reading = exchange.reading()
+        lines = exchange.lines(reading.limit * count)
+        while ledger.open:
+            try:
+                arrived = await lines.more()
+            except LineTooLong:
+                ledger.rest(exchange.receipt(_large_batch(reading.limit)))
+                return
+            except Exception:
+                _break_off(ledger, exchange, exchange.cut())
+                return
+            if not arrived:
+                _break_off(ledger, exchange, exchange.cut() if exchange.flight.overflow else failures.missing_result())
+                return
+            await self._take(ledger, exchange, reading, arrived)
+        exchange.told = True
+        await exchange.finish()
+
+    async def _take(self, ledger: Ledger, exchange: Exchange, reading: Reading, results: Sequence[bytes | Raw]) -> None:
+        """Believe results that have arrived, some at a time; all of them, even if the time is up meanwhile."""
+        left = iter(results)
+        try:
+            for _ in range(0, len(results), _AT_ONCE):
+                await self.turn()
+                for result in islice(left, _AT_ONCE):
+                    ledger.take(result, reading, exchange)
+        finally:
+            for result in left:
+                ledger.take(result, reading, exchange)
 
     def _body_limit(self, count: int) -> int:
         return min(self.target.response_limit * count, self.sender.bounds.batch_body)
-
-
-async def _take_stream(ledger: Ledger, exchange: Exchange, count: int) -> None:
-    """Results as lines, believed as they arrive: a crash of the endpoint loses only what it had not told yet."""
-    reading = exchange.reading()
-    lines = exchange.lines(reading.limit * count)
-    while ledger.open:
-        try:
-            arrived = await lines.more()
-        except LineTooLong:
-            ledger.rest(exchange.receipt(_large_batch(reading.limit)))
-            return
-        except Exception:
-            _break_off(ledger, exchange, exchange.cut())
-            return
-        if not arrived:
-            _break_off(ledger, exchange, exchange.cut() if exchange.flight.overflow else failures.missing_result())
-            return
-        for line in arrived:
-            ledger.take(line, reading, exchange)
-    exchange.told = True
-    await exchange.finish()
 
 
 def _break_off(ledger: Ledger, exchange: Exchange, answer: Answer) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from dispatcher.clock import monotonic as process_time
-from dispatcher.delivery.batch import BatchDelivery, Settle
+from dispatcher.delivery.batch import BatchDelivery, Settle, Turn
 from dispatcher.delivery.classify import Reply, classify, classify_event, classify_turn, too_large
 from dispatcher.delivery.deadline import Deadline
 from dispatcher.delivery.discovery import Manifest, discover
@@ -27,6 +27,10 @@ from handlers_sdk import wire
 from handlers_sdk.signing import Signer
 
 Events = Callable[[bytes], Awaitable[None]]
+
+
+async def _at_once() -> None:
+    """Nobody else is waited for."""
 
 
 class Courier:
@@ -77,16 +81,17 @@ class Courier:
         finally:
             exchange.close()
 
-    async def push_batch(self, target: Target, pushes: Sequence[Push], settle: Settle) -> None:
+    async def push_batch(self, target: Target, pushes: Sequence[Push], settle: Settle, turn: Turn = _at_once) -> None:
         """Deliver many attempts to one endpoint: in one POST, or in several where its limits or a 413 ask for smaller ones.
 
-        `settle(index, receipt)` is called exactly once for each, as its result arrives, each within its own timeout. Returns when all
-        are settled. When cancelled the connection is closed, and what is not settled by then never will be.
+        `settle(index, receipt)` is called exactly once for each, as its result arrives, each within its own timeout; of many that arrive
+        together some at a time, each part after a `turn`. Returns when all are settled. When cancelled the connection is closed, and what
+        is not settled by then never will be.
         """
         if not pushes:
             return
         items = [run_item(push, target.version) for push in pushes]
-        delivery = BatchDelivery(self._sender, target, pushes, items, settle)
+        delivery = BatchDelivery(self._sender, target, pushes, items, settle, turn)
         overhead = self._sender.bounds.batch_overhead + len(target.api)
         first, *others = chunks([len(item) for item in items], target.batch, overhead)
         if not others:

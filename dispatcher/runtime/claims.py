@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -13,6 +12,7 @@ from dispatcher.engine.admission import Place, Queue, Rotation, allot, place_of,
 from dispatcher.engine.flow import demands_of
 from dispatcher.runtime import ancestry
 from dispatcher.runtime.capacity import Capacity
+from dispatcher.runtime.departures import Departures
 from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.work import Assignment, EventFacts
@@ -25,7 +25,6 @@ _MOST_REQUIREMENTS = 1_000  # of one workflow, looked at in one sweep
 _FIRST_BITE = 100
 _LEAST_BITE = 8
 _GROWTH = 4
-_AT_ONCE = 100
 _BITE_BYTES = 16_777_216  # how much input one claim should bring along, judged by the one before
 
 
@@ -37,7 +36,7 @@ class Claims:
         database: Database,
         directory: Directory,
         capacity: Capacity,
-        start: Callable[[list[Assignment]], None],
+        departures: Departures,
         metrics: Metrics,
         dispatcher_id: Callable[[], int],
         most: int,
@@ -45,7 +44,7 @@ class Claims:
         self._database = database
         self._directory = directory
         self._capacity = capacity
-        self._start = start
+        self._departures = departures
         self._metrics = metrics
         self._dispatcher_id = dispatcher_id
         self._most = most
@@ -126,26 +125,8 @@ class Claims:
             self._capacity.backlog.forget(waiting)
         self._bite = self._next_bite(len(slots), claimed)
         self._metrics.claimed += len(claimed)
-        await self._begin(assignments)
+        await self._departures.begin(assignments)
         return bool(claimed)
-
-    async def _begin(self, assignments: list[Assignment]) -> None:
-        """Start them some at a time: whoever else has something to do meanwhile, a request of the API say, does not wait for all of it.
-
-        Of several tenants the one that has got the fewest goes first.
-        """
-        many = Counter([assignment.tenant_id for assignment in assignments])
-        if len(many) > 1:
-            assignments = sorted(assignments, key=lambda assignment: many[assignment.tenant_id])
-        left = iter(range(0, len(assignments), _AT_ONCE))
-        try:
-            for first in left:
-                self._start(assignments[first : first + _AT_ONCE])
-                if first + _AT_ONCE < len(assignments):
-                    await asyncio.sleep(0)
-        finally:
-            for first in left:  # what is leased is sent, also when nobody waits for it any more
-                self._start(assignments[first : first + _AT_ONCE])
 
     async def resume(self, granted: Sequence[tuple[Marked, Endpoint]], now: datetime) -> int:
         """Lease tasks whose wait is over to the endpoints whose slots have been filled for them, and send them; answers how many were."""
@@ -161,7 +142,7 @@ class Claims:
             raise
         self._empty(taken, assignments)
         self._metrics.claimed += len(claimed)
-        self._start(assignments)
+        await self._departures.begin(assignments)
         return len(claimed)
 
     def _empty(self, taken: Sequence[tuple[Place, int]], assignments: Sequence[Assignment]) -> None:

@@ -8,6 +8,7 @@ is stale, which is normal.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ from dispatcher.runtime.circuits import Circuits
 from dispatcher.runtime.deadlines import Deadlines
 from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.metrics import Metrics
+from dispatcher.runtime.pace import Pace
 from dispatcher.runtime.recorder import Recorder
 from dispatcher.runtime.settlement import Settled, Settlement
 from dispatcher.runtime.stream import Stream
@@ -109,6 +111,7 @@ class Deliveries:
     recorder: Recorder
     turns: Turns
     blobs: Blobs
+    pace: Pace
     on_deadline: Callable[[datetime], None] = lambda _moment: None
     on_unsent: Callable[[Assignment], Coroutine[Any, Any, None]] = _nothing
     open: dict[TaskKey, Flight] = field(default_factory=dict)
@@ -244,7 +247,9 @@ class Deliveries:
             else:
                 self._answered(flight, receipt)
 
-        await self.courier.push_batch(flights[0].assignment.endpoint.target, [flight.push for flight in flights], came)
+        first = flights[0].assignment
+        turn = functools.partial(self.pace.turn, first.tenant_id)
+        await self.courier.push_batch(first.endpoint.target, [flight.push for flight in flights], came, turn)
         for flight in again:
             await self._refer(flight, _WORTH_REFERRING)
             self._answered(flight, await self._pushed(flight))

@@ -4,31 +4,44 @@ A flush starts when the last one has ended and takes whatever has gathered. Ther
 and a busy one writes large sets. If a set fails for a reason of its own data, it is split until the culprit stands alone, so
 that no item ever fails for its neighbour's sake.
 
-Where more waits than a set takes, whose it is takes turns, an item a turn, so that nobody waits behind all that another has submitted.
+Nobody waits behind all that another has submitted: where more waits than a set takes, whose it is takes turns, an item a turn; and while a
+set is written, those who have nothing in it need not wait for its end, there is a second lane for them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from dispatcher.runtime.fair_queue import FairQueue
 from dispatcher.store.database import DatabaseUnavailable, is_transient
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_LANES = 2  # sets that are written at once
+_SHARED = 10  # a set of several is filled to this part of the most, whoever has more
 
 
 class QueueFull(Exception):  # noqa: N818 - reads as what happened
     """More is waiting to be written than the bound allows."""
 
 
+@dataclass(slots=True)
+class _Waiting(Generic[Item, Result]):
+    item: Item
+    whose: Hashable
+    weight: int
+    future: asyncio.Future[Result]
+
+
 class GroupCommit(Generic[Item, Result]):
-    """Coalesces `submit` calls into calls of `write(items) -> results`, one at a time, `most` weight at once.
+    """Coalesces `submit` calls into calls of `write(items) -> results`, `most` weight at once.
 
     `weigh` says how much of a set an item fills; `bound` is how much may wait before QueueFull. `whose` says who takes turns: what one has
-    submitted is written in its order.
+    submitted is written in its order, one set at a time, and of two sets that are written at once no two items belong to the same.
     """
 
     def __init__(
@@ -45,24 +58,21 @@ class GroupCommit(Generic[Item, Result]):
         self._bound = bound
         self._weigh = weigh
         self._whose = whose
-        self._waiting: OrderedDict[Hashable, deque[tuple[Item, int, asyncio.Future[Result]]]] = OrderedDict()  # whose turn is next first
+        self._waiting: FairQueue[_Waiting[Item, Result]] = FairQueue()
         self._weight = 0
-        self._writer: asyncio.Task[None] | None = None
+        self._writers: dict[asyncio.Task[None], None] = {}
+        self._gathering = False  # whether a writer is about to take what waits
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
         """A future of the item's result, done once it is committed. Raises QueueFull at once when too much is waiting."""
         weight = self._weigh(item)
-        if self._waiting and self._weight + weight > self._bound:
+        if self._weight and self._weight + weight > self._bound:
             raise QueueFull
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         whose = self._whose(item)
-        line = self._waiting.get(whose)
-        if line is None:
-            line = self._waiting[whose] = deque()
-        line.append((item, weight, future))
+        self._waiting.add(whose, _Waiting(item, whose, weight, future))
         self._weight += weight
-        if self._writer is None:
-            self._writer = asyncio.get_running_loop().create_task(self._run())
+        self._open_lane()
         return future
 
     @property
@@ -72,33 +82,42 @@ class GroupCommit(Generic[Item, Result]):
 
     async def drain(self) -> None:
         """Wait until everything submitted so far has been written or has failed."""
-        while self._writer is not None:
-            await asyncio.wait([self._writer])
+        while self._writers:
+            await asyncio.wait(list(self._writers))
+
+    def _open_lane(self) -> None:
+        if self._waiting and not self._gathering and len(self._writers) < _LANES:
+            self._gathering = True
+            self._writers[asyncio.get_running_loop().create_task(self._run())] = None
 
     async def _run(self) -> None:
-        # Let everything that is ready to submit in this turn of the event loop join the first set.
-        await asyncio.sleep(0)
         try:
-            while self._waiting:
-                taken = self._take()
-                await self._flush([item for item, _, _ in taken], [future for _, _, future in taken])
+            # Let everything that is ready to submit in this turn of the event loop join the first set.
+            await asyncio.sleep(0)
+            self._gathering = False
+            while taken := self._take():
+                theirs = {one.whose for one in taken}
+                for whose in theirs:
+                    self._waiting.hold(whose)
+                self._open_lane()
+                try:
+                    await self._flush([one.item for one in taken], [one.future for one in taken])
+                finally:
+                    for whose in theirs:
+                        self._waiting.let_go(whose)
         finally:
-            self._writer = None
+            this = asyncio.current_task()
+            assert this is not None, "a writer is a task of its own"
+            del self._writers[this]
 
-    def _take(self) -> list[tuple[Item, int, asyncio.Future[Result]]]:
-        taken: list[tuple[Item, int, asyncio.Future[Result]]] = []
-        weight = 0
-        while self._waiting:
-            whose = next(iter(self._waiting))
-            line = self._waiting[whose]
-            if taken and weight + line[0][1] > self._most:
-                break
-            taken.append(line.popleft())
-            weight += taken[-1][1]
-            if not line:
-                del self._waiting[whose]
-            elif len(self._waiting) > 1:
-                self._waiting.move_to_end(whose)
+    def _take(self) -> list[_Waiting[Item, Result]]:
+        taken: list[_Waiting[Item, Result]] = []
+        weight, shared = 0, self._waiting.contested
+        while self._waiting and not (taken and weight + self._waiting.first.weight > self._most):
+            if shared and not self._waiting.contested and weight >= self._most // _SHARED:
+                break  # what only one has left keeps the others waiting no longer
+            taken.append(self._waiting.pop())
+            weight += taken[-1].weight
         self._weight -= weight
         return taken
 

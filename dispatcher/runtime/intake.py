@@ -27,6 +27,7 @@ from dispatcher.errors import Problem, problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime import firing, passages
 from dispatcher.runtime.capacity import Capacity
+from dispatcher.runtime.departures import Departures
 from dispatcher.runtime.directory import Directory, Endpoint, Picture, Workflow
 from dispatcher.runtime.firing import Firing, FiringAccepted, FiringRequest
 from dispatcher.runtime.gates import Gates
@@ -74,7 +75,7 @@ class Intake:
         settings: Settings,
         clock: Clock,
         metrics: Metrics,
-        deliver: Callable[[list[Assignment]], None],
+        departures: Departures,
         gates: Gates,
         dispatcher_id: Callable[[], int],
     ) -> None:
@@ -84,7 +85,7 @@ class Intake:
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
-        self._deliver = deliver
+        self._departures = departures
         self._gates = gates
         self._dispatcher_id = dispatcher_id
         self._ids = IdMaker()
@@ -161,13 +162,12 @@ class Intake:
             raise
         return self._leased(submissions, endpoints, ids, now)
 
-    def begin(self, submissions: list[Submission], assignments: list[Assignment], now: datetime) -> None:
+    async def begin(self, submissions: list[Submission], assignments: list[Assignment], now: datetime) -> None:
         """Runs written by `write_with` are committed."""
-        if assignments:
-            self._deliver(assignments)
         if self._capacity.backlog:
             self.on_backlog()
         self._hint(submissions, now)
+        await self._departures.begin(assignments)
 
     def forget(self, assignments: list[Assignment]) -> None:
         """Runs written by `write_with` were not committed after all."""
@@ -413,12 +413,7 @@ class Intake:
         """Write one set. Express slots are taken first, given back for whatever was not written."""
         submissions = [s for parcel in parcels for s in parcel]
         now = self._clock.now()
-        assignments = await self._write_limited(submissions, now)
-        if assignments:
-            self._deliver(assignments)
-        if self._capacity.backlog:
-            self.on_backlog()
-        self._hint(submissions, now)
+        await self.begin(submissions, await self._write_limited(submissions, now), now)
         return [None] * len(parcels)
 
     async def _write_limited(self, submissions: list[Submission], now: datetime) -> list[Assignment]:

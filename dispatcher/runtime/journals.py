@@ -172,7 +172,7 @@ class Journals:
             return {run.id for row, some in zip(rows, runs, strict=True) if row.key in landed for run in some}
 
         assignments = await self._intake.write_along(submissions, now, write)
-        self._intake.begin(submissions, assignments, now)
+        await self._intake.begin(submissions, assignments, now)
         for item, row, _ in simple:
             item.children = row.children
         return landed
@@ -197,7 +197,7 @@ class Journals:
             except BaseException:
                 self._intake.forget(assignments or [])
                 raise
-            self._intake.begin(runs, assignments, now)
+            await self._intake.begin(runs, assignments, now)
             for item, (row, _) in zip(items, prepared, strict=True):
                 item.children = row.children
             return landed

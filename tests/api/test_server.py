@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -76,8 +75,7 @@ async def test_too_much_waiting_is_refused(database: Database) -> None:
         world = await open_world(database, stack, intake_queue=5)
         await world.register()
         intake = world.services.intake
-        intake._commits._waiting["somebody"] = deque()  # stands for a queue that is full
-        intake._commits._weight = 6
+        intake._commits._weight = 6  # stands for a queue that is full
         async with world.client() as client:
             answer = await client.post("/v1/runs", json={"workflow": "resize"})
         assert_problem(answer, 503, "overloaded", "waiting")

@@ -27,6 +27,7 @@ BULK_IN_FLIGHT = 4
 RATE = 10.0  # triggers per second in (b)
 _LIMIT_SECONDS = 120.0
 _RECORDED_POLL_SECONDS = 0.02
+_OVER_POLL_SECONDS = 0.002
 
 
 @dataclass(slots=True)
@@ -102,6 +103,12 @@ class Recorded:
         """How many durable tasks are suspended."""
         return int(await self._connection.fetchval("select count(*) from tasks where state = 'waiting'"))
 
+    async def over(self, ids: list[str]) -> None:
+        """Wait until these runs are over and recorded. The system is not asked: how soon it answers is another matter."""
+        async with asyncio.timeout(_LIMIT_SECONDS):
+            while int(await self._connection.fetchval(_OVER, ids)) < len(ids):
+                await pause(_OVER_POLL_SECONDS)
+
     async def all(self, flavour: str) -> None:
         """Wait until every run of a flavour is over and recorded."""
         async with asyncio.timeout(_LIMIT_SECONDS):
@@ -110,6 +117,7 @@ class Recorded:
 
 
 _LIVE = "select count(*) from tasks join workflows w on w.id = tasks.workflow_id and w.tenant_id = tasks.tenant_id where w.name = $1"
+_OVER = "select count(*) from run_history where tenant_id = any(array(select id from tenants)) and id = any($1::text[])"
 
 
 async def warm_up(system: System, flavour: str) -> None:

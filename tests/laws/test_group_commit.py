@@ -1,17 +1,14 @@
-"""Who shares a commit: what has gathered, in turns where it is more than fits. And in which order claimed work is sent."""
+"""Who shares a commit: what has gathered, in turns where it is more than fits."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from dispatcher.runtime.claims import Claims
 from dispatcher.runtime.group_commit import GroupCommit, QueueFull
-from dispatcher.runtime.metrics import Metrics
 
 Item = tuple[str, int]
 
@@ -30,7 +27,15 @@ async def test_a_few_of_one_do_not_wait_behind_the_many_of_another() -> None:
     many, few = [("many", n) for n in range(9)], [("few", n) for n in range(3)]
     results = await asyncio.gather(*[commits.submit(item) for item in many + few])
     assert results == many + few
-    assert sets == [[many[0], few[0], many[1], few[1]], [many[2], few[2], *many[3:5]], many[5:9]]
+    assert sets == [[many[0], few[0], many[1], few[1]], [many[2], few[2]], many[3:7], many[7:9]]
+
+
+async def test_a_few_of_one_share_no_large_set_with_the_many_of_another() -> None:
+    sets: list[list[Item]] = []
+    commits = _commits(sets, 100, whose=lambda item: item[0])
+    await asyncio.gather(*[commits.submit((who, n)) for who, count in (("many", 250), ("few", 3), ("some", 20)) for n in range(count)])
+    assert [len(items) for items in sets] == [43, 100, 100, 30]
+    assert {who for who, _ in sets[0]} == {"many", "few", "some"}
 
 
 async def test_turns_go_on_from_one_set_to_the_next() -> None:
@@ -58,26 +63,46 @@ async def test_without_turns_all_are_written_as_they_came_up_to_the_bound() -> N
     assert sets == [[("a", 0)], [("b", 0)]]
 
 
-async def test_claimed_work_is_sent_some_at_a_time_the_least_of_a_tenant_first() -> None:
-    started: list[list[Any]] = []
-    claims = Claims(cast(Any, None), cast(Any, None), cast(Any, None), started.append, Metrics(), lambda: 1, 1_000)
-    work = [SimpleNamespace(tenant_id=1, n=n) for n in range(250)] + [SimpleNamespace(tenant_id=2, n=n) for n in range(3)]
-    sending = asyncio.ensure_future(claims._begin(cast(Any, work)))
-    before_others: list[int] = []
-    asyncio.get_running_loop().call_soon(lambda: before_others.append(len(started)))
-    await sending
-    assert before_others == [1], "others have their turn before all is sent"
-    sent = [one for some in started for one in some]
-    assert sent == work[250:] + work[:250]
-    assert max(len(some) for some in started) <= 100
+async def test_who_has_nothing_in_the_set_that_is_written_does_not_wait_for_its_end() -> None:
+    """A second lane; and none of the same whose set is being written, whose order would be lost."""
+    sets: list[list[Item]] = []
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def write(items: Sequence[Item]) -> list[Item]:
+        sets.append(list(items))
+        begun.set()
+        if items[0][0] == "many":
+            await goes_on.wait()
+        return list(items)
+
+    commits = GroupCommit(write, most=4, bound=1_000, whose=lambda item: item[0])
+    many = [commits.submit(("many", n)) for n in range(6)]
+    await begun.wait()
+    few = [commits.submit(("few", n)) for n in range(3)]
+    assert await asyncio.gather(*few) == [("few", n) for n in range(3)]
+    assert [len(items) for items in sets] == [4, 3], "the rest of the many waits for the set before it"
+    few = [commits.submit(("few", n)) for n in range(2)]
+    assert await asyncio.gather(*few) == [("few", n) for n in range(2)], "the lane is opened anew"
+    goes_on.set()
+    await commits.drain()
+    assert [one.result() for one in many] == [("many", n) for n in range(6)]
+    assert sets[3:] == [[("many", 4), ("many", 5)]]
 
 
-async def test_what_is_leased_is_sent_though_nobody_waits_for_it_any_more() -> None:
-    started: list[list[Any]] = []
-    claims = Claims(cast(Any, None), cast(Any, None), cast(Any, None), started.append, Metrics(), lambda: 1, 1_000)
-    work = [SimpleNamespace(tenant_id=1, n=n) for n in range(250)]
-    sending = asyncio.ensure_future(claims._begin(cast(Any, work)))
-    asyncio.get_running_loop().call_soon(sending.cancel)
-    with pytest.raises(asyncio.CancelledError):
-        await sending
-    assert [one for some in started for one in some] == work
+async def test_no_more_than_two_sets_are_written_at_once_and_all_are() -> None:
+    under_way: list[int] = []
+    most = 0
+
+    async def write(items: Sequence[Item]) -> list[Item]:
+        nonlocal most
+        under_way.append(len(items))
+        most = max(most, len(under_way))
+        await asyncio.sleep(0)
+        under_way.pop()
+        return list(items)
+
+    commits = GroupCommit(write, most=1, bound=1_000, whose=lambda item: item[0])
+    items = [(who, n) for n in range(20) for who in "abcde"]
+    assert await asyncio.gather(*[commits.submit(item) for item in items]) == items
+    assert most == 2
+    assert not under_way
