@@ -60,7 +60,8 @@ class GroupCommit(Generic[Item, Result]):
         self._whose = whose
         self._waiting: FairQueue[_Waiting[Item, Result]] = FairQueue()
         self._weight = 0
-        self._writers: dict[asyncio.Task[None], None] = {}
+        self._writers: set[asyncio.Task[None]] = set()
+        self._lanes = 0  # writers that have not come to their end
         self._gathering = False  # whether a writer is about to take what waits
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
@@ -86,9 +87,12 @@ class GroupCommit(Generic[Item, Result]):
             await asyncio.wait(list(self._writers))
 
     def _open_lane(self) -> None:
-        if self._waiting and not self._gathering and len(self._writers) < _LANES:
+        if self._waiting and not self._gathering and self._lanes < _LANES:
             self._gathering = True
-            self._writers[asyncio.get_running_loop().create_task(self._run())] = None
+            self._lanes += 1
+            writer = asyncio.get_running_loop().create_task(self._run())
+            self._writers.add(writer)
+            writer.add_done_callback(self._writers.discard)
 
     async def _run(self) -> None:
         try:
@@ -96,7 +100,7 @@ class GroupCommit(Generic[Item, Result]):
             await asyncio.sleep(0)
             self._gathering = False
             while taken := self._take():
-                theirs = {one.whose for one in taken}
+                theirs = dict.fromkeys(one.whose for one in taken)
                 for whose in theirs:
                     self._waiting.hold(whose)
                 self._open_lane()
@@ -106,9 +110,7 @@ class GroupCommit(Generic[Item, Result]):
                     for whose in theirs:
                         self._waiting.let_go(whose)
         finally:
-            this = asyncio.current_task()
-            assert this is not None, "a writer is a task of its own"
-            del self._writers[this]
+            self._lanes -= 1
 
     def _take(self) -> list[_Waiting[Item, Result]]:
         taken: list[_Waiting[Item, Result]] = []

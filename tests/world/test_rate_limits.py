@@ -522,9 +522,10 @@ async def test_one_that_wants_two_limits_finds_both_though_each_is_used_up_as_it
         await put(one, 2, key=key)
     for key in "ab":
         world.clock.advance(MINUTE / 2 if key == "b" else MINUTE)
+        before = len(started)
         for _ in range(2):
             await one.trigger(key)
-    await reached(started, 4)
+        await reached(started, before + 2)
     world.clock.advance(MILLISECOND)
     run_id = await one.trigger("both")
     world.clock.advance(MILLISECOND)
