@@ -73,7 +73,7 @@ class Bench:
             await loads.warm_up(system, flavour)
         for number in range(self.plan.rounds):
             self.say(f"round {number + 1} of {self.plan.rounds}")
-            await self._round(system)
+            await self._round(system, number)
             if self.plan.peer:
                 self.peers.append(await peer.measure(self.plan.peer, self.plan.runs, self.plan.seconds, self.plan.phases.split(",")[0]))
         self.idle.append(await loads.idle(system, self.plan.seconds))
@@ -88,7 +88,7 @@ class Bench:
             await self._flat(system)
             self.idle.append(await loads.idle(system, self.plan.seconds))
 
-    async def _round(self, system: System) -> None:
+    async def _round(self, system: System, number: int) -> None:
         for flavour in FLAVOURS:
             if "a" in self.plan.phases.split(",")[0]:
                 self._keep(await loads.throughput(system, flavour, self.plan.runs))
@@ -101,7 +101,7 @@ class Bench:
             if "d" in self.plan.phases.split(",")[0]:
                 self._keep(await durable.fanout(system, flavour))
         if "gates" in self.plan.phases.split(","):
-            for limited in gates.LOADS:
+            for limited in gates.rotated(number):
                 self._keep(await gates.measure(system, limited, self.plan.runs))
         if "graphs" in self.plan.phases.split(","):
             for load in graphs.loads(self.plan.diamonds):

@@ -45,6 +45,12 @@ LOADS: Final[Sequence[Load]] = (
 )
 
 
+def rotated(number: int) -> Sequence[Load]:
+    """The loads of a round, another one first in each: what runs before leaves its rows and its vacuum to what runs after."""
+    first = number % len(LOADS)
+    return [*LOADS[first:], *LOADS[:first]]
+
+
 async def measure(system: System, load: Load, count: int) -> Measured:
     """`count` runs, each its own call, 32 calls in flight."""
     wanted, rng = names(count), random.Random(1)
