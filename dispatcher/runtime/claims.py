@@ -18,6 +18,7 @@ from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.work import Assignment, EventFacts
 from dispatcher.store import events, queue, waits
 from dispatcher.store.database import Database
+from dispatcher.store.outcomes import TaskKey
 from dispatcher.store.queue import Claimed
 from dispatcher.store.waits import Marked
 
@@ -128,8 +129,8 @@ class Claims:
         await self._departures.begin(assignments)
         return bool(claimed)
 
-    async def resume(self, granted: Sequence[tuple[Marked, Endpoint]], now: datetime) -> int:
-        """Lease tasks whose wait is over to the endpoints whose slots have been filled for them, and send them; answers how many were."""
+    async def resume(self, granted: Sequence[tuple[Marked, Endpoint]], now: datetime) -> set[TaskKey]:
+        """Lease tasks whose wait is over to the endpoints whose slots have been filled for them, and send them; answers which were."""
         routes = [self._directory.route(queue_of(m.tenant_id, m.workflow_id, True, m.requirement)) for m, _ in granted]
         taken = [(endpoint.place, route.slots) for (_, endpoint), route in zip(granted, routes, strict=True)]
         try:
@@ -143,7 +144,7 @@ class Claims:
         self._empty(taken, assignments)
         self._metrics.claimed += len(claimed)
         await self._departures.begin(assignments)
-        return len(claimed)
+        return {(row.tenant_id, row.run_id, row.node) for row in claimed}
 
     def _empty(self, taken: Sequence[tuple[Place, int]], assignments: Sequence[Assignment]) -> None:
         """Give back slots that were filled for tasks and found none."""

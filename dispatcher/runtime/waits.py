@@ -31,6 +31,7 @@ from dispatcher.settings import Settings
 from dispatcher.store import waits
 from dispatcher.store.database import Database
 from dispatcher.store.logs import NewLine
+from dispatcher.store.outcomes import TaskKey
 from dispatcher.store.waits import Arrival, Awaited, Looking, Marked, Pair, Past, Waiter
 
 _log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class Waits:
     capacity: Capacity
     clock: Clock
     settings: Settings
-    lease: Callable[[Sequence[tuple[Marked, Endpoint]], datetime], Awaitable[int]]
+    lease: Callable[[Sequence[tuple[Marked, Endpoint]], datetime], Awaitable[set[TaskKey]]]
     on_ready: Callable[[], None] = lambda: None
     on_graphs: Callable[[list[RunKey]], None] = lambda _runs: None
     cancel: Callable[[int, Sequence[str], str], Awaitable[Any]] = field(default=lambda *_: asyncio.sleep(0))
@@ -223,14 +224,13 @@ class Waits:
             return False
         awake = [task for task in marked if _awake(task)]
         granted = [(task, endpoint) for task in awake if (endpoint := self._slot(task, now)) is not None]
-        leased = await self.lease(granted, now) if granted else 0
-        there = {task.key for task, _ in granted}
-        left = [task for task in marked if task.key not in there]
+        leased = await self.lease(granted, now) if granted else set[TaskKey]()
+        left = [task for task in marked if task.key not in leased]
         resumed = await waits.resume(self.database, left, {task.key for task in awake}, now) if left else []
         if resumed:
             self.capacity.backlog.update((row.tenant_id, row.workflow_id, row.requirement) for row in resumed)
             self.on_ready()
-        return len(marked) >= _SET or leased < len(granted)
+        return len(marked) >= _SET or len(leased) < len(granted)
 
     def _slot(self, task: Marked, now: datetime) -> Endpoint | None:
         """A slot for a task whose wait is over, if one is free here and nothing waits ahead. What has gates to pass goes to its queue."""

@@ -66,6 +66,8 @@ CLAIM = Statement(
         select run_id, node, due_at, schedule_deadline from tasks t
         where t.tenant_id = $1 and t.workflow_id = $2 and not t.durable and t.requirement = $3 and t.state = 'queued'
           and (t.schedule_deadline is null or t.schedule_deadline > $6)
+          and not exists (select from workflows f where f.tenant_id = $1 and f.id = $2 and f.paused_at is not null)
+          and not exists (select from endpoints e where e.tenant_id = $1 and e.id = $8 and e.paused)
         order by priority desc, due_at, run_id, node limit $13 for update skip locked
     ), whole as (
         select from picked

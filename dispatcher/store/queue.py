@@ -85,9 +85,13 @@ READY = Statement(
 
 # A queue's rows are numbered in the order they are taken, and each number looks up its slot: `base` is where the queue's slots begin
 # in $5, which holds, for every slot, the number of its place in $6 and $7. (Arrays per queue would be copied into every row.)
+# Who deals slots out may not have heard of a pause yet. What is queued after a pause was answered is seen together with the pause.
 CLAIM = Statement(
     """
-    with picked as materialized (
+    with paused as materialized (
+        select o.place from unnest($6::text[], $12::int[]) with ordinality as o (endpoint_id, tenant_id, place)
+        join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id and e.paused
+    ), picked as materialized (
         select w.tenant_id, p.run_id, p.node,
                ($5::int[])[w.base + row_number() over (
                    partition by w.place order by p.priority desc, p.due_at, p.run_id, p.node
@@ -100,6 +104,8 @@ CLAIM = Statement(
               and t.requirement = w.requirement and t.state = 'queued' and (t.schedule_deadline is null or t.schedule_deadline > $9)
             order by priority desc, due_at, run_id, node limit w.n for update skip locked
         ) p
+        where not exists (
+            select from workflows f where f.tenant_id = w.tenant_id and f.id = abs(w.workflow_id) and f.paused_at is not null)
     )
     update tasks t
     set state = 'running', epoch = t.epoch + 1, dispatcher_id = $8, endpoint_id = ($6::text[])[p.place],
@@ -108,7 +114,7 @@ CLAIM = Statement(
         slot_released = false, progress = null, slots = p.slots, batch_id = null
     from picked p
     join runs r on r.tenant_id = any (array[p.tenant_id]) and r.id = p.run_id
-    where t.tenant_id = any (array[p.tenant_id]) and t.run_id = p.run_id and t.node = p.node
+    where t.tenant_id = any (array[p.tenant_id]) and t.run_id = p.run_id and t.node = p.node and p.place not in (select place from paused)
     returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.epoch, t.priority, t.app_retries, t.infra_retries,
               t.spared_since, t.spared_by, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
               r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id, r.graph,
@@ -196,6 +202,7 @@ async def claim(db: Database, slots: Sequence[Slot], versions: dict[Place, str],
         now,
         [queue[2] for queue in by_queue],
         [dealt[0].slots for dealt in by_queue.values()],
+        [place[0] for place in numbers],
     )
     return CLAIM.read(records)
 
