@@ -49,7 +49,7 @@ from handlers_sdk.ops import (
     text_of,
     valued_entry,
 )
-from handlers_sdk.replay_loop import new_loop
+from handlers_sdk.replay_loop import new_loop, untrace
 from handlers_sdk.schemas import Codec, parse_json
 from handlers_sdk.wakes import wake_of
 
@@ -251,28 +251,40 @@ class Replay:
         return [op.id for op in self._waiting.values() if not op.done()]
 
     def close(self, why: type[Interruption] = Suspended) -> None:
-        """Unwind the handler where it stands. What it asks for from now on raises `why` again and is not recorded."""
+        """Unwind the handler where it stands. What it asks for from now on raises `why` again and is not recorded.
+
+        Since Python 3.12 the frame of a coroutine that an exception ends keeps the frames which called it, with all their variables. So
+        nothing here that the handler is run from has an operation or a task of it in a variable: it would hold what it is held by.
+        """
         self._closing = why
+        self._interrupt(why)
+        for _ in range(3):
+            with contextlib.suppress(BaseException):  # what a handler does while it is put aside has no effect
+                self.loop.run_ready()
+            if not self._cancel_left():
+                return
+
+    def _interrupt(self, why: type[Interruption]) -> None:
         for op in self._asked.values():
             if not op.done():
                 op.drop = None
                 op.set_exception(why())
-        for _ in range(3):
-            with contextlib.suppress(BaseException):  # what a handler does while it is put aside has no effect
-                self.loop.run_ready()
-            left = [task for task in self.loop.tasks if not task.done()]
-            if not left:
-                return
-            for task in left:
-                task.cancel()
+
+    def _cancel_left(self) -> bool:
+        left = [task for task in self.loop.tasks if not task.done()]
+        for task in left:
+            task.cancel()
+        return bool(left)
 
     def forget(self) -> None:
         """Closed, and nothing of it runs any more: let go of what knows it too, so that all is freed now, not by the collector."""
         for op in self._asked.values():
             op.drop = op.work = None
+            untrace(op)
         self._asked.clear()
         self._waiting.clear()
-        self._main = None
+        self._unrecorded.clear()
+        self._main = self.outcome = None
         del self._now
         self.loop.forget()
 

@@ -15,7 +15,7 @@ from contextvars import Context
 from typing import Any, Final, NoReturn
 from weakref import WeakSet
 
-from handlers_sdk.errors import NotDeterministicError
+from handlers_sdk.errors import Interruption, NotDeterministicError
 
 SPINS_MAX: Final = 1_000_000
 """Callbacks in one go. A handler that needs more never waits for anything."""
@@ -58,7 +58,9 @@ class ReplayLoop(asyncio.AbstractEventLoop):
             _set_running_loop(outer)
 
     def forget(self) -> None:
-        """Nothing will run here any more: let go of what this was made with."""
+        """Nothing will run here any more: let go of what this was made with, and of what knows it."""
+        for task in self.tasks:
+            untrace(task)
         del self._timer, self._seconds
 
     # ---- what asyncio asks of a loop
@@ -124,6 +126,20 @@ class ReplayLoop(asyncio.AbstractEventLoop):
 def new_loop(timer: Callable[[float, Callable[[], object]], asyncio.Future[Any]], seconds: Callable[[], float]) -> ReplayLoop:
     """A loop for one handler."""
     return ReplayLoop(timer, seconds)  # type: ignore[abstract]  # what is missing is refused
+
+
+def untrace(ended: asyncio.Future[Any]) -> None:
+    """Let what interrupted a handler forget where: its frames know what they waited for, which knows what interrupted it."""
+    if ended.done() and not ended.cancelled() and _interrupts(ended.exception()):
+        try:
+            ended.result()  # a task has another reference to the traceback until then
+        except BaseException as error:
+            error.__traceback__ = None
+
+
+def _interrupts(error: BaseException | None) -> bool:
+    """Whether it only unwinds a handler. What fails one is left as it is: others may have kept it."""
+    return isinstance(error, Interruption) or (isinstance(error, BaseExceptionGroup) and any(map(_interrupts, error.exceptions)))
 
 
 class _Task(asyncio.Task[Any]):

@@ -152,10 +152,8 @@ class TurnExecution(Execution):
     async def _drive(self, replay: Replay) -> Outcome:
         budget = self._due - self._item["timeout_ms"] / 1000 + self._item["budget_ms"] / 1000  # type: ignore[typeddict-item]
         while True:
-            replay.advance()
-            for op in replay.dropped_steps():
-                if (task := self._steps.get(op)) is not None:
-                    task.cancel()
+            replay.advance()  # with no operation in a variable here: see `Replay.close`
+            self._stop_dropped(replay)
             if self._lost:
                 replay.close(LostOwnership)
                 return Refuse(409, wire.CODE_STALE_ATTEMPT, STALE)
@@ -170,11 +168,11 @@ class TurnExecution(Execution):
             if steps and (self._loop.time() >= budget or self._host.draining or self._heavy(replay)):
                 return await self._again(replay)
             if len(steps) == 1 and not self._steps and not replay.has_outgoing and not replay.in_flight:
-                await self._run(replay, steps[0])
+                await self._run(replay, steps.pop())
                 self._write(replay)
                 continue
-            for op in steps:
-                self._steps[op] = self._loop.create_task(self._beside(replay, op))
+            self._run_beside(replay, steps)
+            del steps
             if self._steps or replay.holds_back:
                 self._write(replay)
             if not self._steps and not replay.in_flight:
@@ -183,6 +181,15 @@ class TurnExecution(Execution):
                     continue
                 return self._suspended(replay)
             await self._hear()
+
+    def _stop_dropped(self, replay: Replay) -> None:
+        for op in replay.dropped_steps():
+            if (task := self._steps.get(op)) is not None:
+                task.cancel()
+
+    def _run_beside(self, replay: Replay, steps: Sequence[Op[Any]]) -> None:
+        for op in steps:
+            self._steps[op] = self._loop.create_task(self._beside(replay, op))
 
     async def _sat_out(self, replay: Replay) -> bool:
         """A cancelled task has no other turn to undo things in: a step that is to be tried again is waited for, while there is time."""

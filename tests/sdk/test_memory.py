@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
-import sys
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from handlers_sdk import App, Context, Dispatcher, DurableContext, EmptyModel, StateContext
-from handlers_sdk.errors import NonRetryableException
+from handlers_sdk.errors import NonRetryableException, StepFailedError
 from tests.sdk.pushing import clock, item, push, run_body, turn
+
+PLAIN = {"plain": 200, "fails": 500}
+TURNS = {
+    "steps": "done",
+    "reduces": "done",
+    "sleeps": "wait",
+    "holds": "wait",
+    "groups": "wait",
+    "cleans": "wait",
+    "raises": "failed",
+    "step_fails": "failed",
+    "again": "continue",
+}
+"""What each handler's attempt comes to."""
 
 
 async def double(value: int) -> int:
     return value * 2
 
 
+async def bad() -> None:
+    raise NonRetryableException("no")
+
+
 def app(dispatcher: Dispatcher) -> App:
+    """A handler of each name."""
+    served: dict[str, Any] = {one.name: one for one in [*attempts(dispatcher), *suspended(dispatcher), *failing(dispatcher)]}
+    assert sorted(served) == sorted([*PLAIN, *TURNS])
+    return dispatcher.app([*served.values()], clock=clock)
+
+
+def attempts(dispatcher: Dispatcher) -> list[Any]:
     @dispatcher.task()
     async def plain(input: EmptyModel, ctx: Context) -> int:
         return 1
@@ -34,6 +60,14 @@ def app(dispatcher: Dispatcher) -> App:
         last: int = await ctx.memo(double, 4)
         return sum(several) + last
 
+    @dispatcher.durable_task(mode="state")
+    async def reduces(input: EmptyModel, ctx: StateContext) -> int:
+        return 3
+
+    return [plain, fails, steps, reduces]
+
+
+def suspended(dispatcher: Dispatcher) -> list[Any]:
     @dispatcher.durable_task()
     async def sleeps(input: EmptyModel, ctx: DurableContext) -> int:
         async with asyncio.timeout(60):
@@ -41,11 +75,57 @@ def app(dispatcher: Dispatcher) -> App:
             await ctx.aio_sleep_for("1h")
         return 2
 
-    @dispatcher.durable_task(mode="state")
-    async def reduces(input: EmptyModel, ctx: StateContext) -> int:
-        return 3
+    @dispatcher.durable_task()
+    async def holds(input: EmptyModel, ctx: DurableContext) -> int:
+        several = [asyncio.create_task(ctx.scope("part", ctx.aio_sleep_for, f"{number}h")) for number in (1, 2)]
+        await asyncio.wait(several, return_when="FIRST_COMPLETED")
+        for one in several:
+            await one
+        return 4
 
-    return dispatcher.app([plain, fails, steps, sleeps, reduces], clock=clock)
+    @dispatcher.durable_task()
+    async def groups(input: EmptyModel, ctx: DurableContext) -> int:
+        async def outer() -> None:
+            async with asyncio.TaskGroup() as inner:
+                inner.create_task(ctx.aio_sleep_for("1h"))
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(outer())
+            group.create_task(ctx.aio_sleep_for("2h"))
+        return 5
+
+    @dispatcher.durable_task()
+    async def cleans(input: EmptyModel, ctx: DurableContext) -> int:
+        nap = ctx.aio_sleep_for("1h")
+        try:
+            await nap
+        finally:
+            await ctx.run("clean", double, 1)
+        return 6
+
+    return [sleeps, holds, groups, cleans]
+
+
+def failing(dispatcher: Dispatcher) -> list[Any]:
+    @dispatcher.durable_task()
+    async def raises(input: EmptyModel, ctx: DurableContext) -> int:
+        try:
+            raise ValueError("no")
+        except ValueError as error:
+            raise NonRetryableException("neither") from error
+
+    @dispatcher.durable_task()
+    async def step_fails(input: EmptyModel, ctx: DurableContext) -> int:
+        with contextlib.suppress(StepFailedError):
+            await ctx.run("first", bad)
+        await asyncio.gather(ctx.run("second", bad), ctx.aio_sleep_for("1h"))
+        return 7
+
+    @dispatcher.durable_task()
+    async def again(input: EmptyModel, ctx: DurableContext) -> int:
+        ctx.continue_as_new(EmptyModel())
+
+    return [raises, step_fails, again]
 
 
 @pytest.fixture
@@ -67,11 +147,7 @@ def collector() -> Iterator[Callable[[], list[Any]]]:
         gc.enable()
 
 
-# On newer Pythons something of an attempt that is suspended is in a cycle until the collector comes.
-_LATER = pytest.mark.skipif(sys.version_info >= (3, 12), reason="what is suspended is freed by the collector there")
-
-
-@pytest.mark.parametrize("name", ["plain", "fails", "steps", pytest.param("sleeps", marks=_LATER), "reduces"])
+@pytest.mark.parametrize("name", [*PLAIN, *TURNS])
 async def test_an_attempt_is_freed_when_it_ends(dispatcher: Dispatcher, name: str, collector: Callable[[], list[Any]]) -> None:
     served = app(dispatcher)
 
@@ -80,8 +156,12 @@ async def test_an_attempt_is_freed_when_it_ends(dispatcher: Dispatcher, name: st
         changes: dict[str, Any] = {"id": taken["id"], "run_id": taken["run_id"], "token": taken["token"]}
         if name == "reduces":
             changes["mode"] = "state"
-        answer = await push(served, run_body(name, number=number) if name in ("plain", "fails") else turn(name, **changes))
-        assert answer.status == (500 if name == "fails" else 200), answer.body
+        if name in PLAIN:
+            answer = await push(served, run_body(name, number=number))
+            assert answer.status == PLAIN[name], answer.body
+        else:
+            answer = await push(served, turn(name, **changes))
+            assert json.loads(answer.body)["status"] == TURNS[name], answer.body
 
     await attempt(1)  # what is made once, and kept
     gc.collect()
