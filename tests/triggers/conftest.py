@@ -1,24 +1,7 @@
-"""A world for every test, and its end."""
+"""The worlds of tests/world."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from tests.world.conftest import kept, one, world
 
-import pytest
-
-from dispatcher.store.database import Database
-from tests.world.world import Node, World
-
-
-@pytest.fixture
-async def world(dsn: str, database: Database) -> AsyncIterator[World]:
-    """A world without a dispatcher."""
-    world = World(dsn, database)
-    yield world
-    await world.close()
-
-
-@pytest.fixture
-async def one(world: World) -> Node:
-    """Its first dispatcher."""
-    return await world.node()
+__all__ = ["kept", "one", "world"]

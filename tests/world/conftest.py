@@ -6,13 +6,24 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+import dispatcher.app
 from dispatcher.store.database import Database
+from tests.world.kept import Kept
 from tests.world.world import Node, World
 
 
+@pytest.fixture(scope="session")
+async def kept(_migrated_dsn: str) -> AsyncIterator[Kept]:
+    """The connections that dispatchers leave to each other."""
+    kept = Kept(_migrated_dsn)
+    yield kept
+    await kept.close()
+
+
 @pytest.fixture
-async def world(dsn: str, database: Database) -> AsyncIterator[World]:
+async def world(dsn: str, database: Database, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """A world without a dispatcher."""
+    monkeypatch.setattr(dispatcher.app, "_database", kept.open)
     world = World(dsn, database)
     yield world
     await world.close()

@@ -120,6 +120,9 @@ class Endpoint:
         return self._arrived.qsize()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._held is not None:  # taken in the moment of the stop, and begun after it
+            writer.close()
+            return
         self._open.add(writer)
         try:
             while await self._request(reader, writer):

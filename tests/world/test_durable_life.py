@@ -214,6 +214,7 @@ async def test_any_of_several_wakes(world: World, one: Node) -> None:
     ]
     run_id = await _waiting(world, one, endpoint, *ops, wake={"any": ["paid#0", {"all": ["late#0", "x#0"]}]})
     await world.advance(timedelta(seconds=31))
+    await one.turn("waits")
     assert (await world.task(run_id))["state"] == "waiting"
     await one.call("POST", "/v1/events", {"type": "paid", "data": {}})
     turn = await endpoint.next()
