@@ -124,6 +124,13 @@ async def fresh_dsn(server: str) -> AsyncIterator[str]:
         yield dsn
 
 
+@pytest.fixture(scope="module")
+async def filled(server: str) -> AsyncIterator[Database]:
+    """A database of the module's own, migrated, for rows that all its tests read and none changes."""
+    async with _migrated(server) as dsn, await Database.open(dsn, min_size=1, max_size=10, reserve=4) as database:
+        yield database
+
+
 @asynccontextmanager
 async def _migrated(server: str) -> AsyncIterator[str]:
     admin: Connection = await asyncpg.connect(server)

@@ -56,13 +56,13 @@ from k, generate_series(1, 2) number
 """
 
 
-@pytest.fixture
-async def much(database: Database) -> Database:
+@pytest.fixture(scope="module")
+async def much(filled: Database) -> Database:
     """A store of which planner and vacuum know."""
-    await database.execute(SEED, NOW, COUNT, EVENT, RUN)
+    await filled.execute(SEED, NOW, COUNT, EVENT, RUN)
     for table in ("events", "logs", "run_history", "task_history", "attempts", "workflows"):
-        await database.execute(f"vacuum analyze {table}")
-    return database
+        await filled.execute(f"vacuum analyze {table}")
+    return filled
 
 
 async def _tenant(database: Database, slug: str) -> int:

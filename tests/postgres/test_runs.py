@@ -74,13 +74,13 @@ class Spy:
         return cast(list[Any], await (self.connection or self.database).fetch(sql, *args))
 
 
-@pytest.fixture
-async def many(database: Database) -> Database:
+@pytest.fixture(scope="module")
+async def many(filled: Database) -> Database:
     """A store with 30,000 finished and 10,000 live runs, of which planner and vacuum know."""
-    await database.execute(SEED, NOW, FINISHED, LIVE)
+    await filled.execute(SEED, NOW, FINISHED, LIVE)
     for table in ("run_history", "runs", "tasks", "task_history", "attempts", "workflows"):
-        await database.execute(f"vacuum analyze {table}")
-    return database
+        await filled.execute(f"vacuum analyze {table}")
+    return filled
 
 
 def touched(node: dict[str, Any]) -> int:
