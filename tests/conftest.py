@@ -43,6 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--replay-programs", type=int, default=300, help="random durable programs compared with a model (300; long: 10,000)")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, lest one process should still be at it when the others have nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 async def server() -> AsyncIterator[str]:
     """DSN of a superuser on a server where databases may be made and dropped."""
