@@ -46,11 +46,12 @@ class Plan:
     finished: int = 1_000_000
     diamonds: int = 500
     crowd: int = 100_000  # runs before fifty others
+    times: int = 15  # these fifty
     signatures: str = "v1a"
     peer: str = ""
 
 
-QUICK = Plan(rounds=1, runs=150, seconds=0.5, bulk_runs=1_500, queued=700, finished=1_000, diamonds=20, crowd=3_000)
+QUICK = Plan(rounds=1, runs=150, seconds=0.5, bulk_runs=1_500, queued=700, finished=1_000, diamonds=20, crowd=3_000, times=4)
 
 
 @dataclass(slots=True)
@@ -81,7 +82,7 @@ class Bench:
             self.suspended.append(await durable.suspended(system, self.plan.suspended, self.plan.seconds))
             self.say(f"  {self.suspended[-1]}")
         if "fair" in self.plan.phases.split(","):
-            self.fair = await fairness.measure(system, self.plan.crowd)
+            self.fair = await fairness.measure(system, self.plan.crowd, self.plan.times)
             for found in self.fair:
                 self.say(f"  {found}")
         if "flat" in self.plan.phases:

@@ -26,7 +26,6 @@ from tests.bench.loads import BULK_IN_FLIGHT, Recorded, chunks, clients, names
 from tests.bench.system import System, free_port, start_endpoint
 
 FEW = 50
-_TIMES = 15
 _SLOTS = 100
 _PLAIN = "gates-busy"
 _LIMITED = "gates-fair"  # ten of a group at a time
@@ -54,27 +53,27 @@ class Fairness:
         )
 
 
-async def measure(system: System, crowd: int) -> list[Fairness]:
-    """All of it; a crowd that fits into all the slots would keep nobody waiting."""
+async def measure(system: System, crowd: int, times: int) -> list[Fairness]:
+    """All of it, the fifty as many `times`; a crowd that fits into all the slots would keep nobody waiting."""
     many = [SLOTS] if crowd > SLOTS else []
-    return [*[await tenants(system, crowd, slots) for slots in (_SLOTS, *many)], await groups(system, crowd)]
+    return [*[await tenants(system, crowd, slots, times) for slots in (_SLOTS, *many)], await groups(system, crowd, times)]
 
 
-async def tenants(system: System, crowd: int, slots: int) -> Fairness:
+async def tenants(system: System, crowd: int, slots: int, times: int) -> Fairness:
     """Fifty runs of one tenant behind those of another."""
     async with _other_tenant(system, slots) as other:
-        return await _measured(f"runs of a tenant behind another's, with {slots:,} slots,", system, other, _PLAIN, crowd)
+        return await _measured(f"runs of a tenant behind another's, with {slots:,} slots,", system, other, _PLAIN, crowd, times)
 
 
-async def groups(system: System, crowd: int) -> Fairness:
+async def groups(system: System, crowd: int, times: int) -> Fairness:
     """Fifty runs of one concurrency group behind those of another."""
-    return await _measured("runs of a group behind another's", system, system, _LIMITED, crowd)
+    return await _measured("runs of a group behind another's", system, system, _LIMITED, crowd, times)
 
 
-async def _measured(what: str, system: System, other: System, flavour: str, crowd: int) -> Fairness:
+async def _measured(what: str, system: System, other: System, flavour: str, crowd: int, times: int) -> Fairness:
     async with clients(system, 1) as (client,), clients(other, BULK_IN_FLIGHT) as crowded, Recorded.of(system) as recorded:
         await _fifty(client, flavour, recorded)
-        alone = [await _fifty(client, flavour, recorded) for _ in range(_TIMES)]
+        alone = [await _fifty(client, flavour, recorded) for _ in range(times)]
         if other is not system:
             await crowded[0].expect("PATCH", f"/v1/workflows/noop-{flavour}", {"paused": True})
         feed = iter(chunks(names(crowd)))
@@ -82,7 +81,7 @@ async def _measured(what: str, system: System, other: System, flavour: str, crow
         if other is not system:
             await crowded[0].expect("PATCH", f"/v1/workflows/noop-{flavour}", {"paused": False})
         before = await recorded.live(flavour)
-        behind = [took async for took in _while_others_wait(client, flavour, recorded)]
+        behind = [took async for took in _while_others_wait(client, flavour, recorded, times)]
         assert before > crowd * 0.9, f"only {before:,} of {crowd:,} were waiting"
         assert behind, "the crowd was served before the fifty were"
         await crowded[0].expect("POST", "/v1/runs/cancel", {"filter": {"workflow": f"noop-{flavour}"}})
@@ -90,8 +89,8 @@ async def _measured(what: str, system: System, other: System, flavour: str, crow
     return Fairness(what, crowd, alone, behind)
 
 
-async def _while_others_wait(client: Client, flavour: str, recorded: Recorded) -> AsyncIterator[float]:
-    for _ in range(_TIMES):
+async def _while_others_wait(client: Client, flavour: str, recorded: Recorded, times: int) -> AsyncIterator[float]:
+    for _ in range(times):
         took = await _fifty(client, flavour, recorded)
         if not await recorded.live(flavour):
             return

@@ -24,7 +24,7 @@ async def test_every_load_runs_every_run_exactly_once(tmp_path: Path) -> None:
     } <= loads
     assert {"graphs chain of 200", "graphs fan of 1,000", "graphs 20 × diamond of 4"} <= loads
     assert [cost.queued for cost in session.claims] == [100, 700]
-    assert [(found.crowd, len(found.alone)) for found in session.fair] == [(3_000, 15)] * 2  # a tenant's, and a group's
+    assert [(found.crowd, len(found.alone)) for found in session.fair] == [(3_000, 4)] * 2  # a tenant's, and a group's
     assert all(found.behind for found in session.fair)
     about = report.machine(postgres)
     found = session.lines(), session.claims, session.idle, about

@@ -37,7 +37,7 @@ async def test_the_api_is_what_its_description_says(server: str, tmp_path: Path)
     async with new_database(server) as dsn:
         options = {"DATABASE_URL": dsn, "DISPATCHER_MASTER_KEY": KEY, "DISPATCHER_MAX_WAIT": "1"}
         with Server("dev", "app:app", "--data", str(tmp_path / "data"), cwd=tmp_path, **options) as running:
-            report = ask(running.url, tmp_path, examples=1, seconds=30, seed=SEED)
+            report = ask(running.url, tmp_path, examples=1, seconds=16, seed=SEED)
     print(f"{report.requests:,} requests to {report.operations} operations")
     assert not report.failures, report.text
     assert report.requests > 1_000
