@@ -72,6 +72,7 @@ from dispatcher.store.migrate import migrate
 _log = logging.getLogger(__name__)
 
 DEFAULT_TENANT = "default"
+_LAST_WORDS = timedelta(seconds=5)  # after the grace, for writing what came of attempts that were still open
 _SET = 250  # tasks leased, or outcomes written, in one statement: more would save little and keep others waiting
 
 
@@ -103,7 +104,7 @@ class Runtime:
         except TimeoutError:
             _log.warning("%d attempts were still open when the grace ended", len(self.deliveries.open))
             self.deliveries.let_go()
-            await self.deliveries.drain()
+            await self._last_words()
         for loop in self.loops.values():
             await loop.stop()
         try:
@@ -111,6 +112,14 @@ class Runtime:
         except DatabaseUnavailable:
             _log.warning("the database is away: the other dispatchers will notice by themselves that this one has gone")
         await self._exit.aclose()
+
+    async def _last_words(self) -> None:
+        try:
+            async with asyncio.timeout(_LAST_WORDS.total_seconds()):
+                await self.deliveries.drain()
+        except TimeoutError:
+            _log.warning("what came of attempts cannot be written: the other dispatchers will find them open")
+            await self.deliveries.cut_short()
 
 
 async def start(settings: Settings, clock: Clock | None = None, *, name: str | None = None) -> Runtime:

@@ -550,10 +550,18 @@ class Deliveries:
             self._close(flight, detached=False)
 
     async def drain(self) -> None:
-        """Wait until no attempt is open."""
+        """Wait until no attempt is open, and what came of each is written."""
+        await self.settlement.drain()
         while self._tasks:
             await asyncio.wait(list(self._tasks))
             await self.settlement.drain()
+
+    async def cut_short(self) -> None:
+        """End what is about to be written, for good: others will find these attempts open, as after a crash."""
+        while left := [*self._tasks, *self.settlement.writers]:
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left)
 
 
 def _requests(assignments: list[Assignment]) -> Iterator[list[Assignment]]:

@@ -81,6 +81,11 @@ class GroupCommit(Generic[Item, Result]):
         """Weight not yet taken into a set."""
         return self._weight
 
+    @property
+    def writers(self) -> list[asyncio.Task[None]]:
+        """What is writing at the moment."""
+        return list(self._writers)
+
     async def drain(self) -> None:
         """Wait until everything submitted so far has been written or has failed."""
         while self._writers:

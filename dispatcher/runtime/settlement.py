@@ -84,6 +84,11 @@ class Settlement:
         settled.outcome.pinned = task.durable and task.pin == "task"
         return self._commits.submit(settled)
 
+    @property
+    def writers(self) -> list[asyncio.Task[None]]:
+        """What is writing at the moment."""
+        return self._commits.writers
+
     async def drain(self) -> None:
         """Wait until everything submitted is written."""
         await self._commits.drain()

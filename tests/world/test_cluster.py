@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+import dispatcher.app
 from tests.world.endpoint import Arrival, Endpoint
 from tests.world.world import Node, World, until
 
 SECOND = timedelta(seconds=1)
 HANDLER = {"name": "work", "retries": 1, "execution_timeout": "1h", "schedule_timeout": "1h"}
+_HELD_UP = "select exists (select from pg_stat_activity where $1 = any(pg_blocking_pids(pid)))"
 MORTAL: dict[str, Any] = {"lease": 15.0, "heartbeat": 3.0}
 
 
@@ -164,6 +167,42 @@ async def test_one_that_stops_in_order_lets_its_attempts_end(world: World, one: 
     assert two.runtime.membership.id
 
 
+async def test_one_that_stops_in_order_waits_for_what_is_being_written(world: World, one: Node) -> None:
+    """Also where no attempt is open any more: what came of the last has yet to be in the database."""
+    endpoint = await world.endpoint(one, [HANDLER])
+    run_id = await one.trigger("work")
+    arrival = await endpoint.next()
+    deliveries = one.runtime.deliveries
+    async with world.database.transaction() as connection:
+        holder = await connection.fetchval("select pg_backend_pid() from tasks for update")
+        arrival.answer(200, 1)
+
+        async def held_up() -> bool:
+            return not deliveries._tasks and bool(await world.database.fetchval(_HELD_UP, holder))
+
+        await until(held_up)
+        drained = asyncio.ensure_future(deliveries.drain())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not drained.done()
+    await drained
+    assert await world.database.fetchval("select status from task_history where run_id = $1", run_id) == "succeeded"
+
+
+async def test_one_that_stops_while_the_database_is_away_comes_to_its_end(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came of its attempts cannot be written: another finds them open, as after a crash."""
+    monkeypatch.setattr(dispatcher.app, "_LAST_WORDS", timedelta(0))
+    endpoint = await world.endpoint(one, [HANDLER])
+    run_id = await one.trigger("work")
+    await endpoint.next()
+    world.nodes.remove(one)
+    await one.runtime.services.database.aclose()
+    async with asyncio.timeout(10):
+        await one.runtime.stop(timedelta(0))
+    await one.api.aclose()
+    assert (await world.task(run_id))["state"] == "running"
+
+
 async def test_what_one_registers_the_other_runs_at_once(world: World, one: Node) -> None:
     two = await world.node("two")
     endpoint = await world.endpoint(one, [{"name": "work", "on_events": ["paper.*"]}])
@@ -176,8 +215,6 @@ async def test_what_one_registers_the_other_runs_at_once(world: World, one: Node
 
 
 async def test_a_result_recorded_by_one_ends_the_wait_at_the_other(world: World, one: Node) -> None:
-    import asyncio
-
     two = await world.node("two")
     endpoint = await world.endpoint(one, [HANDLER])
     await _settled_shares(world, "plain", 100)

@@ -19,7 +19,6 @@ import uvicorn
 from dispatcher.app import Runtime, start
 from dispatcher.clock import ManualClock
 from dispatcher.loops import Loop
-from dispatcher.runtime.deliveries import Deliveries
 from dispatcher.settings import Settings
 from dispatcher.store.database import Database
 from handlers_sdk.asgi import App
@@ -173,7 +172,7 @@ class World:
             await loop.stop()
         node.runtime.deliveries.abandon()
         await node.runtime._exit.aclose()
-        await _cut_short(node.runtime.deliveries)
+        await node.runtime.deliveries.cut_short()  # with neither a database nor connections: nothing of it is recorded
         await node.api.aclose()
 
     async def close(self) -> None:
@@ -240,14 +239,6 @@ class World:
             return all(endpoint.open == (circuit == "closed") for endpoint in endpoints)
 
         await until(known)
-
-
-async def _cut_short(deliveries: Deliveries) -> None:
-    """End what was about to be recorded. There is neither a database nor a connection any more, so nothing of it is, nor goes on later."""
-    while left := [*deliveries._tasks, *deliveries.settlement._commits._writers]:
-        for task in left:
-            task.cancel()
-        await asyncio.wait(left)
 
 
 def _in_envelopes(handler: Mapping[str, Any]) -> dict[str, Any]:
