@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any
 
 import httpx
 import pytest
+import uvloop
 
+from dispatcher.cli.addresses import listen
 from tests.cli.running import KEY, PATIENCE, Server, invoke, new_database
 
 
@@ -173,6 +177,26 @@ def gated(started: threading.Event, release: threading.Event) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_small_answers_are_sent_at_once_whatever_the_loop(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def accepted() -> int:
+        told = asyncio.get_running_loop().create_future()
+
+        async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            told.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        bound = listen("127.0.0.1", 0)
+        async with await asyncio.start_server(connected, sock=bound):
+            _, writer = await asyncio.open_connection(*bound.getsockname())
+            nodelay = int(await told)
+            writer.close()
+            return nodelay
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(accepted()) == 1
 
 
 def test_a_signal_ends_it_after_the_attempts_that_are_open(dsn: str, token: str, tmp_path: Path) -> None:

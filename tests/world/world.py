@@ -87,6 +87,15 @@ class Node:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ended = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Until it is ended, of which it hears at once."""
+        await self.on_tick(0)
+        await self.ended.wait()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the test runner's."""
@@ -182,8 +191,9 @@ class World:
         for node in self.nodes:
             await node.runtime.stop(timedelta(seconds=1))
             await node.api.aclose()
-        for server, task in self._servers:
-            server.should_exit = True
+        for server, _ in self._servers:
+            server.ended.set()
+        for _, task in self._servers:
             await task
 
     # ---- what is recorded
@@ -250,7 +260,7 @@ def _in_envelopes(handler: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bound() -> socket.socket:
-    bound = socket.socket()
+    bound = socket.socket(proto=socket.IPPROTO_TCP)  # asyncio looks at it before it sends small things at once
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(("127.0.0.1", 0))
     return bound
