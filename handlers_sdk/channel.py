@@ -75,6 +75,10 @@ class Channel:
                 self._resolve()
         return future
 
+    def let_go(self) -> None:
+        """There is nobody to stop any more. What is queued is posted all the same."""
+        self._on_stop = _nobody
+
     def _post(self) -> None:
         batch = self._take()
         if batch:
@@ -132,6 +136,10 @@ class Channel:
                     future.set_exception(EventsLostError(f"{lost} events did not reach the dispatcher", lost))
                 else:
                     future.set_result(None)
+
+
+def _nobody(_reason: str) -> None:
+    """The attempt is over."""
 
 
 def _lost_notice(lost: int) -> bytes:

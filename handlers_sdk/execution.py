@@ -222,7 +222,10 @@ class Execution:
         call = self._host.threads.start(fn, *args)
         self._blocking.append(call)
         call.add_done_callback(self._blocking.remove)
-        return await asyncio.wrap_future(call)
+        try:
+            return await asyncio.wrap_future(call)
+        finally:
+            del call  # whose exception knows this frame
 
     async def _flush(self, channel: Channel) -> None:
         """Log lines arrive before the result does; losing them does not change it."""
@@ -271,6 +274,8 @@ class Execution:
         """Over: nobody finds it any more, and its context and its task are let go, which know it too and would wait for the collector."""
         if self._host.running.pop((self._item["id"], self._item["attempt"]), None) is not None:
             del self.context, self._task
+            if self._channel is not None:
+                self._channel.let_go()
 
 
 def _output_bytes(outcome: Outcome) -> int:

@@ -15,7 +15,7 @@ from handlers_sdk import App, Context, Dispatcher, DurableContext, EmptyModel, S
 from handlers_sdk.errors import NonRetryableException, StepFailedError
 from tests.sdk.pushing import clock, item, push, run_body, turn
 
-PLAIN = {"plain": 200, "fails": 500}
+PLAIN = {"plain": 200, "logs": 200, "fails": 500, "blocks": 500}
 TURNS = {
     "steps": "done",
     "reduces": "done",
@@ -50,6 +50,15 @@ def attempts(dispatcher: Dispatcher) -> list[Any]:
     async def plain(input: EmptyModel, ctx: Context) -> int:
         return 1
 
+    @dispatcher.task()
+    async def logs(input: EmptyModel, ctx: Context) -> int:
+        ctx.log("here")
+        return 1
+
+    @dispatcher.task()
+    def blocks(input: EmptyModel, ctx: Context) -> int:
+        raise ValueError("in a thread")
+
     @dispatcher.task(execution_timeout="10s")
     async def fails(input: EmptyModel, ctx: Context) -> int:
         raise NonRetryableException("no")
@@ -64,7 +73,7 @@ def attempts(dispatcher: Dispatcher) -> list[Any]:
     async def reduces(input: EmptyModel, ctx: StateContext) -> int:
         return 3
 
-    return [plain, fails, steps, reduces]
+    return [plain, logs, blocks, fails, steps, reduces]
 
 
 def suspended(dispatcher: Dispatcher) -> list[Any]:
