@@ -24,11 +24,11 @@ _KEPT: Final = 20_000
 _SHOWN: Final = 200  # characters of a key that are kept to be shown
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Gate:
     """One group: `rule` is what declares it, `key` which of its groups it is, `most` how many of it may be under way.
 
-    `entry` is how it is stored beside a task, as JSON text.
+    `entry` is how it is stored beside a task, as JSON text. Two are told apart by `id`: as objects they are equal to themselves alone.
     """
 
     id: str

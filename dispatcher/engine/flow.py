@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, Final
 
 import msgspec
 
@@ -26,6 +27,7 @@ from dispatcher.engine.definitions.workflows import Definition
 from dispatcher.engine.expressions import ExpressionError
 from dispatcher.engine.rate_limits import Demand, bucket_id
 
+_KEPT: Final = 20_000
 Variables = Mapping[str, Any]
 Ruled = tuple[str, Concurrency]  # a limit, with what tells its groups from those of others
 
@@ -38,19 +40,33 @@ class FlowError(ValueError):
         self.expression = expression
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Passage:
-    """What one task, or one run of a graph, has to pass: its gates in order, and the units it takes when it starts."""
+    """What one task, or one run of a graph, has to pass: its gates in order, and the units it takes when it starts.
+
+    What is written of it is made once: those that are met again and again are kept.
+    """
 
     gates: tuple[Gate, ...] = ()
     demands: tuple[Demand, ...] = ()
 
-    @property
+    @cached_property
     def preempts(self) -> bool:
         """Whether arriving at one of its gates may end somebody."""
         return preempts(self.gates)
 
-    def members(self) -> list[str]:
+    @cached_property
+    def ids(self) -> str | None:
+        """The ids of its gates, with commas; None where it has none."""
+        return ",".join([gate.id for gate in self.gates]) or None
+
+    @cached_property
+    def limits(self) -> str | None:
+        """How many may be in each of its gates, with commas."""
+        return ",".join([str(gate.most) for gate in self.gates]) or None
+
+    @cached_property
+    def members(self) -> tuple[str, ...]:
         """What is stored of it beside the task: members of an object, as JSON text."""
         stored = []
         if self.gates:
@@ -58,11 +74,12 @@ class Passage:
         if self.demands:
             units = [[d.key, d.units, d.most, d.duration] for d in self.demands]
             stored.append(f'"units":{msgspec.json.encode(units).decode()}')
-        return stored
+        return tuple(stored)
 
+    @cached_property
     def document(self) -> str:
         """The same as an object."""
-        return f"{{{','.join(self.members())}}}"
+        return f"{{{','.join(self.members)}}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +93,7 @@ class Flow:
     def document(self) -> str:
         """What is kept with a run of a graph: its own gates, and what its tasks will be given."""
         nodes = [f'"{node}":{_node(passage)}' for node, passage in enumerate(self.tasks) if passage.gates or passage.demands]
-        members = [*self.run.members(), f'"nodes":{{{",".join(nodes)}}}']
+        members = [*self.run.members, f'"nodes":{{{",".join(nodes)}}}']
         return f"{{{','.join(members)}}}"
 
 
@@ -109,8 +126,11 @@ class Plan:
         """What a run with this input (parsed JSON) has to pass. Raises FlowError."""
         given = metadata if metadata is not None else {}
         variables: Variables = {"input": input, "additional_metadata": given, "metadata": given}
-        passages = [Passage(_gates(own, variables), tuple([_demand(limit, variables) for limit in limits])) for own, limits in self.tasks]
-        return Flow(Passage(_gates(self.run, variables)), tuple(passages))
+        passages = [_passage(_gates(own, variables), tuple([_demand(limit, variables) for limit in limits])) for own, limits in self.tasks]
+        return Flow(_passage(_gates(self.run, variables), ()), tuple(passages))
+
+
+_passage = lru_cache(maxsize=_KEPT)(Passage)
 
 
 def _gates(declared: Sequence[Ruled], variables: Variables) -> tuple[Gate, ...]:
@@ -124,7 +144,7 @@ def _gates(declared: Sequence[Ruled], variables: Variables) -> tuple[Gate, ...]:
 
 def _node(passage: Passage) -> str:
     ids = f'"ids":{msgspec.json.encode([gate.id for gate in passage.gates]).decode()}'
-    members = [*passage.members(), ids, f'"preempts":{str(passage.preempts).lower()}']
+    members = [*passage.members, ids, f'"preempts":{str(passage.preempts).lower()}']
     return f"{{{','.join(members)}}}"
 
 

@@ -36,16 +36,14 @@ def give(run: Limited, flow: Flow) -> tuple[Demand, ...]:
         _pass(run, flow.run)
         return ()
     passage = flow.tasks[0]
-    run.flow = passage.document()
+    run.flow = passage.document
     _pass(run, passage)
     return passage.demands
 
 
 def _pass(run: Limited, passage: Passage) -> None:
     if passage.gates:
-        run.gates = ",".join([gate.id for gate in passage.gates])
-        run.gate_limits = ",".join([str(gate.most) for gate in passage.gates])
-        run.preempts = passage.preempts
+        run.gates, run.gate_limits, run.preempts = passage.ids, passage.limits, passage.preempts
 
 
 def refusal(workflow: Workflow, error: FlowError) -> Problem:

@@ -297,6 +297,19 @@ async def test_a_chain_of_gates_of_which_some_are_new_is_counted_once(database: 
     assert await gates.audit(database) == []
 
 
+async def test_who_keeps_his_place_is_not_counted_again_where_a_gate_is_made_for_another(database: Database) -> None:
+    """One statement for a task that stays where it is and for one that comes to a gate that has been forgotten meanwhile."""
+    async with database.transaction() as conn:
+        await conn.execute(FILL, 2, NOW, 0, 1)
+        await conn.execute("update tasks set state = 'scheduled', gates_held = 0, dispatcher_id = null where run_id like 'run_00000002%'")
+        await conn.execute("delete from gates where id = $1", UUID(int=2))
+        await conn.execute("update tasks set state = case when state = 'scheduled' then 'queued' else state end, priority = 2")
+        counted = await conn.fetch("select id, held, waiting from gates order by id")
+        assert [tuple(row) for row in counted] == [(UUID(int=1), 1, 1), (UUID(int=2), 0, 2)]
+        await conn.execute("delete from tasks")
+        await conn.execute("delete from gates")
+
+
 async def test_gates_nobody_uses_are_forgotten_after_a_while_and_no_others(database: Database) -> None:
     """A hundred groups, some held and some waited at, in pages of seven; what somebody has locked waits for the next time."""
     hour = timedelta(hours=1)
