@@ -149,6 +149,7 @@ async def test_slots_lowered_below_what_runs_end_nothing_and_let_nobody_in(world
     runs = [await one.trigger("any") for _ in range(6)]
     open_ = [await endpoint.next() for _ in range(4)]
     await one.call("PATCH", "/v1/endpoints/plain", {"slots": 2})
+    await one.turn("slots")  # before that its share is the old one
     for left in (3, 2):
         arrival = open_.pop()
         arrival.answer(200, {})
