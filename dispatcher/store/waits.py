@@ -314,7 +314,7 @@ SEND = """
 """
 
 # The first message goes to the wait that was first, and so on; waits of one append are told apart by microseconds. A closed inbox with
-# nothing left in it ends those that still wait.
+# nothing left in it ends those that still wait. The mark is left anew: whoever has seen the old one has not seen what is settled here.
 RECEIVE = Statement(
     """
     with marked as (
@@ -341,6 +341,10 @@ RECEIVE = Statement(
     ), taken as (
         delete from messages m using settled s
         where m.tenant_id = any (array[s.tenant_id]) and m.run_id = s.run_id and m.node = s.node and m.seq = s.seq
+    ), told as (
+        update tasks t set wake_at = $1, marks = coalesce(t.marks, 0) + 1
+        from (select distinct tenant_id, run_id, node from settled) s
+        where t.tenant_id = any (array[s.tenant_id]) and t.run_id = s.run_id and t.node = s.node
     )
     select tenant_id, run_id, node, graph from settled
     """,

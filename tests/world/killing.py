@@ -331,7 +331,8 @@ class Succession:
             while self.fates.dying:
                 await self._replace(self.fates.dying[0])
             try:
-                await asyncio.wait_for(self.fates.stirred.wait(), _QUIET_SECONDS)
+                async with asyncio.timeout(_QUIET_SECONDS):  # `wait_for` may take the end of our patience for its own
+                    await self.fates.stirred.wait()
                 self.fates.stirred.clear()
             except TimeoutError:
                 if not self.fates.under_way and not self.fates.dying:

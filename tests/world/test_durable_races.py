@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.store import journal
+from dispatcher.store import journal, waits
 from tests.world.durable import answer, durable_endpoint, entry, log_of, pending
 from tests.world.endpoint import Arrival, Endpoint
 from tests.world.world import Node, World, until
@@ -63,6 +63,27 @@ async def test_an_event_around_the_registration_is_never_lost(world: World, one:
 
     await until(over, 30.0)
     assert got == {run_id: {"n": n} for n, run_id in enumerate(runs)}
+
+
+async def test_a_message_that_another_brings_meanwhile_is_not_overlooked(world: World, one: Node) -> None:
+    """Whoever looked before takes no mark away with what was settled since, though the one who settled it dies there and then."""
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    answer(await endpoint.next(), "wait", base=0, ops=[pending("message", "m#0")], wake="m#0")
+    await world.task(run_id, state="waiting")
+    for name in ("waits", "marks"):
+        await one.runtime.loops[name].stop()
+    await one.call("POST", f"/v1/runs/{run_id}/messages", {"data": 1})
+    seen = await waits.marked(world.database, 10)
+    assert [task.receives for task in seen] == [True]
+    assert len(await waits.receive(world.database, world.now, 10)) == 1
+    await waits.resume(world.database, seen, (), world.now)
+    assert [task.ids for task in await waits.marked(world.database, 10)] == [["m#0"]]
+    one.runtime.loops["marks"].start()
+    arrival = await endpoint.next()
+    assert log_of(arrival)[1]["value"] == 1
+    answer(arrival, "done", base=2, output=1)
+    assert (await world.over(run_id))["status"] == "succeeded"
 
 
 async def test_one_event_wakes_a_thousand_once_each(world: World) -> None:
