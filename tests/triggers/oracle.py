@@ -27,17 +27,21 @@ def _named(expression: str, wall: datetime) -> bool:
 
 
 def counted(expression: str, name: str, start: datetime, end: datetime) -> list[datetime]:
-    """The ticks of all minutes behind `start` until `end`, minute by minute, by what the clocks show."""
+    """The ticks of all minutes behind `start` until `end`, minute by minute, by what the clocks show.
+
+    An hour field that names all hours says every hour, however it is written: none of them is caught up with, and all come again.
+    """
     rules, found = ZoneInfo(name), []
     minute, hour = expression.split()[:2]
-    again = minute.startswith("*") or hour.startswith("*")
+    every_hour = all(_matches(hour, n, 0, 23) for n in range(24))
+    again = minute.startswith("*") or hour.startswith("*") or every_hour
     at = start.replace(second=0, microsecond=0)
     shown = at.astimezone(rules)
     while at < end:
         at += MINUTE
         before, shown = shown, at.astimezone(rules)
         wall, expected = shown.replace(tzinfo=None, fold=0), before.replace(tzinfo=None, fold=0) + MINUTE
-        skipped = [expected + MINUTE * n for n in range(max(0, (wall - expected) // MINUTE))] if hour != "*" else []
+        skipped = [expected + MINUTE * n for n in range(max(0, (wall - expected) // MINUTE))] if not every_hour else []
         if (_named(expression, wall) and (shown.fold == 0 or again)) or any(_named(expression, one) for one in skipped):
             found.append(at)
     return [moment for moment in found if start < moment <= end]
