@@ -235,8 +235,8 @@ class Directory:
         known = self._versions.get((tenant_id, workflow_id, number))
         if known is not None:
             return known
-        rows = await registry.workflow_versions(self.database, tenant_id, workflow_id, number)
-        return self._workflow(tenant_id, workflow_id, number, rows[0].definition)
+        row = await registry.workflow_version(self.database, tenant_id, workflow_id, number)
+        return self._workflow(tenant_id, workflow_id, number, row.definition)
 
     def _endpoint(self, tenant_id: int, row: EndpointRow, signers: Signers) -> Endpoint:
         manifest = msgspec.json.decode(row.manifest, type=StoredManifest)

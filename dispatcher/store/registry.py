@@ -340,9 +340,17 @@ async def workflow(db: Database, tenant_id: int, name: str) -> WorkflowRow | Non
     return WORKFLOWS.first(await db.fetch(WORKFLOWS.sql, tenant_id, name))
 
 
-async def workflow_versions(db: Database, tenant_id: int, workflow_id: int, number: int | None = None) -> list[VersionRow]:
-    """A workflow's versions, newest first; or one of them."""
-    return WORKFLOW_VERSIONS.read(await db.fetch(WORKFLOW_VERSIONS.sql, tenant_id, workflow_id, number))
+async def workflow_versions(db: Database, tenant_id: int, workflow_id: int) -> list[VersionRow]:
+    """A workflow's versions, newest first."""
+    return WORKFLOW_VERSIONS.read(await db.fetch(WORKFLOW_VERSIONS.sql, tenant_id, workflow_id, None))
+
+
+async def workflow_version(db: Database, tenant_id: int, workflow_id: int, number: int) -> VersionRow:
+    """One of a workflow's versions. It is asked for within transactions, and not by the lane that those may have filled: all of them would
+    wait for each other.
+    """
+    (row,) = WORKFLOW_VERSIONS.read(await db.fetch(WORKFLOW_VERSIONS.sql, tenant_id, workflow_id, number, lane="settle"))
+    return row
 
 
 async def endpoint_versions(db: Database, tenant_id: int, endpoint_id: str) -> list[EndpointVersionRow]:

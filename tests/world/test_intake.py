@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -30,6 +31,19 @@ async def test_a_key_that_comes_again_is_the_same_run(world: World, one: Node) -
     await world.over(first["id"])
     assert (await one.call("POST", "/v1/runs", body, expect=200))["id"] == first["id"]
     assert endpoint.waiting == 0
+
+
+async def test_versions_are_found_though_transactions_hold_every_connection_that_takes_work_in(world: World, one: Node) -> None:
+    """Who revives a run asks for its version within a transaction; a dozen who do so at once must not wait for each other."""
+    await world.endpoint(one, [HANDLER])
+    directory = one.runtime.services.directory
+    workflow = directory.pictures[1].workflows["work"]
+    directory._versions.clear()
+    async with AsyncExitStack() as held:
+        while directory.database.statistics()["intake"].open - directory.database.statistics()["intake"].idle < 12:
+            await held.enter_async_context(directory.database.transaction())
+        found = await directory.workflow_version(workflow.tenant_id, workflow.id, workflow.number)
+    assert found.definition == workflow.definition
 
 
 async def test_a_key_is_forgotten_in_time(world: World, one: Node) -> None:
