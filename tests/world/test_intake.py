@@ -37,10 +37,11 @@ async def test_versions_are_found_though_transactions_hold_every_connection_that
     """Who revives a run asks for its version within a transaction; a dozen who do so at once must not wait for each other."""
     await world.endpoint(one, [HANDLER])
     directory = one.runtime.services.directory
-    workflow = directory.pictures[1].workflows["work"]
+    (picture,) = directory.pictures.values()
+    workflow = picture.workflows["work"]
     directory._versions.clear()
     async with AsyncExitStack() as held:
-        while directory.database.statistics()["intake"].open - directory.database.statistics()["intake"].idle < 12:
+        for _ in range(directory.settings.database_connections):
             await held.enter_async_context(directory.database.transaction())
         found = await directory.workflow_version(workflow.tenant_id, workflow.id, workflow.number)
     assert found.definition == workflow.definition
