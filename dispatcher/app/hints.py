@@ -29,13 +29,14 @@ class Hints:
 
     def _wire_work(self) -> None:
         parts, services, loops = self.parts, self.parts.services, self.loops
-        parts.capacity.on_free = parts.membership.on_capacity = self._work
+        parts.capacity.on_free = self._work
+        parts.membership.on_capacity = self._sweep
         parts.settlement.on_requeued = self._requeued
         services.intake.on_backlog = parts.graphs.on_ready = self._backlogged
         parts.deliveries.on_deadline = loops["deadlines"].wake_by
         services.callbacks.on_detached_end = lambda: loops["slots"].wake_by(services.clock.now() + _RECOUNT)
         services.cancellation.on_marked = loops["cancels"].wake
-        services.registration.on_change = parts.circuits.on_change = self._registry_changed
+        services.directory.on_change = self._registry_changed
 
     def _wire_limits(self) -> None:
         services, loops = self.parts.services, self.loops
@@ -72,7 +73,7 @@ class Hints:
 
     def _wire_signals(self) -> None:
         services, signals, loops = self.parts.services, self.parts.signals, self.loops
-        signals.on("ready", self._ready)
+        signals.on("ready", lambda _: self._sweep())
         signals.on("gated", lambda _: services.gates.heard())
         signals.on("registry", lambda _: loops["registry"].wake())
         signals.on("finished", services.streams.finished_ids)
@@ -113,7 +114,8 @@ class Hints:
         self.loops["slots"].wake()
         self.loops["timetable"].wake()
 
-    def _ready(self, _arguments: list[str]) -> None:
+    def _sweep(self) -> None:
+        """There may be something to claim that this process has not heard of, or could not do anything about when it did."""
         self.parts.claims.sweep()
         self._work()
 

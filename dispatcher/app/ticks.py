@@ -121,8 +121,7 @@ class Ticks:
         return now if await self.parts.membership.bury(now, _BATCH) else None
 
     async def _refresh(self, now: datetime) -> None:
-        if await self.parts.services.directory.refresh(now):
-            self.loops["slots"].wake()
+        await self.parts.services.directory.refresh(now)
         await self.parts.services.webhooks.refresh(now)
         await self.parts.services.waiters.look()
         await self.parts.services.streams.look()

@@ -41,7 +41,6 @@ class Circuits:
         self._same: dict[tuple[int, str], deque[tuple[str, str]]] = {}
         self._changing: dict[tuple[int, str], asyncio.Task[None]] = {}
         self.rediscover: Callable[[Endpoint, str], Awaitable[bool]] | None = None
-        self.on_change: Callable[[], None] = lambda: None
 
     def change(self, endpoint: Endpoint, circuit: health.Circuit, code: str) -> None:
         """Set an endpoint's circuit soon; a change already under way is enough."""
@@ -111,7 +110,6 @@ class Circuits:
                     await pausing.returned(conn, tenant_id, endpoint_id, now)
         await self._directory.refresh(now)
         self._signals.send("registry")
-        self.on_change()
 
     async def probe_due(self, now: datetime) -> None:
         """Try the endpoints whose probe is due, all at once."""

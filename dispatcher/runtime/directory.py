@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -114,6 +114,8 @@ class Directory:
     keyring: Keyring
     pictures: dict[int, Picture] = field(default_factory=dict)
     slugs: dict[str, int] = field(default_factory=dict)
+    on_change: Callable[[], None] = lambda: None
+    """Called when something newer has been read, whoever asked for it."""
     _versions: dict[tuple[int, int, int], Workflow] = field(default_factory=dict)
     _filters: dict[int, dict[FilterRow, Filter]] = field(default_factory=dict)
     _caught_up: datetime | None = None
@@ -130,26 +132,24 @@ class Directory:
             timedelta(seconds=s.max_execution_timeout),
         )
 
-    async def refresh(self, now: datetime) -> bool:
-        """Read again whatever has a newer version; True when anything had."""
+    async def refresh(self, now: datetime) -> None:
+        """Read again whatever has a newer version."""
         async with self._lock:
-            changed = False
             for tenant in await registry.tenants(self.database):
                 self.slugs[tenant.slug] = tenant.id
                 picture = self.pictures.get(tenant.id)
                 if picture is None or picture.tenant.registry_version != tenant.registry_version or picture.outlived(now):
-                    changed |= await self._reload(tenant, now)
-            return changed
+                    await self._reload(tenant, now)
 
-    async def _reload(self, tenant: Tenant, now: datetime) -> bool:
+    async def _reload(self, tenant: Tenant, now: datetime) -> None:
         """Read one tenant again. One whose rows make no sense keeps its old picture, and does not stand in the others' way."""
         loaded = await registry.load(self.database, tenant)
         try:
             self.pictures[tenant.id] = await self._picture(loaded, now)
         except (DefinitionError, SealError, msgspec.MsgspecError, ValueError):
             _log.exception("what tenant %s has registered cannot be read", tenant.slug)
-            return False
-        return True
+        else:
+            self.on_change()
 
     async def catch_up(self, now: datetime) -> None:
         """Read what is newer, at most every few milliseconds: for callers who name something not known here."""

@@ -97,6 +97,9 @@ class Membership:
         counted, units = dict(self._capacity.detached), self._directory.largest()
         async with self._database.transaction(lane="settle") as conn:
             picture = await dispatchers.lock_slots(conn, now)
+            if self.id not in picture.live:  # the next heartbeat joins anew; until then nothing is its own
+                self._capacity.grants.clear()
+                return
             grants, held = {}, {}
             for place, slots in picture.slots.items():
                 in_use = self._capacity.in_use.get(place, 0) - counted.get(place, 0)
@@ -143,9 +146,12 @@ class Membership:
 
     async def audit(self, now: datetime) -> None:
         """Put back leases of ours that we know nothing of: a commit whose confirmation was lost may have written them."""
-        held = await tasks.held_since(self._database, self.id, now - _AUDIT_AGE)
-        unknown = [key for key in held if key not in self._deliveries.open]
-        await self._settle(await tasks.load(self._database, unknown), LeaseEnded())
+        me, before = self.id, now - _AUDIT_AGE
+        unknown = [key for key in await tasks.held_since(self._database, me, before) if key not in self._deliveries.open]
+        found = await tasks.load(self._database, unknown)
+        # What has ended since may have begun again: that is another attempt.
+        lost = [task for task in found if task.dispatcher_id == me and task.started_at is not None and task.started_at <= before]
+        await self._settle(lost, LeaseEnded())
 
     async def end_leases(self, now: datetime, limit: int) -> bool:
         """End attempts whose own lease is over; True when there may be more."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -95,7 +95,6 @@ class Registration:
         self._clock = clock
         self._settings = settings
         self._ids = IdMaker()
-        self.on_change: Callable[[], None] = lambda: None
 
     async def put(
         self,
@@ -276,7 +275,6 @@ class Registration:
         """Take note of a change here, and tell the others."""
         await self._directory.refresh(self._clock.now())
         self._signals.send("registry")
-        self.on_change()
 
     def _document(
         self, put: EndpointPut, offer: Offer, known: EndpointRow | None, before: dict[str, str], secret: str | None

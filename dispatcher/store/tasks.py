@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from dispatcher.engine.attempts import Final, Sparer, State, TaskState
 from dispatcher.store.database import Database
@@ -83,31 +82,37 @@ class Cancelling:
     reason: str
 
 
-LOAD = Statement(
-    """
+_LIVE = """
     select t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.state, t.epoch, t.priority, t.app_retries,
            t.infra_retries, t.spared_since, t.spared_by, t.due_at, t.schedule_deadline, t.dispatcher_id, t.endpoint_id, t.endpoint_version,
            t.started_at, t.deadline, t.lease_until, t.lease, t.slot_released, t.cancel_at, t.cancel_reason, t.status,
            coalesce(t.turn, 1) > 1 or coalesce(t.log_len, 0) > 0 as begun, coalesce(t.cleanup, false) as cleanup, t.durable,
            t.requirement
+"""
+
+
+def _live(sql: str) -> Statement[LiveTask]:
+    """What is found is read in the statement that finds it: read after it, it may be the next attempt, which has nothing to do with it."""
+    return Statement(_LIVE + sql, LiveTask)
+
+
+LOAD = _live(
+    """
     from unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node)
     join tasks t on t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node
-    """,
-    LiveTask,
+    """
 )
 
-OF_RUNS = Statement(
+OF_RUNS = _live(
     """
-    select tenant_id, run_id, node from tasks where tenant_id = $1 and run_id = any($2::text[]) and state <> 'settled'
-    """,
-    Applied,
+    from tasks t where t.tenant_id = $1 and t.run_id = any($2::text[]) and t.state <> 'settled'
+    """
 )
 
-LEASES_ENDED = Statement(
+LEASES_ENDED = _live(
     """
-    select tenant_id, run_id, node from tasks where lease_until <= $1 order by lease_until limit $2
-    """,
-    Applied,
+    from tasks t where t.lease_until <= $1 order by t.lease_until limit $2
+    """
 )
 
 HELD_SINCE = Statement(
@@ -117,17 +122,16 @@ HELD_SINCE = Statement(
     Applied,
 )
 
-ORPHANS = Statement(
+ORPHANS = _live(
     """
-    select tenant_id, run_id, node from tasks where dispatcher_id = any($1::bigint[]) limit $2
-    """,
-    Applied,
+    from tasks t where t.dispatcher_id = any($1::bigint[]) limit $2
+    """
 )
 
 # Where every route leads to a broken or paused endpoint nobody could have taken the task: it waits on, up to $2 since it came due.
-OVERDUE = Statement(
+OVERDUE = _live(
     """
-    select t.tenant_id, t.run_id, t.node from tasks t
+    from tasks t
     where t.schedule_deadline <= $1
       and (t.due_at + $2::interval <= $1
            or not exists (select from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
@@ -135,17 +139,14 @@ OVERDUE = Statement(
            or exists (select from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
                       where r.tenant_id = t.tenant_id and r.workflow_id = t.workflow_id and e.circuit = 'closed' and not e.paused))
     order by t.schedule_deadline limit $3
-    """,
-    Applied,
+    """
 )
 
 # An attempt some dispatcher holds open is that dispatcher's to end; it is helped out only when that is long overdue.
-CANCELS_DUE = Statement(
+CANCELS_DUE = _live(
     """
-    select tenant_id, run_id, node from tasks
-    where cancel_at <= $1 and (dispatcher_id is null or cancel_at <= $2) order by cancel_at limit $3
-    """,
-    Applied,
+    from tasks t where t.cancel_at <= $1 and (t.dispatcher_id is null or t.cancel_at <= $2) order by t.cancel_at limit $3
+    """
 )
 
 CANCELLING = Statement(
@@ -201,32 +202,33 @@ async def load_one(db: Database, key: TaskKey) -> LiveTask | None:
 
 async def of_runs(db: Database, tenant_id: int, run_ids: Sequence[str]) -> list[LiveTask]:
     """The live tasks of runs."""
-    return await load(db, _keys(await db.fetch(OF_RUNS.sql, tenant_id, list(run_ids))))
+    return OF_RUNS.read(await db.fetch(OF_RUNS.sql, tenant_id, list(run_ids)))
 
 
 async def leases_ended(db: Database, now: datetime, limit: int) -> list[LiveTask]:
     """Running tasks whose own lease is over."""
-    return await load(db, _keys(await db.fetch(LEASES_ENDED.sql, now, limit)))
+    return LEASES_ENDED.read(await db.fetch(LEASES_ENDED.sql, now, limit))
 
 
 async def orphans(db: Database, dispatchers: Sequence[int], limit: int) -> list[LiveTask]:
     """Running tasks of dispatchers that are no more."""
-    return await load(db, _keys(await db.fetch(ORPHANS.sql, list(dispatchers), limit)))
+    return ORPHANS.read(await db.fetch(ORPHANS.sql, list(dispatchers), limit))
 
 
 async def held_since(db: Database, dispatcher_id: int, before: datetime) -> list[TaskKey]:
     """Running tasks leased to a dispatcher at or before a moment."""
-    return _keys(await db.fetch(HELD_SINCE.sql, dispatcher_id, before))
+    rows = HELD_SINCE.read(await db.fetch(HELD_SINCE.sql, dispatcher_id, before))
+    return [(row.tenant_id, row.run_id, row.node) for row in rows]
 
 
 async def overdue(db: Database, now: datetime, misconfig_ttl: timedelta, limit: int) -> list[LiveTask]:
     """Tasks past their schedule timeout that an endpoint in good health could have taken."""
-    return await load(db, _keys(await db.fetch(OVERDUE.sql, now, misconfig_ttl, limit)))
+    return OVERDUE.read(await db.fetch(OVERDUE.sql, now, misconfig_ttl, limit))
 
 
 async def cancels_due(db: Database, now: datetime, long_overdue: datetime, limit: int) -> list[LiveTask]:
     """Running tasks whose grace after a cancel is over and whose dispatcher, if any, has not ended them since `long_overdue`."""
-    return await load(db, _keys(await db.fetch(CANCELS_DUE.sql, now, long_overdue, limit)))
+    return CANCELS_DUE.read(await db.fetch(CANCELS_DUE.sql, now, long_overdue, limit))
 
 
 async def cancelling(db: Database, dispatcher_id: int) -> list[Cancelling]:
@@ -245,7 +247,3 @@ async def renew(db: Database, seen: LiveTask, wanted: LiveTask) -> bool:
 async def set_progress(db: Database, guard: Guard, progress: str) -> None:
     """Keep the latest progress of a running attempt."""
     await db.execute(PROGRESS, guard.tenant_id, guard.run_id, guard.node, guard.epoch, progress)
-
-
-def _keys(records: Sequence[Any]) -> list[TaskKey]:
-    return [(r[0], r[1], r[2]) for r in records]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import dispatcher.app
+from dispatcher.store.dispatchers import LOCK_GRANTS
 from tests.world.endpoint import Arrival, Endpoint
 from tests.world.world import Node, World, until
 
@@ -212,6 +213,28 @@ async def test_what_one_registers_the_other_runs_at_once(world: World, one: Node
     accepted = await two.call("POST", "/v1/events", {"type": "paper.low", "data": {}})
     assert len(accepted["runs"]) == 1
     (await endpoint.next()).answer(200, 1)
+
+
+async def test_what_one_hears_of_before_it_has_slots_for_it_runs_once_it_has(world: World, one: Node) -> None:
+    two = await world.node("two")
+    heard, signals = asyncio.Event(), one.runtime.membership._signals
+    ready = signals._handlers["ready"]
+
+    def hear(arguments: list[str]) -> None:
+        ready(arguments)
+        heard.set()
+
+    signals.on("ready", hear)
+    await two.runtime.loops["slots"].stop()
+    async with world.database.transaction() as connection:
+        await connection.execute(LOCK_GRANTS)
+        endpoint = await world.endpoint(one, [HANDLER])
+        run_id = await two.trigger("work")
+        await heard.wait()
+        await one.turn("claim")
+        assert endpoint.waiting == 0
+    (await endpoint.next()).answer(200, 1)
+    await world.over(run_id)
 
 
 async def test_a_result_recorded_by_one_ends_the_wait_at_the_other(world: World, one: Node) -> None:

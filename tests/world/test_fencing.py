@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dispatcher.store import outcomes, tasks
+from dispatcher.store.database import Database
 from tests.world.endpoint import Arrival, Endpoint
 from tests.world.world import Node, World, until
 
@@ -60,7 +61,8 @@ async def test_work_leased_to_a_dispatcher_already_buried_is_found(world: World)
     one = await world.node("one", lease=15.0, heartbeat=3.0)
     endpoint = await world.endpoint(one, [{"name": "work", "idempotent": True}])
     endpoint.way = lambda _: None
-    await one.runtime.loops["heartbeat"].stop()
+    for name in ("heartbeat", "slots"):
+        await one.runtime.loops[name].stop()
     two = await world.node("two", lease=15.0, heartbeat=3.0)
     for _ in range(6):
         world.clock.advance(timedelta(seconds=3))
@@ -80,6 +82,67 @@ async def test_work_leased_to_a_dispatcher_already_buried_is_found(world: World)
     row = await world.task(run_id)
     assert row["dispatcher_id"] != before
     assert row["infra_retries"] == 1
+
+
+async def test_one_that_was_buried_gives_itself_no_slots(world: World, one: Node) -> None:
+    await world.endpoint(one, [{"name": "work"}])
+    await one.turn("slots")
+    assert sum(one.runtime.capacity.grants.values()) == 100
+    await world.database.execute("delete from dispatchers")
+    await one.runtime.membership.rebalance(world.now)
+    assert one.runtime.capacity.grants == {}
+    await one.runtime.membership.heartbeat(world.now)
+    assert sum(one.runtime.capacity.grants.values()) == 100
+
+
+async def test_two_that_bury_the_same_dispatcher_take_nothing_from_the_living(
+    world: World, one: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second has found the task of the dead; before it looks any closer, the first has put it back and it runs again."""
+    two = await world.node("two")
+    endpoint = await world.endpoint(one, [{"name": "work"}])
+    run_id = await one.trigger("work")
+    lost = await endpoint.next()
+    await world.database.execute("update tasks set dispatcher_id = -1")
+    buried_by_one = list[Arrival]()
+    fetch = Database.fetch
+
+    async def then_the_other(self: Database, sql: str, *args: Any, **named: Any) -> list[Any]:
+        found = await fetch(self, sql, *args, **named)
+        if self is two.runtime.services.database and not buried_by_one and any(run_id in row.values() for row in found):
+            buried_by_one.append(lost)
+            await one.runtime.membership.bury(world.now, 100)
+            buried_by_one.append(await endpoint.next())
+        return found
+
+    monkeypatch.setattr(Database, "fetch", then_the_other)
+    await two.runtime.membership.bury(world.now, 100)
+    assert len(buried_by_one) == 2
+    row = await world.task(run_id)
+    assert (row["state"], row["epoch"], row["infra_retries"]) == ("running", 2, 1)
+
+
+async def test_an_audit_leaves_alone_what_has_begun_since(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attempt it knows nothing of ends while it looks, and the next begins."""
+    endpoint = await world.endpoint(one, [{"name": "work", "retries": 1}])
+    run_id = await one.trigger("work")
+    unknown = await endpoint.next()
+    one.runtime.deliveries.abandon()
+    world.clock.advance(timedelta(seconds=11))
+    load, begun = tasks.load, list[Arrival]()
+
+    async def load_late(db: Any, keys: Any) -> Any:
+        if keys and not begun:
+            begun.append(unknown)
+            await one.callback(unknown.json["token"], {"type": "fail", "error": {"message": "by callback"}})
+            begun.append(await endpoint.next())
+        return await load(db, keys)
+
+    monkeypatch.setattr(tasks, "load", load_late)
+    await one.runtime.membership.audit(world.now)
+    assert len(begun) == 2
+    row = await world.task(run_id)
+    assert (row["state"], row["epoch"], row["infra_retries"]) == ("running", 2, 0)
 
 
 async def test_an_extension_reaches_the_dispatcher_that_holds_the_attempt_without_the_hint(world: World, one: Node) -> None:
