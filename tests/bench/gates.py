@@ -1,5 +1,8 @@
 """(gates) what limits cost where there is room: the same runs with no concurrency limit, with one and with two, over few keys and many; and
 with a rate limit that is never reached.
+
+Throughput is what is done where there is always more to do: so many calls are in flight that nothing of the system waits for the client.
+With few of them what is measured is how long a call takes, in which a limit's share is another one; it is told as well.
 """
 
 from __future__ import annotations
@@ -19,19 +22,22 @@ from tests.bench.loads import IN_FLIGHT, Measured, Recorded, check_once, clients
 from tests.bench.system import System
 
 _LIMIT_SECONDS = 120.0
+_MANY_IN_FLIGHT: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Runs of one workflow, whose input spreads them over so many keys."""
+    """Runs of one workflow, whose input spreads them over so many keys; so many calls are in flight."""
 
     flavour: str
     keys: int
+    in_flight: int = _MANY_IN_FLIGHT
 
     @property
     def label(self) -> str:
         """Its name in the table."""
-        return f"gates {self.flavour.removeprefix('gates-')} {self.keys:,} keys"
+        calls = f", {self.in_flight} calls" if self.in_flight != _MANY_IN_FLIGHT else ""
+        return f"gates {self.flavour.removeprefix('gates-')} {self.keys:,} keys{calls}"
 
 
 NONE: Final = "gates-none"
@@ -42,6 +48,9 @@ LOADS: Final[Sequence[Load]] = (
     Load("gates-one", 10_000),
     Load("gates-two", 10_000),
     Load("gates-rate", 10),
+    Load(NONE, 10, IN_FLIGHT),
+    Load("gates-one", 10, IN_FLIGHT),
+    Load("gates-two", 10, IN_FLIGHT),
 )
 
 
@@ -52,14 +61,14 @@ def rotated(number: int) -> Sequence[Load]:
 
 
 async def measure(system: System, load: Load, count: int) -> Measured:
-    """`count` runs, each its own call, 32 calls in flight."""
+    """`count` runs, each its own call."""
     wanted, rng = names(count), random.Random(1)
     bodies = [
         msgspec.json.encode({"workflow": f"noop-{load.flavour}", "input": {"id": name, "key": f"k{rng.randrange(load.keys)}"}})
         for name in wanted
     ]
     measured = Measured(load.label, count)
-    async with clients(system, IN_FLIGHT) as pool, Recorded.of(system) as recorded:
+    async with clients(system, load.in_flight) as pool, Recorded.of(system) as recorded:
         feed = iter(bodies)
 
         async def submit(client: Client) -> None:

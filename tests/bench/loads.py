@@ -71,7 +71,7 @@ def _body(flavour: str, name: str) -> bytes:
 async def clients(system: System, count: int) -> AsyncIterator[list[Client]]:
     """Connections to the API, open already."""
     opened = [system.client() for _ in range(count)]
-    await asyncio.gather(*[client.expect("GET", "/v1/endpoints") for client in opened])
+    await asyncio.gather(*[client.expect("GET", "/livez") for client in opened])
     try:
         yield opened
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,7 +159,17 @@ def ratios(lines: Sequence[Line]) -> list[str]:
         base = by_load.get(one.load.partition(" with ")[0])
         if " with " in one.load and base is not None:
             said.append(_against_empty(one, base))
+    for one in lines:
+        base = by_load.get(re.sub(r"^gates \S+ [\d,]+ keys", "gates none 10 keys", one.load))
+        if base is not None and base is not one:
+            said.append(_against_none(one, base))
     return said
+
+
+def _against_none(one: Line, base: Line) -> str:
+    by_round = _median(own / other for own, other in zip(one.rounds, base.rounds, strict=True))
+    by_time = sum(1 / rate for rate in base.rounds) / sum(1 / rate for rate in one.rounds)
+    return f"({one.load}): {by_round:.3f} × the rate of none (median of rounds; {by_time:.3f} by time), {one.cpu / base.cpu:.2f} × its CPU"
 
 
 def _against_empty(one: Line, base: Line) -> str:

@@ -16,6 +16,7 @@ from dispatcher.store.database import Database
 from tests.api.world import World, open_world
 from tests.webhooks_server.senders import PULL_REQUEST, SECRET, Senders, encoded, github, numbered
 
+_PATIENCE_SECONDS = 10.0
 NAIVE = "'github:' + headers['x-github-event'] + ':' + input.action"
 MENDED = "'github:' + headers['x-github-event'] + (has(input.action) ? ':' + input.action : '')"
 
@@ -39,12 +40,10 @@ async def peer(senders: Senders) -> AsyncIterator[Peer]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Let the others work until this holds."""
-    for _ in range(100_000):
-        if holds():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("it never came to that")
+    """Let the others work until this holds. Raises TimeoutError."""
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        while not holds():  # noqa: ASYNC110 - what is waited for happens in Postgres
+            await asyncio.sleep(0)
 
 
 async def _somebody_waits_for_a_lock(database: Database) -> None:
