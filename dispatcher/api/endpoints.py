@@ -189,10 +189,16 @@ class DeliveryPage(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
+class _Handler(msgspec.Struct):
+    name: str
+
+
 class _Manifest(msgspec.Struct):
+    """What is told of a manifest; of the rest, which may be large, nothing is made."""
+
     verified: str | None = None
     features: list[str] = []
-    handlers: list[dict[str, Any]] = []
+    handlers: list[_Handler] = []
 
 
 _PUT: Final = msgspec.json.Decoder(PutEndpoint)
@@ -337,7 +343,7 @@ def _show(row: EndpointState) -> EndpointView:
 
 
 def _names(manifest: _Manifest) -> list[str]:
-    return sorted(str(handler["name"]) for handler in manifest.handlers)
+    return sorted(handler.name for handler in manifest.handlers)
 
 
 def _show_version(row: EndpointVersion) -> VersionView:
