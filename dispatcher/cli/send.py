@@ -46,4 +46,7 @@ def send(
     answer = api.call("POST", "/v1/events", content)
     out.document(answer.text, pairs(answer.value, ["event_id", "runs", "duplicate"]))
     if not answer.value["runs"]:
-        note(f"No workflow listens for {type_!r}; the event is stored. See what does: dispatcher workflows list")
+        note(
+            f"No workflow listens for {type_!r}; the event is stored, and durable tasks that wait for it go on."
+            " See what listens: dispatcher workflows list"
+        )
