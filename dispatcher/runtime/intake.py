@@ -163,7 +163,9 @@ class Intake:
         return self._leased(submissions, endpoints, ids, now)
 
     async def begin(self, submissions: list[Submission], assignments: list[Assignment], now: datetime) -> None:
-        """Runs written by `write_with` are committed."""
+        """Runs written by `write_with` are committed: only now can those that were not leased be found where they wait."""
+        waiting = [run for s in submissions if s.written for run in s.runs if run.endpoint_id is None and _ready(run, now)]
+        self._capacity.backlog.update(queue_of(run.tenant_id, run.workflow_id, run.durable, run.requirement) for run in waiting)
         if self._capacity.backlog:
             self.on_backlog()
         self._hint(submissions, now)
@@ -529,9 +531,8 @@ class Intake:
             for run, workflow in zip(s.runs, s.workflows, strict=True):
                 taken = endpoints.get(run.id)
                 if taken is None:
-                    if s.written and run.run_at is None and run.graph is None and (run.gates is None or run.gates_held):
-                        self._capacity.backlog.add(queue_of(run.tenant_id, run.workflow_id, run.durable, run.requirement))
-                elif run.id in ids:
+                    continue
+                if run.id in ids:
                     assignments.append(_assignment(run, s.event, workflow, taken, now))
                 else:
                     self._capacity.give_back(taken.place, run.slots)
@@ -552,7 +553,7 @@ class Intake:
         for s in submissions:
             for run in s.runs:
                 run.endpoint_id = run.endpoint_version = None
-                if run.graph is not None or (run.run_at is not None and run.run_at > now) or (run.gates is not None and not run.gates_held):
+                if not _ready(run, now):
                     continue
                 endpoint = self._capacity.express(queue_of(run.tenant_id, run.workflow_id, run.durable, run.requirement), now)
                 if endpoint is not None:
@@ -577,6 +578,11 @@ def _failure_rows(event: NewEvent, judgement: Judgement, unlimited: Sequence[tup
         scope, number = event.scope or "", len(rows)
         rows.append(NewFailure(event.tenant_id, event.id, number, name, "", scope, error.expression, "limit_failed", str(error)))
     return rows
+
+
+def _ready(run: NewRun, now: datetime) -> bool:
+    """Whether its task may begin at once."""
+    return run.graph is None and (run.run_at is None or run.run_at <= now) and (run.gates is None or run.gates_held > 0)
 
 
 def _tenant(parcel: list[Submission]) -> int | None:

@@ -82,8 +82,7 @@ class Cancelling:
     reason: str
 
 
-_LIVE = """
-    select t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.state, t.epoch, t.priority, t.app_retries,
+_LIVE = """ t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.state, t.epoch, t.priority, t.app_retries,
            t.infra_retries, t.spared_since, t.spared_by, t.due_at, t.schedule_deadline, t.dispatcher_id, t.endpoint_id, t.endpoint_version,
            t.started_at, t.deadline, t.lease_until, t.lease, t.slot_released, t.cancel_at, t.cancel_reason, t.status,
            coalesce(t.turn, 1) > 1 or coalesce(t.log_len, 0) > 0 as begun, coalesce(t.cleanup, false) as cleanup, t.durable,
@@ -93,7 +92,7 @@ _LIVE = """
 
 def _live(sql: str) -> Statement[LiveTask]:
     """What is found is read in the statement that finds it: read after it, it may be the next attempt, which has nothing to do with it."""
-    return Statement(_LIVE + sql, LiveTask)
+    return Statement(f"select{_LIVE}{sql}", LiveTask)
 
 
 LOAD = _live(

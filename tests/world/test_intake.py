@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from dispatcher.store import intake
+from dispatcher.store.database import Connection, Database
+from tests.world.endpoint import Endpoint
 from tests.world.world import Node, World
 
 HANDLER = {"name": "work"}
@@ -31,6 +35,49 @@ async def test_a_key_that_comes_again_is_the_same_run(world: World, one: Node) -
     await world.over(first["id"])
     assert (await one.call("POST", "/v1/runs", body, expect=200))["id"] == first["id"]
     assert endpoint.waiting == 0
+
+
+async def _slot_becomes_free(world: World, one: Node) -> tuple[Endpoint, Callable[[], Awaitable[None]]]:
+    """An endpoint whose only slot is taken, and what gives it back once: whoever looks for work then finds none."""
+    endpoint = await world.endpoint(one, [HANDLER], slots=1)
+    first = await one.trigger("work")
+    arrivals = [await endpoint.next()]
+
+    async def give_back() -> None:
+        if arrivals:
+            arrivals.pop().answer(200, 1)
+            await world.over(first)
+            await one.turn("claim")
+
+    return endpoint, give_back
+
+
+async def test_what_is_looked_for_before_it_is_committed_is_found_after(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint, give_back = await _slot_becomes_free(world, one)
+    transaction = Database.transaction
+
+    @asynccontextmanager
+    async def slow(self: Database, **named: Any) -> AsyncIterator[Connection]:
+        async with transaction(self, **named) as connection:
+            yield connection
+            await give_back()
+
+    monkeypatch.setattr(Database, "transaction", slow)
+    await one.trigger("work", idempotency_key="k")
+    (await endpoint.next()).answer(200, 2)
+
+
+async def test_what_was_due_before_it_is_written_is_found_after(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint, give_back = await _slot_becomes_free(world, one)
+    write = intake.write
+
+    async def slow(*args: Any) -> Any:
+        await give_back()
+        return await write(*args)
+
+    monkeypatch.setattr(intake, "write", slow)
+    await one.trigger("work", run_at=(world.now - timedelta(minutes=1)).isoformat())
+    (await endpoint.next()).answer(200, 2)
 
 
 async def test_versions_are_found_though_transactions_hold_every_connection_that_takes_work_in(world: World, one: Node) -> None:
