@@ -54,6 +54,18 @@ def test_ratios_are_of_medians() -> None:
     assert report.ratios(lines) == ["(a) batched: 3.00 × other's runs/s, 0.50 × its CPU per run"]
 
 
+def test_what_limits_cost_is_told_by_round_and_by_time() -> None:
+    def measured(load: str, *rates: float) -> report.Line:
+        return report.line([Measured(load, 10, rate, cpu={"server": 300 / rate}) for rate in rates])
+
+    none, one = measured("gates none 10 keys", 1000, 2000, 4000), measured("gates one 10 keys", 900, 1000, 3800)
+    few, many = measured("gates none 10 keys, 32 calls", 500), measured("gates one 10,000 keys", 800, 1800, 3000)
+    assert report.ratios([none, one, few, many]) == [
+        "(gates one 10 keys): 0.900 × the rate of none (median of rounds; 0.737 by time), 2.00 × its CPU",
+        "(gates one 10,000 keys): 0.800 × the rate of none (median of rounds; 0.818 by time), 1.11 × its CPU",
+    ]
+
+
 def test_a_peers_report_is_read() -> None:
     output = """# 05:40:42 other load1=0.84
 {"peer": "other", "metric": "throughput_noop", "value": 894.4, "n": 200, "done": 200, "total_s": 0.25, \
