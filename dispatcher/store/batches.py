@@ -67,7 +67,7 @@ CLAIM = Statement(
         where t.tenant_id = $1 and t.workflow_id = $2 and not t.durable and t.requirement = $3 and t.state = 'queued'
           and (t.schedule_deadline is null or t.schedule_deadline > $6)
           and not exists (select from workflows f where f.tenant_id = $1 and f.id = $2 and f.paused_at is not null)
-          and not exists (select from endpoints e where e.tenant_id = $1 and e.id = $8 and e.paused)
+          and not exists (select from endpoints e where e.tenant_id = $1 and e.id = $8 and (e.paused or e.circuit <> 'closed'))
         order by priority desc, due_at, run_id, node limit $13 for update skip locked
     ), whole as (
         select from picked

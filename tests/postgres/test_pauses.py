@@ -1,4 +1,4 @@
-"""Nothing is leased behind a pause, though who leases has not heard of it: what was queued after it is seen together with it."""
+"""Nothing is leased behind a pause or an open circuit, though who leases has not heard of it: what was queued after it is seen with it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ PAUSES = {
     "nothing": "select 1",
     "the workflow": "update workflows set paused_at = created_at where name = 'work'",
     "its endpoint": "update endpoints set paused = true where id = 'ep_1'",
+    "its endpoint's circuit": "update endpoints set circuit = 'open', circuit_since = created_at where id = 'ep_1'",
     "another workflow": "update workflows set paused_at = created_at where name = 'other'",
-    "another endpoint": "update endpoints set paused = true where id = 'ep_2'",
+    "another endpoint": "update endpoints set paused = true, circuit = 'open', circuit_since = created_at where id = 'ep_2'",
 }
-STOPS = ("the workflow", "its endpoint")
+STOPS = ("the workflow", "its endpoint", "its endpoint's circuit")
 
 REGISTERED = (
     "insert into tenants overriding system value values (1, 'default', 'Default', 1, $1)",
