@@ -30,7 +30,7 @@ class Hints:
     def _wire_work(self) -> None:
         parts, services, loops = self.parts, self.parts.services, self.loops
         parts.capacity.on_free = self._work
-        parts.membership.on_capacity = self._sweep
+        parts.membership.on_capacity = self._shared
         parts.settlement.on_requeued = self._requeued
         services.intake.on_backlog = parts.graphs.on_ready = self._backlogged
         parts.deliveries.on_deadline = loops["deadlines"].wake_by
@@ -113,6 +113,12 @@ class Hints:
         self.parts.claims.sweep()
         self.loops["slots"].wake()
         self.loops["timetable"].wake()
+
+    def _shared(self, grown: bool) -> None:
+        if grown:
+            self._sweep()
+        else:
+            self._work()
 
     def _sweep(self) -> None:
         """There may be something to claim that this process has not heard of, or could not do anything about when it did."""

@@ -55,6 +55,7 @@ class Circuits:
 
     async def _forget_probes(self, endpoint: Endpoint) -> None:
         async with self._database.transaction(lane="settle") as conn:
+            await registry.hold_alone(conn, endpoint.tenant_id)
             if await registry.recovered(conn, endpoint.tenant_id, endpoint.id):
                 await registry.bump(conn, endpoint.tenant_id)
         await self._directory.refresh(self._clock.now())
@@ -104,6 +105,7 @@ class Circuits:
         self, tenant_id: int, endpoint_id: str, circuit: str, code: str | None, now: datetime, probe_at: datetime | None
     ) -> None:
         async with self._database.transaction(lane="settle") as conn:
+            await registry.hold_alone(conn, tenant_id)
             if await registry.set_circuit(conn, tenant_id, endpoint_id, circuit, code, now, probe_at):
                 await registry.bump(conn, tenant_id)
                 if circuit == "closed":

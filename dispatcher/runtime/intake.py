@@ -445,6 +445,8 @@ class Intake:
 
     async def _write_keyed(self, submissions: list[Submission], now: datetime) -> list[Assignment]:
         assignments: list[Assignment] = []
+        for s in submissions:
+            s.written = False  # a try before this one may have been undone
         try:
             async with self._database.transaction() as conn:
                 fresh = await self._claim_keys(conn, await self._claim_firings(conn, submissions, now), now)

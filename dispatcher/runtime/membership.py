@@ -59,7 +59,8 @@ class Membership:
         self.id = 0
         self._live_until = clock.now()
         self._seen: dict[int, tuple[datetime, datetime]] = {}
-        self.on_capacity: Callable[[], None] = lambda: None
+        self.on_capacity: Callable[[bool], None] = lambda _grown: None
+        """Called when shares have been worked out, and whether any has grown."""
 
     async def join(self) -> None:
         """Become a dispatcher with a new id."""
@@ -94,10 +95,10 @@ class Membership:
         What it has filled beyond its share is written as held until its attempts end, and not filled again: so a share shrinks though there
         is always something to run.
         """
-        counted, units = dict(self._capacity.detached), self._directory.largest()
+        counted, units, before = dict(self._capacity.detached), self._directory.largest(), dict(self._capacity.grants)
         async with self._database.transaction(lane="settle") as conn:
             picture = await dispatchers.lock_slots(conn, now)
-            if self.id not in picture.live:  # the next heartbeat joins anew; until then nothing is its own
+            if not await dispatchers.is_listed(conn, self.id):  # the next heartbeat joins anew; until then nothing is its own
                 self._capacity.grants.clear()
                 return
             grants, held = {}, {}
@@ -111,11 +112,12 @@ class Membership:
             for place, slots in self._capacity.grants.items():
                 self._capacity.grants[place] = min(slots, grants.get(place, 0))
             await dispatchers.set_grants(conn, self.id, list(held.items()))
+        grown = any(slots > before.get(place, 0) for place, slots in grants.items())
         self._capacity.grants = grants
         self._capacity.forget_detached(counted)
         self._capacity.bound.clear()
         self._signals.peers = len([i for i in picture.live if i != self.id])
-        self.on_capacity()
+        self.on_capacity(grown)
 
     async def bury(self, now: datetime, limit: int) -> bool:
         """Put back what dead dispatchers had open; True when there may be more."""

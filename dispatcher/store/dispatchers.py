@@ -94,6 +94,7 @@ DETACHED = Statement(
     """,
     SlotRow,
 )
+IS_LISTED = "select true from dispatchers where id = $1 for key share"
 SET_GRANTS = """
     insert into slot_grants as s (tenant_id, endpoint_id, dispatcher_id, slots, durable)
     select g.tenant_id, g.endpoint_id, $4, g.slots, g.durable
@@ -120,6 +121,11 @@ async def register(db: Database, name: str, now: datetime, live_until: datetime)
 async def heartbeat(db: Database, dispatcher_id: int, live_until: datetime) -> bool:
     """Stay alive until `live_until`; False when others have already given this dispatcher up."""
     return bool(await db.fetch(HEARTBEAT, dispatcher_id, live_until, lane="settle"))
+
+
+async def is_listed(conn: Connection, dispatcher_id: int) -> bool:
+    """Whether nobody has given this dispatcher up; it stays so until the transaction ends."""
+    return bool(await conn.fetchval(IS_LISTED, dispatcher_id))
 
 
 async def live(db: Database, now: datetime) -> list[Dispatcher]:

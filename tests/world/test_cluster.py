@@ -230,7 +230,7 @@ async def test_what_one_hears_of_before_it_has_slots_for_it_runs_once_it_has(wor
         await connection.execute(LOCK_GRANTS)
         endpoint = await world.endpoint(one, [HANDLER])
         run_id = await two.trigger("work")
-        await heard.wait()
+        await asyncio.wait_for(heard.wait(), 10)
         await one.turn("claim")
         assert endpoint.waiting == 0
     (await endpoint.next()).answer(200, 1)

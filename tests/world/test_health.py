@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.store import dispatchers, queue
+from dispatcher.store import dispatchers, queue, registry
 from tests.world.endpoint import Arrival, manifest
 from tests.world.world import Node, World, until
 
@@ -50,6 +50,23 @@ def _hole() -> Iterator[str]:
             with suppress(BlockingIOError):
                 filler.connect(hole.getsockname())
         yield f"http://127.0.0.1:{hole.getsockname()[1]}/"
+
+
+async def test_a_circuit_that_opens_while_the_endpoint_is_changed_waits_for_the_change(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [{"name": "work"}])
+    await one.trigger("work")
+    arrival = await endpoint.next()
+    async with world.database.transaction() as connection:
+        tenant_id = await connection.fetchval("select tenant_id from endpoints")
+        await registry.bump(connection, tenant_id)
+        arrival.answer(404, b"")
+
+        async def held_up() -> bool:
+            return bool(await world.database.fetchval("select exists (select from pg_locks where not granted)", lane="settle"))
+
+        await until(held_up)
+        await connection.execute("update endpoints set slots = 7")
+    await world.circuit_is("open")
 
 
 async def test_an_endpoint_that_takes_no_connections_costs_no_retries(world: World, one: Node) -> None:

@@ -11,12 +11,17 @@ from typing import Any
 
 import pytest
 
+from dispatcher.runtime.intake import Intake
 from dispatcher.store import intake
 from dispatcher.store.database import Connection, Database
 from tests.world.endpoint import Endpoint
-from tests.world.world import Node, World
+from tests.world.world import Node, World, until
 
 HANDLER = {"name": "work"}
+
+
+async def _true(found: bool) -> bool:
+    return found
 
 
 def _ids(rows: list[Any]) -> list[str]:
@@ -78,6 +83,39 @@ async def test_what_was_due_before_it_is_written_is_found_after(world: World, on
     monkeypatch.setattr(intake, "write", slow)
     await one.trigger("work", run_at=(world.now - timedelta(minutes=1)).isoformat())
     (await endpoint.next()).answer(200, 2)
+
+
+async def test_what_was_undone_is_not_taken_for_written(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set fails for a reason of its own data after its runs were written; before it is tried in halves, the registry has moved on."""
+    await world.endpoint(one, [HANDLER])
+    mine, released, tries = one.runtime.services.intake, asyncio.Event(), list[int]()
+    claim_keys, write_fresh = Intake._claim_keys, Intake._write_fresh
+
+    async def eventful(self: Intake, conn: Any, submissions: list[Any], now: Any) -> Any:
+        tries.append(len(submissions))
+        if len(tries) == 1:
+            await released.wait()
+        if len(tries) == 3:
+            await world.database.execute("update tenants set registry_version = registry_version + 1")
+        return await claim_keys(self, conn, submissions, now)
+
+    async def failing(self: Intake, *args: Any) -> Any:
+        written = await write_fresh(self, *args)
+        if len(tries) == 2:
+            raise RuntimeError("something in it cannot be stored")
+        return written
+
+    monkeypatch.setattr(Intake, "_claim_keys", eventful)
+    monkeypatch.setattr(Intake, "_write_fresh", failing)
+    triggers = [asyncio.create_task(one.trigger("work", idempotency_key="first"))]
+    await until(lambda: _true(bool(tries)))
+    triggers += [asyncio.create_task(one.trigger("work", idempotency_key=key)) for key in ("a", "b")]
+    await until(lambda: _true(mine._commits.waiting == 4))
+    released.set()
+    answered = await asyncio.gather(*triggers)
+    assert tries[:4] == [1, 2, 1, 1]
+    rows = await world.database.fetch("select id from runs union all select id from run_history")
+    assert {row["id"] for row in rows} == set(answered)
 
 
 async def test_versions_are_found_though_transactions_hold_every_connection_that_takes_work_in(world: World, one: Node) -> None:
