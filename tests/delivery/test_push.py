@@ -191,9 +191,12 @@ async def test_n1_no_address(couriers: MakeCourier, name: str) -> None:
 
 async def test_n1_our_own_limits_are_not_the_endpoints_fault(couriers: MakeCourier) -> None:
     async with name_server({"hung.test": HANG, "slow.test": HANG}) as names:
-        courier = couriers(resolver=names.resolver(EgressPolicy(dev=True), budget=0.3, at_once=1))
-        receipts = await asyncio.gather(*[courier.push(target(f"http://{name}.test/"), push(), no_events) for name in ("hung", "slow")])
-    assert {type(receipt.answer) for receipt in receipts} == {EndpointBroken, LocalFault}
+        resolver = names.resolver(EgressPolicy(dev=True), budget=0.3, at_once=1)
+        courier = couriers(resolver=resolver)
+        hung = await courier.push(target("http://hung.test/"), push(), no_events)
+        async with resolver._limits.turn("another", 10):
+            slow = await courier.push(target("http://slow.test/"), push(), no_events)
+    assert [type(receipt.answer) for receipt in (hung, slow)] == [EndpointBroken, LocalFault]
 
 
 async def test_n1_a_connection_that_is_never_accepted(couriers: MakeCourier) -> None:
