@@ -1,8 +1,7 @@
 """(gates) what limits cost where there is room: the same runs with no concurrency limit, with one and with two, over few keys and many; and
 with a rate limit that is never reached.
 
-Throughput is what is done where there is always more to do: so many calls are in flight that nothing of the system waits for the client.
-With few of them what is measured is how long a call takes, in which a limit's share is another one; it is told as well.
+With many calls in flight more is done in a second than with few, and what a limit costs is another part of it: both are told.
 """
 
 from __future__ import annotations

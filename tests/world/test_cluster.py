@@ -15,7 +15,6 @@ from tests.world.world import Node, World, until
 
 SECOND = timedelta(seconds=1)
 HANDLER = {"name": "work", "retries": 1, "execution_timeout": "1h", "schedule_timeout": "1h"}
-_HELD_UP = "select exists (select from pg_stat_activity where $1 = any(pg_blocking_pids(pid)))"
 MORTAL: dict[str, Any] = {"lease": 15.0, "heartbeat": 3.0}
 
 
@@ -175,11 +174,11 @@ async def test_one_that_stops_in_order_waits_for_what_is_being_written(world: Wo
     arrival = await endpoint.next()
     deliveries = one.runtime.deliveries
     async with world.database.transaction() as connection:
-        holder = await connection.fetchval("select pg_backend_pid() from tasks for update")
+        await connection.execute("select from tasks for update")
         arrival.answer(200, 1)
 
         async def held_up() -> bool:
-            return not deliveries._tasks and bool(await world.database.fetchval(_HELD_UP, holder))
+            return not deliveries._tasks and await world.holds_up(connection)
 
         await until(held_up)
         drained = asyncio.ensure_future(deliveries.drain())

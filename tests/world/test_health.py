@@ -60,11 +60,7 @@ async def test_a_circuit_that_opens_while_the_endpoint_is_changed_waits_for_the_
         tenant_id = await connection.fetchval("select tenant_id from endpoints")
         await registry.bump(connection, tenant_id)
         arrival.answer(404, b"")
-
-        async def held_up() -> bool:
-            return bool(await world.database.fetchval("select exists (select from pg_locks where not granted)", lane="settle"))
-
-        await until(held_up)
+        await until(lambda: world.holds_up(connection))
         await connection.execute("update endpoints set slots = 7")
     await world.circuit_is("open")
 

@@ -20,10 +20,6 @@ from tests.world.world import Node, World, until
 HANDLER = {"name": "work"}
 
 
-async def _true(found: bool) -> bool:
-    return found
-
-
 def _ids(rows: list[Any]) -> list[str]:
     return [row["id"] for row in rows]
 
@@ -105,12 +101,18 @@ async def test_what_was_undone_is_not_taken_for_written(world: World, one: Node,
             raise RuntimeError("something in it cannot be stored")
         return written
 
+    async def begun() -> bool:
+        return bool(tries)
+
+    async def gathered() -> bool:
+        return mine._commits.waiting == 4
+
     monkeypatch.setattr(Intake, "_claim_keys", eventful)
     monkeypatch.setattr(Intake, "_write_fresh", failing)
     triggers = [asyncio.create_task(one.trigger("work", idempotency_key="first"))]
-    await until(lambda: _true(bool(tries)))
+    await until(begun)
     triggers += [asyncio.create_task(one.trigger("work", idempotency_key=key)) for key in ("a", "b")]
-    await until(lambda: _true(mine._commits.waiting == 4))
+    await until(gathered)
     released.set()
     answered = await asyncio.gather(*triggers)
     assert tries[:4] == [1, 2, 1, 1]

@@ -327,14 +327,10 @@ async def test_ending_an_action_waits_for_the_set_under_way(world: World) -> Non
         tenant_id = await conn.fetchval("select tenant_id from bulk_actions where id = $1", begun["id"])
         taken = await bulk.take(conn, tenant_id, begun["id"], 5)
         ending = asyncio.create_task(node.call("POST", f"/v1/bulk/{begun['id']}/cancel"))
-        await until(lambda: _waiting(world))
+        await until(lambda: world.holds_up(conn))
         await bulk.drop(conn, tenant_id, begun["id"], taken)
         await bulk.count(conn, tenant_id, begun["id"], 5, 0)
     assert ((await ending)["status"], (await ending)["done"]) == ("cancelled", 5)
-
-
-async def _waiting(world: World) -> bool:
-    return bool(await world.database.fetchval("select exists (select from pg_locks where not granted)"))
 
 
 async def test_a_finished_bulk_action_cannot_be_ended(world: World, one: Node) -> None:

@@ -20,7 +20,7 @@ from dispatcher.app import Runtime, start
 from dispatcher.clock import ManualClock
 from dispatcher.loops import Loop
 from dispatcher.settings import Settings
-from dispatcher.store.database import Database
+from dispatcher.store.database import Connection, Database
 from handlers_sdk.asgi import App
 from tests.world.endpoint import Endpoint
 
@@ -234,6 +234,10 @@ class World:
 
         return await until(found)
 
+    async def holds_up(self, connection: Connection) -> bool:
+        """Whether somebody waits for a lock of this connection's. Those who wait in other tests' databases do not count."""
+        return bool(await self.database.fetchval(_HELD_UP, connection.get_server_pid()))
+
     async def circuit(self, name: str = "plain") -> str:
         """An endpoint's circuit."""
         return str(await self.database.fetchval("select circuit from endpoints where name = $1", name))
@@ -266,4 +270,5 @@ def _bound() -> socket.socket:
     return bound
 
 
+_HELD_UP = "select exists (select from pg_stat_activity where $1 = any(pg_blocking_pids(pid)))"
 _ATTEMPTS = "select *, error->>'code' as code from attempts where run_id = $1 order by number"
