@@ -19,6 +19,8 @@ from dispatcher.store.database import Connection, Database
 
 _CHANCE = 0.3
 _LONGEST_SECONDS = 0.03
+_RARE = 0.01
+_RARE_SECONDS = 0.4  # longer than all else in most tests: what should have happened by then has not
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,8 +33,9 @@ def _jitter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     chance = random.Random(f"{request.config.getoption('--jitter-seed')} {request.node.nodeid}")
 
     async def hesitate() -> None:
-        if chance.random() < _CHANCE:
-            await asyncio.sleep(chance.random() * _LONGEST_SECONDS)
+        drawn = chance.random()
+        if drawn < _CHANCE:
+            await asyncio.sleep(chance.random() * (_RARE_SECONDS if drawn < _RARE else _LONGEST_SECONDS))
 
     monkeypatch.setattr(Database, "_run", _hesitant(Database._run, hesitate))
     monkeypatch.setattr(Courier, "push", _hesitant(Courier.push, hesitate))

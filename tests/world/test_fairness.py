@@ -67,6 +67,7 @@ async def test_tenants_take_turns_where_a_dispatcher_has_room_for_one(world: Wor
     await tokens.create(world.database, tenant.id, made.public_id, made.secret_hash, "t", ["*"], world.now, None)
     one.api.headers["authorization"] = f"Bearer {made.text}"
     await one.call("PUT", "/v1/endpoints/plain", {"url": endpoint.url, "handlers": [{"name": "theirs", "body": "v1"}]})
+    await one.turn("slots")
     await _bulk(one, "theirs", 3)
     names = [task["name"] for task in await _served(endpoint, first, 7)]
     assert names.count("theirs") == 3
