@@ -39,6 +39,11 @@ class Arrival:
         self.writer.write(f"HTTP/1.1 {status} .\r\n{head}content-length: {len(raw)}\r\n\r\n".encode() + raw)
         self.answered.set()
 
+    async def gone(self) -> None:
+        """Until the caller has hung up. Raises TimeoutError when it does not."""
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await self.hung_up.wait()
+
     def begin_stream(self) -> None:
         """Begin an NDJSON answer."""
         self.writer.write(b"HTTP/1.1 200 .\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -113,6 +118,10 @@ class Endpoint:
         """The next POST. Raises TimeoutError when none comes."""
         async with asyncio.timeout(_PATIENCE_SECONDS):
             return await self._arrived.get()
+
+    async def several(self, count: int) -> list[Arrival]:
+        """The next POSTs of so many runs, the oldest run first: requests of one moment arrive in any order."""
+        return sorted([await self.next() for _ in range(count)], key=lambda arrival: arrival.json["run_id"])
 
     @property
     def waiting(self) -> int:

@@ -125,7 +125,7 @@ async def test_one_items_deadline_is_not_the_batchs(world: World, one: Node) -> 
     await world.advance(50 * SECOND)
     (attempt,) = await world.attempts(runs[1], 1)
     assert attempt["status"] == "timed_out"
-    await arrival.hung_up.wait()
+    await arrival.gone()
 
 
 async def test_cancelling_one_item_leaves_the_others(world: World, one: Node) -> None:

@@ -63,7 +63,7 @@ async def test_a_handler_that_cannot_be_told_learns_it_from_its_connection(world
     run_id = await one.trigger("work")
     arrival = await endpoint.next()
     await _cancel(one, run_id)
-    await arrival.hung_up.wait()
+    await arrival.gone()
     over = await world.over(run_id)
     assert (over["status"], over["epoch"]) == ("cancelled", 1)
     (attempt,) = await world.attempts(run_id, 1)
@@ -94,7 +94,7 @@ async def test_after_the_grace_it_is_ended_by_force(world: World, one: Node) -> 
     (await endpoint.next()).answer(204)
     await world.advance(10 * SECOND)
     await one.turn()
-    await work.hung_up.wait()
+    await work.gone()
     assert (await world.over(run_id))["status"] == "cancelled"
 
 

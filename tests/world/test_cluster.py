@@ -50,7 +50,7 @@ async def test_dispatchers_share_an_endpoints_slots(world: World, one: Node) -> 
     two = await world.node("two")
     assert sorted((await _settled_shares(world, "plain", 5)).values()) == [2, 3]
     runs = [await node.trigger("work") for _ in range(10) for node in (one, two)]
-    waiting = [await endpoint.next() for _ in range(5)]
+    waiting = await endpoint.several(5)
     for node in (one, two):
         await node.turn()
     assert endpoint.waiting == 0

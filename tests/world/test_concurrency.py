@@ -85,7 +85,7 @@ async def test_priority_is_ignored_within_a_group(world: World, one: Node) -> No
 async def test_a_number_limits_all_runs(world: World, one: Node) -> None:
     endpoint = await world.endpoint(one, [{"name": "work", "concurrency": 2}])
     runs = [await one.trigger("work") for _ in range(3)]
-    held = [await endpoint.next() for _ in range(2)]
+    held = await endpoint.several(2)
     await settle(one)
     assert endpoint.waiting == 0
     held[0].answer(200, 1)
@@ -99,7 +99,7 @@ async def test_a_number_limits_all_runs(world: World, one: Node) -> None:
 async def test_max_runs_can_be_an_expression(world: World, one: Node) -> None:
     endpoint = await world.endpoint(one, [limited({"expression": "input.key", "max_runs": "input.most"})])
     runs = [await trigger(one, "a", also={"most": 3}) for _ in range(4)]
-    held = [await endpoint.next() for _ in range(3)]
+    held = await endpoint.several(3)
     await settle(one)
     assert endpoint.waiting == 0
     for arrival in held:
@@ -176,9 +176,9 @@ async def test_cancel_newest_keeps_what_came_first(world: World, one: Node) -> N
 async def test_cancel_in_progress_keeps_what_came_last(world: World, one: Node) -> None:
     endpoint = await world.endpoint(one, [limited({**GRR, "max_runs": 2, "limit_strategy": "CANCEL_IN_PROGRESS"})])
     runs = [await trigger(one, "a") for _ in range(2)]
-    arrivals = [await endpoint.next() for _ in range(2)]
+    arrivals = await endpoint.several(2)
     runs.append(await trigger(one, "a"))
-    await arrivals[0].hung_up.wait()
+    await arrivals[0].gone()
     cancelled = await world.over(runs[0])
     assert cancelled["status"] == "cancelled"
     assert "CANCEL_IN_PROGRESS" in cancelled["error"]["message"]
@@ -273,7 +273,7 @@ async def test_a_retry_with_backoff_comes_back_as_the_last_to_arrive(world: Worl
     await world.advance(timedelta(seconds=2))
     await settle(one)
     if strategy == "CANCEL_IN_PROGRESS":
-        await under_way.hung_up.wait()
+        await under_way.gone()
         sent_away, kept = second, first
         again = await endpoint.next()
         assert (again.json["run_id"], again.json["attempt"]) == (first, 2)
@@ -306,11 +306,11 @@ async def test_places_are_free_after_timeouts_cancels_and_failures(world: World,
     first = await endpoint.next()
     world.clock.advance(11 * SECOND)
     await one.turn("deadlines")
-    await first.hung_up.wait()
+    await first.gone()
     assert (await world.over(runs[0]))["status"] == "failed"
     second = await endpoint.next()
     await one.call("POST", f"/v1/runs/{runs[1]}/cancel", {})
-    await second.hung_up.wait()
+    await second.gone()
     third = await endpoint.next()
     world.clock.advance(9 * SECOND)
     third.answer(400, {"error": {"message": "no"}})
@@ -468,7 +468,7 @@ async def test_a_waiting_graph_can_be_cancelled_and_expires(world: World, one: N
     endpoint = await world.listen()
     await one.call("PUT", "/v1/endpoints/plain", {"url": endpoint.url, "slots": 10, "handlers": [graph]})
     runs = [await trigger(one, "a", "order") for _ in range(3)]
-    arrivals = [await endpoint.next() for _ in range(2)]
+    arrivals = await endpoint.several(2)
     await one.call("POST", f"/v1/runs/{runs[1]}/cancel", {})
 
     async def over(run_id: str) -> str | None:
@@ -523,7 +523,7 @@ async def test_a_new_version_changes_the_limit_for_those_that_wait(world: World,
     raised = {"body": "v1", **limited({**GRR, "max_runs": 3})}
     await one.call("PUT", "/v1/endpoints/plain", {"url": endpoint.url, "slots": 100, "handlers": [raised]})
     await settle(one)
-    others = [await endpoint.next() for _ in range(2)]
+    others = await endpoint.several(2)
     assert [a.json["run_id"] for a in (first, *others)] == runs
     for arrival in (first, *others):
         arrival.answer(200, 1)
@@ -533,7 +533,7 @@ async def test_a_new_version_changes_the_limit_for_those_that_wait(world: World,
 async def test_a_new_version_that_allows_fewer_than_run_ends_nothing_and_lets_nobody_in(world: World, one: Node) -> None:
     endpoint = await world.endpoint(one, [limited({**GRR, "max_runs": 3})])
     runs = [await trigger(one, "a") for _ in range(5)]
-    open_ = [await endpoint.next() for _ in range(3)]
+    open_ = await endpoint.several(3)
     lowered = {"body": "v1", **limited({**GRR, "max_runs": 1})}
     await one.call("PUT", "/v1/endpoints/plain", {"url": endpoint.url, "slots": 100, "handlers": [lowered]})
     for left in (2, 1):

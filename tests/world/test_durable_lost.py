@@ -5,7 +5,6 @@ None of the handlers here has retries or is `idempotent`: a turn may always be s
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -142,7 +141,7 @@ async def test_so_is_one_that_does_not_listen(world: World, one: Node) -> None:
     assert (await endpoint.next()).json["type"] == "cancel"
     world.clock.advance(11 * SECOND)
     await one.turn("cancels")
-    await asyncio.wait_for(turn.hung_up.wait(), 5)
+    await turn.gone()
     last = await endpoint.next()
     assert [e["id"] for e in log_of(last)] == ["book#0", "cancel#0"]
     answer(last, "done", base=2)
@@ -156,7 +155,7 @@ async def test_a_dispatcher_that_stops_gives_its_turns_to_another(world: World, 
     world.nodes.remove(one)
     await one.runtime.stop(timedelta(0))
     await one.api.aclose()
-    await asyncio.wait_for(turn.hung_up.wait(), 5)
+    await turn.gone()
     await two.turn("slots")
     await world.advance(timedelta(seconds=two.runtime.services.settings.poll))
     again = await endpoint.next()

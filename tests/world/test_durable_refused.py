@@ -317,7 +317,7 @@ async def test_callbacks_in_groups_are_judged_one_by_one(world: World, one: Node
     endpoint = await durable_endpoint(world, one, entry("order"))
     for _ in range(3):
         await one.trigger("order")
-    turns = [await endpoint.next() for _ in range(3)]
+    turns = await endpoint.several(3)
     items = [
         {"token": turn.json["token"], "events": [{"type": "append", "base": 0, "ops": [step("a#0", n)]}]} for n, turn in enumerate(turns)
     ]

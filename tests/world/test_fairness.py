@@ -98,7 +98,7 @@ async def test_batches_and_tasks_on_their_own_take_turns(world: World, one: Node
 async def _streaming(node: Node, endpoint: Endpoint, count: int) -> list[Arrival]:
     """A backlog, and as many requests as there are slots for."""
     await _bulk(node, "work", 40)
-    return [await endpoint.next() for _ in range(count)]
+    return await endpoint.several(count)
 
 
 async def test_fewer_slots_count_though_there_is_always_more_to_run(world: World, one: Node) -> None:

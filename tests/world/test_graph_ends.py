@@ -113,7 +113,7 @@ async def test_cancelling_reaches_every_task_and_starts_nothing(world: World, on
     branches = [await endpoint.next(), await endpoint.next()]
     await one.call("POST", f"/v1/runs/{run_id}/cancel", {"reason": "enough"})
     for branch in branches:
-        await branch.hung_up.wait()
+        await branch.gone()
     run = await finished(one, run_id)
     assert run["status"] == "cancelled"
     assert statuses(run) == {
@@ -203,10 +203,10 @@ async def test_cancelling_a_graph_reaches_the_runs_its_tasks_started(world: Worl
     child_id = await one.trigger("child", parent_run_id=run_id)
     started = await child.next()
     await one.call("POST", f"/v1/runs/{run_id}/cancel", {"reason": "enough"})
-    await spawning.hung_up.wait()
+    await spawning.gone()
     assert (await finished(one, run_id))["children"] == [child_id]
     await one.turn("waits")
-    await started.hung_up.wait()
+    await started.gone()
     run = await finished(one, child_id)
     assert (run["status"], run["parent_run_id"]) == ("cancelled", run_id)
 

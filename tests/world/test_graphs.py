@@ -122,7 +122,7 @@ async def test_cancelling_a_run_ends_all_of_it(world: World, one: Node) -> None:
     run_id = await one.trigger("order")
     arrival = await endpoint.next()
     await one.call("POST", f"/v1/runs/{run_id}/cancel", {"reason": "enough"})
-    await arrival.hung_up.wait()
+    await arrival.gone()
     run = await _finished(one, run_id)
     assert run["status"] == "cancelled"
     assert set(_statuses(run).values()) == {"cancelled", "skipped"}

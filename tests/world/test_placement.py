@@ -147,7 +147,7 @@ async def test_what_fills_several_slots_leaves_as_many_fewer(world: World, one: 
 async def test_slots_lowered_below_what_runs_end_nothing_and_let_nobody_in(world: World, one: Node) -> None:
     endpoint = await world.endpoint(one, [ANY], slots=4)
     runs = [await one.trigger("any") for _ in range(6)]
-    open_ = [await endpoint.next() for _ in range(4)]
+    open_ = await endpoint.several(4)
     await one.call("PATCH", "/v1/endpoints/plain", {"slots": 2})
     await one.turn("slots")  # before that its share is the old one
     for left in (3, 2):

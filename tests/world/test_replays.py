@@ -288,13 +288,13 @@ async def test_ids_that_are_not_over_are_not_replayed(world: World, one: Node) -
 async def test_runs_are_cancelled_in_bulk(world: World, one: Node) -> None:
     endpoint = await world.endpoint(one, [{"name": "work"}], slots=3)
     run_ids = [row["id"] for row in (await one.call("POST", "/v1/runs/bulk", {"runs": [{"workflow": "work"}] * 40}))["rows"]]
-    arrivals = [await endpoint.next() for _ in range(3)]
+    arrivals = await endpoint.several(3)
     assert (await one.call("POST", "/v1/runs/cancel", {"filter": {"status": "queued"}, "dry_run": True}))["matched"] == 37
     begun = await one.call("POST", "/v1/runs/cancel", {"filter": {"workflow": ["work"]}, "reason": "enough"}, expect=202)
     done = await _finished(one, begun["id"])
     assert (done["matched"], done["done"], done["reason"]) == (40, 40, "enough")
     for arrival in arrivals:
-        await arrival.hung_up.wait()
+        await arrival.gone()
     for run_id in run_ids:
         run = await _run(one, run_id)
         assert (run["status"], run["error"]["message"]) == ("cancelled", "enough")

@@ -46,7 +46,7 @@ async def test_an_attempt_ends_at_its_deadline(world: World, one: Node) -> None:
     await world.advance(5 * SECOND - MILLISECOND)
     assert not slow.hung_up.is_set()
     await world.advance(MILLISECOND)
-    await slow.hung_up.wait()
+    await slow.gone()
     (attempt,) = await world.attempts(run_id, 1)
     assert (attempt["status"], attempt["code"]) == ("timed_out", "timed_out")
     task = await world.task(run_id, state="scheduled")
@@ -170,7 +170,7 @@ async def test_a_run_in_the_future_waits_for_its_moment(world: World, one: Node)
 async def test_pushback_halves_the_pressure_and_answers_raise_it(world: World, one: Node) -> None:
     endpoint = await world.endpoint(one, [{"name": "work"}], slots=8)
     runs = [await one.trigger("work") for _ in range(8)]
-    open_now = [await endpoint.next() for _ in range(8)]
+    open_now = await endpoint.several(8)
     open_now[0].answer(429)
     await world.attempts(runs[0], 1)
     for arrival in open_now[1:]:
