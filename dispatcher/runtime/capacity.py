@@ -63,6 +63,8 @@ class Capacity:
     gathering: bool = False
     """Whether batches wait to be filled, or for a slot."""
     good_until: datetime | None = None
+    unseen: set[Place] = field(default_factory=set)
+    """Places where nothing could be begun when every queue was last to be looked into: what waits for them is not known."""
     bound: dict[Place, int] = field(default_factory=dict)
     """Runs that stay where they begin, by where that was said to be since the last rebalance."""
     kept: dict[Place, int] = field(default_factory=dict)
@@ -203,7 +205,7 @@ class Capacity:
             self.in_use[place] = left
         else:
             self.in_use.pop(place, None)
-        if self.backlog or self.gathering:
+        if self.backlog or self.gathering or place in self.unseen:
             self.on_free()
 
     def detach(self, place: Place, slots: int = 1) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -65,31 +65,41 @@ class Claims:
         return more
 
     async def _look(self, places: dict[Place, int], now: datetime, sweep_again: datetime) -> bool:
-        sweeping = self._sweep_at is None or now >= self._sweep_at
-        queues = self._queues(places, sweeping)
-        if sweeping:
+        unseen = self._capacity.unseen
+        due = self._sweep_at is None or now >= self._sweep_at
+        if due:
             self._sweep_at = sweep_again
+            unseen.update(self._capacity.grants)
+        fresh = unseen.intersection(places)
+        queues = self._queues(places, fresh)
+        if due or fresh:
             asking = await self._asking()
             self._capacity.savings.only(asking)
-            routes = [(q, self._directory.route(q)) for q in asking]
-            queues += [q for q, route in routes if not route.gathers and any(p in places for p in route.places)]
+            queues.update(self._open(asking, places))
         room = min(self._capacity.room(now), self._bite)
-        if not queues or room == 0:
+        if room == 0:
+            return False
+        unseen -= fresh
+        if not queues:
             return False
         most = {q: min(sum(places.get(p, 0) for p in self._directory.route(q).places), room) for q in queues}
         self._capacity.backlog.listen()
         # With a single queue to take from there is no turn to be dealt, so how much it holds need not be asked.
-        waiting = await queue.ready(self._database, most) if sweeping or len(queues) > 1 else most
+        waiting = await queue.ready(self._database, most) if fresh or len(queues) > 1 else most
         self._capacity.backlog.forget(q for q in queues if q not in waiting)
         self._capacity.backlog.update(waiting)
         return await self._claim(waiting, room, now)
 
-    def _queues(self, places: dict[Place, int], sweeping: bool) -> list[Queue]:
-        if not sweeping:
-            routes = [(q, self._directory.route(q)) for q in self._capacity.backlog]
-            return [q for q, route in routes if not route.gathers and any(p in places for p in route.places)]
-        pictures = self._directory.pictures.values()
-        return [q for picture in pictures for q, route in picture.routes.items() if any(p in places for p in route)]
+    def _queues(self, places: dict[Place, int], fresh: set[Place]) -> dict[Queue, None]:
+        """Where there may be something: what is known to wait for these places, and whatever may go to those that were not looked at."""
+        queues = self._open(self._capacity.backlog, places)
+        for picture in self._directory.pictures.values() if fresh else ():
+            queues.update((q, None) for q, route in picture.routes.items() if not fresh.isdisjoint(route))
+        return queues
+
+    def _open(self, queues: Iterable[Queue], places: dict[Place, int]) -> dict[Queue, None]:
+        routes = [(q, self._directory.route(q)) for q in queues]
+        return {q: None for q, route in routes if not route.gathers and any(p in places for p in route.places)}
 
     async def _asking(self) -> list[Queue]:
         """The queues of tasks that ask something of their endpoint."""

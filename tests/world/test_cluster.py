@@ -79,6 +79,24 @@ async def test_a_slot_is_enough_for_one_dispatcher(world: World, one: Node) -> N
         assert (await world.over(run_id))["status"] == "succeeded"
 
 
+async def test_work_that_came_to_another_while_every_slot_was_filled_begins_with_the_first_that_is_free(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [HANDLER], slots=2)
+    two = await world.node("two")
+    await _settled_shares(world, "plain", 2)
+    for node in (one, two):
+        await node.trigger("work")
+    begun = {arrival.json["run_id"]: arrival for arrival in await endpoint.several(2)}
+    third = await one.trigger("work")
+    world.clock.advance(2 * SECOND)
+    for node in (one, two):
+        await node.turn()  # both look, and have no room
+    theirs = await world.database.fetchval(
+        "select t.run_id from tasks t join dispatchers d on d.id = t.dispatcher_id where d.name = $1", "two"
+    )
+    begun[theirs].answer(200, 1)
+    assert (await endpoint.next()).json["run_id"] == third
+
+
 async def _with_open_attempt(world: World) -> tuple[Node, Node, Endpoint, str, Arrival]:
     one, two = await world.node("one", **MORTAL), await world.node("two", **MORTAL)
     endpoint = await world.endpoint(one, [HANDLER], slots=4)
