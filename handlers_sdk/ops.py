@@ -71,6 +71,15 @@ def as_it_is(value: Any) -> Any:
     return value
 
 
+def handed_out(value: Any) -> Any:
+    """A recorded value for a handler, which may change what it gets: the log it is from is what later turns are replayed from."""
+    if value.__class__ is dict:
+        return {name: handed_out(member) for name, member in value.items()}
+    if value.__class__ is list:
+        return [handed_out(member) for member in value]
+    return value
+
+
 def failed(op: str, error: Mapping[str, Any] | None) -> StepFailedError:
     """The exception of an error entry."""
     said = error or {}
@@ -78,13 +87,13 @@ def failed(op: str, error: Mapping[str, Any] | None) -> StepFailedError:
 
 
 def result_of(op: Op[Any], status: str, entry: Mapping[str, Any]) -> Any:
-    """The value of a final entry. Raises what its failure is to the handler."""
+    """The value of a final entry, the handler's own. Raises what its failure is to the handler."""
     if status == "error" and op.kind != "child":
         raise failed(op.id, entry.get("error"))
     if op.kind == "event" and status == "timeout":
         raise TimeoutError(f"no event {op.asked.get('key')!r} arrived in time")
     if op.kind == "message":
-        return None if status in ("closed", "timeout") else entry.get("value")
+        return None if status in ("closed", "timeout") else handed_out(entry.get("value"))
     if op.kind == "child" and status != "ok":
         run_id = str(entry.get("run_id") or op.run_id)
         if status == "cancelled":
@@ -94,7 +103,7 @@ def result_of(op: Op[Any], status: str, entry: Mapping[str, Any]) -> Any:
             str(error.get("message", "")), error_code=str(error.get("code", "")), task_name=str(op.asked.get("workflow", ""))
         )
         raise FailedTaskRunExceptionGroup(run_id, [task])
-    return entry.get("value")
+    return handed_out(entry.get("value"))
 
 
 # ---- time, as entries have it

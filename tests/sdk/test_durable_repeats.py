@@ -1,0 +1,46 @@
+"""What is the same in every turn of a durable task, whatever its handler does with it and however much of its log is known already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from handlers_sdk import Dispatcher, DurableContext
+from handlers_sdk.testing import DurableTester
+
+
+async def echo(value: Any) -> Any:
+    return value
+
+
+@pytest.mark.parametrize("delta", [True, False])
+async def test_a_handler_may_change_what_it_was_given(dispatcher: Dispatcher, delta: bool) -> None:
+    """The log it is from is kept here, and later turns are replayed from that."""
+    seen = []
+
+    async def inside(ctx: DurableContext) -> Any:
+        return await ctx.run("in", echo, {"list": [1]})
+
+    @dispatcher.durable_task()
+    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
+        step = await ctx.run("load", echo, {"items": [["a"]]})
+        event = await ctx.aio_wait_for_event("paid")
+        message = await ctx.receive()
+        child = await ctx.run_child("leaf", {})
+        scope = await ctx.scope("part", inside, ctx)
+        seen.append(repr((step, event, message, child, scope)))
+        step["items"][0].append("b")
+        for given in (event, message, child, scope):
+            given["list"].append(2)
+        for _ in range(3):
+            await ctx.aio_sleep_for("1h")
+        return [step, event, message, child, scope]
+
+    tester = DurableTester([order], children={"leaf": lambda _: {"list": [1]}}, delta=delta)
+    tester.push("paid", {"list": [1]}, after="1m")
+    tester.send({"list": [1]}, after="2m")
+    run = await tester.run(order)
+    assert (run.status, run.output) == ("succeeded", [{"items": [["a", "b"]]}, *[{"list": [1, 2]}] * 4])
+    assert len(seen) > 3
+    assert len(set(seen)) == 1
