@@ -33,6 +33,7 @@ from handlers_sdk.errors import (
     ScopeClosedError,
     Suspended,
 )
+from handlers_sdk.matching import described, same, summary, survey
 from handlers_sdk.ops import (
     NAME,
     PLAIN,
@@ -50,13 +51,12 @@ from handlers_sdk.ops import (
     valued_entry,
 )
 from handlers_sdk.replay_loop import new_loop, untrace
-from handlers_sdk.schemas import Codec, parse_json
+from handlers_sdk.schemas import Codec
 from handlers_sdk.wakes import wake_of
 
 SCOPE: Final[ContextVar[str]] = ContextVar("handlers_sdk_scope", default="")
 """Where ids are counted: empty, or the id of the scope this runs in and a slash."""
 
-_ENDPOINTS_OWN: Final = frozenset({"step", "scope", "checkpoint", "patch"})
 _TOLD_MAX: Final = 1_000
 _NOT_ASKED: Final[Mapping[str, Any]] = {}
 
@@ -129,7 +129,7 @@ class Replay:
         self._dropped: list[Op[Any]] = []
         self._main: asyncio.Task[Any] | None = None
         self._closing: type[Interruption] | None = None
-        self._frontier, self._recorded_scopes, self._recorded_patches = _survey(log)
+        self._frontier, self._recorded_scopes, self._recorded_patches = survey(log)
 
     # ---- driving
 
@@ -543,8 +543,8 @@ class Replay:
         self._position += 1
         self._at = entry.get("at") or self._at
         status = entry["status"]
-        if entry["op"] != op.kind or (status == "pending" and not _same(op, entry)):
-            self.outcome = Mismatched({"id": op.id, "expected": _summary(entry), "got": _described(op)})
+        if entry["op"] != op.kind or (status == "pending" and not same(op, entry)):
+            self.outcome = Mismatched({"id": op.id, "expected": summary(entry), "got": described(op)})
             return False
         if status == "retry":
             op.failures += 1
@@ -594,8 +594,8 @@ class Replay:
             self._position += 1
             return True
         asked = next((op for op in self._unrecorded.values() if not op.done()), None)
-        got = _described(asked) if asked is not None else {"id": None, "op": None}
-        self.outcome = Mismatched({"id": entry["id"], "expected": _summary(entry), "got": got})
+        got = described(asked) if asked is not None else {"id": None, "op": None}
+        self.outcome = Mismatched({"id": entry["id"], "expected": summary(entry), "got": got})
         return False
 
     def _hidden(self, id: str) -> bool:
@@ -652,38 +652,6 @@ class Replay:
 def _starting(op: Op[Any]) -> bool:
     """Whether the handler waits to know a child's run."""
     return op.started is not None and not op.started.done() and bool(op.started._callbacks)  # noqa: SLF001 - there is no other way to ask
-
-
-def _survey(log: Sequence[Mapping[str, Any]]) -> tuple[int, frozenset[str], dict[str, bool]]:
-    """The place after the last entry that an endpoint wrote, the scopes that are closed, and the patches that are decided."""
-    frontier, scopes, patches = 0, [], {}
-    for index, entry in enumerate(log):
-        kind = entry["op"]
-        if kind in _ENDPOINTS_OWN or entry["status"] == "pending":
-            frontier = index + 1
-            if kind == "scope":
-                scopes.append(entry["id"])
-            elif kind == "patch":
-                patches[entry["id"]] = bool(entry.get("value"))
-    return frontier, frozenset(scopes), patches
-
-
-def _same(op: Op[Any], entry: Mapping[str, Any]) -> bool:
-    """Whether a pending entry says what is asked for now."""
-    for name, value in op.asked.items():
-        if name != "label" and entry.get(name) != (parse_json(value) if value.__class__ is bytes else value):
-            return False
-    return True
-
-
-def _described(op: Op[Any]) -> dict[str, Any]:
-    asked = {name: parse_json(value) if value.__class__ is bytes else value for name, value in op.asked.items() if name != "value"}
-    return {"id": op.id, "op": op.kind, **asked}
-
-
-def _summary(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What was recorded, without results."""
-    return {name: value for name, value in entry.items() if name not in ("value", "at", "error", "run_id")}
 
 
 def _detail(error: Exception) -> wire.ErrorDetail:
