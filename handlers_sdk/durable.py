@@ -8,12 +8,11 @@ between them has to come out the same.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import random
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from random import Random
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeVar, overload
 from uuid import UUID
 
@@ -22,9 +21,10 @@ from handlers_sdk.conditions import Condition, OrGroup, SleepCondition, UserEven
 from handlers_sdk.context import CURRENT, DEFAULT_STREAM, Context, Control, Label
 from handlers_sdk.durations import Duration, format_duration, milliseconds, parse_duration
 from handlers_sdk.errors import ConfigError, ContinuedAsNew, NotDeterministicError
+from handlers_sdk.memos import Memos, key_of
 from handlers_sdk.ops import PLAIN, Op, text_of
 from handlers_sdk.placement import LabelsForm, label_entries
-from handlers_sdk.replay import Replay
+from handlers_sdk.replay import SCOPE, Replay
 from handlers_sdk.schemas import Codec, codec_for, dump_json
 from handlers_sdk.wakes import Combination
 
@@ -89,8 +89,8 @@ class DurableContext(Context):
     def __init__(self, item: wire.RunItem, control: DurableControl, task_name: str = "") -> None:
         super().__init__(item, control, task_name)
         self._durable = control
-        self._memos: dict[str, Op[Any]] = {}
-        self._randoms: dict[str, random.Random] = {}
+        self._memos = Memos()
+        self._randoms: dict[str, Random] = {}
 
     # ---- steps
 
@@ -148,17 +148,14 @@ class DurableContext(Context):
     def memo(self, fn: Callable[..., Any], *args: Any, key: str | None = None) -> Op[Any]:
         """A step known by its function and arguments: called again with the same, it gives the first result.
 
-        `key` stands in for both, and is needed where arguments are not JSON.
+        `key` stands in for both. It is needed where the arguments are not JSON, and where a function's name does not say which it is: for
+        lambdas, methods, partials, and functions of one name that have captured different things. Branches that ask for the same share
+        it, and it is given up when the last of them is cancelled. What is asked for first in a scope belongs to that scope: after it, or
+        in the next one, it is a step of its own. What the handler has asked for before the scope is known in it.
         """
-        if key is None:
-            try:
-                arguments = dump_json(list(args), "input")
-            except Exception as error:
-                raise ConfigError(f"memo of {_name(fn)}: its arguments are not JSON ({error}); give it a key") from None
-            key = f"{_name(fn)}:{hashlib.sha256(arguments).hexdigest()[:16]}"
-        if key not in self._memos:
-            self._memos[key] = self.run(f"memo:{key}", fn, *args)
-        return self._memos[key]
+        named = key is None
+        told = key_of(fn, args) if key is None else key
+        return self._memos.ask(SCOPE.get(), told, fn if named else None, lambda: self.run(f"memo:{told}", fn, *args))
 
     def scope(self, name: str, fn: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> Op[T]:
         """A part of the handler that becomes one entry: once `fn(*args)` has returned, what it did inside is no longer sent or replayed.
@@ -275,17 +272,20 @@ class DurableContext(Context):
         return self._replay.now()
 
     @property
-    def random(self) -> random.Random:
-        """Random numbers, the same in every replay."""
-        if "random" not in self._randoms:
-            self._randoms["random"] = self._replay.random("random")
-        return self._randoms["random"]
+    def random(self) -> Random:
+        """Random numbers, the same in every replay. Each scope has its own: ask for it where it is used."""
+        return self._stream("random")
 
     def uuid(self) -> UUID:
         """A random UUID (version 4), the same in every replay."""
-        if "uuid" not in self._randoms:
-            self._randoms["uuid"] = self._replay.random("uuid")
-        return UUID(int=self._randoms["uuid"].getrandbits(128), version=4)
+        return UUID(int=self._stream("uuid").getrandbits(128), version=4)
+
+    def _stream(self, purpose: str) -> Random:
+        """The numbers of this scope: what is drawn in one that is closed is not drawn again, and must not be missed elsewhere."""
+        place = SCOPE.get() + purpose
+        if place not in self._randoms:
+            self._randoms[place] = self._replay.random(purpose)
+        return self._randoms[place]
 
     # ---- children
 
@@ -496,10 +496,6 @@ def _codec(fn: Callable[..., Any]) -> Codec:
     except (ConfigError, TypeError, ValueError):  # an annotation that means nothing at run time: its value is JSON, or refused
         return PLAIN
     return PLAIN if type(codec) is type(PLAIN) else codec
-
-
-def _name(fn: Callable[..., Any]) -> str:
-    return str(getattr(fn, "__qualname__", type(fn).__name__)).replace("<locals>.", "")
 
 
 def _readable(condition: Condition) -> str:

@@ -148,6 +148,7 @@ class TurnExecution(Execution):
             await self._stop_steps()
             replay.close()
             replay.forget()
+            self.context._memos.forget()  # noqa: SLF001 - as above
 
     async def _drive(self, replay: Replay) -> Outcome:
         budget = self._due - self._item["timeout_ms"] / 1000 + self._item["budget_ms"] / 1000  # type: ignore[typeddict-item]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -44,3 +45,36 @@ async def test_a_handler_may_change_what_it_was_given(dispatcher: Dispatcher, de
     assert (run.status, run.output) == ("succeeded", [{"items": [["a", "b"]]}, *[{"list": [1, 2]}] * 4])
     assert len(seen) > 3
     assert len(set(seen)) == 1
+
+
+# ---- chance
+
+
+async def test_chance_is_the_same_once_a_scope_is_closed(dispatcher: Dispatcher) -> None:
+    """What was drawn inside is not drawn again, wherever the numbers were first asked for."""
+    seen = []
+
+    async def inner(ctx: DurableContext) -> list[str]:
+        return [str(ctx.uuid()), str(ctx.random.random())]
+
+    async def outer(ctx: DurableContext) -> Any:
+        return [*await inner(ctx), await ctx.scope("inner", inner, ctx), *await inner(ctx)]
+
+    @dispatcher.durable_task()
+    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
+        drawn: list[Any] = await inner(ctx) if input["before"] else []
+        for _ in range(2):
+            drawn += [await ctx.scope("outer", outer, ctx), *await inner(ctx)]
+            await ctx.aio_sleep_for("1h")
+        seen.append(repr(drawn))
+        await ctx.run("kept", echo, drawn)
+        await ctx.aio_sleep_for("1h")
+        return drawn
+
+    for before in (False, True):
+        seen.clear()
+        run = await DurableTester([order]).run(order, {"before": before})
+        assert run.status == "succeeded"
+        assert (len(seen), len(set(seen))) == (2, 1)
+        texts = re.findall(r"'(.*?)'", seen[0])
+        assert len(set(texts)) == len(texts)

@@ -66,7 +66,11 @@ def attempts(dispatcher: Dispatcher) -> list[Any]:
     @dispatcher.durable_task()
     async def steps(input: EmptyModel, ctx: DurableContext) -> int:
         several = await asyncio.gather(*[ctx.run("s", double, number) for number in range(3)])
-        last: int = await ctx.memo(double, 4)
+
+        async def captured(value: int) -> int:
+            return value * ctx.attempt_number
+
+        last: int = await ctx.memo(captured, 4)
         return sum(several) + last
 
     @dispatcher.durable_task(mode="state")

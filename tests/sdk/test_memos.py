@@ -1,0 +1,241 @@
+"""Memos: which calls are the same, who shares them, and what becomes of one that nobody waits for any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from handlers_sdk import Dispatcher, DurableContext
+from handlers_sdk.errors import Cancelled, StepFailedError
+from handlers_sdk.memos import key_of
+from handlers_sdk.testing import DurableTester, crash_everywhere
+
+Body = Callable[[DurableContext], Awaitable[Any]]
+
+
+async def echo(value: Any) -> Any:
+    return value
+
+
+async def bad() -> None:
+    raise ValueError("no")
+
+
+async def slow(value: int) -> int:
+    for _ in range(20):
+        await asyncio.sleep(0)
+    return value
+
+
+def charge(value: int) -> str:
+    return f"charged {value}"
+
+
+def refund(value: int) -> str:
+    return f"refunded {value}"
+
+
+def module(name: str) -> ModuleType:
+    made = ModuleType(name)
+    exec(f"def load(id): return '{name} ' + str(id)", made.__dict__)  # two functions of one name
+    return made
+
+
+class Api:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get(self, value: int) -> str:
+        return f"{self.name} {value}"
+
+
+def task(dispatcher: Dispatcher, body: Body) -> Any:
+    @dispatcher.durable_task()
+    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
+        found = await body(ctx)
+        await ctx.aio_sleep_for("1h")
+        return found
+
+    return order
+
+
+async def came_to(dispatcher: Dispatcher, body: Body, **options: Any) -> Any:
+    """What a handler comes to, once undisturbed; and the same wherever it is killed."""
+    order = task(dispatcher, body)
+    await crash_everywhere(lambda at: DurableTester([order], crash_at=at, **options), order)
+    run = await DurableTester([order], **options).run(order)
+    assert run.status == "succeeded", run.error
+    return run.output
+
+
+# ---- which calls are the same
+
+
+async def test_functions_of_one_name_in_two_modules_are_two(dispatcher: Dispatcher) -> None:
+    orders, users = module("orders"), module("users")
+
+    async def body(ctx: DurableContext) -> Any:
+        return [await ctx.memo(orders.load, 7), await ctx.memo(users.load, 7), await ctx.memo(orders.load, 8)]
+
+    assert await came_to(dispatcher, body) == ["orders 7", "users 7", "orders 8"]
+
+
+@pytest.mark.parametrize("fn", [lambda: 1, Api("a").get, partial(charge, 7), "abc".upper], ids=["lambda", "method", "partial", "builtin"])
+async def test_what_has_no_name_of_its_own_needs_a_key(dispatcher: Dispatcher, fn: Any) -> None:
+    async def unnamed(ctx: DurableContext) -> Any:
+        return await ctx.memo(fn)
+
+    order = task(dispatcher, unnamed)
+    run = await DurableTester([order]).run(order)
+    assert run.error is not None
+    assert "give it a key" in run.error["message"]
+
+
+async def test_with_a_key_all_are_told_apart(dispatcher: Dispatcher) -> None:
+    async def body(ctx: DurableContext) -> Any:
+        first = await ctx.memo(Api("a").get, 7, key="a"), await ctx.memo(Api("b").get, 7, key="b")
+        return [*first, await ctx.memo(partial(charge, 7), key="c"), await ctx.memo(lambda: 1, key="d"), await ctx.memo(refund, 7, key="a")]
+
+    assert await came_to(dispatcher, body) == ["a 7", "b 7", "charged 7", 1, "a 7"]
+
+
+def keyed(value: int, *, by: int = 1) -> int:
+    return value * by
+
+
+@pytest.mark.parametrize("how", ["captured", "default", "keyword", "function", "wrapper"])
+async def test_two_that_differ_in_what_they_hold_are_refused(dispatcher: Dispatcher, how: str) -> None:
+    def made(number: int) -> Callable[..., Any]:
+        inner = {"captured": None, "function": charge if number else refund}.get(how)
+        if how == "default":
+
+            def load(value: int, more: int = number) -> Any:
+                return value + more
+        elif how == "keyword":
+
+            def load(value: int, *, more: int = number) -> Any:  # type: ignore[misc]
+                return value + more
+        elif how == "wrapper":
+
+            def inner_load(value: int) -> Any:
+                return value + number
+
+            def load(value: int) -> Any:  # type: ignore[misc]
+                return inner_load(value)
+        else:
+
+            def load(value: int) -> Any:  # type: ignore[misc]
+                return inner(value) if inner is not None else value + number
+
+        return load
+
+    async def body(ctx: DurableContext) -> Any:
+        first = [await ctx.memo(made(0), 7), await ctx.memo(made(0), 7)]
+        return [*first, await ctx.memo(made(1), 7)]
+
+    order = task(dispatcher, body)
+    tester = DurableTester([order])
+    run = await tester.run(order)
+    assert run.error is not None
+    assert "another function of that name" in run.error["message"]
+    assert sum(tester.double.steps.values()) == 1, "two of one kind are one"
+
+
+def test_a_long_name_makes_a_key_that_can_be_an_id() -> None:
+    long: Any = lambda: None  # noqa: E731 - only its name matters
+    long.__qualname__ = "outer.<locals>." * 30 + "load"
+    assert len(key_of(long, (1,))) < 150
+    assert key_of(long, (1,)) != key_of(long, (2,))
+
+
+# ---- scopes
+
+
+async def test_a_scope_has_memos_of_its_own_and_knows_those_around_it(dispatcher: Dispatcher) -> None:
+    async def inside(ctx: DurableContext, number: int) -> Any:
+        return [await ctx.memo(echo, 1), await ctx.memo(echo, 2), await ctx.memo(echo, 2), number]
+
+    async def body(ctx: DurableContext) -> Any:
+        first = await ctx.memo(echo, 1)
+        return [first, *[await ctx.scope("part", inside, ctx, n) for n in range(2)], await ctx.memo(echo, 2)]
+
+    order = task(dispatcher, body)
+    tester = DurableTester([order])
+    run = await tester.run(order)
+    assert (run.status, run.output) == ("succeeded", [1, [1, 2, 2, 0], [1, 2, 2, 1], 2])
+    assert sum(tester.double.steps.values()) == 4
+    await crash_everywhere(lambda at: DurableTester([order], crash_at=at), order)
+
+
+# ---- those who share one
+
+
+async def test_one_branch_gives_up_and_the_other_has_it(dispatcher: Dispatcher) -> None:
+    async def body(ctx: DurableContext) -> Any:
+        async def branch() -> Any:
+            return await ctx.memo(slow, 7)
+
+        first, second = asyncio.create_task(branch()), asyncio.create_task(branch())
+        await asyncio.sleep(0)
+        first.cancel()
+        return [await second, await ctx.memo(slow, 7)]
+
+    assert await came_to(dispatcher, body) == [7, 7]
+
+
+async def test_what_all_gave_up_is_asked_for_anew(dispatcher: Dispatcher) -> None:
+    async def body(ctx: DurableContext) -> Any:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(ctx.run("bad", bad))
+                group.create_task(ctx.memo(slow, 7))
+                group.create_task(ctx.memo(slow, 7))
+        except* StepFailedError:
+            pass
+        return [await ctx.memo(slow, 7), *await asyncio.gather(ctx.memo(slow, 7), ctx.memo(slow, 8))]
+
+    assert await came_to(dispatcher, body) == [7, 7, 8]
+
+
+async def test_a_cancelled_task_undoes_things_with_memos(dispatcher: Dispatcher) -> None:
+    undone = []
+
+    async def undo() -> None:
+        undone.append(1)
+
+    async def body(ctx: DurableContext) -> Any:
+        pending = ctx.memo(slow, 7)
+        try:
+            await asyncio.gather(pending, ctx.aio_sleep_for("1h"))
+        except Cancelled:
+            await ctx.memo(undo)
+            raise
+
+    order = task(dispatcher, body)
+    tester = DurableTester([order])
+    tester.cancel(after="1m")
+    run = await tester.run(order)
+    assert (run.status, undone) == ("cancelled", [1])
+
+
+async def test_a_failure_is_remembered_too(dispatcher: Dispatcher) -> None:
+    async def body(ctx: DurableContext) -> Any:
+        return [type(one).__name__ for one in await asyncio.gather(ctx.memo(bad), ctx.memo(bad), return_exceptions=True)]
+
+    assert await came_to(dispatcher, body) == ["StepFailedError"] * 2
+
+
+async def test_a_set_of_them_is_waited_for_in_one_order(dispatcher: Dispatcher) -> None:
+    async def body(ctx: DurableContext) -> Any:
+        done, pending = await asyncio.wait({ctx.memo(slow, number) for number in (3, 1, 2)}, return_when=asyncio.ALL_COMPLETED)
+        assert not pending
+        return [one.result() for one in done]
+
+    first = await came_to(dispatcher, body)
+    assert sorted(first) == [1, 2, 3]
+    assert all([await came_to(dispatcher, body) == first for _ in range(3)])
