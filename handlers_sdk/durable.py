@@ -376,6 +376,7 @@ class DurableContext(Context):
         """The next message sent to this run, in the order they were sent; None when the inbox is closed or `timeout` has passed.
 
         A cancellation arrives as `{"$cancel": true}`: return soon, or be interrupted.
+        One that is given up, by a timeout or in a race, takes no message along: the next has it.
         """
         return self._replay.ask("message", "message", {} if timeout is None else {"timeout_ms": milliseconds(timeout)})
 

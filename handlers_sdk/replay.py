@@ -33,6 +33,7 @@ from handlers_sdk.errors import (
     ScopeClosedError,
     Suspended,
 )
+from handlers_sdk.inbox import Inbox
 from handlers_sdk.matching import described, same, summary, survey
 from handlers_sdk.ops import (
     NAME,
@@ -127,6 +128,7 @@ class Replay:
         self._patches: dict[str, bool] = {}
         self._scopes_closed: set[str] = set()
         self._dropped: list[Op[Any]] = []
+        self._inbox = Inbox()
         self._main: asyncio.Task[Any] | None = None
         self._closing: type[Interruption] | None = None
         self._frontier, self._recorded_scopes, self._recorded_patches = survey(log)
@@ -238,7 +240,7 @@ class Replay:
 
     def wake(self) -> dict[str, Any] | None:
         """What the handler waits for; None when nothing that is recorded can settle it."""
-        return wake_of(self.loop.tasks, [op for op in self._waiting.values() if not op.done()])
+        return self._inbox.wake(wake_of(self.loop.tasks, [op for op in self._waiting.values() if not op.done()]))
 
     @property
     def repeating(self) -> bool:
@@ -284,6 +286,7 @@ class Replay:
         self._asked.clear()
         self._waiting.clear()
         self._unrecorded.clear()
+        self._inbox.forget()
         self._main = self.outcome = None
         del self._now
         self.loop.forget()
@@ -298,6 +301,8 @@ class Replay:
         if self.cancelled:
             if not self._insists():
                 op.set_exception(Cancelled(self._cancel_reason))
+        elif kind == "message" and self._inbox.ask(op):
+            pass
         elif self._position < len(self._log) or self._unrecorded:
             self._unrecorded[op.id] = op
         else:
@@ -460,6 +465,8 @@ class Replay:
             return
         self._record(_Sent(op, pending_entry(op, at), at))
         self._waiting[op.id] = op
+        if op.kind == "message":
+            self._inbox.begun(op)
 
     def _begin_unrecorded(self) -> None:
         """The log is used up: what the handler asked for meanwhile and was not there begins."""
@@ -556,11 +563,15 @@ class Replay:
             self._registered(op, entry)
         else:
             self._waiting.pop(op.id, None)
+            if op.kind == "message":
+                self._inbox.ended(op, entry)
             if not op.done():
                 self._settle(op, status, entry)
         return True
 
     def _registered(self, op: Op[Any], entry: Mapping[str, Any]) -> None:
+        if op.kind == "message":
+            self._inbox.begun(op)
         if op.done():
             return
         self._waiting[op.id] = op
@@ -621,10 +632,12 @@ class Replay:
         if op.done() or self._closing is not None or task.cancelled():
             op.cancel()
             return
-        at, error = self._stamp(), task.exception()
+        error = task.exception()
         if error is not None and not isinstance(error, Exception):
             op.set_exception(error)
             return
+        closes = not self._inbox.crosses(op.id)  # or it would hide messages that are not all its own: it is run again in each turn
+        at = self._stamp() if closes else self._at
         try:
             if error is not None:
                 raise error
@@ -634,7 +647,9 @@ class Replay:
         except Exception as raised:
             detail = _detail(raised)
             op.work = _Sent(op, error_entry(op.id, "scope", detail, at), at, None, failed(op.id, detail), True)
-        if self._position < len(self._log) or self._unrecorded:
+        if not closes:
+            self._deliver(op.work)
+        elif self._position < len(self._log) or self._unrecorded:
             self._unrecorded[op.id] = op
         else:
             self._record(op.work)
