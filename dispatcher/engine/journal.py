@@ -521,46 +521,6 @@ def _same(known: bytes, offered: bytes) -> bool:
     return there == {**asked, **given}
 
 
-# ---- going back
-
-
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """A log cut before one of its nodes: the entries that stay, and the operations among them that are still to be settled."""
-
-    entries: tuple[bytes, ...]
-    pending: tuple[bytes, ...]
-
-
-def branch(entries: Sequence[bytes], node: str | None) -> Branch | None:
-    """The log with everything that was first recorded at `node` or after it taken away; None where there is no such node.
-
-    What had been asked for before stays, with what became of it, even where that came in later. Without a node everything stays.
-    """
-    kept: list[bytes] = []
-    open_ops: dict[str, bytes] = {}
-    cut: set[str] = set()
-    found = node is None
-    known: set[str] = set()
-    for entry in entries:
-        named = _named.decode(entry)
-        if named.op == "cancel":
-            continue
-        found = found or named.id == node
-        if named.id not in known:
-            known.add(named.id)
-            if found and node is not None:
-                cut.add(named.id)
-        if named.id in cut:
-            continue
-        kept.append(entry)
-        if named.status in ("pending", "retry"):
-            open_ops[named.id] = entry
-        else:
-            open_ops.pop(named.id, None)
-    return Branch(tuple(kept), tuple(open_ops.values())) if found else None
-
-
 # ---- what a turn answers
 
 
@@ -666,31 +626,3 @@ def _mark(entry: bytes) -> tuple[str, str, str]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ("", "", "")
     return (named.id, named.op, named.status)
-
-
-class _Stamped(msgspec.Struct):
-    at: datetime | None = None
-
-
-class _Saved(msgspec.Struct):
-    op: str
-    value: Raw = Raw(b"null")
-
-
-def moment_of(entry: bytes) -> datetime | None:
-    """When an entry says it was written."""
-    return msgspec.json.decode(entry, type=_Stamped).at
-
-
-def closed_by(entries: Sequence[bytes]) -> list[str]:
-    """The scopes that entries close."""
-    named = (_named.decode(entry) for entry in entries if b'"scope"' in entry)
-    return [one.id for one in named if one.op == "scope" and one.status in ("ok", "error")]
-
-
-def saved_by(entries: Sequence[bytes]) -> bytes | None:
-    """The last checkpoint in entries."""
-    for entry in reversed(entries):
-        if b'"checkpoint"' in entry and (saved := msgspec.json.decode(entry, type=_Saved)).op == "checkpoint":
-            return bytes(saved.value)
-    return None

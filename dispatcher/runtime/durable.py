@@ -5,14 +5,17 @@ And their side of the conversation: appends and turns that are answered by callb
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from dispatcher import ids
 from dispatcher.clock import Clock
+from dispatcher.engine import branches
 from dispatcher.engine import journal as rules
+from dispatcher.engine.journal import OpRefused
 from dispatcher.engine.strict_json import JsonRefused, check
 from dispatcher.errors import problem
 from dispatcher.runtime.capacity import Capacity
@@ -25,7 +28,7 @@ from dispatcher.runtime.turns import Turns
 from dispatcher.settings import Settings
 from dispatcher.store import journal, removals, runs, waits
 from dispatcher.store.database import Database
-from dispatcher.store.journal import Checkpoint, Kept, Seed
+from dispatcher.store.journal import Checkpoint, Head, Kept, OfRun, Seed
 from dispatcher.store.outcomes import TaskKey
 
 _SKEW = timedelta(hours=1)
@@ -123,15 +126,16 @@ class Durable:
             raise problem("invalid_value", "a task in state mode goes on from its state; replay the run", field="journal_node")
         if not run.live and workflow.definition.is_graph:
             raise problem("invalid_value", "a graph that is over is replayed by task: POST …/replay", field="task")
+        key = (tenant_id, run_id, node)
+        head = (await journal.heads(self.database, [key])).get(key)  # before its log is: a turn that is added meanwhile is not cut off
         kept = [log for log in await self.logs(tenant_id, run_id) if log.node == node]
-        entries = entries_of(kept[-1]) if kept else []
-        branch = rules.branch(entries, node_id)
+        log = _current(kept, head)
+        branch = branches.branch(entries_of(log) if log is not None else [], node_id)
         if branch is None:
             raise problem("unknown_node", f"the journal of {run_id} has no node {node_id!r}")
-        key = (tenant_id, run_id, node)
-        generation = max((log.generation for log in kept), default=0) + 1
-        seed = await self._seed(key, generation, branch, kept[-1] if kept else None, created)
-        await self._begin_anew(seed, live=run.live)
+        generation = max([log.generation for log in kept] + ([head.generation] if head is not None else []), default=0) + 1
+        seed = await self._seed(key, generation, branch, log, created)
+        await self._begin_anew(seed, run, head)
 
     async def replays_from_log(self, tenant_id: int, run_id: str) -> bool:
         """Whether replaying a run is going on from its log: it is over, and its only task is a durable one that has one."""
@@ -141,40 +145,46 @@ class Durable:
         definition = (await self.directory.workflow_version(tenant_id, run.workflow_id, run.workflow_version)).definition
         return not definition.is_graph and definition.tasks[0].durable and definition.tasks[0].mode == "replay"
 
-    async def _seed(self, key: TaskKey, generation: int, branch: rules.Branch, log: Kept | None, created: datetime) -> Seed:
-        """What stays, with what it still waits for. Children that ended with their parent are not waited for: they are asked for again."""
+    async def _seed(self, key: TaskKey, generation: int, branch: branches.Branch, log: Kept | None, created: datetime) -> Seed:
+        """What stays, with what it still waits for. What nothing can end any more is asked for again: children that were cancelled."""
         waits_left: list[rules.Wait] = []
         children: dict[str, str] = {}
         dropped: set[str] = set()
-        read = [self._asked(op, created) for op in branch.pending]
-        names = [child.key or child.id for asked in read for child in asked.children]
-        known = await journal.children(self.database, key, names, created) if names else {}
-        for asked in read:
-            wait = asked.waits[0]
-            child = known.get(asked.children[0].key or wait.id) if asked.children else None
-            if wait.kind == "child" and (child is None or child.over):
-                dropped.add(wait.id)
+        started = {name: run for op in branch.pending if (name := rules.name_of(op)) and (run := branches.run_of(op)) is not None}
+        known = await journal.uncancelled(self.database, key[0], list(started.values()), created) if started else set[str]()
+        for op in branch.pending:
+            name = rules.name_of(op)
+            wait = self._asked(op, created)
+            if wait is None or (wait.kind == "child" and started.get(name) not in known):
+                dropped.add(name)
                 continue
-            if child is not None:
-                children[wait.id] = child.id
+            if wait.kind == "child":
+                children[name] = started[name]
             waits_left.append(wait)
         entries = [entry for entry in branch.entries if rules.name_of(entry) not in dropped]
         since, given = (log.since, log.input) if log is not None else (None, None)
-        return Seed(key, 0, generation, entries, rules.closed_by(entries), rules.saved_by(entries), since, waits_left, children, given)
+        closed, saved = branches.closed_by(entries), branches.saved_by(entries)
+        return Seed(key, generation, entries, closed, saved, since, waits_left, children, given, branches.closes_inbox(entries))
 
-    def _asked(self, op: bytes, created: datetime) -> rules.Entries:
-        """An operation that is still to be settled, read as when it was recorded."""
-        at = rules.moment_of(op) or self.clock.now()
-        return rules.parse_ops([op], self.journals.bounds, rules.Moments(created, created, at))
+    def _asked(self, op: bytes, created: datetime) -> rules.Wait | None:
+        """What an operation waits for, read as when it was recorded: by what it says itself, or at least by now."""
+        now = self.clock.now()
+        for at in (branches.moment_of(op, created, now), now):
+            with suppress(OpRefused):
+                return rules.parse_ops([op], self.journals.bounds, rules.Moments(created, created, at)).waits[0]
+        return None
 
-    async def _begin_anew(self, seed: Seed, *, live: bool) -> None:
+    async def _begin_anew(self, seed: Seed, run: OfRun, head: Head | None) -> None:
+        """Write it, if the task still stands where its log was read; one that is over first becomes live again."""
         now = self.clock.now()
         tenant_id, run_id, node = seed.key
+        if head is not None and head.cleanup:
+            raise problem("turn_running", f"{ids.task_id(run_id, node)} is being cancelled")
         async with self.database.transaction() as conn:
-            revived = [] if live else await self.replays.revive(conn, tenant_id, [run_id], now)
-            head = (await journal.heads(conn, [seed.key])).get(seed.key)
-            seed.epoch = head.epoch if head is not None else 0
-            seeded = await journal.seed(conn, seed, now)
+            revived = [] if run.live else await self.replays.revive(conn, tenant_id, [run_id], now, ended_at=run.finished_at)
+            if revived:
+                head = (await journal.heads(conn, [seed.key])).get(seed.key)
+            seeded = await journal.seed(conn, seed, head, now) if head is not None and (run.live or revived) else []
             if not seeded:
                 name = ids.task_id(run_id, node)
                 raise problem("turn_running", f"{name} is at work, or has just been begun again")
@@ -243,3 +253,10 @@ class Durable:
 def entries_of(kept: Kept) -> list[bytes]:
     """A log's entries, one by one."""
     return rules.split([kept.entries]) if kept.entries else []
+
+
+def _current(kept: Sequence[Kept], head: Head | None) -> Kept | None:
+    """The log a task goes by, of all it has had; of one that is over the last. None where it has begun another and recorded nothing."""
+    if head is not None:
+        return next((log for log in kept if log.live and log.generation == head.generation), None)
+    return kept[-1] if kept else None

@@ -68,13 +68,17 @@ class Replays:
             raise problem("run_not_finished", f"run {run_id} is not over: POST /v1/runs/{run_id}/cancel ends it, then it can be replayed")
         raise problem("not_found", f"there is no run {run_id[:100]!r}")
 
-    async def revive(self, conn: Connection, tenant_id: int, run_ids: Sequence[str], now: datetime) -> list[Revived]:
-        """Begin those of these runs again that are over, in the caller's transaction; `announce` them once it is committed."""
+    async def revive(
+        self, conn: Connection, tenant_id: int, run_ids: Sequence[str], now: datetime, *, ended_at: datetime | None = None
+    ) -> list[Revived]:
+        """Begin those of these runs again that are over (since `ended_at`, where that is given), in the caller's transaction; `announce`
+        them once it is committed.
+        """
         found = await replays.ended(conn, tenant_id, run_ids)
         removed = await removals.among(conn, tenant_id, (run.workflow_id for run in found))
         revivals = []
         for run in found:
-            if run.workflow_id in removed:
+            if run.workflow_id in removed or (ended_at is not None and run.finished_at != ended_at):
                 continue
             revival = await self._revival(tenant_id, run, None, None)
             with contextlib.suppress(FlowError):  # its workflow has other limits by now, and does not take this input

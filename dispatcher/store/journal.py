@@ -155,11 +155,12 @@ class Seeded:
 
 @dataclass(frozen=True, slots=True)
 class OfRun:
-    """What a run is of, and whether it is live."""
+    """What a run is of, and whether it is live or when it ended."""
 
     workflow_id: int
     workflow_version: int
     live: bool
+    finished_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +347,7 @@ SAVED = Statement(
         union all
         (select h.checkpoint, h.checkpoint_at from journal_history h
          where h.tenant_id = $1 and h.run_id = $2 and h.node = $3 and h.finished_at >= $4 and h.checkpoint is not null
-         order by h.generation desc limit 1)
+         order by h.finished_at desc, h.generation desc limit 1)
     ) found order by at desc limit 1
     """,
     Checkpoint,
@@ -364,6 +365,15 @@ CHILDREN = Statement(
     """,
     ChildRun,
 )
+
+# Of runs that were started as children those that end or have ended by themselves: what was cancelled gives nothing to wait for.
+UNCANCELLED = """
+    select r.id from runs r
+    where r.tenant_id = $1 and r.id = any($2::text[]) and r.doomed_at is null and r.cancel_reason is null
+      and not exists (select from tasks t where t.tenant_id = r.tenant_id and t.run_id = r.id and (t.cancel_at is not null or t.cleanup))
+    union all
+    select h.id from run_history h where h.tenant_id = $1 and h.id = any($2::text[]) and h.status <> 'cancelled' and h.finished_at >= $3
+"""
 
 
 async def append(
@@ -485,6 +495,12 @@ async def children(db: Database, parent: TaskKey, names: Sequence[str], created:
     return {row.name: row for row in rows}  # of several the one that is live, or the latest
 
 
+async def uncancelled(db: Database, tenant_id: int, run_ids: Sequence[str], created: datetime) -> set[str]:
+    """Those of these runs whose end somebody may wait for, or has missed. `created` is when the first of them was, at the earliest."""
+    records = await db.fetch(UNCANCELLED, tenant_id, list(run_ids), created - timedelta(hours=1))
+    return {record[0] for record in records}
+
+
 def _keys(keys: Sequence[TaskKey]) -> tuple[list[int], list[str], list[int]]:
     return [k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys]
 
@@ -493,17 +509,19 @@ def _names(names: Sequence[Any]) -> str | None:
     return json.dumps(list(names)) if names else None
 
 
-# A log begins anew with what is kept of another: the task has another generation of it, and nothing it waited for before counts.
+# A log begins anew with what is kept of another: the task has another generation of it, and nothing it waited for before counts. A log
+# that has grown since it was read is left alone, and so is a task that is about to clean up.
 SEED = Statement(
     """
     with seeded as (
         update tasks t
         set generation = $4, log_len = $5, log_bytes = length($6::bytea), log_since = coalesce(t.log_since, $9), known_len = null,
             hashed_len = null, hashed = null, memory = null, wake = null, wake_at = null, marks = coalesce(t.marks, 0) + 1,
-            state = 'queued', due_at = $10, schedule_deadline = null, error = null, cleanup = null, inbox_closed = null,
+            state = 'queued', due_at = $10, schedule_deadline = null, error = null, inbox_closed = $23::boolean,
             app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null, pin_endpoint = null, pin_version = null,
             input = coalesce($20, t.input)
         where t.tenant_id = $1 and t.run_id = $2 and t.node = $3 and t.durable and t.epoch = $11
+          and coalesce(t.generation, 0) = $21 and coalesce(t.log_len, 0) = $22 and t.cleanup is null
           and t.state in ('waiting', 'blocked', 'queued', 'scheduled')
         returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.requirement
     ), segment as (
@@ -528,9 +546,9 @@ SEED = Statement(
 )
 OF_RUN = Statement(
     """
-    select workflow_id, workflow_version, true as live from runs where tenant_id = $1 and id = $2
+    select workflow_id, workflow_version, true as live, null::timestamptz as finished_at from runs where tenant_id = $1 and id = $2
     union all
-    select workflow_id, workflow_version, false from run_history where tenant_id = $1 and id = $2 and finished_at >= $3
+    select workflow_id, workflow_version, false, finished_at from run_history where tenant_id = $1 and id = $2 and finished_at >= $3
     """,
     OfRun,
 )
@@ -538,10 +556,11 @@ OF_RUN = Statement(
 
 @dataclass(slots=True)
 class Seed:
-    """What a log begins with. `waits` are what its operations still wait for, `scopes` those it has closed."""
+    """What a log begins with. `waits` are what its operations still wait for, `children` the runs of those that wait for one; `scopes`
+    are those it has closed, and it may have closed the inbox.
+    """
 
     key: TaskKey
-    epoch: int
     generation: int
     entries: Sequence[bytes]
     scopes: Sequence[str]
@@ -550,10 +569,11 @@ class Seed:
     waits: Sequence[Wait]
     children: dict[str, str]
     input: bytes | None
+    inbox_closed: bool
 
 
-async def seed(db: Database | Connection, wanted: Seed, now: datetime) -> list[Seeded]:
-    """Begin a log anew; nothing is answered when the task is not what it was, or is at work."""
+async def seed(db: Database | Connection, wanted: Seed, stands: Head, now: datetime) -> list[Seeded]:
+    """Begin a log anew; nothing is answered when the task does not stand where it did any more, or is at work."""
     waits = wanted.waits
     records = await db.fetch(
         SEED.sql,
@@ -565,7 +585,7 @@ async def seed(db: Database | Connection, wanted: Seed, now: datetime) -> list[S
         wanted.checkpoint,
         wanted.since,
         now,
-        wanted.epoch,
+        stands.epoch,
         json.dumps([wait.id for wait in waits]),
         [wait.id for wait in waits],
         [wait.kind for wait in waits],
@@ -575,6 +595,9 @@ async def seed(db: Database | Connection, wanted: Seed, now: datetime) -> list[S
         [wait.since for wait in waits],
         [wait.due_at for wait in waits],
         wanted.input,
+        stands.generation,
+        stands.log_len,
+        wanted.inbox_closed or None,
     )
     return SEED.read(records)
 

@@ -268,6 +268,11 @@ RUNS = Statement(
 
 # For a run that was once accepted, the small table answers for the large one: it is over when it is not live any more.
 IS_LIVE = "select exists (select from runs where tenant_id = $1 and id = $2)"
+# In one picture: a run that begins again moves from history to the live tables.
+EXISTS = """
+    select exists (select from runs where tenant_id = $1 and id = $2)
+        or exists (select from run_history where tenant_id = $1 and id = $2 and finished_at >= $3)
+"""
 FINISHED_AMONG = Statement(
     """
     select id from run_history where tenant_id = $1 and id = any($2::text[]) and finished_at >= $3
@@ -386,9 +391,8 @@ async def is_finished(db: Database, tenant_id: int, run_id: str) -> bool:
 
 async def exists(db: Database, tenant_id: int, run_id: str) -> bool:
     """Whether there is such a run, live or over."""
-    if ended_after(run_id) is None:
-        return False
-    return bool(await db.fetchval(IS_LIVE, tenant_id, run_id)) or bool(await finished_among(db, tenant_id, [run_id]))
+    since = ended_after(run_id)
+    return since is not None and bool(await db.fetchval(EXISTS, tenant_id, run_id, since))
 
 
 async def finished_among(db: Database, tenant_id: int, run_ids: Sequence[str]) -> list[str]:

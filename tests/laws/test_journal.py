@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.engine import journal
-from dispatcher.engine.journal import Bounds, Moments, OpRefused, Settled, Wait, awake, branch, leaves, parse_ops, parse_wake
+from dispatcher.engine.branches import branch, closes_inbox, moment_of
+from dispatcher.engine.journal import Bounds, Moments, OpRefused, Settled, Wait, awake, leaves, parse_ops, parse_wake
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 CREATED, LEASED = NOW - timedelta(hours=1), NOW - timedelta(seconds=5)
@@ -308,6 +309,30 @@ def test_a_cancel_is_no_part_of_a_branch() -> None:
     found = branch([*_log("a"), journal.cancel_entry("x", NOW)], None)
     assert found is not None
     assert len(found.entries) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ('"2026-01-01T10:00:00Z"', "2026-01-01T10:00:00+00:00"),
+        ('"2026-01-01T10:00:00"', "2026-01-01T10:00:00+00:00"),
+        ('"0001-01-01T00:00:00+14:00"', "2026-01-01T09:00:00+00:00"),
+        ('"9999-12-31T23:59:59-14:00"', "2026-01-01T11:00:00+00:00"),
+        ("null", "2026-01-01T11:00:00+00:00"),
+    ],
+)
+def test_an_entry_was_written_in_the_life_of_its_task_whatever_it_says(said: str, expected: str) -> None:
+    earliest, latest = datetime(2026, 1, 1, 9, tzinfo=UTC), datetime(2026, 1, 1, 11, tzinfo=UTC)
+    assert moment_of(b'{"id":"a#0","at":%b}' % said.encode(), earliest, latest).isoformat() == expected
+
+
+def test_who_is_told_that_the_inbox_is_closed_has_not_closed_it() -> None:
+    asked, told, closed = (
+        b'{"id":"%b","op":"message","status":"%b"}' % one for one in ((b"m", b"pending"), (b"m", b"closed"), (b"x", b"closed"))
+    )
+    assert not closes_inbox([asked, told])
+    assert closes_inbox([closed])
+    assert closes_inbox([asked, told, closed])
 
 
 # ---- answers
