@@ -42,6 +42,7 @@ class Maintenance:
         await self.services.gates.audit(now, _GATES_KEPT, _BATCH)
         await self.services.blobs.prune(now)
         await rate_limits.rewind(database, now)
+        await rate_limits.refill_again(database, now)
         while await rate_limits.prune(database, now, _BATCH) >= _BATCH:
             pass
         return None

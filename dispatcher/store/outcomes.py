@@ -357,7 +357,7 @@ CLEAN_UP = Statement(
         update tasks t
         set state = 'queued', due_at = $9, priority = 4, schedule_deadline = g.until, execution_ms = g.grace_ms, cleanup = true,
             cancel_at = null, cancel_reason = coalesce(t.cancel_reason, g.reason), wake_at = null, marks = coalesce(t.marks, 0) + 1,
-            turn = coalesce(t.turn, 1) + case when g.state = 'running' then 1 else 0 end,
+            turn = coalesce(t.turn, 1) + case when g.state = 'running' then 1 else 0 end, units_taken = true,
             dispatcher_id = null, endpoint_id = null, endpoint_version = null, started_at = null, deadline = null,
             lease_until = null, lease = null, slot_released = false
         from before g

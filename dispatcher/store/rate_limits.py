@@ -63,6 +63,14 @@ class Paid:
     units: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class DueRow:
+    """A bucket that is to be filled for those parked on it."""
+
+    tenant_id: int
+    id: str
+
+
 LOCK = Statement(
     """
     select b.tenant_id, b.id::text, b.key, b.fixed, b.most, b.duration, b.value, b.refilled_at, b.refill_at, b.updated_at
@@ -125,29 +133,39 @@ SETTLE = Statement(
     Applied,
 )
 
+DUE = Statement(
+    """
+    select tenant_id, id::text from rate_limits where refill_at <= $1 order by refill_at limit $2 for update skip locked
+    """,
+    DueRow,
+)
+
 # As many are let go, in their turn, as there are units for: so whoever wants many is not overtaken by those behind it, whichever process
 # they come to. What the turn then leaves over, since the next in line wants more, is for those whom it is enough for. Tasks that want more
 # than the limit will ever give stay where they are, until it is raised or their schedule timeout ends them. Those that are let go keep what
-# they wanted (`parked_for`), by which they are known as some that have waited; for a moment ($4) they come first.
+# they wanted (`parked_for`), by which they are known as some that have waited; for a moment ($5) they come first.
+# Its buckets have been locked by a statement before it, so that it sees everybody who was parked under their locks. Who waits and was not
+# looked at (`missed`) has a row that somebody else holds: a moment later it will be free.
 REFILL = Statement(
     """
     with due as materialized (
-        select b.tenant_id, b.id, b.gone, b.most, b.window_ms,
-               b.refilled_at + (b.window_ms - 10) * interval '1 millisecond' <= $1 as fresh,
-               case when b.refilled_at + (b.window_ms - 10) * interval '1 millisecond' <= $1 then $1 else b.refilled_at end as refilled_at,
-               case when b.refilled_at + (b.window_ms - 10) * interval '1 millisecond' <= $1 then b.most else b.value end as value
-        from rate_limits b where b.refill_at <= $1 order by b.refill_at limit $2 for update skip locked
+        select b.tenant_id, b.id, b.gone, b.most, b.window_ms, b.fresh,
+               case when b.fresh then $1 else b.refilled_at end as refilled_at, case when b.fresh then b.most else b.value end as value,
+               least(case when b.gone then $4 when b.fresh then b.most when b.value = 0 then 0 else b.value + $6 end, $4) + 1 as looks
+        from unnest($2::int[], $3::uuid[]) as g (tenant_id, id)
+        cross join lateral (
+            select *, refilled_at + (window_ms - 10) * interval '1 millisecond' <= $1 as fresh
+            from rate_limits b where b.tenant_id = g.tenant_id and b.id = g.id offset 0
+        ) b
     ), found as materialized (
-        select d.tenant_id, d.id, p.run_id, p.node, p.place <= $3 and (d.gone or p.parked_for <= d.value and p.units <= d.value) as goes
+        select d.tenant_id, d.id, p.run_id, p.node, p.place <= $4 and (d.gone or p.parked_for <= d.value and p.units <= d.value) as goes
         from due d cross join lateral (
             select t.run_id, t.node, t.parked_for, row_number() over turn as place,
                    sum(t.parked_for) filter (where d.fresh or t.parked_for <= d.value) over turn as units
             from (
                 select t.run_id, t.node, t.priority, t.parked_for from tasks t
-                where t.tenant_id = d.tenant_id and t.parked_on = d.id and (d.gone or t.parked_for <= d.most)
-                order by t.priority desc, t.run_id, t.node
-                limit least(case when d.gone then $3 when d.fresh or d.value = 0 then d.value else d.value + $5 end, $3) + 1
-                for update skip locked
+                where t.tenant_id = d.tenant_id and t.parked_on = d.id and t.state = 'gated' and (d.gone or t.parked_for <= d.most)
+                order by t.priority desc, t.run_id, t.node limit d.looks for update skip locked
             ) t window turn as (order by t.priority desc, t.run_id, t.node)
         ) p
     ), freed as (
@@ -155,16 +173,23 @@ REFILL = Statement(
         from found f join due d on d.tenant_id = f.tenant_id and d.id = f.id
         where f.goes and t.tenant_id = any (array[f.tenant_id]) and t.run_id = f.run_id and t.node = f.node
         returning t.tenant_id, case when t.durable then -t.workflow_id else t.workflow_id end as workflow_id, t.requirement
-    ), more as (
-        select d.tenant_id, d.id, count(f.run_id) > count(*) filter (where f.goes) as waiting,
-               count(*) filter (where f.goes) >= $3 as at_once, count(*) filter (where f.goes) > 0 and not d.gone as freed
+    ), counted as (
+        select d.tenant_id, d.id, count(f.run_id) as found, count(*) filter (where f.goes) as going
         from due d left join found f on f.tenant_id = d.tenant_id and f.id = d.id
-        group by d.tenant_id, d.id, d.gone
+        group by d.tenant_id, d.id
+    ), more as (
+        select d.tenant_id, d.id, c.found > c.going as waiting, c.going >= $4 as at_once, c.going > 0 and not d.gone as freed,
+               c.found < d.looks and (
+                   select true from tasks t
+                   where t.tenant_id = d.tenant_id and t.parked_on = d.id and t.state = 'gated' and (d.gone or t.parked_for <= d.most)
+                   order by t.priority desc, t.run_id, t.node offset c.found limit 1
+               ) as missed
+        from due d join counted c on c.tenant_id = d.tenant_id and c.id = d.id
     ), moved as (
         update rate_limits b
         set value = d.value, refilled_at = d.refilled_at,
             refill_at = case when m.waiting and m.at_once then $1
-                             when d.fresh and m.freed then $1 + least(d.window_ms / 10, $4) * interval '1 millisecond'
+                             when d.fresh and m.freed or m.missed then $1 + least(d.window_ms / 10, $5) * interval '1 millisecond'
                              when m.waiting then d.refilled_at + d.window_ms * interval '1 millisecond' end
         from due d join more m on m.tenant_id = d.tenant_id and m.id = d.id
         where b.tenant_id = any (array[d.tenant_id]) and b.id = d.id
@@ -173,6 +198,30 @@ REFILL = Statement(
     """,
     Line,
 )
+
+# Whether somebody is parked on a bucket nobody will fill: what would be a lost wake-up, if there were any. Buckets that somebody is parked
+# on are found by stepping from one to the next through the index.
+REFILL_AGAIN = """
+    with recursive parked as (
+        (select t.tenant_id, t.parked_on from tasks t where t.parked_on is not null order by t.tenant_id, t.parked_on limit 1)
+        union all
+        select n.tenant_id, n.parked_on from parked p cross join lateral (
+            select t.tenant_id, t.parked_on from tasks t
+            where t.parked_on is not null and (t.tenant_id, t.parked_on) > (p.tenant_id, p.parked_on)
+            order by t.tenant_id, t.parked_on limit 1
+        ) n
+    ), forgotten as materialized (
+        select b.tenant_id, b.id from parked p cross join lateral (
+            select b.tenant_id, b.id from rate_limits b
+            where b.tenant_id = p.tenant_id and b.id = p.parked_on and b.refill_at is null
+              and (select true from tasks t where t.tenant_id = p.tenant_id and t.parked_on = p.parked_on and t.state = 'gated'
+                                              and (b.gone or t.parked_for <= b.most) limit 1)
+            offset 0 for update skip locked
+        ) b
+    )
+    update rate_limits b set refill_at = $1 from forgotten f
+    where b.tenant_id = any (array[f.tenant_id]) and b.id = f.id and b.refill_at is null
+"""
 
 GIVE_BACK = """
     update rate_limits b
@@ -189,7 +238,7 @@ PUT = Statement(
     set fixed = true, gone = false, most = excluded.most, duration = excluded.duration, window_ms = excluded.window_ms,
         value = case when b.gone then excluded.most else least(b.value, excluded.most) end,
         refilled_at = case when b.gone then excluded.refilled_at else b.refilled_at end, updated_at = excluded.updated_at,
-        refill_at = case when exists (select from tasks t where t.tenant_id = $1 and t.parked_on = $2)
+        refill_at = case when b.refill_at is not null or exists (select from tasks t where t.tenant_id = $1 and t.parked_on = $2)
                          then case when b.gone then $7 else b.refilled_at + $6 * interval '1 millisecond' end end
     returning tenant_id, id::text, key, fixed, most, duration, value, refilled_at, refill_at, updated_at
     """,
@@ -295,8 +344,26 @@ async def settle(
 
 async def refill(db: Database, now: datetime, limit: int, most: int) -> list[Queue]:
     """Fill buckets whose time has come, and let those parked on them go back to their queues; answers these, one entry a task."""
-    rows = REFILL.read(await db.fetch(REFILL.sql, now, limit, most, FIRST_MS, _STEPPED_OVER))
+    async with db.transaction() as conn:
+        keys = await due(conn, now, limit)
+        return await let_go(conn, keys, now, most) if keys else []
+
+
+async def due(conn: Connection, now: datetime, limit: int) -> list[BucketKey]:
+    """Buckets whose time has come, held until the transaction ends; none of those that somebody else holds."""
+    return [(row.tenant_id, row.id) for row in DUE.read(await conn.fetch(DUE.sql, now, limit))]
+
+
+async def let_go(conn: Connection, keys: Sequence[BucketKey], now: datetime, most: int) -> list[Queue]:
+    """Fill buckets that are held, and let those parked on them go back to their queues, at most so many of each; answers these queues."""
+    tenants, ids = [tenant for tenant, _ in keys], [id_ for _, id_ in keys]
+    rows = REFILL.read(await conn.fetch(REFILL.sql, now, tenants, ids, most, FIRST_MS, _STEPPED_OVER))
     return [(row.tenant_id, row.workflow_id, row.requirement) for row in rows]
+
+
+async def refill_again(db: Database, now: datetime) -> int:
+    """Let buckets be filled that somebody is parked on and nobody would fill; answers how many."""
+    return int((await db.execute(REFILL_AGAIN, now)).split()[-1])
 
 
 async def give_back(db: Database, units: Sequence[tuple[BucketKey, int, datetime]], now: datetime) -> None:

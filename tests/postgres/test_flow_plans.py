@@ -134,8 +134,9 @@ async def _cost_beside(database: Database, keys: int) -> dict[str, int]:
         await gates.waking(explained, 100)  # type: ignore[arg-type]
         await gates.admit(explained, waking, NOW, 100)  # type: ignore[arg-type]
         await rate_limits.lock(explained, [(1, str(UUID(int=n))) for n in range(1, 9)])  # type: ignore[arg-type]
-        await rate_limits.refill(explained, NOW, 100, 1_000)  # type: ignore[arg-type]
-        for name, plan in zip(("waking", "admit", "lock", "refill"), explained.plans, strict=True):
+        await rate_limits.due(explained, NOW, 100)  # type: ignore[arg-type]
+        await rate_limits.let_go(explained, [(1, str(UUID(int=n))) for n in range(1, 9)], NOW, 1_000)  # type: ignore[arg-type]
+        for name, plan in zip(("waking", "admit", "lock", "due", "refill"), explained.plans, strict=True):
             assert not [node for node in _nodes(plan) if node["Node Type"] == "Seq Scan"]
             found[name] = _pages(plan)
         raise _Undone(found)
@@ -170,7 +171,8 @@ async def test_a_refill_costs_what_it_lets_go(database: Database) -> None:
         parks = [Park((1, row["run_id"], 0), 1, NOW + timedelta(hours=1), parked) for row in leased]
         assert len(await rate_limits.settle(conn, [(1, empty)], parks, [], 1)) == 200
         explained = _Explained(conn)
-        await rate_limits.refill(explained, empty.full_at, 100, 1_000)  # type: ignore[arg-type]
+        assert await rate_limits.due(conn, empty.full_at, 100) == [(1, bucket)]
+        await rate_limits.let_go(explained, [(1, bucket)], empty.full_at, 1_000)  # type: ignore[arg-type]
         (plan,) = explained.plans
         assert not [node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"]
         looked = [node for node in _nodes(plan) if node.get("Index Name") == "tasks_parked"]
