@@ -111,8 +111,8 @@ class Hints:
 
     def _registry_changed(self) -> None:
         self.parts.claims.sweep()
-        self.loops["slots"].wake()
-        self.loops["timetable"].wake()
+        for name in ("slots", "timetable", "gates"):
+            self.loops[name].wake()
 
     def _shared(self, grown: bool) -> None:
         if grown:

@@ -10,8 +10,9 @@ from typing import Literal
 from dispatcher.clock import Clock
 from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
+from dispatcher.runtime import limits_declared
 from dispatcher.runtime.directory import Directory
-from dispatcher.store import audit, pausing, registry, removals
+from dispatcher.store import audit, gates, pausing, registry, removals
 from dispatcher.store.database import Database
 from dispatcher.store.outcomes import TaskKey
 from dispatcher.store.pausing import Pause
@@ -70,6 +71,8 @@ class Pausing:
                 more = " or more" if live == removals.MOST_COUNTED else ""
                 raise problem("workflow_has_runs", f"{live:,}{more} runs of {name!r} are not over")
             await removals.remove(conn, tenant_id, workflow_id, now)
+            await gates.undeclare(conn, tenant_id, workflow_id)
+            await limits_declared.redeclare(conn, tenant_id, {})
             await audit.add(conn, tenant_id, self._ids.make("aud", now), now, actor, "workflow.delete", name, {})
         await self._changed()
 

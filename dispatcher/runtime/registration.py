@@ -12,29 +12,28 @@ from typing import Any
 from dispatcher.clock import Clock, monotonic
 from dispatcher.delivery import Courier, DiscoveryError, EgressPolicy, EgressRefused, Manifest, check_url
 from dispatcher.engine.definitions import (
-    STORED,
     Definition,
     DefinitionError,
     checksum,
     content_checksum,
     dump,
-    parse_definition,
     parse_definitions,
 )
 from dispatcher.engine.definitions.flow import Strategy
 from dispatcher.engine.definitions.placement import MOST_LABEL, Label
 from dispatcher.engine.flow import Plan
 from dispatcher.engine.placement import refuse_long
-from dispatcher.engine.shared_limits import Disagreement, agreed, disagreements
+from dispatcher.engine.shared_limits import Disagreement
 from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
+from dispatcher.runtime import limits_declared
 from dispatcher.runtime.credentials import checked_auth, is_same_place
 from dispatcher.runtime.crons import check_room, declare
 from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.keyring import Keyring, secret_context
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import audit, crons, filters, gates, pausing, registry, waits
+from dispatcher.store import audit, crons, filters, pausing, registry, waits
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.filters import NewFilter
 from dispatcher.store.registry import EndpointPut, EndpointRow
@@ -225,7 +224,7 @@ class Registration:
     async def _write_workflows(self, conn: Connection, put: EndpointPut, offer: Offer) -> list[Disagreement]:
         now = self._clock.now()
         workflow_ids, rules = list[int](), dict[str, tuple[int | None, Strategy]]()
-        before = disagreements(definition for _, definition in await self._declared(conn, put.tenant_id))
+        before = await limits_declared.disagreeing(conn, put.tenant_id)
         for definition in offer.definitions:
             text = json.dumps(dump(definition))
             workflow_id = await registry.put_workflow(conn, put.tenant_id, definition.name, checksum(definition), text, now)
@@ -245,24 +244,10 @@ class Registration:
             await waits.unblock(conn, put.tenant_id, workflow_ids, None, now)  # what its code did not fit may fit this one's
         await crons.delete_unserved(conn, put.tenant_id)
         await pausing.returned(conn, put.tenant_id, put.id, now)
-        found = await self._redeclare(conn, put.tenant_id, rules)
+        found = await limits_declared.redeclare(conn, put.tenant_id, rules)
         await self._note_disagreements(conn, put, [one for one in found if before.get(one.name) != one])
         names = {definition.name for definition in offer.definitions}
         return [one for one in found if any(workflow in names for workflow, _ in one.declared)]
-
-    async def _declared(self, conn: Connection, tenant_id: int) -> list[tuple[int, Definition]]:
-        rows = await gates.declared(conn, tenant_id)
-        return [(row.workflow_id, parse_definition(json.loads(row.definition), STORED, static=False)) for row in rows]
-
-    async def _redeclare(self, conn: Connection, tenant_id: int, rules: Mapping[str, tuple[int | None, Strategy]]) -> list[Disagreement]:
-        """Let the groups that are in use go by what is declared now, and those of shared limits by what holds for all that do."""
-        declared = await self._declared(conn, tenant_id)
-        found = disagreements(definition for _, definition in declared)
-        plans = [plan for workflow_id, definition in declared if (plan := Plan.of(workflow_id, definition)) is not None]
-        shared = {rule: said for plan in plans for rule, said in agreed(plan, found).rules().items() if rule.startswith("=")}
-        if rules or shared:
-            await gates.redeclare(conn, tenant_id, {**rules, **shared})
-        return list(found.values())
 
     async def _note_disagreements(self, conn: Connection, put: EndpointPut, found: Sequence[Disagreement]) -> None:
         now = self._clock.now()
@@ -380,7 +365,7 @@ class Registration:
             await registry.bump(conn, tenant_id)
             await registry.delete_endpoint(conn, tenant_id, row.id)
             await crons.delete_unserved(conn, tenant_id)
-            await self._redeclare(conn, tenant_id, {})
+            await limits_declared.redeclare(conn, tenant_id, {})
         await self.changed()
 
     async def ping(self, tenant_id: int, name: str) -> dict[str, Any]:

@@ -359,16 +359,36 @@ SET_LIMIT = Statement(
 DROP_LIMIT = "delete from concurrency_limits where tenant_id = $1 and name = $2 returning name"
 EXPIRE_LIMITS = "delete from concurrency_limits where until <= $1 returning tenant_id, name"
 NEXT_LIMIT = "select min(until) from concurrency_limits where until is not null"
+# Who declares holds the tenant's row, so that nobody else does meanwhile. `most` is null where each run says its own number.
+DECLARE = """
+    insert into declared_limits as l (tenant_id, id, rule, most, strategy)
+    select $1, sha256(convert_to(d.rule, 'UTF8')), d.rule, d.most, d.strategy
+    from unnest($2::text[], $3::int[], $4::text[]) as d (rule, most, strategy)
+    on conflict (tenant_id, id) do update set most = excluded.most, strategy = excluded.strategy
+    where l.most is distinct from excluded.most or l.strategy <> excluded.strategy
+"""
 REDECLARE = """
     with changed as materialized (
-        select g.tenant_id, g.id, coalesce(d.most, g.most) as most, d.strategy
+        select g.tenant_id, g.id, coalesce(d.most, g.most) as most, d.strategy, d.most is not null as fixed
         from gates g join unnest($2::text[], $3::int[], $4::text[]) as d (rule, most, strategy) on d.rule = g.rule
-        where g.tenant_id = $1 and (g.most <> d.most or g.strategy <> d.strategy)
+        where g.tenant_id = $1 and (g.most <> d.most or g.strategy <> d.strategy or g.fixed <> (d.most is not null))
         order by g.id for update of g
     )
-    update gates g set most = c.most, strategy = c.strategy, wake = g.wake or g.waiting > 0
+    update gates g set most = c.most, strategy = c.strategy, fixed = c.fixed, wake = g.wake or g.waiting > 0
     from changed c where g.tenant_id = any (array[c.tenant_id]) and g.id = c.id
 """
+# A gate that was being made while its rule was declared anew is not seen by whoever declares.
+DECLARE_AGAIN = """
+    with missed as materialized (
+        select g.tenant_id, g.id, coalesce(d.most, g.most) as most, d.strategy, d.most is not null as fixed
+        from gates g join declared_limits d on d.tenant_id = g.tenant_id and d.rule = g.rule
+        where g.most <> d.most or g.strategy <> d.strategy or g.fixed <> (d.most is not null)
+        order by g.tenant_id, g.id for update of g
+    )
+    update gates g set most = m.most, strategy = m.strategy, fixed = m.fixed, wake = g.wake or g.waiting > 0
+    from missed m where g.tenant_id = m.tenant_id and g.id = m.id
+"""
+UNDECLARE = "delete from declared_limits where tenant_id = $1 and starts_with(rule, $2)"
 # What workflows that are served declare, if it has anything of limits in it.
 DECLARED = Statement(
     """
@@ -379,7 +399,8 @@ DECLARED = Statement(
     """,
     DeclaredRow,
 )
-WAKE_NAMED = "update gates set wake = true where tenant_id = $1 and name = $2 and waiting > 0"
+# Whoever is about to stand in line is not seen yet; a gate that nobody waits at is looked at for nothing.
+WAKE_NAMED = "update gates set wake = true where tenant_id = $1 and name = $2"
 
 
 async def waking(db: Database, limit: int) -> list[Waking]:
@@ -419,6 +440,7 @@ async def audit(db: Database) -> list[Drift]:
     async with db.transaction(lane="settle") as conn:
         await conn.execute("select set_config('enable_seqscan', 'on', true), set_config('enable_hashjoin', 'on', true)")
         drifts = AUDIT.read(await conn.fetch(AUDIT.sql))
+        await conn.execute(DECLARE_AGAIN)
     await db.execute(WAKE_AGAIN, lane="settle")
     return drifts
 
@@ -488,9 +510,17 @@ async def expire_limits(db: Database, now: datetime) -> int:
 
 
 async def redeclare(conn: Connection, tenant_id: int, rules: Mapping[str, tuple[int | None, Strategy]]) -> None:
-    """Let groups that are in use go by what a workflow declares now: by rule the number, None for what each run says, and the strategy."""
+    """Let groups go by what a workflow declares now, whatever runs say that were made before: by rule the number, None for what each run
+    says, and the strategy. The tenant's row is held.
+    """
     numbers, strategies = [most for most, _ in rules.values()], [strategy for _, strategy in rules.values()]
+    await conn.execute(DECLARE, tenant_id, list(rules), numbers, strategies)
     await conn.execute(REDECLARE, tenant_id, list(rules), numbers, strategies)
+
+
+async def undeclare(conn: Connection, tenant_id: int, workflow_id: int) -> None:
+    """Forget what a workflow declared of groups of its own."""
+    await conn.execute(UNDECLARE, tenant_id, f"{workflow_id}:")
 
 
 async def declared(conn: Connection, tenant_id: int) -> list[DeclaredRow]:

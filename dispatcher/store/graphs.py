@@ -161,11 +161,13 @@ ADVANCE = Statement(
         returning r.tenant_id, r.id, r.workflow_id, r.workflow_version, r.priority, r.flow->'nodes' as flow
     ), started as (
         insert into tasks as t (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
-                                execution_ms, durable, gates, preempts, flow, requirement, slots)
+                                execution_ms, durable, gates, gate_limits, preempts, flow, requirement, slots)
         select m.tenant_id, m.id, n.node, m.workflow_id, m.workflow_version, 'queued', m.priority, $12,
                $12::timestamptz + n.schedule_ms * interval '1 millisecond', n.execution_ms, n.durable,
                (select array_agg(v::uuid order by place)
                 from jsonb_array_elements_text(m.flow->n.node::text->'ids') with ordinality as e (v, place)),
+               (select array_agg((v->>5)::int order by place)
+                from jsonb_array_elements(m.flow->n.node::text->'gates') with ordinality as e (v, place)),
                coalesce((m.flow->n.node::text->'preempts')::boolean, false), m.flow->n.node::text,
                n.requirement, n.slots
         from unnest($6::int[], $7::text[], $8::smallint[], $9::bigint[], $10::int[], $11::boolean[], $25::text[], $26::int[])
@@ -174,8 +176,8 @@ ADVANCE = Statement(
         on conflict (tenant_id, run_id, node) do update
         set state = 'queued', priority = excluded.priority, due_at = excluded.due_at, schedule_deadline = excluded.schedule_deadline,
             execution_ms = excluded.execution_ms, app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null,
-            endpoint_id = null, endpoint_version = null, gates = excluded.gates, preempts = excluded.preempts, flow = excluded.flow,
-            requirement = excluded.requirement, slots = excluded.slots,
+            endpoint_id = null, endpoint_version = null, gates = excluded.gates, gate_limits = excluded.gate_limits,
+            preempts = excluded.preempts, flow = excluded.flow, requirement = excluded.requirement, slots = excluded.slots,
             started_at = null, deadline = null, cancel_reason = null, progress = null, units_taken = false,
             status = null, output = null, output_type = null, error = null, finished_at = null
         where t.state = 'settled'
