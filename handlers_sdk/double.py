@@ -458,7 +458,7 @@ class Double(httpx.AsyncBaseTransport):
         run.input = input
         run.log, run.entries, run.hashes, run.shipped = [], [], [b""], 0
         run.settled, run.open, run.due, run.arrived, run.children = {}, {}, {}, [], {}
-        run.started_at, run.grown, run.failures = 0, 0, 0
+        run.started_at, run.grown, run.failures = max(self.now, run.started_at + 1), 0, 0
         run.status = "queued"
 
     def _ran(self, run: DoubleRun, status: int, answer: bytes, retries: int) -> None:

@@ -256,7 +256,7 @@ class LogPart(_LogFrom):
 class TurnItem(RunItem):
     """One turn of a durable task, as an item of a batch. `attempt` is the fencing token as ever; `turn` counts the turns.
 
-    `started_at` is when the first turn of this log began, `now` when this one did; `seed` never changes.
+    `started_at` is when this log began, constant and later than that of the log before; `now` when this turn did; `seed` never changes.
     """
 
     turn: int

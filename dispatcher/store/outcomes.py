@@ -254,6 +254,7 @@ REQUEUE = Statement(
         set state = case when g.due_at > $16 then 'scheduled' else 'queued' end, due_at = g.due_at, priority = g.priority,
             app_retries = g.app_retries, infra_retries = g.infra_retries, spared_since = g.spared_since, spared_by = g.spared_by,
             schedule_deadline = g.schedule_deadline, dispatcher_id = null, endpoint_id = null, endpoint_version = null,
+            log_since = case when t.durable then coalesce(t.log_since, t.started_at) end,
             started_at = null, deadline = null, lease_until = null, lease = null, slot_released = false, gates_held = 0, units_taken = false
         from before g
         where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch
@@ -285,7 +286,7 @@ HOLD = Statement(
 
 # The end of a durable task's turn that is not the end of the task. It does not land while the task is being cancelled, nor when it would
 # wait for something that is not there to be waited for. A task that waits is marked if it may be `met` already: what is settled and cannot
-# be seen here has left its mark on the row, which stays.
+# be seen here has left its mark on the row, which stays. A log that begins anew does so later than the one before: that tells them apart.
 YIELD = Statement(
     """
     with given as (
@@ -309,7 +310,8 @@ YIELD = Statement(
             known_len = case when g.whole or g.input is not null then 0 when g.state = 'blocked' then t.known_len else t.log_len end,
             generation = coalesce(t.generation, 0) + case when g.input is not null then 1 else 0 end,
             log_len = case when g.input is null then t.log_len end, log_bytes = case when g.input is null then t.log_bytes end,
-            log_since = case when g.input is null then coalesce(t.log_since, t.started_at) end,
+            log_since = case when g.input is null then coalesce(t.log_since, t.started_at)
+                             else greatest($17, coalesce(t.log_since, t.started_at) + interval '1 millisecond') end,
             hashed_len = case when g.input is null then t.hashed_len end, hashed = case when g.input is null then t.hashed end,
             memory = case when g.input is null then coalesce(g.memory, t.memory) end, input = coalesce(g.input, t.input),
             pin_endpoint = case when g.pinned and g.state <> 'blocked' then coalesce(t.pin_endpoint, t.endpoint_id)

@@ -61,6 +61,28 @@ async def test_a_turn_that_brings_its_endpoint_down_is_sent_less_and_less_and_th
     assert (await endpoint.next()).json["attempt"] == 7, "and it is sent again at once, as at first"
 
 
+async def test_a_log_begins_once_whatever_becomes_of_its_first_turn(world: World, one: Node) -> None:
+    """What a handler draws, and what its children are keyed by, is made of that moment: sent again it has to be the same."""
+    endpoint, run_id, turn = await _first_turn(world, one)
+    began = turn.json["started_at"]
+    await world.advance(SECOND)
+    turn.cut()
+    again = await endpoint.next()
+    assert (again.json["attempt"], again.json["started_at"]) == (2, began)
+    assert again.json["now"] > began
+    answer(again, "continue", base=0, ops=[step("a#0", 1)], input={"n": 2})
+    third = await endpoint.next()
+    assert third.json["started_at"] > began
+    answer(third, "continue", base=0, ops=[step("a#0", 1)], input={"n": 3})
+    fourth = await endpoint.next()
+    assert fourth.json["started_at"] > third.json["started_at"], "two logs of a task never begin at one moment"
+    fourth.cut()
+    fifth = await endpoint.next()
+    assert fifth.json["started_at"] == fourth.json["started_at"]
+    answer(fifth, "done", base=0, output=1)
+    assert (await world.over(run_id))["status"] == "succeeded"
+
+
 async def test_one_that_never_began_fails(world: World) -> None:
     one = await world.node(infra_retries=1)
     endpoint, run_id, turn = await _first_turn(world, one)
