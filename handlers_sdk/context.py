@@ -139,7 +139,7 @@ class Context:
         self._cancelled = False
         self._reason = ""
         self._chunks: count[int] | None = None
-        self._children: dict[str, count[int]] | None = None
+        self._children: count[int] | None = None
 
     # ---- identity
 
@@ -399,11 +399,11 @@ class Context:
 
     # ---- inside
 
-    def _place(self, of: str) -> int:
+    def _place(self) -> int:
         """The place of a child among those this attempt has started so far."""
         if self._children is None:
-            self._children = {}
-        return next(self._children.setdefault(of, count()))
+            self._children = count()
+        return next(self._children)
 
     def _result_of(self, task: Task[Any, Any]) -> wire.ParentResult:
         name, parents = task.definition.task_name, self._item.get("parents") or {}

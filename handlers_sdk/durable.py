@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import count
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeVar, overload
 from uuid import UUID
@@ -35,8 +36,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 M = TypeVar("M")
 
-STEP: Final[ContextVar[str]] = ContextVar("handlers_sdk_step", default="")
-"""The id of the step running here, empty outside of steps."""
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One call of a step's function: its children have their places from the start in each."""
+
+    step: str
+    places: count[int] = field(default_factory=count)
+
+
+STEP: Final[ContextVar[Trial | None]] = ContextVar("handlers_sdk_step", default=None)
+"""The step running here, None outside of steps."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class Replay:
         self._position = 0
         self._now = now
         self._at = started_at
-        self._seed = seed
+        self._seed = f"{seed}/{started_at}"  # a task has another log, begun at another moment, whenever it begins anew
         self._asked: dict[str, Op[Any]] = {}
         self._counts: dict[str, int] = {}
         self._unrecorded: dict[str, Op[Any]] = {}

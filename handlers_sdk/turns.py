@@ -18,7 +18,7 @@ from typing import Any, Final
 from handlers_sdk import wire
 from handlers_sdk.channel import ENDED
 from handlers_sdk.context import Context
-from handlers_sdk.durable import STEP, DurableContext, Step
+from handlers_sdk.durable import STEP, DurableContext, Step, Trial
 from handlers_sdk.errors import (
     ApiError,
     Cancelled,
@@ -240,7 +240,7 @@ class TurnExecution(Execution):
     async def _run(self, replay: Replay, op: Op[Any]) -> None:
         """Make a step's call and note what came of it."""
         step: Step = op.work
-        token = STEP.set(op.id)
+        token = STEP.set(Trial(op.id))
         self._host.on_step(self.task_id, op.id)
         try:
             if not step.is_async:
