@@ -11,6 +11,12 @@ from handlers_sdk.schemas import parse_json
 ENDPOINTS_OWN: Final = frozenset({"step", "scope", "checkpoint", "patch"})
 """What the endpoint settles itself."""
 
+_MEMBERS: Final = frozenset({
+    "expression", "input", "key", "labels", "metadata", "ms", "on_cancel", "priority", "scope", "since", "sticky", "timeout_ms", "until",
+    "workflow",
+})  # fmt: skip
+"""What something can be asked for with: a member the code no longer asks for is a change like any other."""
+
 
 def survey(log: Sequence[Mapping[str, Any]]) -> tuple[int, frozenset[str], dict[str, bool]]:
     """The place after the last entry that an endpoint wrote, the scopes that are closed, and the patches that are decided."""
@@ -27,11 +33,12 @@ def survey(log: Sequence[Mapping[str, Any]]) -> tuple[int, frozenset[str], dict[
 
 
 def same(op: Op[Any], entry: Mapping[str, Any]) -> bool:
-    """Whether a pending entry says what is asked for now."""
-    for name, value in op.asked.items():
+    """Whether a pending entry says what is asked for now, no more and no less. What the dispatcher adds to it is not looked at."""
+    asked = op.asked
+    for name, value in asked.items():
         if name != "label" and entry.get(name) != (parse_json(value) if value.__class__ is bytes else value):
             return False
-    return True
+    return not any(name in _MEMBERS and name not in asked and entry[name] is not None for name in entry)
 
 
 def described(op: Op[Any]) -> dict[str, Any]:

@@ -379,8 +379,9 @@ class Replay:
                 if self._patches[key]:
                     at = self._stamp()
                     self._record(_Sent(op, valued_entry(op.id, "patch", b"true", at), at))
-                else:
+                else:  # the code before had none here: what it counted under this name has the number
                     del self._asked[op.id]
+                    self._counts[key] -= 1
         return self._patches[key]
 
     def now(self) -> datetime:

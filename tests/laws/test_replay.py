@@ -105,6 +105,38 @@ def test_the_input_of_a_child_is_compared_too_and_a_label_is_not() -> None:
     assert isinstance(replayed(handler, log).outcome, Mismatched)
 
 
+@pytest.mark.parametrize(
+    ("op", "asked", "dropped"),
+    [
+        ("event", {"key": "paid"}, {"expression": "input.n > 1"}),
+        ("event", {"key": "paid"}, {"timeout_ms": 5}),
+        ("event", {"key": "paid"}, {"scope": "s", "since": "start"}),
+        ("message", {}, {"timeout_ms": 5}),
+        ("sleep", {"ms": 5}, {"until": AT}),
+        *[
+            ("child", {"workflow": "ship", "input": {}}, {name: value})
+            for name, value in [
+                ("key", "k"),
+                ("metadata", {}),
+                ("priority", 3),
+                ("on_cancel", "abandon"),
+                ("labels", {"gpu": {"value": 1}}),
+                ("sticky", True),
+            ]
+        ],
+    ],
+)
+def test_what_is_left_out_is_a_change_like_what_is_added(op: str, asked: dict[str, Any], dropped: dict[str, Any]) -> None:
+    async def handler(replay: Replay, **members: Any) -> None:
+        await replay.ask("it", op, members)
+
+    more = {"run_id": "run_1", "label": "y", "added_by_a_dispatcher": 1}
+    assert replayed(lambda replay: handler(replay, **asked), [pending("it#0", op, **asked, **more)]).outcome is None
+    for now, before in ((asked, asked | dropped), (asked | dropped, asked)):
+        outcome = replayed(lambda replay, now=now: handler(replay, **now), [pending("it#0", op, **before)]).outcome  # type: ignore[misc]
+        assert isinstance(outcome, Mismatched)
+
+
 def test_what_is_left_over_at_the_end_is_said() -> None:
     async def handler(replay: Replay) -> int:
         return 1
@@ -141,6 +173,26 @@ def test_a_patch_applies_where_nobody_has_been(log: list[dict[str, Any]], answer
     assert isinstance(replay.outcome, Returned)
     assert replay.outcome.value is answer
     assert [b'"op":"patch"' in text for text in replay.take_unsent()] == ([True] if answer and len(log) < 3 else [])
+
+
+@pytest.mark.parametrize(
+    ("log", "ids", "taken"),
+    [
+        ([step("tax#0", 1), step("later#0")], ["tax#0"], False),  # where the old code had no patch
+        ([step("tax#0", 1), step("tax#1", 2), step("later#0")], ["tax#0", "tax#1"], False),
+        ([settled("tax#0", "patch", value=True), step("tax#1", 1), step("later#0")], ["tax#1"], True),
+    ],
+)
+def test_a_patch_named_as_a_step_takes_no_number_where_it_does_not_apply(log: list[dict[str, Any]], ids: list[str], taken: bool) -> None:
+    async def handler(replay: Replay) -> list[Any]:
+        patched = replay.patch("tax")
+        asked = [replay.step("tax", None, PLAIN) for _ in ids]
+        for one in asked:
+            await one
+        await replay.step("later", None, PLAIN)
+        return [patched, *[one.id for one in asked]]
+
+    assert replayed(handler, log).outcome == Returned([taken, *ids])
 
 
 def test_a_result_is_heard_when_it_is_recorded_and_not_before() -> None:
