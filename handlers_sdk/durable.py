@@ -170,7 +170,8 @@ class DurableContext(Context):
     def scope(self, name: str, fn: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> Op[T]:
         """A part of the handler that becomes one entry: once `fn(*args)` has returned, what it did inside is no longer sent or replayed.
 
-        `fn` uses this context as the handler does. Long loops run their iterations in scopes.
+        `fn` uses this context as the handler does. Long loops run their iterations in scopes. Cancelled, by a timeout or with its TaskGroup,
+        a scope ends as a task does: `fn` hears so where it waits, and is waited for.
         """
         return self._replay.scope(name, lambda: fn(*args), _known(fn)[0])
 

@@ -115,7 +115,10 @@ class Suspended(Interruption):
 
 
 class Cancelled(Interruption):
-    """The run was cancelled. Steps, scopes and checkpoints may still undo and save what was done; anything else raises this again."""
+    """The run was cancelled. Steps, scopes and checkpoints may still undo and save what was done; anything else raises this again.
+
+    It is raised in every task and scope of the handler, and all of them undo what they did to the end, whatever becomes of the others.
+    """
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)

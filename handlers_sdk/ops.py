@@ -58,6 +58,10 @@ class Op(_Awaitable[T]):
         self.work = None
         self.read = as_it_is
 
+    def let_go(self) -> None:
+        """Its turn is over, and with it who would hear of it."""
+        self.drop = self.work = None
+
     def cancel(self, msg: Any | None = None) -> bool:
         """Nobody waits for it any more."""
         cancelled = super().cancel(msg)

@@ -53,6 +53,8 @@ from handlers_sdk.ops import (
 )
 from handlers_sdk.replay_loop import new_loop, untrace
 from handlers_sdk.schemas import Codec
+from handlers_sdk.scopes import Scope
+from handlers_sdk.unwinding import is_busy, tell_next
 from handlers_sdk.wakes import wake_of
 
 SCOPE: Final[ContextVar[str]] = ContextVar("handlers_sdk_scope", default="")
@@ -145,21 +147,21 @@ class Replay:
         run_ready = self.loop.run_ready
         try:
             run_ready()
-            while self.outcome is None and not self._main.done():
+            while self.outcome is None and (self.cancelled or not self._main.done()):
                 if self._position < len(self._log):
                     if not self._consume(self._log[self._position]):
-                        return
+                        break
                 elif self._settled:
                     self._deliver(self._settled.popleft())
                 elif self._unrecorded:
                     self._begin_unrecorded()
-                else:
+                elif not self._told_next():
                     break
                 run_ready()
         except NotDeterministicError as error:
             self.outcome = Raised(error)
             return
-        if self.outcome is None and self._main.done():
+        if self.outcome is None and self._main.done() and not (self.cancelled and is_busy(self._asked.values())):
             if self._unrecorded:
                 self._begin_left()
             self.outcome = self._ended(self._main)
@@ -259,6 +261,7 @@ class Replay:
         nothing here that the handler is run from has an operation or a task of it in a variable: it would hold what it is held by.
         """
         self._closing = why
+        self.loop.unwinding = False
         self._interrupt(why)
         for _ in range(3):
             with contextlib.suppress(BaseException):  # what a handler does while it is put aside has no effect
@@ -281,7 +284,7 @@ class Replay:
     def forget(self) -> None:
         """Closed, and nothing of it runs any more: let go of what knows it too, so that all is freed now, not by the collector."""
         for op in self._asked.values():
-            op.drop = op.work = None
+            op.let_go()
             untrace(op)
         self._asked.clear()
         self._waiting.clear()
@@ -355,12 +358,13 @@ class Replay:
 
     def scope(self, name: str, fn: Callable[[], Coroutine[Any, Any, Any]], codec: Codec) -> Op[Any]:
         """A part of the handler that leaves one entry behind. Closed in the log, it is not run."""
-        op = self._op(name, "scope", _NOT_ASKED)
-        id = op.id
+        op = Scope(loop=self.loop)  # type: ignore[abstract]  # see Op
+        id = self._op(name, "scope", _NOT_ASKED, op).id
+        op.running = None
         op.read = lambda value: parsed(value, codec, id)
         if id not in self._recorded_scopes:
             token = SCOPE.set(id + "/")
-            task = self.loop.create_task(fn())
+            op.running = task = self.loop.create_task(fn())
             SCOPE.reset(token)
             task.add_done_callback(lambda task: self._scope_ended(op, task, codec))
         return op
@@ -413,7 +417,7 @@ class Replay:
 
     # ---- inside: asking
 
-    def _op(self, name: str, kind: str, asked: Mapping[str, Any]) -> Op[Any]:
+    def _op(self, name: str, kind: str, asked: Mapping[str, Any], made: Op[Any] | None = None) -> Op[Any]:
         if self._closing is not None:
             if not self._insists():
                 raise self._closing
@@ -433,7 +437,7 @@ class Replay:
                     f"{name!r} cannot name a {kind}: 1 to 200 characters, without control characters, quotes, backslashes, `/` and `#`"
                 )
         self._counts[key] = count + 1
-        op: Op[Any] = Op(loop=self.loop)  # type: ignore[abstract]  # see Op
+        op: Op[Any] = made or Op(loop=self.loop)  # type: ignore[abstract]  # see Op
         op.id = id = f"{key}#{count}"
         op.kind = kind
         op.number = len(self._asked)
@@ -605,6 +609,10 @@ class Replay:
         if self._hidden(entry["id"]):
             self._position += 1
             return True
+        if self._told_next():
+            return True
+        if self.cancelled and self._main is not None and self._main.done() and not is_busy(self._asked.values()):
+            return False
         asked = next((op for op in self._unrecorded.values() if not op.done()), None)
         got = described(asked) if asked is not None else {"id": None, "op": None}
         self.outcome = Mismatched({"id": entry["id"], "expected": summary(entry), "got": got})
@@ -620,24 +628,31 @@ class Replay:
         return False
 
     def _cancel(self, reason: str) -> None:
-        self.cancelled = True
+        self.cancelled = self.loop.unwinding = True
         self._cancel_reason = reason
         for op in list(self._asked.values()):
-            if not op.done():
+            if not op.done() and op.kind != "scope":
                 self._unrecorded.pop(op.id, None)
                 self._waiting.pop(op.id, None)
                 op.set_exception(Cancelled(reason))
 
-    def _scope_ended(self, op: Op[Any], task: asyncio.Task[Any], codec: Codec) -> None:
+    def _told_next(self) -> bool:
+        """Whether a cancelled handler, of which nothing goes on, has somebody who is to hear of it."""
+        return self.cancelled and not is_busy(self._asked.values()) and tell_next(self.loop, self._cancel_reason)
+
+    def _scope_ended(self, op: Scope, task: asyncio.Future[Any], codec: Codec) -> None:
         self._scopes_closed.add(op.id)
+        op.running = None
         if op.done() or self._closing is not None or task.cancelled():
-            op.cancel()
+            op.given_up()
             return
         error = task.exception()
         if error is not None and not isinstance(error, Exception):
             op.set_exception(error)
             return
-        closes = not self._inbox.crosses(op.id)  # or it would hide messages that are not all its own: it is run again in each turn
+        # One that was cancelled and came to something all the same is run again in each turn, which cancels it again; so is one that would
+        # hide messages that are not all its own.
+        closes = not (isinstance(task, asyncio.Task) and task.cancelling()) and not self._inbox.crosses(op.id)
         at = self._stamp() if closes else self._at
         try:
             if error is not None:

@@ -33,7 +33,8 @@ class ReplayLoop(asyncio.AbstractEventLoop):
     """Callbacks in order. `timer(seconds, call)` is asked for what has to happen later; `seconds()` is the time."""
 
     def __init__(self, timer: Callable[[float, Callable[[], object]], asyncio.Future[Any]], seconds: Callable[[], float]) -> None:
-        self.tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
+        self.tasks: WeakSet[ReplayTask] = WeakSet()
+        self.unwinding = False  # what asks for a task's end only marks it then
         self._ready: deque[asyncio.Handle] = deque()
         self._timer = timer
         self._seconds = seconds
@@ -94,7 +95,7 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         if isinstance(coro, asyncio.Future):
             return coro
         made: Coroutine[Any, Any, Any] = coro
-        task = _Task(made, loop=self, name=name, context=context)
+        task = ReplayTask(made, loop=self, name=name, context=context)
         self._made += 1
         task.number = -self._made
         self.tasks.add(task)
@@ -142,13 +143,23 @@ def _interrupts(error: BaseException | None) -> bool:
     return isinstance(error, Interruption) or (isinstance(error, BaseExceptionGroup) and any(map(_interrupts, error.exceptions)))
 
 
-class _Task(asyncio.Task[Any]):
+class ReplayTask(asyncio.Task[Any]):
     """Hashed by when it was made: a set of tasks, as `asyncio.wait` gives it, has the same order every time."""
 
     number = 0
+    unwanted = False  # asked to end while the handler unwinds
+    told = False
 
     def __hash__(self) -> int:
         return self.number
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Ask it to end. While a cancelled handler unwinds, everybody has been asked already."""
+        loop = self.get_loop()
+        if not (isinstance(loop, ReplayLoop) and loop.unwinding) or self.done():
+            return super().cancel(msg)
+        self.unwanted = True
+        return True
 
 
 class _Timer(asyncio.TimerHandle):

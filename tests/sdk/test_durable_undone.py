@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from handlers_sdk import App, Cancelled, ClientConfig, Dispatcher, DurableContext, RetryableException
+import pytest
+
+from handlers_sdk import App, Cancelled, ClientConfig, Dispatcher, DurableContext, NonRetryableError, RetryableException
 from handlers_sdk.testing import DurableTester, crash_everywhere
 from tests.sdk.fake_api import FakeApi
 from tests.sdk.pushing import AT, clock, push, said, turn
@@ -72,3 +76,194 @@ async def test_what_is_to_be_tried_again_too_late_is_left(dispatcher: Dispatcher
     calls = Counter[str]()
     answer = said(await push(app(dispatcher, calls, "10m"), turn("trip", BOOKED, timeout_ms=5_000)))
     assert (answer["status"], answer["wake"], calls["refund"]) == ("wait", {"any": ["refund#0"]}, 1)
+
+
+# ---- several who undo
+
+
+async def one(value: int) -> int:
+    return value
+
+
+async def refuse() -> None:
+    raise NonRetryableError("no")
+
+
+async def booked(ctx: DurableContext, name: str, steps: int = 2) -> None:
+    """Undone in so many steps, one after the other."""
+    try:
+        await ctx.run(f"book-{name}", one, 1)
+        await ctx.aio_sleep_for("1d")
+    except Cancelled:
+        for n in range(steps):
+            await ctx.run(f"undo-{name}", one, n)
+        raise
+
+
+async def plain(ctx: DurableContext) -> None:
+    await ctx.aio_sleep_for("2d")
+
+
+async def in_a_scope(ctx: DurableContext) -> None:
+    try:
+        await ctx.scope("part", booked, ctx, "inner")
+    except Cancelled:
+        await ctx.run("undo-outer", one, 1)
+        raise
+
+
+async def in_scopes_of_scopes(ctx: DurableContext) -> None:
+    async def part() -> None:
+        try:
+            await asyncio.gather(ctx.scope("left", booked, ctx, "left", 3), ctx.scope("right", booked, ctx, "right", 1))
+        finally:
+            await ctx.run("undo-part", one, 1)
+
+    await ctx.scope("part", part)
+
+
+async def that_close(ctx: DurableContext) -> None:
+    """A scope may come to something though all is cancelled, and is closed then."""
+
+    async def kept() -> str:
+        try:
+            await ctx.aio_sleep_for("1d")
+        except Cancelled:
+            await ctx.run("undo-kept", one, 1)
+        return "kept"
+
+    async def refused() -> None:
+        try:
+            await ctx.aio_sleep_for("1d")
+        finally:
+            await ctx.run("undo-refused", refuse)
+
+    said = await asyncio.gather(ctx.scope("kept", kept), ctx.scope("refused", refused), return_exceptions=True)
+    await ctx.run(f"undo-{said[0]}-{type(said[1]).__name__}", one, 1)
+
+
+async def in_a_group(ctx: DurableContext) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(booked(ctx, "a", 1))
+        group.create_task(plain(ctx))
+        group.create_task(booked(ctx, "b", 3))
+        group.create_task(ctx.aio_sleep_for("3d"))
+        try:
+            await ctx.aio_sleep_for("4d")
+        except Cancelled:
+            await ctx.run("undo-body", one, 1)
+            await ctx.run("undo-body", one, 1)
+            raise
+
+
+async def in_a_gather(ctx: DurableContext) -> None:
+    await asyncio.gather(booked(ctx, "a"), plain(ctx), booked(ctx, "b", 3))
+
+
+async def in_the_background(ctx: DurableContext) -> None:
+    background = asyncio.create_task(booked(ctx, "a"))
+    await ctx.aio_sleep_for("3d")
+    await background
+
+
+async def together_when_one_fails(ctx: DurableContext) -> None:
+    """Who undoes is not cut off by whom he is in a group with, whatever becomes of that one."""
+
+    async def failing() -> None:
+        try:
+            await ctx.aio_sleep_for("1d")
+        finally:
+            await ctx.run("undo-failing", refuse)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(failing())
+        group.create_task(booked(ctx, "a", 3))
+
+
+async def waiting_for_each_other(ctx: DurableContext) -> None:
+    """The one waits for what the other gives it, which nothing durable says of."""
+    queue: asyncio.Queue[int] = asyncio.Queue()
+
+    async def giving() -> None:
+        await booked(ctx, "giving", 1)
+        await queue.put(1)
+
+    async def taking() -> None:
+        try:
+            await queue.get()
+        except Cancelled:
+            await ctx.run("undo-taking", one, 1)
+            await ctx.run("undo-taking", one, 1)
+            raise
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(giving())
+        group.create_task(ctx.scope("taking", taking))
+
+
+async def that_end_others(ctx: DurableContext) -> None:
+    """What the handler itself ends as it undoes hears it as always."""
+    event = asyncio.Event()
+
+    async def beside() -> None:
+        try:
+            await event.wait()
+        except asyncio.CancelledError:
+            await ctx.run("undo-beside", one, 1)
+            raise
+
+    task = asyncio.create_task(beside())
+    try:
+        await ctx.aio_sleep_for("1d")
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await ctx.run(f"undo-main-{task.cancelled()}", one, 1)
+
+
+UNDONE: dict[str, tuple[Callable[[DurableContext], Coroutine[Any, Any, None]], dict[str, int]]] = {
+    "in a scope": (in_a_scope, {"inner": 2, "outer": 1}),
+    "in scopes of scopes": (in_scopes_of_scopes, {"left": 3, "right": 1, "part": 1}),
+    "in scopes that close": (that_close, {"kept": 1, "refused": 1, "kept-StepFailedError": 1}),
+    "in a group": (in_a_group, {"a": 1, "b": 3, "body": 2}),
+    "in a gather": (in_a_gather, {"a": 2, "b": 3}),
+    "in the background": (in_the_background, {"a": 2}),
+    "together when one fails": (together_when_one_fails, {"failing": 1, "a": 3}),
+    "waiting for each other": (waiting_for_each_other, {"giving": 1, "taking": 2}),
+    "that end others": (that_end_others, {"beside": 1, "main-True": 1}),
+}
+
+
+def several(name: str, **options: Any) -> DurableTester:
+    async def handler(input: dict[str, Any], ctx: DurableContext) -> None:
+        await UNDONE[name][0](ctx)
+
+    tester = DurableTester([Dispatcher().durable_task(name="several")(handler)], **options)
+    tester.cancel(after="1h")
+    return tester
+
+
+def undone(tester: DurableTester) -> dict[str, int]:
+    (run,) = tester.double.runs.values()
+    steps = [entry["id"].rpartition("/")[2] for entry in run.entries if entry["op"] == "step"]
+    return dict(Counter(step.removeprefix("undo-").partition("#")[0] for step in steps if step.startswith("undo-")))
+
+
+@pytest.mark.parametrize("name", UNDONE)
+async def test_everybody_undoes_to_the_end(name: str) -> None:
+    tester = several(name)
+    run = await tester.run("several")
+    assert (run.status, undone(tester)) == ("cancelled", UNDONE[name][1])
+
+
+@pytest.mark.parametrize("unreachable", [False, True])
+@pytest.mark.parametrize("name", UNDONE)
+async def test_and_does_so_wherever_it_is_killed(name: str, unreachable: bool, caplog: pytest.LogCaptureFixture) -> None:
+    made: list[DurableTester] = []
+
+    def make(crash_at: int | None) -> DurableTester:
+        made.append(several(name, crash_at=crash_at, unreachable=unreachable))
+        return made[-1]
+
+    assert await crash_everywhere(make, "several") >= 3
+    assert [undone(tester) for tester in made] == [UNDONE[name][1]] * len(made)

@@ -1,0 +1,43 @@
+"""The end of a cancelled handler: everybody in it hears of it where he waits, and nobody is interrupted in what he undoes.
+
+What waits for the dispatcher is refused, and a scope is left to its own function. Then the handler goes on until no step of it is left.
+What the failure of one task would cancel, a TaskGroup's other tasks and its parent, is not cancelled: they have heard, or will. When
+nothing goes on any more, those who wait for something of the handler's own, such as an Event, hear of it too, the youngest first. All of
+this follows from where the handler stands, and so is the same in every replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from handlers_sdk.errors import Cancelled
+from handlers_sdk.matching import ENDPOINTS_OWN
+from handlers_sdk.ops import Op
+from handlers_sdk.replay_loop import ReplayLoop
+from handlers_sdk.scopes import Scope
+
+
+def is_busy(ops: Iterable[Op[Any]]) -> bool:
+    """Whether a step is to come to its end, or a result on its way into the log, before all stands still."""
+    return any(op.kind in ENDPOINTS_OWN and not op.done() and not _runs(op) for op in ops)
+
+
+def tell_next(loop: ReplayLoop, reason: str) -> bool:
+    """Tell the youngest task that nothing will bring on, and that has not been told yet; False when there is none."""
+    for task in sorted((task for task in loop.tasks if not task.done() and not task.told), key=lambda task: task.number):
+        blocker: Any = task._fut_waiter  # type: ignore[attr-defined] # noqa: SLF001 - there is no other way to ask
+        if blocker is not None and not isinstance(blocker, asyncio.Task | Op):
+            task.told = True
+            blocker.set_exception(_CancelledTwice(reason) if task.unwanted else Cancelled(reason))
+            return True
+    return False
+
+
+class _CancelledTwice(Cancelled, asyncio.CancelledError):
+    """For one who was asked to end beside: by a TaskGroup that fails, where it is the run that ends, or by who will wait for its end."""
+
+
+def _runs(op: Op[Any]) -> bool:
+    return isinstance(op, Scope) and op.running is not None and not op.running.done()
