@@ -16,7 +16,7 @@ from dispatcher.store.database import Database
 from tests.api.world import World, open_world
 from tests.webhooks_server.senders import PULL_REQUEST, SECRET, Senders, encoded, github, numbered
 
-_PATIENCE_SECONDS = 10.0
+_PATIENCE_SECONDS = 30.0
 NAIVE = "'github:' + headers['x-github-event'] + ':' + input.action"
 MENDED = "'github:' + headers['x-github-event'] + (has(input.action) ? ':' + input.action : '')"
 

@@ -238,7 +238,7 @@ async def test_an_output_waits_for_a_database_that_is_away(answered: Answered) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(blobs), "resolve", lambda _self, tenant_id, answer: failing(tenant_id, answer))
         answered.arrival.answer(200, reference, task_protocol="1", task_refs="output")
-        await asyncio.wait_for(away.wait(), 10)
+        await asyncio.wait_for(away.wait(), 30)
         await answered.world.advance(timedelta(seconds=2))
         assert (await answered.run())["output"] == "late"
 

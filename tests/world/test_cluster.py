@@ -215,7 +215,7 @@ async def test_one_that_stops_while_the_database_is_away_comes_to_its_end(world:
     await endpoint.next()
     world.nodes.remove(one)
     await one.runtime.services.database.aclose()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await one.runtime.stop(timedelta(0))
     await one.api.aclose()
     assert (await world.task(run_id))["state"] == "running"
@@ -247,7 +247,7 @@ async def test_what_one_hears_of_before_it_has_slots_for_it_runs_once_it_has(wor
         await connection.execute(LOCK_GRANTS)
         endpoint = await world.endpoint(one, [HANDLER])
         run_id = await two.trigger("work")
-        await asyncio.wait_for(heard.wait(), 10)
+        await asyncio.wait_for(heard.wait(), 30)
         await one.turn("claim")
         assert endpoint.waiting == 0
     (await endpoint.next()).answer(200, 1)
@@ -263,7 +263,7 @@ async def test_a_result_recorded_by_one_ends_the_wait_at_the_other(world: World,
     waiting = asyncio.create_task(two.call("GET", f"/v1/runs/{run_id}?wait=30s", expect=200))
     arrival.answer(200, {"n": 1})
     await world.over(run_id)
-    document = await asyncio.wait_for(waiting, 10)
+    document = await asyncio.wait_for(waiting, 30)
     assert (document["status"], document["output"]) == ("succeeded", {"n": 1})
 
 

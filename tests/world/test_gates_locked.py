@@ -37,7 +37,7 @@ async def test_who_lets_others_through_waits_for_no_gate_that_somebody_else_hold
     async with world.database.transaction() as conn:
         await conn.execute("select from gates where key = 'x' for update")
         waking = await gates.waking(world.database, 10)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             passed = await gates.admit(world.database, waking, world.now, 10)
         assert [row.run_id for row in passed if row.gate is None] == []
     await settle(one)

@@ -262,5 +262,5 @@ async def test_a_wait_that_is_over_answers_what_there_is(world: World, one: Node
     while one.runtime.services.waiters._waiting == {}:  # noqa: ASYNC110 - it is on its way there
         await asyncio.sleep(0)
     world.clock.advance(timedelta(seconds=30))
-    assert (await asyncio.wait_for(waiting, 10))["status"] == "running"
+    assert (await asyncio.wait_for(waiting, 30))["status"] == "running"
     arrival.answer(200, 1)

@@ -168,7 +168,7 @@ async def test_a_hundred_go_in_batches(world: World, node: Node, shop: Shop) -> 
 
 async def test_the_sdks_client_triggers_waits_and_pushes(world: World, node: Node, shop: Shop) -> None:
     ref = await shop.dispatcher.stubs.workflow("double", input_validator=Order).aio_run_no_wait(Order(n=4))
-    assert await asyncio.wait_for(ref.aio_result(), 10) == {"n": 8}
+    assert await asyncio.wait_for(ref.aio_result(), 30) == {"n": 8}
     event = await shop.dispatcher.event.aio_push("order.created", {"n": 5})
     runs = (await node.call("GET", f"/v1/events/{event.event_id}/runs"))["rows"]
     assert len(runs) == 1
