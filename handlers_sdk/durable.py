@@ -170,8 +170,8 @@ class DurableContext(Context):
     def scope(self, name: str, fn: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> Op[T]:
         """A part of the handler that becomes one entry: once `fn(*args)` has returned, what it did inside is no longer sent or replayed.
 
-        `fn` uses this context as the handler does. Long loops run their iterations in scopes. Cancelled, by a timeout or with its TaskGroup,
-        a scope ends as a task does: `fn` hears so where it waits, and is waited for.
+        `fn` uses this context as the handler does. Long loops run their iterations in scopes. Cancelled, by a timeout or its TaskGroup, a
+        scope ends as a task does: `fn` hears so where it waits, and is waited for.
         """
         return self._replay.scope(name, lambda: fn(*args), _known(fn)[0])
 
@@ -240,7 +240,9 @@ class DurableContext(Context):
         }
         codec = PLAIN if payload_validator is None else codec_for(payload_validator)
         given = {name: value for name, value in asked.items() if value is not None}
-        return self._replay.ask("event", "event", given, lambda event: codec.parse((event or {}).get("data"), "input"))
+        op = self._replay.ask("event", "event", given, lambda event: codec.parse((event or {}).get("data"), "input"))
+        op.checked = payload_validator is not None
+        return op
 
     async def aio_wait_for(self, signal_key: str, *conditions: SleepCondition | UserEventCondition | OrGroup) -> dict[str, Any]:
         """Wait for all of these; of an `or_` group, for any. The result has what was met: `{"CREATE": {key: [data]}}`.

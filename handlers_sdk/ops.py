@@ -35,7 +35,7 @@ class Op(_Awaitable[T]):
     It is asked for when it is made; awaiting it gives its result. It is a future, and a TaskGroup takes it in place of a coroutine.
     """
 
-    __slots__ = ("asked", "drop", "due", "failures", "id", "kind", "number", "read", "recorded", "run_id", "started", "work")
+    __slots__ = ("asked", "checked", "drop", "due", "failures", "id", "kind", "number", "read", "recorded", "run_id", "started", "work")
 
     id: str
     kind: str
@@ -46,6 +46,7 @@ class Op(_Awaitable[T]):
     failures: int  # how often a step has failed so far
     due: int  # a failed step's next try, ms
     recorded: bool
+    checked: bool  # what comes may be refused here: it may fail though the dispatcher calls it ok
     run_id: str  # a child's
     started: asyncio.Future[str] | None  # done when a child's run is known
     drop: Callable[[Op[Any]], None] | None

@@ -444,7 +444,7 @@ class Replay:
         op.asked = asked
         op.read = as_it_is
         op.failures = op.due = 0
-        op.recorded = False
+        op.recorded = op.checked = False
         op.run_id = ""
         op.started = op.work = None
         op.drop = self._drop

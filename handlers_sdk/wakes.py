@@ -60,6 +60,7 @@ def wake_of(tasks: Iterable[asyncio.Task[Any]], ops: Sequence[Op[Any]]) -> dict[
     reader = _Reader(ops)
     found = [wake for task in sorted((task for task in tasks if not task.done()), key=hash, reverse=True) if (wake := reader.of_task(task))]
     found += [op.id for op in ops if op.id not in reader.seen and op._callbacks]  # noqa: SLF001 - what waits for it
+    found += reader.early
     if not found:
         return None
     ids = dict.fromkeys(wake for wake in found if isinstance(wake, str))
@@ -72,6 +73,8 @@ class _Reader:
 
     def __init__(self, ops: Sequence[Op[Any]]) -> None:
         self.seen: set[str] = set()
+        self.early: list[str] = []  # what may fail a group whatever the dispatcher says of it
+        self._checked = {op.id for op in ops if op.checked}
         self._open = {id(op): op for op in ops}
         self._behind: dict[int, tuple[str, list[Op[Any]]]] = {}
         for op in ops:
@@ -104,11 +107,12 @@ class _Reader:
         some = [part for part in parts if part is not None]
         return some[0] if len(some) == 1 else {"any": some} if some else None
 
-    @staticmethod
-    def _all(parts: Sequence[Wake | None], *, fail_fast: bool) -> Wake | None:
+    def _all(self, parts: Sequence[Wake | None], *, fail_fast: bool) -> Wake | None:
         some = [part for part in parts if part is not None]
         if len(some) < 2:
             return some[0] if some else None
+        if fail_fast:
+            self.early += [part for part in some if isinstance(part, str) and part in self._checked]
         return {"all": some, "fail_fast": True} if fail_fast else {"all": some}
 
     def _note(self, op: Op[Any], callback: Any) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +22,7 @@ from handlers_sdk import (
     DurableContext,
     EmptyModel,
     IdempotencyCollisionError,
+    InvalidInputError,
     RetryableException,
     StateContext,
 )
@@ -344,6 +348,33 @@ def shipping(dispatcher: Dispatcher) -> Any:
         return [bill.amount, shipped, [ref.workflow_run_id[:4], await ref.aio_result()]]
 
     return order
+
+
+GATHERED: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "gather": asyncio.gather,
+    "gather in gather": lambda event, one, other: asyncio.gather(one, asyncio.gather(event, other)),
+    "first exception": lambda *ops: asyncio.wait(ops, return_when=asyncio.FIRST_EXCEPTION),
+}
+
+
+@pytest.mark.parametrize("gathered", GATHERED.values(), ids=GATHERED.keys())
+@pytest.mark.parametrize(("amount", "turns", "waited"), [("x", 2, timedelta(minutes=1)), ("7", 3, timedelta(days=30))])
+async def test_data_that_is_refused_is_raised_when_it_comes(
+    dispatcher: Dispatcher, gathered: Callable[[Any, Any, Any], Any], amount: str, turns: int, waited: timedelta
+) -> None:
+    """The dispatcher knows it as an event that has come, with which a group goes on waiting for the rest."""
+
+    @dispatcher.durable_task()
+    async def order(input: dict[str, Any], ctx: DurableContext) -> str:
+        start, bill = ctx.now(), ctx.aio_wait_for_event("paid", payload_validator=Bill)
+        with suppress(InvalidInputError):
+            await gathered(bill, ctx.aio_sleep_for("30d"), ctx.aio_sleep_for("20d"))
+        return str(ctx.now() - start)
+
+    tester = DurableTester([order])
+    tester.push("paid", {"amount": amount, "paid_at": AT}, after="1m")
+    run = await tester.run(order)
+    assert (run.output, run.turn) == (str(waited), turns)
 
 
 async def test_what_blocks_is_refused_with_what_to_use(dispatcher: Dispatcher) -> None:
