@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from dispatcher.engine.admission import Queue, Rotation
 from dispatcher.engine.batching import Gathered, goes_at
@@ -13,12 +13,14 @@ from dispatcher.ids import IdMaker
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.claims import Claims
 from dispatcher.runtime.directory import Directory, Endpoint
+from dispatcher.runtime.lookout import Lookout
 from dispatcher.runtime.work import Assignment, BatchOf
-from dispatcher.store import batches, queue
+from dispatcher.store import batches
 from dispatcher.store.batches import BatchClaim
 from dispatcher.store.database import Database
 
 _MOST_GROUPS = 1_000  # of one workflow, looked at in one tick
+_NEXT_GROUPS = timedelta(milliseconds=100)  # until the next are looked at where there are more
 
 
 @dataclass(slots=True)
@@ -33,6 +35,12 @@ class Batches:
     dispatcher_id: Callable[[], int]
     _ids: IdMaker = field(default_factory=IdMaker)
     _turns: Rotation = field(default_factory=Rotation)
+    _left: list[Queue] = field(default_factory=list)
+    """Queues with a batch that was ready and found no slot."""
+    _lookout: Lookout = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._lookout = Lookout(self.database, _MOST_GROUPS)
 
     @property
     def wanted(self) -> bool:
@@ -40,19 +48,24 @@ class Batches:
         return any(picture.batching for picture in self.directory.pictures.values())
 
     async def tick(self, now: datetime) -> datetime | None:
-        """Send every batch that is full or due, once for each group; answers when to look again, None where nothing waits for its time."""
+        """Send every batch that is full or due, once for each queue; answers when to look again, None where nothing waits for its time."""
         if not self.wanted:
-            self.capacity.gathering = False
-            self.capacity.keep(())
+            self._nothing()
             return None
         known = [(tenant, id) for tenant, picture in self.directory.pictures.items() for id in picture.batching]
-        queues = await queue.requirements(self.database, known, _MOST_GROUPS)
-        gathering = [(q, batching) for q in queues if (batching := self._batching(q)) is not None]
-        self.capacity.gathering = bool(gathering)
-        if not gathering:
-            self.capacity.keep(())
+        queues = dict.fromkeys([*self._left, *await self._lookout.look(known)])
+        gathering = {q: batching for q in queues if (batching := self._batching(q)) is not None}
+        more = [] if self._lookout.whole else [now + _NEXT_GROUPS]
+        if not gathering and not more:
+            self._nothing()
             return None
-        return await self._send(dict(gathering), now)
+        self.capacity.gathering = True
+        return min([*more, *await self._send(gathering, now)], default=None)
+
+    def _nothing(self) -> None:
+        self.capacity.gathering = False
+        self._left.clear()
+        self.capacity.keep(())
 
     def _batching(self, q: Queue) -> Batching | None:
         if not self.directory.route(q).gathers:
@@ -63,24 +76,28 @@ class Batches:
             return batching
         return replace(batching, max_size=self.capacity.most)
 
-    async def _send(self, gathering: dict[Queue, Batching], now: datetime) -> datetime | None:
-        """The groups take turns, lest one that always has a batch ready should get every slot that becomes free."""
+    async def _send(self, gathering: dict[Queue, Batching], now: datetime) -> list[datetime]:
+        """The queues take turns, lest one that always has a batch ready should get every slot that becomes free. Answers when to look."""
         later, left = list[datetime](), list[Queue]()
         asked = [(q, batching.max_size) for q, batching in gathering.items()]
         rows = {(row.tenant_id, row.workflow_id, row.requirement): row for row in await batches.groups(self.database, asked)}
+        running = await batches.running(self.database, {q[:2] for q in rows if gathering[q].group_max_runs is not None})
         for q in self._turns.order({q: row.waiting for q, row in rows.items()}):
-            gathered = Gathered(rows[q].waiting, rows[q].oldest, rows[q].running)
+            of = batches.group(q)
+            gathered = Gathered(rows[q].waiting, rows[q].oldest, running[of])
             moment = goes_at(gathering[q], gathered)
             if moment is not None and moment <= now:
                 if await self._lease(q, gathering[q], gathered, now):
                     self._turns.served([q])
+                    running[of] += 1
                     later.append(now)  # there may be another of the group
                 elif self.capacity.room(now):
                     left.append(q)
             elif moment is not None:
                 later.append(moment)
+        self._left = left[:_MOST_GROUPS]
         self.capacity.keep(left)
-        return min(later, default=None)
+        return later
 
     async def _lease(self, q: Queue, batching: Batching, gathered: Gathered, now: datetime) -> bool:
         """Lease and send one batch, if there is room for it. One that has waited its time is no larger than what there is room for."""

@@ -103,13 +103,13 @@ class Capacity:
 
     def keep(self, wanted: Iterable[Queue]) -> None:
         """Keep the next free slots for batches of these queues, which are ready and found none. Where the last went to a batch, others that
-        wait come first.
+        wait come first. Where all this process may fill is too little for a batch, nothing is kept for it.
         """
         before, self.kept = self.kept, {}
         for queue in wanted:
             route = self.directory.route(queue)
             for place in route.places:
-                if not self._owed(place) and place not in self.savings.places:
+                if self.grants.get(place, 0) >= route.slots and not self._owed(place) and place not in self.savings.places:
                     self.kept[place] = max(self.kept.get(place, 0), route.slots)
         if any(place not in self.kept for place in before):
             self.on_free()

@@ -14,6 +14,7 @@ from dispatcher.runtime import ancestry
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.departures import Departures
 from dispatcher.runtime.directory import Directory, Endpoint
+from dispatcher.runtime.lookout import Lookout
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.work import Assignment, EventFacts
 from dispatcher.store import events, queue, waits
@@ -52,6 +53,7 @@ class Claims:
         self._bite = min(_FIRST_BITE, most)
         self._sweep_at: datetime | None = None
         self._turns = Rotation()
+        self._lookout = Lookout(database, _MOST_REQUIREMENTS)
 
     def sweep(self) -> None:
         """Look into every queue next time, not only those known to have work."""
@@ -74,7 +76,7 @@ class Claims:
         queues = self._queues(places, fresh)
         if due or fresh:
             asking = await self._asking()
-            self._capacity.savings.only(asking)
+            self._capacity.savings.only(asking if self._lookout.whole else {*asking, *self._capacity.backlog})
             queues.update(self._open(asking, places))
         room = min(self._capacity.room(now), self._bite)
         if room == 0:
@@ -104,7 +106,7 @@ class Claims:
     async def _asking(self) -> list[Queue]:
         """The queues of tasks that ask something of their endpoint."""
         asking = [(tenant_id, id) for tenant_id, picture in self._directory.pictures.items() for id in picture.asking]
-        return await queue.requirements(self._database, asking, _MOST_REQUIREMENTS) if asking else []
+        return await self._lookout.look(asking) if asking else []
 
     async def _claim(self, waiting: dict[Queue, int], room: int, now: datetime) -> bool:
         # Free slots are read again: express work may have taken some while the database was asked.

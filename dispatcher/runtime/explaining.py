@@ -85,9 +85,11 @@ class Explaining:
         rows = await batches.groups(self.database, [(q, batching.max_size)]) if batching is not None else []
         if batching is None or not rows:
             return None
-        if batching.group_max_runs is not None and rows[0].running >= batching.group_max_runs:
-            message = f"{rows[0].running} of {batching.group_max_runs} batches of its group are under way"
-            return {"kind": "batch", "running": rows[0].running, "limit": batching.group_max_runs, "message": message}
+        if batching.group_max_runs is not None:
+            running = (await batches.running(self.database, [q[:2]]))[batches.group(q)]
+            if running >= batching.group_max_runs:
+                message = f"{running} of {batching.group_max_runs} batches of its group are under way"
+                return {"kind": "batch", "running": running, "limit": batching.group_max_runs, "message": message}
         until = rows[0].oldest + batching.interval
         if rows[0].waiting >= batching.max_size or until <= self.clock.now():
             return None
@@ -103,7 +105,7 @@ class Explaining:
         free = max(slots - in_use, 0) if usable else 0
         said = unmet or _closed(state) or _full(slots, in_use, requirement.slots)
         if said is None:
-            said = self._held_back(endpoint, requirement.slots) if endpoint is not None else "its slots are about to be shared out"
+            said = self._held_back(endpoint, requirement) if endpoint is not None else "its slots are about to be shared out"
         return {
             "kind": "endpoint",
             "endpoint": state.name,
@@ -114,10 +116,11 @@ class Explaining:
             "message": f"{state.name}: {said}",
         }
 
-    def _held_back(self, endpoint: Endpoint, slots: int) -> str:
+    def _held_back(self, endpoint: Endpoint, requirement: Requirement) -> str:
         """Why this process does not fill slots that are free."""
-        pressure, in_use = self.capacity.pressure(endpoint), self.capacity.in_use.get(endpoint.place, 0)
-        if not self.capacity.fits(endpoint, slots) and pressure is not None and pressure - in_use < slots:
+        pressure, in_use, slots = self.capacity.pressure(endpoint), self.capacity.in_use.get(endpoint.place, 0), requirement.slots
+        fits = self.capacity.fits(endpoint, slots, batch=requirement.batch is not None)
+        if not fits and pressure is not None and pressure - in_use < slots:
             if endpoint.probes:
                 return "its circuit was open, so it is sent one attempt at a time until one does its work"
             return f"it has asked for less, so {pressure} of its slots are filled at most, until it takes more"
@@ -125,7 +128,9 @@ class Explaining:
             return "slots are free, and saved for a task that fills several of them and has been passed over for a while"
         if self.capacity.room(self.clock.now()) == 0:
             return f"slots are free, and this dispatcher has {self.capacity.total} attempts open, as many as it may"
-        if not self.capacity.fits(endpoint, slots):
+        if not fits and self.capacity.fits(endpoint, slots, batch=True):
+            return "slots are free, and kept for a batch that is ready"
+        if not fits:
             return "slots are free, and it is the turn of another dispatcher to fill them"
         return "slots are free: it starts at any moment"
 

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dispatcher.engine.admission import Queue
-from dispatcher.store.database import Database
+from dispatcher.engine.placement import Requirement
+from dispatcher.store.database import Connection, Database
 from dispatcher.store.queue import Claimed
 from dispatcher.store.statement import Statement
+
+Group = tuple[int, int, str]
+"""(tenant id, workflow id, key): tasks that are batched with each other where they ask the same of their endpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupRow:
-    """What waits in one queue, counted up to the size of a batch, and how many batches of it run."""
+    """What waits in one queue, counted up to the size of a batch."""
 
     tenant_id: int
     workflow_id: int
     requirement: str
     waiting: int
     oldest: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRow:
+    """How many batches of one queue run."""
+
+    tenant_id: int
+    workflow_id: int
+    requirement: str
     running: int
 
 
@@ -41,10 +55,7 @@ class BatchClaim:
 
 GROUPS = Statement(
     """
-    select g.tenant_id, g.workflow_id, g.requirement, c.waiting, c.oldest,
-           (select count(distinct b.batch_id)::int from tasks b
-            where b.tenant_id = g.tenant_id and b.workflow_id = g.workflow_id and b.requirement = g.requirement
-              and b.batch_id is not null and b.state = 'running') as running
+    select g.tenant_id, g.workflow_id, g.requirement, c.waiting, c.oldest
     from unnest($1::int[], $2::int[], $3::text[], $4::int[]) as g (tenant_id, workflow_id, requirement, most)
     cross join lateral (
         select count(*)::int as waiting, min(due_at) as oldest from (
@@ -58,7 +69,21 @@ GROUPS = Statement(
     """,
     GroupRow,
 )
-# One dispatcher at a time fills batches of a group: two at once would each find half a batch.
+# Tasks of one group may wait in several queues, since what else they ask of their endpoint may differ.
+RUNNING = Statement(
+    """
+    select g.tenant_id, g.workflow_id, b.requirement, count(distinct b.batch_id)::int as running
+    from unnest($1::int[], $2::int[]) as g (tenant_id, workflow_id)
+    cross join lateral (
+        select t.requirement, t.batch_id from tasks t
+        where t.tenant_id = g.tenant_id and t.workflow_id = g.workflow_id and t.batch_id is not null and t.state = 'running' offset 0
+    ) b
+    group by g.tenant_id, g.workflow_id, b.requirement
+    """,
+    RunningRow,
+)
+# One dispatcher at a time fills batches of a queue: two at once would each find half a batch. Where so many of a group may run, one at a
+# time fills batches of that.
 LOCK = "select pg_advisory_xact_lock(hashtextextended($1, 7240157))"
 CLAIM = Statement(
     """
@@ -68,13 +93,9 @@ CLAIM = Statement(
           and (t.schedule_deadline is null or t.schedule_deadline > $6)
           and not exists (select from workflows f where f.tenant_id = $1 and f.id = $2 and f.paused_at is not null)
           and not exists (select from endpoints e where e.tenant_id = $1 and e.id = $8 and (e.paused or e.circuit <> 'closed'))
-        order by priority desc, due_at, run_id, node limit $13 for update skip locked
+        order by priority desc, due_at, run_id, node limit $12 for update skip locked
     ), whole as (
-        select from picked
-        having (count(*) >= $4 or min(due_at) + $5::interval <= $6)
-           and ($12::int is null or $12 > (
-               select count(distinct b.batch_id) from tasks b
-               where b.tenant_id = $1 and b.workflow_id = $2 and b.requirement = $3 and b.batch_id is not null and b.state = 'running'))
+        select from picked having count(*) >= $4 or min(due_at) + $5::interval <= $6
     )
     update tasks t
     set state = 'running', epoch = t.epoch + 1, dispatcher_id = $7, endpoint_id = $8, endpoint_version = $9, started_at = $6,
@@ -100,11 +121,29 @@ async def groups(db: Database, queues: Sequence[tuple[Queue, int]]) -> list[Grou
     )
 
 
+async def running(conn: Connection | Database, workflows: Collection[tuple[int, int]]) -> Counter[Group]:
+    """How many batches of each group of these workflows run."""
+    found: Counter[Group] = Counter()
+    if workflows:
+        records = await conn.fetch(RUNNING.sql, [w[0] for w in workflows], [w[1] for w in workflows])
+        for row in RUNNING.read(records):
+            found[group((row.tenant_id, row.workflow_id, row.requirement))] += row.running
+    return found
+
+
+def group(queue: Queue) -> Group:
+    """What the tasks of a queue are batched with."""
+    return (queue[0], queue[1], Requirement.parse(queue[2]).batch or "")
+
+
 async def claim(db: Database, wanted: BatchClaim, dispatcher_id: int, now: datetime) -> list[Claimed]:
     """Lease a batch; nothing when it is neither full nor due, or too many of its group run."""
     tenant_id, workflow_id, requirement = wanted.queue
+    of = group(wanted.queue)
     async with db.transaction() as conn:
-        await conn.execute(LOCK, f"{tenant_id}:{workflow_id}:{requirement}")
+        await conn.execute(LOCK, repr(of) if wanted.most is not None else f"{tenant_id}:{workflow_id}:{requirement}")
+        if wanted.most is not None and (await running(conn, [of[:2]]))[of] >= wanted.most:
+            return []
         return CLAIM.read(
             await conn.fetch(
                 CLAIM.sql,
@@ -119,7 +158,6 @@ async def claim(db: Database, wanted: BatchClaim, dispatcher_id: int, now: datet
                 wanted.endpoint_version,
                 wanted.id,
                 wanted.slots,
-                wanted.most,
                 wanted.room,
             )
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
@@ -136,17 +136,17 @@ PROMOTE = Statement(
     Line,
 )
 
-# Which requirements a workflow's waiting tasks have, found by stepping from one to the next through the index.
+# Which requirements a workflow's waiting tasks have, behind one of each kind, found by stepping from one to the next through the index.
 REQUIREMENTS = Statement(
     """
     select g.tenant_id, case when k.durable then -g.workflow_id else g.workflow_id end as workflow_id, d.requirement
-    from unnest($1::int[], $2::int[]) as g (tenant_id, workflow_id)
-    cross join (values (false), (true)) as k (durable)
+    from unnest($1::int[], $2::int[], $4::text[], $5::text[]) as g (tenant_id, workflow_id, after, after_durable)
+    cross join lateral (values (false, g.after), (true, g.after_durable)) as k (durable, after)
     cross join lateral (
         with recursive d as (
             (select t.requirement from tasks t
              where t.tenant_id = g.tenant_id and t.workflow_id = g.workflow_id and t.durable = k.durable and t.state = 'queued'
-               and t.requirement > '' order by t.requirement limit 1)
+               and t.requirement > k.after order by t.requirement limit 1)
             union all
             select (select t.requirement from tasks t
                     where t.tenant_id = g.tenant_id and t.workflow_id = g.workflow_id and t.durable = k.durable and t.state = 'queued'
@@ -175,9 +175,18 @@ async def ready(db: Database, most: dict[Queue, int]) -> dict[Queue, int]:
     return {(row.tenant_id, row.workflow_id, row.requirement): row.waiting for row in READY.read(records)}
 
 
-async def requirements(db: Database, workflows: Sequence[tuple[int, int]], most: int) -> list[Queue]:
-    """The queues of tasks that ask something, of (tenant id, workflow id) `workflows`; at most `most` of each."""
-    records = await db.fetch(REQUIREMENTS.sql, [w[0] for w in workflows], [w[1] for w in workflows], most)
+async def requirements(db: Database, workflows: Sequence[tuple[int, int]], most: int, after: Mapping[tuple[int, int], str]) -> list[Queue]:
+    """The queues of tasks that ask something, of (tenant id, workflow id) `workflows`; at most `most` of each, the first in the order of
+    what they ask. Where `after` names something (by the number of their queues), only what comes behind that.
+    """
+    records = await db.fetch(
+        REQUIREMENTS.sql,
+        [w[0] for w in workflows],
+        [w[1] for w in workflows],
+        most,
+        [after.get((w[0], w[1]), "") for w in workflows],
+        [after.get((w[0], -w[1]), "") for w in workflows],
+    )
     return [(row.tenant_id, row.workflow_id, row.requirement) for row in REQUIREMENTS.read(records)]
 
 

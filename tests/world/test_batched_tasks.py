@@ -7,6 +7,9 @@ from collections import Counter
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
+from dispatcher.runtime import batches
 from tests.world.endpoint import Arrival, Endpoint, manifest
 from tests.world.world import Node, World, until
 
@@ -280,3 +283,48 @@ async def test_a_due_batch_goes_though_it_is_larger_than_what_a_dispatcher_has_l
     world.clock.advance(10 * SECOND)
     await node.turn("batches")
     assert len(_items(await endpoint.next())) == 3
+
+
+async def test_so_many_batches_of_a_group_run_at_a_time_whatever_else_they_ask(world: World, one: Node) -> None:
+    endpoint = await _endpoint(world, one, _handler(max_size=2, group_key="input.g", group_max_runs=1))
+    await one.call("PATCH", "/v1/endpoints/sdk", {"labels": {"gpu": True}})
+    for labels in ({}, {"gpu": {"value": True, "required": True}}):
+        for n in range(2):
+            await one.trigger("mail", input={"n": n, "g": "x"}, labels=labels)
+    await one.trigger("mail", input={"n": 0, "g": "y"})
+    await one.trigger("mail", input={"n": 1, "g": "y"})
+    await one.turn("batches", "batches")
+    first = {_items(arrival)[0]["input"]["g"]: arrival for arrival in (await endpoint.next(), await endpoint.next())}
+    assert (sorted(first), endpoint.waiting) == (["x", "y"], 0)
+    _answer(first["x"])
+    assert _items(await endpoint.next())[0]["input"]["g"] == "x"
+
+
+async def test_a_batch_that_fits_nowhere_keeps_no_slots(world: World, one: Node) -> None:
+    large = {**_handler(max_size=2), "slot_cost": 3, "execution_timeout": "1h", "schedule_timeout": "1h"}
+    handlers = manifest([large, {"name": "plain"}], "batch")
+    small = await world.discovered(one, handlers, name="small", slots=2)
+    await _trigger(one, 2)
+    await one.turn("batches", "claim")
+    await one.trigger("plain")
+    await one.turn("batches", "claim")
+    (await small.next()).answer(200, 1, task_protocol="1")
+    big = await world.discovered(one, handlers, name="big", slots=3)
+    await one.turn("registry", "slots", "batches")
+    assert len(_items(await big.next())) == 2
+    await _trigger(one, 2)  # what fits at the other only, which is full, is nothing to this one
+    await one.turn("batches", "claim")
+    for _ in range(2):
+        await one.trigger("plain")
+    await one.turn("batches", "claim")
+    assert [(await small.next()).json["name"] for _ in range(2)] == ["plain", "plain"]
+
+
+async def test_a_full_batch_is_found_behind_more_groups_than_are_looked_at_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "_MOST_GROUPS", 3)
+    node = await world.node()
+    endpoint = await _endpoint(world, node, {**_handler(max_size=2, interval="1h", group_key="input.g"), "schedule_timeout": "10h"})
+    for group in ("a", "b", "c", "d", "e", "f", "z", "z"):
+        await node.trigger("mail", input={"g": group})
+    await node.turn("batches", "batches")
+    assert [item["input"]["g"] for item in _items(await endpoint.next())] == ["z", "z"]

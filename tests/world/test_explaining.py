@@ -156,6 +156,15 @@ async def test_batches(world: World, one: Node) -> None:
     assert full == ("endpoint", "e: all of its 1 slots are filled")
 
 
+async def test_slots_that_are_kept_for_a_batch(world: World, one: Node) -> None:
+    handler = {**_task("mail", batch={"max_size": 1, "interval": "10s"}), "slot_cost": 2}
+    endpoint = await world.discovered(one, manifest([handler, _task("work")], "batch"), name="e", slots=2)
+    await _running(one, endpoint, "work")
+    await one.trigger("mail")
+    await one.turn("batches")
+    assert await _why(one, await one.trigger("work")) == [("endpoint", "e: slots are free, and kept for a batch that is ready")]
+
+
 async def test_limits(world: World, one: Node) -> None:
     flow = {"name": "flow", "kind": "workflow", "tasks": [{"name": "a"}, {"name": "b", "parents": ["a"]}], "concurrency": 1}
     handlers = [

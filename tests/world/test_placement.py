@@ -6,6 +6,9 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
+from dispatcher.runtime import claims
 from tests.world.endpoint import Endpoint, manifest
 from tests.world.world import Node, World, until
 
@@ -357,3 +360,25 @@ async def test_what_fills_several_slots_tries_an_endpoint_whose_circuit_was_open
     await one.turn("probe", "timers")
     (await endpoint.next()).answer(200, {}, task_protocol="1")
     assert (await world.over(run_id))["status"] == "succeeded"
+
+
+async def test_what_can_run_is_found_behind_more_that_cannot_than_is_looked_at_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_MOST_REQUIREMENTS", 3)
+    one = await world.node("one")
+    endpoint = await world.endpoint(one, [{"name": "work", "schedule_timeout": "1h", "execution_timeout": "1h"}])
+    await one.call("PATCH", "/v1/endpoints/plain", {"labels": {"z": True}, "paused": True})
+    for n in range(7):
+        await one.trigger("work", labels={f"a{n}": {"value": True, "required": True}})
+    run = await one.trigger("work", labels={"z": {"value": True, "required": True}})
+    world.nodes.remove(one)
+    await one.runtime.stop()
+    await one.api.aclose()
+    two = await world.node("two")  # it remembers nothing of what was triggered
+    await two.call("PATCH", "/v1/endpoints/plain", {"paused": False})
+    await two.turn("registry", "slots")
+    for _ in range(3):
+        world.clock.advance(timedelta(seconds=2))
+        await two.turn("claim")
+    assert (await endpoint.next()).json["run_id"] == run
