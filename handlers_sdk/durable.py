@@ -140,8 +140,8 @@ class DurableContext(Context):
 
         The result is what JSON makes of it, validated as the function's return annotation says. A step that fails is tried again
         `retries` times, after `backoff_factor`^n seconds, at most `backoff_max_seconds`; without a factor at once. Its last failure
-        is a StepFailedError. `timeout` bounds one try. A crash between the end of `fn` and the log runs it again: pass
-        `ctx.task_run_id` and `name` on as an idempotency key where that matters.
+        is a StepFailedError. `timeout` bounds one try; a blocking function cannot be stopped, and may go on beside the next try. A crash
+        between the end of `fn` and the log runs it again: pass `ctx.task_run_id` and `name` on as an idempotency key where that matters.
         """
         if retries < 0:
             raise ConfigError(f"step {name}: retries={retries} must not be negative")

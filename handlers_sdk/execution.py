@@ -190,7 +190,7 @@ class Execution:
             outcome = failure(error)
         if self._channel is not None:
             await self._flush(self._channel)
-        self._release()
+        self._release_when_idle()  # a durable task may have left a blocking step behind
         self._finish(outcome)
 
     async def _work(self) -> Outcome:

@@ -243,15 +243,7 @@ class TurnExecution(Execution):
         token = STEP.set(Trial(op.id))
         self._host.on_step(self.task_id, op.id)
         try:
-            if not step.is_async:
-                result = await self.run(step.fn, *step.args)
-            elif step.timeout is None:
-                result = await step.fn(*step.args)
-            else:
-                async with asyncio.timeout(step.timeout):
-                    result = await step.fn(*step.args)
-            if inspect.iscoroutine(result):  # a callable that is not known to be async, and is
-                result = await result
+            result = await (step.fn(*step.args) if step.is_async and step.timeout is None else self._bounded(step))
             text, value = storable(result, step.codec, op.id)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
@@ -264,6 +256,18 @@ class TurnExecution(Execution):
             replay.step_done(op, text, value)
         finally:
             STEP.reset(token)
+
+    async def _bounded(self, step: Step) -> Any:
+        """A step's call, given up once its time is over. A thread goes on then, and what it comes to is dropped."""
+        bound = asyncio.timeout(step.timeout)
+        try:
+            async with bound:
+                result = await (step.fn(*step.args) if step.is_async else self.run(step.fn, *step.args))
+                return await result if inspect.iscoroutine(result) else result  # a callable may be async and not be known to be
+        except TimeoutError:
+            if bound.expired():
+                raise TimeoutError(f"the step took longer than {step.timeout:g}s") from None
+            raise
 
     def _step_failed(self, replay: Replay, op: Op[Any], step: Step, error: BaseException) -> None:
         fail = failure(error)
