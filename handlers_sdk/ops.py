@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import marshal
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
@@ -78,10 +79,8 @@ def as_it_is(value: Any) -> Any:
 
 def handed_out(value: Any) -> Any:
     """A recorded value for a handler, which may change what it gets: the log it is from is what later turns are replayed from."""
-    if value.__class__ is dict:
-        return {name: handed_out(member) for name, member in value.items()}
-    if value.__class__ is list:
-        return [handed_out(member) for member in value]
+    if value.__class__ is dict or value.__class__ is list:
+        return marshal.loads(marshal.dumps(value))  # noqa: S302 - our own value, of what JSON has: there is no quicker copy
     return value
 
 
