@@ -6,13 +6,14 @@ A finished task and its run move from the live tables to history in the statemen
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from dispatcher.engine.attempts import Change, CleanUp, Error, Finish, Hold, MarkCancelling, Requeue, State, Yield
 from dispatcher.engine.journal import CANCELLED_MESSAGE, leaves, parse_wake
+from dispatcher.store import blocks
 from dispatcher.store.database import Database
 from dispatcher.store.statement import Statement
 
@@ -432,8 +433,8 @@ async def apply(db: Database, outcomes: Sequence[Outcome], now: datetime, note: 
     """
     concerned, ended = False, await _finish_alone(db, outcomes, now, note)
     left = [o for o in outcomes if o.guard.key not in ended] if ended else outcomes
-    for kind, of_graph, write in _WRITERS:
-        chosen = [o for o in left if type(o.change) is kind and (of_graph is None or o.of_graph is of_graph)]
+    for kind, which, write in _WRITERS:
+        chosen = [o for o in left if type(o.change) is kind and (which is None or which(o))]
         for record in await write(db, chosen, now) if chosen else ():
             if record[2] < 0:
                 concerned = True
@@ -527,10 +528,28 @@ async def _mark_cancelling(db: Database, outcomes: Sequence[Outcome], _now: date
 
 
 async def _yield(db: Database, outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
+    return await db.fetch(YIELD.sql, *_yielded(outcomes, now), lane="settle")
+
+
+async def _block(db: Database, outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
+    """What the registration of another version would have let go on, had it come later, goes on at once: it is queued, not blocked."""
+    attempts = {o.guard.key: o.guard.epoch for o in outcomes}
+    async with db.transaction(lane="settle") as conn:
+        outdated = await blocks.outdated(conn, list(attempts.items()))
+        landed = await conn.fetch(YIELD.sql, *_yielded(outcomes, now))
+        again = outdated & {(record[0], record[1], record[2]) for record in landed}
+        if again:
+            await blocks.let_go(conn, [(key, attempts[key]) for key in again], now)
+    for outcome in outcomes:
+        if outcome.guard.key in again and isinstance(outcome.change, Yield):
+            outcome.change = replace(outcome.change, to="queued")
+    return landed
+
+
+def _yielded(outcomes: Sequence[Outcome], now: datetime) -> tuple[Any, ...]:
     changes: list[Yield] = [o.change for o in outcomes]  # type: ignore[misc]  # apply() groups by kind
     facts = [o.facts for o in outcomes]
-    return await db.fetch(
-        YIELD.sql,
+    return (
         *_keys(outcomes),
         [c.attempt for c in changes],
         [error_json(c.error) for c in changes],
@@ -545,7 +564,6 @@ async def _yield(db: Database, outcomes: Sequence[Outcome], now: datetime) -> li
         [c.whole for c in changes],
         [o.pinned for o in outcomes],
         now,
-        lane="settle",
     )
 
 
@@ -568,12 +586,18 @@ async def _clean_up(db: Database, outcomes: Sequence[Outcome], now: datetime) ->
     )
 
 
-_WRITERS = (
-    (Finish, False, _finish),
-    (Finish, True, _settle),
+def _blocks(outcome: Outcome) -> bool:
+    return isinstance(outcome.change, Yield) and outcome.change.to == "blocked"
+
+
+_Writer = Callable[[Database, Sequence[Outcome], datetime], Awaitable[list[Any]]]
+_WRITERS: tuple[tuple[type[Change], Callable[[Outcome], bool] | None, _Writer], ...] = (
+    (Finish, lambda o: not o.of_graph, _finish),
+    (Finish, lambda o: o.of_graph, _settle),
     (Requeue, None, _requeue),
     (Hold, None, _hold),
     (MarkCancelling, None, _mark_cancelling),
-    (Yield, None, _yield),
+    (Yield, lambda o: not _blocks(o), _yield),
+    (Yield, _blocks, _block),
     (CleanUp, None, _clean_up),
 )

@@ -175,11 +175,13 @@ ENDPOINT_VERSIONS = Statement(
 ROUTES = Statement("select workflow_id, endpoint_id from routes where tenant_id = $1 order by workflow_id, endpoint_id", Route)
 
 PUT_ENDPOINT = """
-    insert into endpoints as e (tenant_id, id, name, version, slots, labels, auth_sealed, static, created_at, updated_at, durable_slots)
-    values ($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9, $9, $10)
+    insert into endpoints as e (tenant_id, id, name, version, slots, labels, auth_sealed, static, created_at, updated_at, registered_at,
+                                durable_slots)
+    values ($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9, $9, $9, $10)
     on conflict (tenant_id, name) do update
     set version = excluded.version, slots = excluded.slots, labels = excluded.labels, auth_sealed = excluded.auth_sealed,
-        static = excluded.static, updated_at = excluded.updated_at, durable_slots = excluded.durable_slots,
+        static = excluded.static, updated_at = excluded.updated_at, registered_at = excluded.registered_at,
+        durable_slots = excluded.durable_slots,
         circuit = 'closed', circuit_code = null, circuit_since = null, probe_at = null, probes = 0
     returning id
 """
