@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from handlers_sdk.asgi import App
+from handlers_sdk.config import ClientConfig
 from handlers_sdk.definitions import TaskDefinition
 from handlers_sdk.errors import ConfigError, ContinuedAsNew
 from handlers_sdk.outcomes import failure
@@ -42,6 +43,15 @@ class Export:
         own = [task for task in tasks if task.get("name") in (self.task, f"{self.run.get('workflow')}:{self.task}")]
         return str((own or tasks)[0].get("id", "tsk_replay"))
 
+    def outputs(self, parents: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """What became of these tasks of the run, as a task that comes after them is told."""
+        found = {}
+        for task in self.run.get("tasks") or ():
+            name, status = str(task.get("name")).rpartition(":")[2], task.get("status")
+            if name in parents:
+                found[name] = {"status": status, "output": task.get("output")} if status == "succeeded" else {"status": status}
+        return found
+
 
 def read_export(text: str) -> Export:
     """An exported run. ConfigError says what is missing."""
@@ -58,7 +68,7 @@ def read_export(text: str) -> Export:
     return Export(run, str(log.get("task", "")), entries, str(log.get("seed") or ""), str(started), log.get("input", run.get("input")))
 
 
-def replay_export(export: Export, definitions: Sequence[TaskDefinition]) -> dict[str, Any]:
+def replay_export(export: Export, definitions: Sequence[TaskDefinition], config: ClientConfig | None = None) -> dict[str, Any]:
     """What the code makes of the log: `{"outcome": "returned" | "failed" | "continued" | "waits" | "mismatch", …}`."""
     definition = _chosen(export, definitions)
     outcome, asked = replay_definition(
@@ -71,7 +81,9 @@ def replay_export(export: Export, definitions: Sequence[TaskDefinition]) -> dict
             "seed": export.seed,
             "started_at": export.started_at,
             "metadata": export.run.get("metadata"),
+            "parents": export.outputs(definition.edges.parents),
         },
+        config=config,
     )
     return {"task": definition.delivered_as, "entries": len(export.entries), **_told(outcome, asked)}
 
@@ -126,7 +138,8 @@ def _app(target: str) -> App:
 def main(file: str, target: str) -> int:
     """Replay and print what came of it as one JSON document; 1 when the code does not fit the log."""
     text = sys.stdin.read() if file == "-" else Path(file).read_text()
-    told = replay_export(read_export(text), _app(target).handlers.definitions)
+    handlers = _app(target).handlers
+    told = replay_export(read_export(text), handlers.definitions, handlers.host.api.config)
     print(json.dumps(told, default=str, ensure_ascii=False))  # noqa: T201 - the answer
     return DIFFERS if told["outcome"] == "mismatch" else FITS
 

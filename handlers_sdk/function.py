@@ -36,9 +36,14 @@ class HandlerFunction:
         """Parameters that are provided."""
         return frozenset(self._needs)
 
-    async def provided(self, value: Any, context: Context, threads: Threads, stack: AsyncExitStack) -> dict[str, Any]:
-        """The dependencies of one call; what they opened is closed when `stack` is."""
-        return await Provision(value, context, threads, stack).values(self._needs) if self._needs else {}
+    async def provided(
+        self, value: Any, context: Context, threads: Threads, stack: AsyncExitStack, given: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The dependencies of one call, but for those that are `given`; what they opened is closed when `stack` is."""
+        if not self._needs:
+            return {}
+        needs = {name: provider for name, provider in self._needs.items() if name not in given} if given else self._needs
+        return {**await Provision(value, context, threads, stack).values(needs), **(given or {})}
 
     async def call(self, context: Context, threads: Threads) -> bytes | Accepted:
         """One attempt: JSON text of the validated result, or Accepted. Raises whatever the handler raises, and InvalidInputError."""

@@ -10,26 +10,33 @@ await crash_everywhere(lambda: DurableTester([order, shipping]), order, {"id": 9
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from contextvars import copy_context
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from handlers_sdk.api import Api
 from handlers_sdk.config import ClientConfig
 from handlers_sdk.context import CURRENT, WorkerInfo
 from handlers_sdk.definitions import TaskDefinition
 from handlers_sdk.double import Double, DoubleRun
+from handlers_sdk.durable import DurableContext
 from handlers_sdk.durations import Duration, milliseconds
 from handlers_sdk.errors import Suspended
 from handlers_sdk.execution import Host
-from handlers_sdk.function import WorkerThreads
+from handlers_sdk.function import HandlerFunction, WorkerThreads
 from handlers_sdk.handlers import Handlers
 from handlers_sdk.longrunning import with_options
+from handlers_sdk.mocks import MockControl
 from handlers_sdk.ops import ms_of
 from handlers_sdk.replay import Mismatched, Raised, Replay, Returned
 from handlers_sdk.runnables import Runnable
-from handlers_sdk.turns import TurnExecution
 from handlers_sdk.workflow import Served
+
+T = TypeVar("T")
 
 SLOTS: Final = 16
 
@@ -124,23 +131,68 @@ async def crash_everywhere(make: Callable[[int | None], DurableTester], workflow
 
 
 def replay_journal(
-    workflow: Served, entries: Sequence[Mapping[str, Any]], input: Any, task: Mapping[str, Any] | None = None
+    workflow: Served,
+    entries: Sequence[Mapping[str, Any]],
+    input: Any,
+    task: Mapping[str, Any] | None = None,
+    *,
+    dependencies: Mapping[str, Any] | None = None,
+    lifespan: Any = None,
 ) -> Returned | Raised | Mismatched | None:
     """Run a handler against a recorded log, here, without any effect: what it comes to, None when it waits at the end of the log.
 
-    `task` may have `id`, `run_id`, `seed`, `started_at` and `metadata` of the task, as the turn had them. Steps beyond the log are not run.
+    `task` may have `id`, `run_id`, `seed`, `started_at`, `metadata` and `parents` of the task, as the turn had them. Steps beyond the log
+    are not run. Dependencies are provided as for an attempt, but for those given here; `lifespan` is what `ctx.lifespan` gives.
     """
     (definition, *_) = [one for one in workflow.definitions if one.durability is not None]
-    return replay_definition(definition, entries, input, task or {})[0]
+    config = workflow._api.config  # noqa: SLF001 - as the app has it
+    return replay_definition(definition, entries, input, task or {}, dependencies, lifespan, config)[0]
 
 
 def replay_definition(
-    definition: TaskDefinition, entries: Sequence[Mapping[str, Any]], input: Any, task: Mapping[str, Any]
+    definition: TaskDefinition,
+    entries: Sequence[Mapping[str, Any]],
+    input: Any,
+    task: Mapping[str, Any],
+    dependencies: Mapping[str, Any] | None = None,
+    lifespan: Any = None,
+    config: ClientConfig | None = None,
 ) -> tuple[Returned | Raised | Mismatched | None, list[str]]:
     """As `replay_journal`, of one task; and the ids of what it asks for beyond the log."""
+    function, given = definition.function, dict(dependencies or {})
+    if unknown := given.keys() - function.dependency_names:
+        raise TypeError(f"{definition.task_name} takes the dependencies {sorted(function.dependency_names)}; given were {sorted(unknown)}")
     started = str(task.get("started_at") or (entries[0].get("at") if entries else "") or "2026-01-01T00:00:00.000Z")
     replay = Replay(entries, started_at=started, seed=str(task.get("seed", "")), now=lambda: ms_of(started), carrying=True)
-    item: Any = {
+    control = _Offline(config or ClientConfig(), lifespan)
+    control.context = context = DurableContext(_item(definition, input, task), control, definition.task_name)
+    context._replay = replay  # noqa: SLF001 - as a turn does
+    threads = WorkerThreads(1)
+    try:
+        work = _replayed(function, replay, context, threads, given)
+        return _ended(work, waits=bool(function.dependency_names - given.keys()))
+    finally:
+        threads.close()
+
+
+class _Offline(MockControl):
+    """What a handler that is replayed says reaches nobody; and it runs no steps, which alone ask for more."""
+
+    def __init__(self, config: ClientConfig, lifespan: Any) -> None:
+        super().__init__(lifespan)
+        self.namespaced = config.namespaced
+
+    async def saved(self, run_id: str) -> Any:
+        """Asked in a step."""
+        raise AssertionError("a replay runs no steps")
+
+    async def deliver(self, run_id: str, text: bytes) -> bool:
+        """Asked in a step."""
+        raise AssertionError("a replay runs no steps")
+
+
+def _item(definition: TaskDefinition, input: Any, task: Mapping[str, Any]) -> Any:
+    return {
         "name": definition.delivered_as,
         "workflow": definition.workflow.name,
         "id": task.get("id", "tsk_replay"),
@@ -148,23 +200,45 @@ def replay_definition(
         "attempt": 1,
         "input": input,
         "metadata": task.get("metadata"),
+        "parents": task.get("parents"),
         "token": "",
         "timeout_ms": 0,
     }
-    host = Host(Api(ClientConfig()), WorkerInfo("wrk_replay"), WorkerThreads(1))
-    execution = TurnExecution(host, definition.function, definition.task_name, item, "", lambda *_: None, "turn")
-    context = execution.context
-    context._replay = replay  # noqa: SLF001 - as a turn does
+
+
+async def _replayed(
+    function: HandlerFunction, replay: Replay, context: DurableContext, threads: WorkerThreads, given: Mapping[str, Any]
+) -> tuple[Returned | Raised | Mismatched | None, list[str]]:
     token = CURRENT.set(context)
     try:
-        value = definition.function.input.parse(input)
-        replay.start(with_options(lambda: definition.function.fn(value, context), context))
-        replay.advance()
-        asked = [op.id for op in replay.asked_steps()] + replay.open_ids
-        return replay.outcome, asked
+        async with AsyncExitStack() as stack:
+            value = function.input.parse(context.workflow_input)
+            arguments = await function.provided(value, context, threads, stack, given)
+            replay.start(with_options(lambda: function.fn(value, context, **arguments), context))
+            replay.advance()
+            asked = [op.id for op in replay.asked_steps()] + replay.open_ids
+            outcome = replay.outcome
+            replay.close(Suspended)
+            return outcome, asked
+        raise AssertionError("a dependency suppressed the end of a replay")
+    except Exception as error:  # the input does not fit any more, or a dependency is not to be had: the turn would have failed
+        return Raised(error), []
     finally:
         replay.close(Suspended)
         CURRENT.reset(token)
+
+
+def _ended(work: Coroutine[Any, Any, T], *, waits: bool) -> T:
+    """The result of a coroutine, whether or not an event loop runs here. One that `waits` for nothing needs none."""
+    if waits:
+        with ThreadPoolExecutor(1, thread_name_prefix="replay") as apart:
+            return apart.submit(copy_context().run, asyncio.run, work).result()
+    try:
+        work.send(None)
+    except StopIteration as end:
+        found: T = end.value
+        return found
+    raise AssertionError("a replay without dependencies waits for nothing")
 
 
 def _config(workflows: Sequence[Served]) -> ClientConfig:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def replay(file: str, target: str, out: Output) -> None:
     """Run a durable task's code against the log of an exported run, here and without effects.
 
-    FILE holds the run and its journal: dispatcher runs get ID -o json > run.json. No step is run and nothing is called. Exit 1 when
-    the code does not fit the log; what was recorded and what is asked for is shown.
+    FILE holds the run and its journal: dispatcher runs get ID -o json > run.json. No step is run and nothing is called but
+    what provides the handler's dependencies. Exit 1 when the code does not fit the log; what was recorded and what is asked for is shown.
     """
     done = subprocess.run(  # noqa: S603 - this interpreter, the SDK's own module
         [sys.executable, "-m", "handlers_sdk.exported", file, target], capture_output=True, text=True, check=False
