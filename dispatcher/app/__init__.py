@@ -210,7 +210,7 @@ def _join(
     )  # fmt: skip
     membership = Membership(database, directory, capacity, deliveries, settlement, signals, clock, settings, name)
     cancellation = Cancellation(database, directory, settlement, signals, clock, settings)
-    gates = Gates(database, directory, capacity, cancellation, signals)
+    gates = Gates(database, directory, capacity, cancellation, signals, settings)
     rates = Rates(database, capacity, clock, deliveries.start, lambda: membership.id)
     departures = Departures(rates.start, pace)
     intake = Intake(database, directory, capacity, settings, clock, metrics, departures, gates, lambda: membership.id)

@@ -89,9 +89,13 @@ class Ticks:
             self.parts.services.gates.promoted(promoted)
         more = len(promoted) >= _BATCH
         more |= await self.parts.membership.end_leases(now, _BATCH)
+        bound_at = await self.parts.services.pausing.tick(now)
         more |= await self.parts.membership.expire(now, _BATCH)
         more |= await self.parts.services.cancellation.enforce_due(now, _BATCH) >= _BATCH
-        return now if more else _later(await tasks.next_timer(self.parts.services.database), now)
+        if more:
+            return now
+        next_timer = _later(await tasks.next_timer(self.parts.services.database), now)
+        return min((moment for moment in (bound_at, next_timer) if moment is not None), default=None)
 
     async def _advance(self, now: datetime) -> datetime | None:
         return now if await self.parts.graphs.tick(now, _BATCH) else None

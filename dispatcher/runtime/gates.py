@@ -18,6 +18,7 @@ from dispatcher.runtime.cancellation import Cancellation
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.signals import Signals
+from dispatcher.settings import Settings
 from dispatcher.store import gates
 from dispatcher.store.database import Database
 from dispatcher.store.gates import Passed, Standing, Waking
@@ -38,7 +39,16 @@ RunKey = tuple[int, str]
 class Gates:
     """One dispatcher's way of letting tasks through."""
 
-    def __init__(self, database: Database, directory: Directory, capacity: Capacity, cancellation: Cancellation, signals: Signals) -> None:
+    def __init__(
+        self,
+        database: Database,
+        directory: Directory,
+        capacity: Capacity,
+        cancellation: Cancellation,
+        signals: Signals,
+        settings: Settings,
+    ) -> None:
+        self._misconfig_ttl = timedelta(seconds=settings.misconfig_ttl)
         self._database = database
         self._directory = directory
         self._capacity = capacity
@@ -138,7 +148,7 @@ class Gates:
         """What happens because time passes: runs that are due stand in line, those that stood too long go, changed limits end."""
         await gates.enter(self._database, now, _PASS_AT_ONCE)
         await gates.expire_limits(self._database, now)
-        for run in await gates.late(self._database, now, _PASS_AT_ONCE):
+        for run in await gates.late(self._database, now, _PASS_AT_ONCE, self._misconfig_ttl):
             await self._cancellation.cancel(run.tenant_id, [run.id], _LATE)
 
     async def _dismiss(self, preempting: Sequence[Waking]) -> bool:

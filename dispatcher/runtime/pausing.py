@@ -19,6 +19,8 @@ from dispatcher.store.pausing import Pause
 from dispatcher.store.tasks import LiveTask
 
 OnSchedule = Literal["queue", "drop"]
+_LOOKS = 10  # while the shortest bound of a paused workflow lasts, at those that have come
+_LEAST, _MOST = timedelta(seconds=1), timedelta(minutes=1)  # between two looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Pausing:
         self._clock = clock
         self._changed = changed
         self._ids = IdMaker()
+        self._bound_at: datetime | None = None
 
     async def change(self, tenant_id: int, name: str, wanted: PauseChange) -> None:
         """Pause or resume a workflow, or change what a pause means for it. Raises Problem unknown_workflow."""
@@ -53,7 +56,27 @@ class Pausing:
             if before.paused_at is not None and after.paused_at is None:
                 workflow = await self._directory.workflow_version(tenant_id, before.id, before.version)
                 await pausing.resume(conn, tenant_id, before.id, workflow.schedule_ms, now)
+            await pausing.bound(conn, [(tenant_id, before.id)])
         await self._changed()
+
+    async def tick(self, now: datetime) -> datetime | None:
+        """Bound how long those wait that have come since a workflow was paused; answers when to look again.
+
+        Whoever writes a task need not know of the pause. What this comes too late for is bounded all the same, just later.
+        """
+        bounded = {
+            (tenant_id, id): row.queue_ttl_ms
+            for tenant_id, picture in self._directory.pictures.items()
+            for id, row in picture.paused.items()
+            if row.queue_ttl_ms is not None
+        }
+        if not bounded:
+            return None
+        if self._bound_at is None or now >= self._bound_at:
+            await pausing.bound(self._database, list(bounded))
+            every = timedelta(milliseconds=min(bounded.values()) / _LOOKS)
+            self._bound_at = now + min(max(every, _LEAST), _MOST)
+        return self._bound_at
 
     async def remove(self, tenant_id: int, name: str, actor: str | None) -> None:
         """Remove a workflow with its crons, its schedules and its filters. It comes back when an endpoint registers it again.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from dispatcher.engine.definitions.flow import Strategy
@@ -248,12 +248,18 @@ ENTER = """
     )
 """
 
-# What stands in line while its workflow is paused may wait as long as the pause says.
+# What stands in line while its workflow is paused may wait as long as the pause says; where every route leads to a broken or paused
+# endpoint, up to $3, as a task may.
 LATE = Statement(
     """
     select r.tenant_id, r.id from runs r join workflows w on w.tenant_id = r.tenant_id and w.id = r.workflow_id
     where r.gate_wait is not null and r.schedule_deadline <= $1 and r.cancel_reason is null
       and (w.paused_at is null or greatest(r.arrived_at, w.paused_at) + w.queue_ttl_ms * interval '1 millisecond' <= $1)
+      and (r.arrived_at + $3::interval <= $1
+           or not exists (select from routes o join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id
+                          where o.tenant_id = r.tenant_id and o.workflow_id = r.workflow_id and (e.circuit <> 'closed' or e.paused))
+           or exists (select from routes o join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id
+                      where o.tenant_id = r.tenant_id and o.workflow_id = r.workflow_id and e.circuit = 'closed' and not e.paused))
     order by r.schedule_deadline limit $2
     """,
     LateRun,
@@ -430,9 +436,9 @@ async def enter(db: Database, now: datetime, limit: int) -> int:
     return int((await db.execute(ENTER, now, limit)).split()[-1])
 
 
-async def late(db: Database, now: datetime, limit: int) -> list[LateRun]:
-    """Runs of graphs past their schedule timeout."""
-    return LATE.read(await db.fetch(LATE.sql, now, limit))
+async def late(db: Database, now: datetime, limit: int, misconfig_ttl: timedelta) -> list[LateRun]:
+    """Runs of graphs past their schedule timeout; while no endpoint could take them, `misconfig_ttl` stands in for it."""
+    return LATE.read(await db.fetch(LATE.sql, now, limit, misconfig_ttl))
 
 
 async def audit(db: Database) -> list[Drift]:

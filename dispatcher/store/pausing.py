@@ -42,6 +42,36 @@ RESUME = """
 RESUME_RUNS = """
     update runs set schedule_deadline = $3 where tenant_id = $1 and workflow_id = $2 and gate_wait is not null
 """
+# While a workflow is paused, nothing that waits for it may wait for longer than the pause says. Not what somebody else has at hand: that is
+# seen the next time. A workflow that is being changed will be seen then too, so that no deadline of a resumed one is overwritten.
+BOUND = """
+    with paused as materialized (
+        select tenant_id, id, paused_at, queue_ttl_ms * interval '1 millisecond' as ttl from workflows
+        where tenant_id = any ($1::int[]) and id = any ($2::int[]) and paused_at is not null and queue_ttl_ms is not null
+        for share skip locked
+    ), changed as materialized (
+        select t.tenant_id, t.run_id, t.node, greatest(t.due_at, p.paused_at) + p.ttl as until
+        from paused p join tasks t on t.tenant_id = p.tenant_id and t.workflow_id = p.id
+        where t.state in ('queued', 'gated', 'scheduled') and t.schedule_deadline is distinct from greatest(t.due_at, p.paused_at) + p.ttl
+          and coalesce(t.turn, 1) = 1 and coalesce(t.log_len, 0) = 0 and t.cleanup is null
+        for update of t skip locked
+    )
+    update tasks t set schedule_deadline = c.until from changed c
+    where t.tenant_id = any (array[c.tenant_id]) and t.run_id = c.run_id and t.node = c.node
+"""
+BOUND_RUNS = """
+    with paused as materialized (
+        select tenant_id, id, paused_at, queue_ttl_ms * interval '1 millisecond' as ttl from workflows
+        where tenant_id = any ($1::int[]) and id = any ($2::int[]) and paused_at is not null and queue_ttl_ms is not null
+        for share skip locked
+    ), changed as materialized (
+        select r.tenant_id, r.id, greatest(r.arrived_at, p.paused_at) + p.ttl as until
+        from paused p join runs r on r.tenant_id = p.tenant_id and r.workflow_id = p.id
+        where r.gate_wait is not null and r.schedule_deadline is distinct from greatest(r.arrived_at, p.paused_at) + p.ttl
+        for update of r skip locked
+    )
+    update runs r set schedule_deadline = c.until from changed c where r.tenant_id = any (array[c.tenant_id]) and r.id = c.id
+"""
 # Only what is late still: whoever resumed the workflow meanwhile has given its tasks new deadlines.
 POSTPONE = """
     update tasks t set schedule_deadline = g.until
@@ -57,6 +87,18 @@ RETURNED = """
     from routes r
     where r.tenant_id = $1 and r.endpoint_id = $2 and t.tenant_id = $1 and t.workflow_id = r.workflow_id
       and t.schedule_deadline <= $3 and t.state in ('queued', 'gated', 'scheduled') and t.cleanup is null
+      and exists (select from endpoints e where e.tenant_id = $1 and e.id = $2 and e.circuit = 'closed' and not e.paused)
+      and not exists (select from routes o join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id
+                      where o.tenant_id = $1 and o.workflow_id = r.workflow_id and o.endpoint_id <> $2
+                        and e.circuit = 'closed' and not e.paused)
+"""
+# So do runs of graphs that stood in line meanwhile.
+RETURNED_RUNS = """
+    update runs q
+    set schedule_deadline = $3::timestamptz + greatest(q.schedule_deadline - q.arrived_at, interval '1 minute')
+    from routes r
+    where r.tenant_id = $1 and r.endpoint_id = $2 and q.tenant_id = $1 and q.workflow_id = r.workflow_id
+      and q.schedule_deadline <= $3 and q.gate_wait is not null and q.cancel_reason is null
       and exists (select from endpoints e where e.tenant_id = $1 and e.id = $2 and e.circuit = 'closed' and not e.paused)
       and not exists (select from routes o join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id
                       where o.tenant_id = $1 and o.workflow_id = r.workflow_id and o.endpoint_id <> $2
@@ -83,6 +125,14 @@ async def resume(conn: Connection, tenant_id: int, workflow_id: int, schedule_ms
 async def returned(conn: Connection, tenant_id: int, endpoint_id: str, now: datetime) -> None:
     """An endpoint takes work again: give time to what became late while it did not. Nothing, if it does not after all."""
     await conn.execute(RETURNED, tenant_id, endpoint_id, now)
+    await conn.execute(RETURNED_RUNS, tenant_id, endpoint_id, now)
+
+
+async def bound(db: Database | Connection, workflows: Sequence[tuple[int, int]]) -> None:
+    """Let nothing wait for longer than its pause says, of those of these workflows (tenant id, id) that are paused with a bound."""
+    tenants, ids = [tenant_id for tenant_id, _ in workflows], [id for _, id in workflows]
+    await db.execute(BOUND, tenants, ids)
+    await db.execute(BOUND_RUNS, tenants, ids)
 
 
 async def postpone(db: Database, tasks: Sequence[tuple[TaskKey, datetime | None]], now: datetime) -> None:

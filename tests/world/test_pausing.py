@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
+
+import pytest
 
 from dispatcher.store import pausing
 from tests.world.graph_runs import answer, finished, graph, look, settled
@@ -61,6 +64,47 @@ async def test_the_queue_ttl_bounds_how_long_a_task_waits(world: World, one: Nod
     await world.advance(timedelta(minutes=2))
     over = await world.over(run_id)
     assert (over["status"], over["error"]["code"]) == ("cancelled", "schedule_timeout")
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_queue_ttl_shorter_than_the_schedule_timeout_bounds_it_too(world: World, one: Node, later: bool) -> None:
+    await world.endpoint(one, [{**HANDLER, "schedule_timeout": "1h"}])
+    run_id = await one.trigger("work", run_at=(world.now + timedelta(minutes=1)).isoformat()) if later else None
+    await _pause(one, paused=True, queue_ttl="2m")
+    run_id = run_id or await one.trigger("work")
+    await world.advance(timedelta(minutes=1, seconds=50))
+    assert (await world.task(run_id))["state"] in ("queued", "scheduled")
+    await world.advance(timedelta(minutes=2))
+    assert (await world.over(run_id))["error"]["code"] == "schedule_timeout"
+
+
+@pytest.mark.parametrize("before", [{}, {"queue_ttl": "100h"}])
+async def test_a_queue_ttl_set_later_bounds_those_that_were_spared(world: World, one: Node, before: dict[str, Any]) -> None:
+    await world.endpoint(one, [HANDLER])
+    await _pause(one, paused=True, **before)
+    run_id = await one.trigger("work")
+    await world.advance(timedelta(minutes=6))
+    await world.task(run_id, state="queued")
+    await _pause(one, queue_ttl="10m")
+    await world.advance(timedelta(minutes=3))
+    await world.task(run_id, state="queued")
+    await world.advance(timedelta(minutes=2))
+    assert (await world.over(run_id))["error"]["code"] == "schedule_timeout"
+
+
+async def test_who_bounds_a_pause_leaves_what_was_resumed_and_what_has_begun(world: World, one: Node) -> None:
+    await world.endpoint(one, [HANDLER, {"name": "other"}])
+    await _pause(one, paused=True, queue_ttl="1m")
+    run_id = await one.trigger("work")
+    await world.database.execute("update tasks set durable = true, turn = 2, schedule_deadline = null where run_id = $1", run_id)
+    workflow = await world.database.fetchval("select id from workflows where name = 'work'")
+    await pausing.bound(world.database, [(1, workflow)])
+    assert (await world.task(run_id))["schedule_deadline"] is None
+    await world.database.execute("update tasks set turn = null where run_id = $1", run_id)
+    await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
+    await _pause(one, paused=False)
+    await pausing.bound(world.database, [(1, workflow)])
+    assert (await world.task(run_id))["schedule_deadline"] == world.now + timedelta(minutes=5)
 
 
 async def test_what_runs_when_a_workflow_is_paused_goes_on_and_its_retry_waits(world: World, one: Node) -> None:
@@ -126,10 +170,16 @@ async def test_a_run_that_stands_in_line_waits_for_the_pause_to_end_too(world: W
     assert (await finished(one, first))["status"] == (await finished(one, second))["status"] == "succeeded"
 
 
-async def test_the_queue_ttl_bounds_how_long_a_run_stands_in_line(world: World, one: Node) -> None:
+@pytest.mark.parametrize("timeout", ["1m", "1h"])
+async def test_the_queue_ttl_bounds_how_long_a_run_stands_in_line(world: World, one: Node, timeout: str) -> None:
     gate = {"expression": "'x'", "max_runs": 1, "limit_strategy": "GROUP_ROUND_ROBIN"}
     endpoint = await graph(
-        world, one, {"name": "a", "execution_timeout": "1h"}, {"name": "b", "parents": ["a"]}, name="work", concurrency=[gate]
+        world,
+        one,
+        {"name": "a", "execution_timeout": "1h", "schedule_timeout": timeout},
+        {"name": "b", "parents": ["a"]},
+        name="work",
+        concurrency=[gate],
     )
     endpoint.way = None
     await one.trigger("work")

@@ -63,6 +63,29 @@ async def test_what_waited_for_a_paused_endpoint_starts_when_it_is_resumed(world
     assert [(await world.over(run_id))["status"] for run_id in runs] == ["succeeded"] * 6
 
 
+async def test_a_graph_that_stands_in_line_waits_for_a_paused_endpoint_as_a_task_does(world: World, one: Node) -> None:
+    task = {"name": "a", "schedule_timeout": "1m", "execution_timeout": "3h"}
+    flow = {"name": "flow", "kind": "workflow", "concurrency": [{"max_runs": 1}], "tasks": [task, {"name": "b", "parents": ["a"]}]}
+    endpoint = await world.endpoint(one, [flow])
+    await one.trigger("flow")
+    held = await endpoint.next()
+    second, third = await one.trigger("flow"), await one.trigger("flow")
+    await _pause(one, "plain", True)
+    await world.advance(10 * MINUTE)
+    assert [(await one.call("GET", f"/v1/runs/{run_id}"))["status"] for run_id in (second, third)] == ["queued", "queued"]
+    await _pause(one, "plain", False)
+    _answering(endpoint)
+    held.answer(200, 1)
+    assert (await world.run_over(second))["status"] == (await world.run_over(third))["status"] == "succeeded"
+    endpoint.way = None
+    await one.trigger("flow")
+    await endpoint.next()
+    last = await one.trigger("flow")
+    await _pause(one, "plain", True)
+    await world.advance(61 * MINUTE)
+    assert (await world.run_over(last))["status"] == "cancelled"
+
+
 async def test_what_waited_for_a_broken_endpoint_starts_when_it_works_again(world: World, one: Node) -> None:
     endpoint = await world.discovered(one, manifest([WORK]), slots=1)
     endpoint.way = lambda arrival: arrival.answer(404, b"")
