@@ -124,11 +124,14 @@ class App:
 
 
 def _found(scope: HTTPScope) -> Mapping[str, Route] | None:
-    """The routes of a path that is found without Litestar; those where senders post are the busiest with parameters."""
+    """The routes of a path that is found without Litestar: those where senders post are the busiest with parameters, and the keys of rate
+    limits may hold slashes.
+    """
     path = scope["path"]
-    if path.startswith(hooks.PREFIX) and (parameters := hooks.parameters(path)) is not None:
-        scope["path_params"] = parameters
-        return _TABLES[hooks.PATH]
+    for room in (hooks, rate_limits):
+        if path.startswith(room.PREFIX) and (parameters := room.parameters(path)) is not None:
+            scope["path_params"] = parameters
+            return _TABLES[room.PATH]
     return _PLAIN.get(path)
 
 

@@ -11,8 +11,10 @@ from msgspec import UNSET, Meta, UnsetType
 from dispatcher.api.decoding import duration
 from dispatcher.api.edge import Answer, Call, Route, json_answer
 from dispatcher.api.listing import PageQuery, page, position
+from dispatcher.engine.concurrency import declared_by
 from dispatcher.engine.definitions import NAME, DefinitionError
-from dispatcher.engine.definitions.flow import MOST_RUNS, MOST_UNITS, SECONDS, check_key
+from dispatcher.engine.definitions.flow import MOST_RUNS, MOST_UNITS, SECONDS, check_key, check_path
+from dispatcher.engine.rate_limits import filled
 from dispatcher.errors import problem
 from dispatcher.runtime.limits import RateLimitChanges
 from dispatcher.store import gates, rate_limits
@@ -97,12 +99,13 @@ async def list_rate_limits(call: Call) -> Answer:
     """Rate limits with what is left of them, those tasks have made among them."""
     query: PageQuery = call.query
     found = await rate_limits.page(call.services.database, call.tenant_id, position("rate limits", query, str) or "", query.limit + 1)
-    return page("rate limits", query, found, _show, lambda row: row.key)
+    now = call.services.clock.now()
+    return page("rate limits", query, found, lambda row: _show(row, now), lambda row: row.key)
 
 
 async def get_rate_limit(call: Call) -> Answer:
     """A rate limit."""
-    return json_answer(200, _show(await call.services.limits.rate(call.tenant_id, call.path["key"])))
+    return json_answer(200, _show(await call.services.limits.rate(call.tenant_id, call.path["key"]), call.services.clock.now()))
 
 
 async def put_rate_limit(call: Call) -> Answer:
@@ -111,12 +114,14 @@ async def put_rate_limit(call: Call) -> Answer:
     key, word = call.path["key"], body.duration.upper()
     try:
         check_key(key, "key")
+        check_path(key, "key")
     except DefinitionError as error:
         raise problem("invalid_value", str(error), field="key") from None
     for known in SECONDS:
         if known == word:
             changes = RateLimitChanges(key, body.limit, known)
-            return json_answer(200, _show(await call.services.limits.put_rate(call.tenant_id, changes, call.caller.token_id)))
+            row = await call.services.limits.put_rate(call.tenant_id, changes, call.caller.token_id)
+            return json_answer(200, _show(row, call.services.clock.now()))
     raise problem("invalid_value", f"duration: one of {', '.join(SECONDS)}", field="duration")
 
 
@@ -159,9 +164,10 @@ async def list_groups(call: Call) -> Answer:
     return page("groups", query, found, _show_group, lambda row: row.id)
 
 
-def _show(row: BucketRow) -> RateLimitView:
-    full_at, parked = row.bucket().full_at, row.refill_at is not None
-    return RateLimitView(row.key, row.most, row.duration, row.value, full_at, not row.fixed, parked, row.updated_at)
+def _show(row: BucketRow, now: datetime) -> RateLimitView:
+    parked = row.refill_at is not None
+    bucket = row.bucket() if parked else filled(row.bucket(), now)
+    return RateLimitView(row.key, row.most, row.duration, bucket.value, bucket.full_at, not row.fixed, parked, row.updated_at)
 
 
 def _show_limit(row: LimitRow) -> ConcurrencyView:
@@ -171,9 +177,18 @@ def _show_limit(row: LimitRow) -> ConcurrencyView:
 def _show_group(row: gates.GateRow) -> GroupView:
     workflow, expression = None, None
     if row.name is None:
-        number, _, _, expression = row.rule.split(":", 3)
-        workflow = int(number)
+        workflow, expression = declared_by(row.rule, row.strategy)
     return GroupView(row.name, workflow, expression or None, row.strategy, row.key, row.most, row.held, row.waiting)
+
+
+PREFIX: Final = "/v1/rate-limits/"
+PATH: Final = "/v1/rate-limits/{key}"
+
+
+def parameters(path: str) -> dict[str, str] | None:
+    """The key of a rate limit, which may hold slashes, told from a path that is decoded already; None for a path that has none."""
+    key = path[len(PREFIX) :]
+    return {"key": key} if key else None
 
 
 _FIRST: Final = "00000000-0000-0000-0000-000000000000"
@@ -187,11 +202,11 @@ _BAD_LIST: Final = ("invalid_value", "unknown_parameter")
 
 ROUTES: Final = (
     Route("GET", "/v1/rate-limits", list_rate_limits, "endpoints:read", {200: RateLimitPage}, PageQuery, problems=_BAD_LIST),
-    Route("GET", "/v1/rate-limits/{key}", get_rate_limit, "endpoints:read", {200: RateLimitView}, problems=("not_found",)),
+    Route("GET", PATH, get_rate_limit, "endpoints:read", {200: RateLimitView}, problems=("not_found",)),
     Route(
-        "PUT", "/v1/rate-limits/{key}", put_rate_limit, "endpoints:write", {200: RateLimitView}, body=RateLimitBody, problems=_BAD_BODY,
+        "PUT", PATH, put_rate_limit, "endpoints:write", {200: RateLimitView}, body=RateLimitBody, problems=_BAD_BODY,
     ),
-    Route("DELETE", "/v1/rate-limits/{key}", delete_rate_limit, "endpoints:write", {204: None}, problems=("not_found",)),
+    Route("DELETE", PATH, delete_rate_limit, "endpoints:write", {204: None}, problems=("not_found",)),
     Route("GET", "/v1/concurrency", list_concurrency, "endpoints:read", {200: ConcurrencyPage}, PageQuery, problems=_BAD_LIST),
     Route("GET", "/v1/concurrency-groups", list_groups, "endpoints:read", {200: GroupPage}, PageQuery, problems=_BAD_LIST),
     Route(

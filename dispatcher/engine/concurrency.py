@@ -63,6 +63,12 @@ def rule_of(declared: Concurrency, workflow_id: int, task: str) -> str:
     return f"{workflow_id}:{task}:{declared.limit_strategy}:{declared.expression}"
 
 
+def declared_by(rule: str, strategy: Strategy) -> tuple[int, str]:
+    """The workflow, by its id, and the expression of a rule that is not that of a shared limit. A task's name may have colons in it."""
+    workflow_id, _, rest = rule.partition(":")
+    return int(workflow_id), rest.partition(f":{strategy}:")[2]
+
+
 def gate_id(rule: str, key: str) -> str:
     """The id of a gate within its tenant: as long for a long key as for a short one."""
     return digest_id(b"gate", f"{rule}\x00{key}")

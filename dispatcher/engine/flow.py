@@ -19,6 +19,7 @@ from dispatcher.engine.definitions.flow import (
     RateLimit,
     Strategy,
     check_key,
+    check_path,
     compile_key,
     compile_number,
 )
@@ -140,6 +141,45 @@ def _gates(declared: Sequence[Ruled], variables: Variables) -> tuple[Gate, ...]:
         most = _number(one.max_runs, "max_runs", MOST_RUNS, variables)
         gates.append(gate(rule, one.name, key, one.limit_strategy, most))
     return tuple(gates)
+
+
+def refuse_hopeless(definition: Definition) -> None:
+    """DefinitionError for a limit that no run could pass, whatever its input: its key or number is a constant of the wrong kind, or it
+    takes more units than there are.
+    """
+    _judge_groups(definition.name, definition.concurrency)
+    for node, task in enumerate(definition.tasks):
+        name = definition.task_name(node)
+        _judge_groups(name, task.concurrency)
+        for limit in task.rate_limits:
+            _judge_units(f"{name}.rate_limits", limit)
+        if task.batch is not None:
+            _judge(f"{name}.batch", "batch group_key", task.batch.group_key, {})
+
+
+def _judge_groups(name: str, declared: Sequence[Concurrency]) -> None:
+    for one in declared:
+        _judge(f"{name}.concurrency", "concurrency", one.expression or None, {"max_runs": (one.max_runs, MOST_RUNS)})
+
+
+def _judge_units(at: str, limit: RateLimit) -> None:
+    if limit.static_key is not None:
+        check_path(limit.static_key, at)
+    most = limit.limit if limit.limit is not None else MOST_UNITS
+    told = _judge(at, "rate limit", limit.dynamic_key, {"units": (limit.units, MOST_UNITS), "limit": (most, MOST_UNITS)})
+    if told.get("units", 0) > told.get("limit", MOST_UNITS):
+        raise DefinitionError(at, f"it takes {told['units']} units of a limit of {told['limit']}, so it could never start")
+
+
+def _judge(at: str, what: str, key: str | None, numbers: Mapping[str, tuple[int | str, int]]) -> dict[str, int]:
+    """The numbers that do not depend on a run. DefinitionError where one of them, or the key, could never be told."""
+    try:
+        if key is not None and compile_key(key).is_constant:
+            _key(key, what, {})
+        known = {name: (said, most) for name, (said, most) in numbers.items() if isinstance(said, int) or compile_number(said).is_constant}
+        return {name: _number(said, name, most, {}) for name, (said, most) in known.items()}
+    except FlowError as error:
+        raise DefinitionError(at, str(error)) from None
 
 
 def _node(passage: Passage) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dispatcher.clock import Clock
 from dispatcher.engine.admission import Place, Queue, endpoint_at, queue_of
+from dispatcher.engine.concurrency import declared_by
 from dispatcher.engine.placement import Requirement, unsatisfied
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Directory, Endpoint, Picture
@@ -196,7 +197,7 @@ def _full(slots: int, in_use: int, wanted: int) -> str | None:
 
 
 def _group(gate: GateRow, ahead: int, since: datetime) -> Reason:
-    declared = gate.name or gate.rule.split(":", 3)[-1]
+    declared = gate.name or declared_by(gate.rule, gate.strategy)[1]
     which = f" of {declared}" if declared else ""
     group = f"group {gate.key!r}" if gate.key else "its concurrency group"
     return {

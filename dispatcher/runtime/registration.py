@@ -21,7 +21,7 @@ from dispatcher.engine.definitions import (
 )
 from dispatcher.engine.definitions.flow import Strategy
 from dispatcher.engine.definitions.placement import MOST_LABEL, Label
-from dispatcher.engine.flow import Plan
+from dispatcher.engine.flow import Plan, refuse_hopeless
 from dispatcher.engine.placement import refuse_long
 from dispatcher.engine.shared_limits import Disagreement
 from dispatcher.errors import problem
@@ -200,6 +200,7 @@ class Registration:
             definitions = parse_definitions(list(handlers), self._directory.limits, static=static)
             for definition in definitions:
                 refuse_long(definition, {}, f"{definition.name}.desired_labels")
+                refuse_hopeless(definition)
             return definitions
         except DefinitionError as error:
             raise problem("invalid_value", str(error), field=error.field) from None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from dispatcher.engine.concurrency import Member, dismissed, gate, gate_id
-from dispatcher.engine.definitions import STORED, DefinitionError, dump, parse_definition
-from dispatcher.engine.flow import Flow, FlowError, Plan
+from dispatcher.engine.concurrency import Member, declared_by, dismissed, gate, gate_id, rule_of
+from dispatcher.engine.definitions import STORED, Concurrency, DefinitionError, dump, parse_definition
+from dispatcher.engine.definitions.flow import STRATEGIES
+from dispatcher.engine.flow import Flow, FlowError, Plan, refuse_hopeless
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -201,3 +203,38 @@ def test_a_hundred_thousand_keys_are_as_many_groups_and_are_not_all_kept_in_memo
     ids = {one.ask({"a": f"key {n}"}, {}).tasks[0].gates[0].id for n in range(100_000)}
     assert len(ids) == 100_000
     assert gate.cache_info().currsize < 100_000
+
+
+@pytest.mark.parametrize("task", ["", "charge", "billing:charge"])
+@pytest.mark.parametrize("expression", ["", "input.key", "'a:GROUP_ROUND_ROBIN:b'"])
+def test_a_rule_says_who_declares_it_whatever_colons_are_in_it(task: str, expression: str) -> None:
+    for strategy in STRATEGIES:
+        assert declared_by(rule_of(Concurrency(expression, 1, strategy), 12, task), strategy) == (12, expression)
+
+
+HOPELESS: list[dict[str, Any]] = [
+    {"concurrency": {"expression": "1", "max_runs": 1}},
+    {"concurrency": {"expression": "''", "max_runs": 1}},
+    {"concurrency": {"expression": "input.k", "max_runs": "'a'"}},
+    {"concurrency": {"expression": "input.k", "max_runs": "1 - 1"}},
+    {"rate_limits": [{"dynamic_key": "input.k", "limit": 2, "units": 3}]},
+    {"rate_limits": [{"dynamic_key": "input.k", "limit": "1 + 1", "units": "3"}]},
+    {"rate_limits": [{"dynamic_key": "true", "limit": 2}]},
+    {"rate_limits": [{"static_key": "a", "units": "'many'"}]},
+    {"rate_limits": [{"static_key": ".."}]},
+    {"batch": {"max_size": 3, "group_key": "7"}},
+]
+
+
+@pytest.mark.parametrize("fields", HOPELESS, ids=str)
+def test_what_no_run_could_pass_is_refused(fields: dict[str, Any]) -> None:
+    definition = parse_definition({"name": "work", **fields}, STORED, static=False)  # what was accepted once can still be read
+    with pytest.raises(DefinitionError) as refused:
+        refuse_hopeless(definition)
+    assert refused.value.field == f"work.{next(iter(fields))}"
+
+
+def test_what_some_run_could_pass_is_not_refused() -> None:
+    limits = [{"dynamic_key": "input.k", "limit": 2, "units": "input.n"}, {"dynamic_key": "'k'", "limit": "1 + 1", "units": 2}]
+    groups = [{"expression": "'k'", "max_runs": "2"}, {"expression": "input.k", "max_runs": "input.n"}, {"max_runs": 3}]
+    refuse_hopeless(parse_definition({"name": "work", "rate_limits": limits, "concurrency": groups}, STORED, static=False))

@@ -168,17 +168,18 @@ async def test_slots_that_are_kept_for_a_batch(world: World, one: Node) -> None:
 async def test_limits(world: World, one: Node) -> None:
     flow = {"name": "flow", "kind": "workflow", "tasks": [{"name": "a"}, {"name": "b", "parents": ["a"]}], "concurrency": 1}
     handlers = [
-        _task("grouped", concurrency=[{"expression": "input.key", "max_runs": 1}]),
+        _task("billing:grouped", concurrency=[{"expression": "input.key", "max_runs": 1}]),
         _task("rated", rate_limits=[{"static_key": "api"}]),
         flow,
     ]
     endpoint = await world.endpoint(one, handlers)
     await one.call("PUT", "/v1/rate-limits/api", {"limit": 1})
-    await _running(one, endpoint, "grouped", input={"key": "x"})
-    grouped = await one.trigger("grouped", input={"key": "x"})
+    await _running(one, endpoint, "billing:grouped", input={"key": "x"})
+    grouped = await one.trigger("billing:grouped", input={"key": "x"})
     in_line = ("concurrency", "group 'x' of input.key has 1 of 1 under way; 0 stand before it")
     assert await _why(one, grouped) == [in_line]
-    await _pause(one, "workflows/grouped")
+    assert [row["expression"] for row in (await one.call("GET", "/v1/concurrency-groups"))["rows"]] == ["input.key"]
+    await _pause(one, "workflows/billing:grouped")
     assert await _why(one, grouped) == [PAUSED, in_line]
     await _running(one, endpoint, "rated")
     rated = await one.trigger("rated")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -546,3 +547,39 @@ async def test_one_that_wants_two_limits_finds_both_though_each_is_used_up_as_it
         await reached(started, count)
     assert sorted(started[9:]) == ["a", "b", "b", "b", "both"]
     assert (await world.over(run_id))["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("key", ["a/b", "https://x.y/z?q=1", "ü ñ", "a%2Fb", "/", "a//b/", "..."])
+async def test_a_limit_may_have_any_key_that_a_handler_may_name(world: World, one: Node, key: str) -> None:
+    path = f"/v1/rate-limits/{quote(key, safe='')}"
+    endpoint = await world.endpoint(one, [limited({"static_key": key})])
+    assert (await one.call("PUT", path, {"limit": 1}))["key"] == key
+    assert (await one.call("GET", path))["key"] == key
+    for _ in range(2):
+        await one.trigger("work")
+    await endpoint.next()
+    await parked(world, 1)
+    assert (await one.api.delete(path)).status_code == 204
+    await one.turn("rates", "claim")
+    await endpoint.next()
+
+
+@pytest.mark.parametrize("key", [".", ".."])
+async def test_a_key_that_has_no_path_is_refused_where_it_is_named(world: World, one: Node, key: str) -> None:
+    endpoint = await world.listen()
+    body = {"url": endpoint.url, "handlers": [limited({"static_key": key})]}
+    refused = await one.call("PUT", "/v1/endpoints/plain", body, expect=400)
+    assert (refused["code"], refused["field"]) == ("invalid_value", "work.rate_limits")
+
+
+async def test_a_limit_is_shown_full_once_its_window_is_over(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [limited(STATIC)])
+    await put(one, 1)
+    await one.trigger("work")
+    (await endpoint.next()).answer(200, 1)
+    assert (await one.call("GET", "/v1/rate-limits/api"))["value"] == 0
+    await world.advance(10 * MINUTE)
+    shown = await one.call("GET", "/v1/rate-limits/api")
+    assert (await one.call("GET", "/v1/rate-limits"))["rows"] == [shown]
+    assert (shown["value"], shown["waiting"]) == (1, False)
+    assert datetime.fromisoformat(shown["refill_at"]) == world.now + MINUTE

@@ -138,6 +138,12 @@ def check_key(key: object, at: str) -> None:
         raise DefinitionError(at, f"text of 1 to {MOST_KEY} printable characters")
 
 
+def check_path(key: str, at: str) -> None:
+    """DefinitionError for the key of a rate limit that nobody could set: in the path of a URL it means something else."""
+    if key in (".", ".."):
+        raise DefinitionError(at, f"{key!r} cannot be the key of a rate limit that is set: it has no path")
+
+
 def _source(reader: Reader, field: str, make: Callable[[str], Expression[T]]) -> str | None:
     value = reader.get(field)
     if value is None:

@@ -71,6 +71,11 @@ class Expression(Generic[T]):
         return self._compiled.is_plain
 
     @property
+    def is_constant(self) -> bool:
+        """Whether it reads no variable, so that it always gives the same."""
+        return not self._compiled.names
+
+    @property
     def loops(self) -> bool:
         """Whether it goes through lists, so that what it costs depends on what it reads."""
         return self._compiled.macros > 0
