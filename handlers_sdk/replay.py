@@ -54,7 +54,7 @@ from handlers_sdk.ops import (
 from handlers_sdk.replay_loop import new_loop, untrace
 from handlers_sdk.schemas import Codec
 from handlers_sdk.scopes import Scope
-from handlers_sdk.unwinding import is_busy, tell_next
+from handlers_sdk.unwinding import is_busy, meant_by, tell_next
 from handlers_sdk.wakes import wake_of
 
 SCOPE: Final[ContextVar[str]] = ContextVar("handlers_sdk_scope", default="")
@@ -675,7 +675,7 @@ class Replay:
             return Raised(asyncio.CancelledError("the handler cancelled itself"))
         error = main.exception()
         if error is not None:
-            return Raised(error)
+            return Raised(meant_by(error))
         left = [entry for entry in self._log[self._position :] if entry["op"] != "cancel"]
         return Returned(main.result(), tuple(dict.fromkeys(str(entry["id"]) for entry in left if entry["id"] not in self._asked)))
 

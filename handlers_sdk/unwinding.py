@@ -9,10 +9,10 @@ this follows from where the handler stands, and so is the same in every replay.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from handlers_sdk.errors import Cancelled
+from handlers_sdk.errors import Cancelled, ContinuedAsNew, Interruption
 from handlers_sdk.matching import ENDPOINTS_OWN
 from handlers_sdk.ops import Op
 from handlers_sdk.replay_loop import ReplayLoop
@@ -33,6 +33,22 @@ def tell_next(loop: ReplayLoop, reason: str) -> bool:
             blocker.set_exception(_CancelledTwice(reason) if task.unwanted else Cancelled(reason))
             return True
     return False
+
+
+def meant_by(error: BaseException) -> BaseException:
+    """What ends a handler: of a group that only unwinds it, which a TaskGroup makes of what its tasks raise, what was raised to do so."""
+    raised = list(_leaves(error))
+    if not all(isinstance(one, Interruption) for one in raised):
+        return error
+    return next((one for one in raised if isinstance(one, ContinuedAsNew)), raised[0])
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _leaves(one)
+    else:
+        yield error
 
 
 class _CancelledTwice(Cancelled, asyncio.CancelledError):

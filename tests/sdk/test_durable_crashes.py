@@ -166,6 +166,30 @@ async def continued(input: dict[str, Any], ctx: DurableContext) -> Any:
 
 
 @dispatcher.durable_task()
+async def continued_by_a_branch(input: dict[str, Any], ctx: DurableContext) -> Any:
+    """The others are ended first, and tidy up."""
+    page = input.get("page", 0)
+
+    async def beside() -> None:
+        try:
+            await ctx.aio_sleep_for("1d")
+        finally:
+            await ctx.run("tidy", echo, page)
+
+    async def loop() -> None:
+        await ctx.aio_sleep_for("1h")
+        if page < 2:
+            ctx.continue_as_new({"page": page + 1})
+
+    async with asyncio.TaskGroup() as group:
+        other = group.create_task(beside())
+        async with asyncio.TaskGroup() as inner:
+            inner.create_task(loop())
+        other.cancel()
+    return page
+
+
+@dispatcher.durable_task()
 async def patched(input: dict[str, Any], ctx: DurableContext) -> Any:
     values = []
     for n in range(3):
@@ -262,6 +286,7 @@ SHAPES: dict[str, Shape] = {
     "cancelled too late": (sequence, {}, lambda tester: tester.cancel(after="31d")),
     "memo collision": (memos, {}, nothing),
     "continue": (continued, {}, nothing),
+    "continue from a branch": (continued_by_a_branch, {}, nothing),
     "patch": (patched, {}, nothing),
     "scopes": (scoped, {}, nothing),
     "retried steps": (tried, {}, nothing),
@@ -269,7 +294,25 @@ SHAPES: dict[str, Shape] = {
     "an inbox that is cancelled": (inbox, {}, inbox_cancelled),
     "timers": (timers, {}, nothing),
 }
-SERVED = [sequence, gathered, either, loop, fan_out, leaf, nested, race, undone, memos, continued, patched, scoped, tried, inbox, timers]
+SERVED = [
+    sequence,
+    gathered,
+    either,
+    loop,
+    fan_out,
+    leaf,
+    nested,
+    race,
+    undone,
+    memos,
+    continued,
+    continued_by_a_branch,
+    patched,
+    scoped,
+    tried,
+    inbox,
+    timers,
+]
 EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 
 
@@ -289,6 +332,7 @@ EXPECTED: dict[str, tuple[str, Any]] = {
     "cancelled while it waits for an event": ("cancelled", None),
     "memo collision": ("succeeded", [2, 4, 2, 3, 3]),
     "continue": ("succeeded", 10),
+    "continue from a branch": ("succeeded", 2),
     "patch": ("succeeded", [0, 1, 2]),
     "scopes": ("succeeded", [[0, 11, 22], [0, 11, 22]]),
     "an inbox that closes": ("succeeded", {"closed": [{"n": 0}, {"n": 1}, {"n": 2}]}),
