@@ -1,8 +1,8 @@
 """Runs started by a task: known to the dispatcher as its children, and started once however often the task is tried.
 
-A child is keyed by the parent's task run and its key, or by the place of the call among those of its attempt; in a step of a durable task,
-of its try, with the step's id and the log that is in. The place is taken when the call is made, not when it is awaited, so that calls that
-run concurrently keep theirs.
+A child is keyed by the parent's task run and its key, or by the place of the call among those of its attempt: of a durable task, those of
+its log, in a step those of its try; of a reducer, those of its turn. The place is taken when the call is made, not when it is awaited, so
+that calls that run concurrently keep theirs.
 """
 
 from __future__ import annotations
@@ -36,13 +36,11 @@ def child_here(key: str | None) -> ChildOf | None:
     if context is None or durable_here() is not None:
         return None
     trial = STEP.get() if isinstance(context, DurableContext) else None
-    if trial is None:
-        place = str(context._place() if key is None else key)  # noqa: SLF001 - the context keeps count for its attempt
-    elif key is None:
-        place = f"{context.item['started_at']}:{trial.step}:{next(trial.places)}"  # type: ignore[typeddict-item]  # of a turn
-    else:
-        place = f"{trial.step}:{key}"
-    return ChildOf(context.workflow_run_id, f"child:{context.task_run_id}:{place}")
+    parts = ["child", context.task_run_id, *([trial.step] if trial is not None else []), str(key)]
+    if key is None:
+        parts[2:2] = context._era  # noqa: SLF001 - the context keeps count for its attempt
+        parts[-1] = str(next(trial.places) if trial is not None else context._place())  # noqa: SLF001 - as above
+    return ChildOf(context.workflow_run_id, ":".join(parts))
 
 
 class ChildRef(WorkflowRunRef[T]):

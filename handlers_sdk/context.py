@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -398,6 +398,11 @@ class Context:
         return self._control.lifespan
 
     # ---- inside
+
+    @property
+    def _era(self) -> Sequence[str]:
+        """What the places of children are counted in, where that is not the task's whole life."""
+        return ()
 
     def _place(self) -> int:
         """The place of a child among those this attempt has started so far."""

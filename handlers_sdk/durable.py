@@ -8,7 +8,7 @@ between them has to come out the same.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -449,6 +449,11 @@ class DurableContext(Context):
             self._relabel(labels)
         else:
             await super()._aio_relabel(labels)
+
+    @property
+    def _era(self) -> Sequence[str]:
+        turn: Any = self._item
+        return (turn["started_at"],)
 
     @property
     def _in_handler(self) -> bool:

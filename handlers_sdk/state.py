@@ -66,6 +66,10 @@ class StateContext(Context):
         return self._item
 
     @property
+    def _era(self) -> Sequence[str]:
+        return (str(self._turn["turn"]),)
+
+    @property
     def state(self) -> Any:
         """What the last turn returned, None in the first."""
         return self._turn.get("state")

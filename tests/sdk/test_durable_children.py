@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
-from handlers_sdk import Dispatcher, DurableContext
+from handlers_sdk import Context, Depends, Dispatcher, DurableContext, EmptyModel, StateContext
 from handlers_sdk.children import child_here
 from handlers_sdk.testing import DurableTester
+from tests.sdk.pushing import clock, push, said, turn
 
 
 def key(of: str | None = None) -> str:
@@ -48,13 +49,17 @@ async def test_after_continue_all_is_another_but_what_has_a_key(dispatcher: Disp
     keys: list[str] = []
     named: list[str] = []
     drawn: list[Any] = []
+    provided: list[str] = []
 
     async def ship() -> None:
         keys.append(key())
         named.append(key("named"))
 
+    async def needed(input: Any, ctx: Context) -> None:
+        provided.append(key())
+
     @dispatcher.durable_task()
-    async def order(input: dict[str, Any], ctx: DurableContext) -> None:
+    async def order(input: dict[str, Any], ctx: DurableContext, _: Annotated[None, Depends(needed)]) -> None:
         drawn.append((str(ctx.uuid()), ctx.random.random()))
         await ctx.run("ship", ship)
         if input["n"] < 2:
@@ -62,4 +67,23 @@ async def test_after_continue_all_is_another_but_what_has_a_key(dispatcher: Disp
 
     run = await DurableTester([order]).run(order, {"n": 0})
     assert run.status == "succeeded"
-    assert (len(set(keys)), len(set(named)), len(set(drawn))) == (3, 1, 3)
+    assert [len(set(one)) for one in (keys, provided, drawn, named)] == [3, 3, 3, 1]
+
+
+async def test_a_reducer_counts_the_children_of_each_turn(dispatcher: Dispatcher) -> None:
+    keys: list[list[str]] = []
+
+    @dispatcher.durable_task(mode="state")
+    async def order(input: EmptyModel, ctx: StateContext) -> Any:
+        keys.append([key(), key()])
+        ctx.sleep_for("nap", "1h")
+        return ctx.wait("napping")
+
+    app = dispatcher.app([order], clock=clock)
+    for attempt, number in ((1, 1), (2, 1), (3, 2)):
+        body = turn("order", attempt=attempt, turn=number, mode="state", state=None, results=[])
+        del body["log"]
+        assert said(await push(app, body))["status"] == "wait"
+    first, sent_again, second = keys
+    assert first == sent_again
+    assert len({*first, *second}) == 4
