@@ -250,7 +250,8 @@ END = Statement(
         from closed c
         cross join lateral (
             select r.tenant_id, r.id from runs r
-            where c.status = 'cancelled' and r.tenant_id = c.tenant_id and r.parent_run_id = c.id and r.on_its_own is null offset 0
+            where (c.status = 'cancelled' or c.cancel_reason is not null) -- it is 'failed' where a task had failed before
+              and r.tenant_id = c.tenant_id and r.parent_run_id = c.id and r.on_its_own is null offset 0
         ) l
         where r.tenant_id = any (array[l.tenant_id]) and r.id = l.id
           and (r.tenant_id, r.id) not in (select tenant_id, id from closed)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from handlers_sdk import ClientConfig, Context, Dispatcher, DurableContext, EmptyModel
+from tests.world.durable import answer, durable_endpoint, pending
 from tests.world.graph_runs import finished, moved, nothing_is_left, settled, task
-from tests.world.world import Node, World
+from tests.world.world import Node, World, until
 
 
 def flows(client: Dispatcher) -> list[Any]:
@@ -82,3 +83,28 @@ async def test_graphs_are_children_of_a_durable_task(world: World, node: Node) -
     run = await finished(node, run_id)
     assert (run["status"], run["output"]) == ("succeeded", {"n": [3, 3, 3]})
     await nothing_is_left(world)
+
+
+async def test_cancelling_a_graph_reaches_children_though_a_task_has_failed(world: World, one: Node) -> None:
+    """The run ends failed then, and what it started does not go on for that."""
+    flow = {"name": "flow", "kind": "workflow", "tasks": [{"name": "a"}, {"name": "b", "kind": "durable"}]}
+    endpoint = await durable_endpoint(world, one, flow, {"name": "leaf"})
+    run_id = await one.trigger("flow")
+    arrivals = {arrival.json["name"]: arrival for arrival in (await endpoint.next(), await endpoint.next())}
+    answer(arrivals["flow:b"], "wait", base=0, ops=[pending("child", "c#0", workflow="leaf")], wake="c#0")
+    leaf = await endpoint.next()
+    arrivals["flow:a"].answer(400, {"x": 1})
+
+    async def failed() -> bool:
+        return bool(await world.database.fetchval("select count(*) = 1 from tasks where status = 'failed'"))
+
+    await until(failed)
+    await one.call("POST", f"/v1/runs/{run_id}/cancel", {}, 202)
+    turn = await endpoint.next()
+    answer(turn, "done", base=turn.json["log"]["len"])
+    assert (await world.run_over(run_id))["status"] == "failed"
+
+    async def told() -> bool:
+        return bool(await world.database.fetchval("select cancel_at is not null from tasks where run_id = $1", leaf.json["run_id"]))
+
+    await until(told)
