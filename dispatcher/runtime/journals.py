@@ -259,7 +259,7 @@ class Journals:
         closed = await self._closed(item)
         if closed:
             raise problem("scope_closed", f"the scope {closed!r} is closed")
-        raise problem("invalid_op", "one of these operations is pending already: each occurrence has an id of its own")
+        raise problem("invalid_op", "one of these operations is pending already, or was a step: each occurrence has an id of its own")
 
     async def _closed(self, item: _Item) -> str | None:
         if not item.entries.parents:

@@ -36,7 +36,7 @@ BEGIN = Statement(
           and coalesce(t.log_bytes, 0) + length(g.entries) <= $26 and t.cleanup is null
           and not exists (
                select from waits w
-               where w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node and w.kind <> 'step'
+               where w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node
                  and w.id = any(array(select jsonb_array_elements_text(g.waits::jsonb))) offset 0)
         returning t.tenant_id, t.run_id, t.node, coalesce(t.generation, 0) as generation, t.log_len, t.lease_until, t.deadline,
                   t.cancel_at, t.cancel_reason, g.base, g.count, g.entries, g.place

@@ -172,6 +172,7 @@ class ChildRun:
     over: bool
 
 
+# What is asked for has no wait yet: each occurrence has an id of its own. Only a step that has failed before waits once more by the same.
 APPEND = Statement(
     """
     with given as (
@@ -196,8 +197,9 @@ APPEND = Statement(
                  and j.scopes && array(select jsonb_array_elements_text(g.parents::jsonb))))
           and (g.waits is null or not exists (
                select from waits w
-               where w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node and w.kind <> 'step'
-                 and w.id = any(array(select jsonb_array_elements_text(g.waits::jsonb)))))
+               where w.tenant_id = g.tenant_id and w.run_id = g.run_id and w.node = g.node
+                 and w.id = any(array(select jsonb_object_keys(g.waits::jsonb)))
+                 and (w.kind <> 'step' or g.waits::jsonb ->> w.id <> 'step')))
         returning t.tenant_id, t.run_id, t.node, coalesce(t.generation, 0) as generation, t.log_len, t.lease_until, t.deadline,
                   t.cancel_at, t.cancel_reason, g.base, g.count, g.entries, g.closes, g.checkpoint
     ), segments as (
@@ -392,7 +394,7 @@ async def append(
         [item.entries.text for item in items],
         [_names(item.entries.parents) for item in items],
         [_names(item.entries.closes) for item in items],
-        [_names([wait.id for wait in item.entries.waits if wait.kind != "step"]) for item in items],
+        [json.dumps({wait.id: wait.kind for wait in item.entries.waits}) if item.entries.waits else None for item in items],
         [item.entries.checkpoint for item in items],
         [item.entries.closes_inbox for item in items],
         [item.entries.asks for item in items],

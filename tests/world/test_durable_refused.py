@@ -190,6 +190,30 @@ async def test_an_occurrence_is_asked_for_once(world: World, one: Node) -> None:
     assert "pending already" in again["detail"]
 
 
+@pytest.mark.parametrize("first", ["step", "sleep", "child"])
+@pytest.mark.parametrize("second", ["step", "event", "child"])
+async def test_an_id_that_waits_is_not_reused_for_something_else(world: World, one: Node, first: str, second: str) -> None:
+    """What waits would be waited for by another rule than its own, or be wiped away with what it has come to."""
+    endpoint = await durable_endpoint(world, one, entry("order"), {"name": "leaf"})
+    run_id = await one.trigger("order")
+    turn = await endpoint.next()
+    ops = {
+        "step": {"id": "x#0", "op": "step", "status": "retry", "error": {"message": "no"}, "after_ms": 60_000},
+        "sleep": pending("sleep", "x#0", ms=60_000),
+        "event": pending("event", "x#0", key="k"),
+        "child": pending("child", "x#0", workflow="leaf"),
+    }
+    before = await one.callback(turn.json["token"], {"type": "append", "base": 0, "ops": [ops[first]]})
+    known = await world.database.fetch("select * from waits")
+    if first == second == "step":
+        await one.callback(turn.json["token"], {"type": "append", "base": 1, "ops": [ops[second]]})
+        return
+    refused = await one.callback(turn.json["token"], {"type": "append", "base": before["len"], "ops": [ops[second]]}, 422)
+    assert refused["code"] == "invalid_op"
+    assert await world.database.fetch("select * from waits") == known
+    assert await world.database.fetchval("select log_len from tasks where run_id = $1", run_id) == 1
+
+
 async def test_limits_have_names_and_leave_the_task_whole(world: World) -> None:
     one = await world.node(journal_entries=5, journal_bytes=2_000, turn_ops=3)
     endpoint = await durable_endpoint(world, one, entry("order", retries=3))
