@@ -409,6 +409,8 @@ class Callbacks:
         if after.deadline is None or (after.deadline == before.deadline and after.slot_released == before.slot_released):
             return
         self._deliveries.extend(after.guard().key, after.epoch, after.deadline, after.slot_released)
+        if after.slot_released and not before.slot_released and after.dispatcher_id is None:
+            self.on_detached_end()
         moment = str(after.deadline.timestamp())
         self._signals.send("lease", f"{after.tenant_id}:{after.run_id}:{after.node}:{after.epoch}:{moment}:{int(after.slot_released)}")
 

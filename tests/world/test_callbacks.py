@@ -196,6 +196,22 @@ async def test_a_released_slot_is_anothers(world: World, one: Node) -> None:
     assert (await world.over(first))["status"] == "succeeded"
 
 
+async def test_a_slot_that_is_released_after_the_request_is_anothers_at_once(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [{**HANDLER, "slot_cost": 2}], slots=2)
+    first, second = await one.trigger("work"), await one.trigger("work")
+    holding = await endpoint.next()
+    holding.answer(202, {})
+    await world.task(first, dispatcher_id=None, state="running")
+    await one.turn("slots", "claim")
+    assert endpoint.waiting == 0
+    await one.callback(holding.json["token"], {"type": "release_slot"})
+    await world.advance(SECOND)  # long before the next heartbeat
+    assert (await endpoint.next()).json["run_id"] == second
+    await one.callback(holding.json["token"], {"type": "release_slot"})
+    await one.callback(holding.json["token"], {"done": 1})
+    assert (await world.over(first))["status"] == "succeeded"
+
+
 async def test_what_is_said_while_running_is_kept(world: World, one: Node) -> None:
     _, run_id, arrival = await _accepted(world, one)
     events = [{"type": "log", "level": "warning", "message": "low on paper"}, {"type": "progress", "fraction": 0.5, "note": "half"}]
