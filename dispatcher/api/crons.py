@@ -68,7 +68,9 @@ class CronsQuery(PageQuery, forbid_unknown_fields=True, frozen=True):
 
 
 class CronView(msgspec.Struct, frozen=True):
-    """A cron; `declared` says that it comes with its workflow. `last_skipped_at` is the last tick that was missed and left out."""
+    """A cron; `declared` says that it comes with its workflow. `last_skipped_at` is the last tick that was missed and left out, and
+    `last_error` why the last one that was due could not start a run.
+    """
 
     id: str
     workflow: str
@@ -86,6 +88,7 @@ class CronView(msgspec.Struct, frozen=True):
     last_at: datetime | None
     last_run_id: str | None
     last_skipped_at: datetime | None
+    last_error: str | None
     created_at: datetime
     updated_at: datetime
 
@@ -178,6 +181,7 @@ def _members(row: CronRow) -> dict[str, Any]:
         "last_at": row.last_tick,
         "last_run_id": row.last_run_id,
         "last_skipped_at": row.skipped_at,
+        "last_error": row.last_error,
         "created_at": row.created_at,
         "updated_at": row.updated_at,
     }
@@ -209,13 +213,13 @@ _ONE: Final = "/v1/crons/{cron_id}"
 ROUTES: Final = (
     Route(
         "POST", "/v1/crons", create_cron, "runs:write", {201: CronDocument}, body=CronBody,
-        problems=(*_BAD_BODY, "unknown_workflow", "too_many_crons"),
+        problems=(*_BAD_BODY, "unknown_workflow", "too_many_crons", "limit_failed"),
     ),
     Route("GET", "/v1/crons", list_crons, "runs:read", {200: CronPage}, CronsQuery, problems=("invalid_value", "unknown_parameter")),
     Route("GET", _ONE, get_cron, "runs:read", {200: CronDocument}, problems=("unknown_cron",)),
     Route(
         "PATCH", _ONE, update_cron, "runs:write", {200: CronDocument}, body=CronPatch,
-        problems=(*_BAD_BODY, "unknown_cron", "cron_declared"),
+        problems=(*_BAD_BODY, "unknown_cron", "cron_declared", "limit_failed"),
     ),
     Route("DELETE", _ONE, delete_cron, "runs:write", {204: None}, problems=("unknown_cron", "cron_declared")),
     Route(

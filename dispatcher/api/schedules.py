@@ -99,7 +99,9 @@ class SchedulesQuery(PageQuery, forbid_unknown_fields=True, frozen=True):
 
 
 class ScheduleView(msgspec.Struct, frozen=True):
-    """A schedule. `run_id` is its run once it is started; `settled_at` is when it was, or was given up as missed."""
+    """A schedule. `run_id` is its run once it is started; `settled_at` is when it was, or was given up as missed, because of `error` where
+    that is not null.
+    """
 
     id: str
     workflow: str
@@ -111,6 +113,7 @@ class ScheduleView(msgspec.Struct, frozen=True):
     misfire_grace: str
     run_id: str | None
     settled_at: datetime | None
+    error: str | None
     created_at: datetime
     updated_at: datetime
 
@@ -267,6 +270,7 @@ def _members(row: ScheduleRow) -> dict[str, Any]:
         "misfire_grace": format_duration(timedelta(milliseconds=row.grace_ms)),
         "run_id": row.run_id,
         "settled_at": row.settled_at,
+        "error": row.error,
         "created_at": row.created_at,
         "updated_at": row.updated_at,
     }
@@ -290,7 +294,7 @@ _ONE: Final = "/v1/schedules/{schedule_id}"
 ROUTES: Final = (
     Route(
         "POST", "/v1/schedules", create_schedule, "runs:write", {201: ScheduleDocument}, body=ScheduleBody,
-        problems=(*_BAD_BODY, "unknown_workflow"),
+        problems=(*_BAD_BODY, "unknown_workflow", "limit_failed"),
     ),
     Route(
         "GET", "/v1/schedules", list_schedules, "runs:read", {200: SchedulePage}, SchedulesQuery,
@@ -307,7 +311,7 @@ ROUTES: Final = (
     Route("GET", _ONE, get_schedule, "runs:read", {200: ScheduleDocument}, problems=("unknown_schedule",)),
     Route(
         "PATCH", _ONE, update_schedule, "runs:write", {200: ScheduleDocument}, body=SchedulePatch,
-        problems=(*_BAD_BODY, "unknown_schedule", "schedule_settled"),
+        problems=(*_BAD_BODY, "unknown_schedule", "schedule_settled", "limit_failed"),
     ),
     Route("DELETE", _ONE, delete_schedule, "runs:write", {204: None}, problems=("unknown_schedule",)),
     Route(

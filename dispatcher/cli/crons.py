@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COLUMNS = ["id", "workflow", "name", "expression", "timezone", "enabled", "next_at", "last_at"]
 _SHOWN = [
     "id", "workflow", "name", "expression", "description", "timezone", "input", "metadata", "priority", "missed", "enabled", "declared",
-    "next_runs", "last_at", "last_run_id", "last_skipped_at",
+    "next_runs", "last_at", "last_run_id", "last_skipped_at", "last_error",
 ]  # fmt: skip
 _MISSED = click.Choice(["skip", "run_once", "run_all"])
 

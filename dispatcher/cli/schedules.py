@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 STATUSES = ["scheduled", "started", "missed", "dropped"]
 COLUMNS = ["id", "workflow", "status", "run_at", "run_id"]
-_SHOWN = ["id", "workflow", "status", "run_at", "input", "metadata", "priority", "missed", "misfire_grace", "run_id", "settled_at"]
+_SHOWN = ["id", "workflow", "status", "run_at", "input", "metadata", "priority", "missed", "misfire_grace", "run_id", "settled_at", "error"]
 
 
 @click.group()

@@ -66,6 +66,7 @@ class Crons:
             wanted.priority, wanted.missed, wanted.enabled, False, None, None, RULES,
         )  # fmt: skip
         row = _checked(row, now)
+        await self._intake.judge(RunRequest(tenant_id, wanted.workflow, wanted.input, wanted.metadata, wanted.priority))
         async with self._database.transaction() as conn:
             await check_room(conn, tenant_id, 1, self._settings.max_crons)
             if not await store.insert(conn, tenant_id, row, now):
@@ -83,6 +84,8 @@ class Crons:
             if before.declared and not _OF_DECLARED.issuperset(changes):
                 raise problem("cron_declared", f"the workflow {before.workflow!r} declares {before.name!r}; only `enabled` can be changed")
             row = _changed(before, changes, now)
+            if "input" in changes or "metadata" in changes:
+                await self._intake.judge(RunRequest(tenant_id, before.workflow, row.input, row.metadata, row.priority))
             if not await store.update(conn, tenant_id, row, now):
                 raise problem("cron_exists", f"{before.workflow!r} has another cron {row.name!r} with the expression {row.expression!r}")
         self._due(row)

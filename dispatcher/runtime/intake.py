@@ -125,6 +125,13 @@ class Intake:
         sent = [request.event for request in requests]
         return [_delivery_answer(fate) for fate in await self._submit(requests, self._delivery_submission, sent)]
 
+    async def judge(self, request: RunRequest) -> None:
+        """Raises Problem limit_failed where this run could not be told what limits it, as its workflow is now."""
+        await self._catch_up([(request.tenant_id, request.workflow)])
+        fate = self.prepare(request) if request.tenant_id in self._directory.pictures else None
+        if isinstance(fate, Problem) and fate.code == "limit_failed":
+            raise fate
+
     async def fire(self, requests: Sequence[FiringRequest]) -> list[FiringAccepted | Problem]:
         """Start what is due, each in one commit with its row; answers in order. Raises Problem when nothing could be taken."""
         pictures = self._directory.pictures

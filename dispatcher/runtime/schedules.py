@@ -15,6 +15,7 @@ from dispatcher.ids import IdMaker
 from dispatcher.runtime.firing import FiringRequest
 from dispatcher.runtime.intake import Intake
 from dispatcher.runtime.plans import SCHEDULE_ID
+from dispatcher.runtime.submissions import RunRequest
 from dispatcher.settings import Settings
 from dispatcher.store import registry
 from dispatcher.store import schedules as store
@@ -69,10 +70,11 @@ class Schedules:
         return run_at
 
     async def create(self, tenant_id: int, wanted: ScheduleWanted) -> ScheduleRow:
-        """Make a schedule. Raises Problem unknown_workflow."""
+        """Make a schedule. Raises Problem unknown_workflow, or limit_failed where its run could not be told what limits it."""
         found = await registry.workflow(self._database, tenant_id, wanted.workflow)
         if found is None:
             raise problem("unknown_workflow", f"no workflow {wanted.workflow[:200]!r} is registered")
+        await self._intake.judge(RunRequest(tenant_id, found.name, wanted.input, wanted.metadata, wanted.priority))
         now = self._clock.now()
         grace = wanted.grace.total_seconds() if wanted.grace is not None else self._settings.misfire_grace
         row = NewSchedule(
@@ -84,12 +86,14 @@ class Schedules:
         return await self.get(tenant_id, row.id)
 
     async def change(self, tenant_id: int, schedule_id: str, changes: Mapping[str, Any]) -> ScheduleRow:
-        """Change what is given, by the names of the row. Raises Problem unknown_schedule or schedule_settled."""
+        """Change what is given, by the names of the row. Raises Problem unknown_schedule, schedule_settled or limit_failed."""
         async with self._database.transaction() as conn:
             before = await store.locked(conn, tenant_id, schedule_id)
             if before is None:
                 raise _unknown(schedule_id)
             row = replace(before, **changes)
+            if "input" in changes or "metadata" in changes:
+                await self._intake.judge(RunRequest(tenant_id, row.workflow, row.input or b"{}", row.metadata, row.priority))
             if not await store.change(conn, tenant_id, row, self._clock.now()):
                 raise _settled(before)
         self.on_due(row.run_at)

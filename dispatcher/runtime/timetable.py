@@ -60,11 +60,11 @@ class Timetable:
         """How many rows were moved on here."""
         fates = await self._intake.fire(requests)
         hopeless = [
-            request
+            _left_out(request, fate)
             for request, fate in zip(requests, fates, strict=True)
             if isinstance(fate, Problem) and fate.code == "limit_failed" and request.ticks
         ]
-        moved = await self._fire([_left_out(request) for request in hopeless]) if hopeless else 0
+        moved = await self._fire(hopeless) if hopeless else 0
         for request, fate in zip(requests, fates, strict=True):
             if isinstance(fate, Problem):
                 _log.warning("%s could not start anything: %s", request.step.id, fate)
@@ -127,15 +127,15 @@ class Timetable:
                 return count
 
 
-def _left_out(request: FiringRequest) -> FiringRequest:
+def _left_out(request: FiringRequest, why: Problem) -> FiringRequest:
     """The same without its runs: what it gives them is nothing its workflow's limits can be reckoned from, now or later.
 
     Its row moves on all the same. One that stayed would be tried with every look, and stand before those that are due behind it.
     """
     if isinstance(request.step, CronStep):
-        step: CronStep | ScheduleStep = replace(request.step, last_tick=None, last_wall=None, skipped_at=request.ticks[-1])
+        step: CronStep | ScheduleStep = replace(request.step, last_tick=None, last_wall=None, skipped_at=request.ticks[-1], error=str(why))
     else:
-        step = replace(request.step, status="missed", run_id=None)
+        step = replace(request.step, status="missed", run_id=None, error=str(why))
     return replace(request, ticks=[], step=step)
 
 

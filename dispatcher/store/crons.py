@@ -13,7 +13,9 @@ from dispatcher.store.statement import Statement
 
 @dataclass(frozen=True, slots=True)
 class CronRow:
-    """A cron with its workflow's name. `metadata` is JSON text; `due_wall` is what the clocks of its zone show at `due_at`."""
+    """A cron with its workflow's name. `metadata` is JSON text; `due_wall` is what the clocks of its zone show at `due_at`.
+    `last_error` is why its last tick could not start a run.
+    """
 
     id: str
     workflow_id: int
@@ -33,6 +35,7 @@ class CronRow:
     last_wall: datetime | None
     last_run_id: str | None
     skipped_at: datetime | None
+    last_error: str | None
     created_at: datetime
     updated_at: datetime
 
@@ -101,7 +104,7 @@ class NewCron:
 
 @dataclass(slots=True)
 class CronStep:
-    """Moving a cron on: from the tick it was due at, `due_at`, to `next_at`. The last three say what became of the ticks between."""
+    """Moving a cron on: from the tick it was due at, `due_at`, to `next_at`. The others say what became of the ticks between."""
 
     tenant_id: int
     id: str
@@ -112,6 +115,7 @@ class CronStep:
     last_wall: datetime | None
     skipped_at: datetime | None
     rules: str
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,8 @@ class TickKey:
 CRON = Statement(
     """
     select c.id, c.workflow_id, w.name as workflow, c.name, c.expression, c.timezone, c.input, c.metadata, c.priority, c.missed, c.enabled,
-           c.declared, c.due_at, c.due_wall, c.last_tick, c.last_wall, c.last_run_id, c.skipped_at, c.created_at, c.updated_at
+           c.declared, c.due_at, c.due_wall, c.last_tick, c.last_wall, c.last_run_id, c.skipped_at, c.last_error,
+           c.created_at, c.updated_at
     from crons c join workflows w on w.tenant_id = c.tenant_id and w.id = c.workflow_id where c.tenant_id = $1 and c.id = $2
     """,
     CronRow,
@@ -144,7 +149,8 @@ CRON = Statement(
 LOCKED = Statement(
     """
     select c.id, c.workflow_id, w.name as workflow, c.name, c.expression, c.timezone, c.input, c.metadata, c.priority, c.missed, c.enabled,
-           c.declared, c.due_at, c.due_wall, c.last_tick, c.last_wall, c.last_run_id, c.skipped_at, c.created_at, c.updated_at
+           c.declared, c.due_at, c.due_wall, c.last_tick, c.last_wall, c.last_run_id, c.skipped_at, c.last_error,
+           c.created_at, c.updated_at
     from crons c join workflows w on w.tenant_id = c.tenant_id and w.id = c.workflow_id where c.tenant_id = $1 and c.id = $2
     for update of c
     """,
@@ -153,7 +159,8 @@ LOCKED = Statement(
 PAGE = Statement(
     """
     select c.id, c.workflow_id, w.name as workflow, c.name, c.expression, c.timezone, c.input, c.metadata, c.priority, c.missed, c.enabled,
-           c.declared, c.due_at, c.due_wall, c.last_tick, c.last_wall, c.last_run_id, c.skipped_at, c.created_at, c.updated_at
+           c.declared, c.due_at, c.due_wall, c.last_tick, c.last_wall, c.last_run_id, c.skipped_at, c.last_error,
+           c.created_at, c.updated_at
     from crons c join workflows w on w.tenant_id = c.tenant_id and w.id = c.workflow_id
     where c.tenant_id = $1 and ($2::text is null or c.id < $2) and ($3::text is null or w.name = $3) and ($4::text is null or c.name = $4)
       and ($5::boolean is null or c.enabled = $5) and ($6::boolean is null or c.declared = $6)
@@ -165,7 +172,8 @@ PAGE = Statement(
 DECLARED = Statement(
     """
     select c.id, c.workflow_id, w.name as workflow, c.name, c.expression, c.timezone, c.input, c.metadata, c.priority, c.missed, c.enabled,
-           c.declared, c.due_at, c.due_wall, c.last_tick, c.last_wall, c.last_run_id, c.skipped_at, c.created_at, c.updated_at
+           c.declared, c.due_at, c.due_wall, c.last_tick, c.last_wall, c.last_run_id, c.skipped_at, c.last_error,
+           c.created_at, c.updated_at
     from crons c join workflows w on w.tenant_id = c.tenant_id and w.id = c.workflow_id
     where c.tenant_id = $1 and c.workflow_id = $2 order by c.id for update of c
     """,
@@ -211,8 +219,8 @@ ADVANCE = Statement(
     with given as (
         select * from unnest(
             $1::int[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::timestamp[], $6::timestamptz[], $7::timestamp[],
-            $8::timestamptz[], $9::text[]
-        ) as g (tenant_id, id, expected_at, next_at, next_wall, last_tick, last_wall, skipped_at, rules)
+            $8::timestamptz[], $9::text[], $10::text[]
+        ) as g (tenant_id, id, expected_at, next_at, next_wall, last_tick, last_wall, skipped_at, rules, error)
     ), held as materialized (
         select g.* from given g
         cross join lateral (
@@ -222,7 +230,8 @@ ADVANCE = Statement(
     )
     update crons c
     set due_at = g.next_at, due_wall = g.next_wall, last_tick = coalesce(g.last_tick, c.last_tick),
-        last_wall = coalesce(g.last_wall, c.last_wall), skipped_at = coalesce(g.skipped_at, c.skipped_at), rules = g.rules
+        last_wall = coalesce(g.last_wall, c.last_wall), skipped_at = coalesce(g.skipped_at, c.skipped_at), rules = g.rules,
+        last_error = case when g.last_tick is null then coalesce(g.error, c.last_error) end
     from held g where c.tenant_id = any (array[g.tenant_id]) and c.id = g.id
     returning c.tenant_id, c.id
     """,
@@ -346,6 +355,7 @@ async def advance(conn: Connection, steps: Sequence[CronStep]) -> set[tuple[int,
         [s.last_wall for s in steps],
         [s.skipped_at for s in steps],
         [s.rules for s in steps],
+        [s.error for s in steps],
     )
     return {(row.tenant_id, row.id) for row in ADVANCE.read(rows)}
 

@@ -16,7 +16,7 @@ Status = Literal["scheduled", "started", "missed", "dropped"]
 
 @dataclass(frozen=True, slots=True)
 class ScheduleRow:
-    """A schedule with its workflow's name. `metadata` is JSON text; lists leave `input` out."""
+    """A schedule with its workflow's name. `metadata` is JSON text; lists leave `input` out. `error` is why it could not start its run."""
 
     id: str
     workflow: str
@@ -29,6 +29,7 @@ class ScheduleRow:
     grace_ms: int
     run_id: str | None
     settled_at: datetime | None
+    error: str | None
     created_at: datetime
     updated_at: datetime
 
@@ -84,6 +85,7 @@ class ScheduleStep:
     run_at: datetime
     status: Status
     run_id: str | None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class ScheduleId:
 SCHEDULE = Statement(
     """
     select s.id, w.name as workflow, s.status, s.run_at, s.input, s.metadata, s.priority, s.missed, s.grace_ms, s.run_id, s.settled_at,
-           s.created_at, s.updated_at
+           s.error, s.created_at, s.updated_at
     from schedules s join workflows w on w.tenant_id = s.tenant_id and w.id = s.workflow_id where s.tenant_id = $1 and s.id = $2
     """,
     ScheduleRow,
@@ -113,7 +115,7 @@ SCHEDULE = Statement(
 LOCKED = Statement(
     """
     select s.id, w.name as workflow, s.status, s.run_at, s.input, s.metadata, s.priority, s.missed, s.grace_ms, s.run_id, s.settled_at,
-           s.created_at, s.updated_at
+           s.error, s.created_at, s.updated_at
     from schedules s join workflows w on w.tenant_id = s.tenant_id and w.id = s.workflow_id where s.tenant_id = $1 and s.id = $2
     for update of s
     """,
@@ -122,7 +124,7 @@ LOCKED = Statement(
 PAGE = Statement(
     """
     select s.id, w.name as workflow, s.status, s.run_at, null::bytea as input, s.metadata, s.priority, s.missed, s.grace_ms, s.run_id,
-           s.settled_at, s.created_at, s.updated_at
+           s.settled_at, s.error, s.created_at, s.updated_at
     from schedules s join workflows w on w.tenant_id = s.tenant_id and w.id = s.workflow_id
     where s.tenant_id = $1 and ($2::text is null or s.id < $2) and ($3::text is null or w.name = $3)
       and ($4::text[] is null or s.status = any($4)) and ($5::timestamptz is null or s.run_at >= $5)
@@ -177,15 +179,16 @@ NEXT = "select min(run_at) from schedules where status = 'scheduled'"
 SETTLE = Statement(
     """
     with given as (
-        select * from unnest($1::int[], $2::text[], $3::timestamptz[], $4::text[], $5::text[]) as g (tenant_id, id, run_at, status, run_id)
+        select * from unnest($1::int[], $2::text[], $3::timestamptz[], $4::text[], $5::text[], $7::text[])
+            as g (tenant_id, id, run_at, status, run_id, error)
     ), held as materialized (
-        select g.tenant_id, g.id, g.status, g.run_id from given g
+        select g.tenant_id, g.id, g.status, g.run_id, g.error from given g
         cross join lateral (
             select s.run_at, s.status from schedules s where s.tenant_id = g.tenant_id and s.id = g.id offset 0 for update skip locked
         ) s
         where s.run_at = g.run_at and s.status = 'scheduled'
     )
-    update schedules s set status = g.status, run_id = g.run_id, settled_at = $6
+    update schedules s set status = g.status, run_id = g.run_id, error = g.error, settled_at = $6
     from held g where s.tenant_id = any (array[g.tenant_id]) and s.id = g.id
     returning s.tenant_id, s.id
     """,
@@ -278,6 +281,7 @@ async def settle(conn: Connection, steps: Sequence[ScheduleStep], now: datetime)
         [s.status for s in steps],
         [s.run_id for s in steps],
         now,
+        [s.error for s in steps],
     )
     return {(row.tenant_id, row.id) for row in SETTLE.read(rows)}
 

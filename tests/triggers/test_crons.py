@@ -344,8 +344,26 @@ async def test_ticks_whose_runs_cannot_be_limited_are_left_out_and_hold_nobody_u
     arrival.answer(200, 1)
     shown = await node.call("GET", f"/v1/crons/{bad['id']}")
     assert (shown["last_skipped_at"], shown["next_at"]) == ("2026-03-01T12:01:00Z", "2026-03-01T12:01:01Z")
-    assert (await node.call("GET", f"/v1/schedules/{lost['id']}"))["status"] == "missed"
+    missed = await node.call("GET", f"/v1/schedules/{lost['id']}")
+    assert missed["status"] == "missed"
     assert "could not start anything" in caplog.text
+    for said in (shown["last_error"], missed["error"]):
+        assert said.startswith("limit_failed: workflow 'work': concurrency 'input.user': ")
+    assert [row["last_error"] for row in await crons(node, "?name=good")] == [None]
+    await node.call("PATCH", f"/v1/crons/{bad['id']}", {"input": {"user": "a"}})
+    world.clock.advance(timedelta(seconds=5))
+    await node.turn("timetable")
+    assert (await node.call("GET", f"/v1/crons/{bad['id']}"))["last_error"] is None
+
+
+async def test_what_could_not_be_limited_is_refused_when_it_is_planned(world: World, one: Node) -> None:
+    await world.endpoint(one, [{**WORK, "concurrency": [{"expression": "input.user", "max_runs": 1}]}])
+    for path, when in (("/v1/schedules", {"in": "10m"}), ("/v1/crons", {"name": "c", "expression": "* * * * *"})):
+        refused = await one.call("POST", path, {"workflow": "work", **when}, expect=422)
+        assert (refused["code"], refused["expression"]) == ("limit_failed", "input.user")
+        made = await one.call("POST", path, {"workflow": "work", "input": {"user": "a"}, **when}, expect=201)
+        assert (await one.call("PATCH", f"{path}/{made['id']}", {"input": {}}, expect=422))["code"] == "limit_failed"
+        assert (await one.call("GET", f"{path}/{made['id']}"))["input"] == {"user": "a"}
 
 
 async def test_a_paused_workflow_that_drops_lets_its_ticks_go(world: World, one: Node) -> None:
