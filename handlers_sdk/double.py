@@ -69,6 +69,7 @@ class DoubleRun:
     attempt: int = 0
     turn: int = 0
     started_at: int = 0
+    first_at: int = 0
     failures: int = 0
     grown: int = 0
     not_before: int = 0
@@ -298,6 +299,7 @@ class Double(httpx.AsyncBaseTransport):
             "turn": run.turn,
             "now": text_of(self.now),
             "started_at": text_of(run.started_at),
+            **({"first_started_at": text_of(run.first_at)} if run.first_at else {}),
             "seed": run.seed,
             "budget_ms": 54_000,
             "mode": mode,
@@ -458,6 +460,7 @@ class Double(httpx.AsyncBaseTransport):
         run.input = input
         run.log, run.entries, run.hashes, run.shipped = [], [], [b""], 0
         run.settled, run.open, run.due, run.arrived, run.children = {}, {}, {}, [], {}
+        run.first_at = run.first_at or run.started_at
         run.started_at, run.grown, run.failures = max(self.now, run.started_at + 1), 0, 0
         run.status = "queued"
 
@@ -475,15 +478,9 @@ class Double(httpx.AsyncBaseTransport):
     def _end(self, run: DoubleRun, status: str, output: Any, error: dict[str, Any] | None) -> None:
         run.status, run.output, run.error = status, output, error
         run.open.clear()
-        if status != "succeeded":
+        if status == "cancelled":
             for child in self.runs.values():
-                if (
-                    child.parent is not None
-                    and child.parent[0] == run.id
-                    and child.on_cancel == "propagate"
-                    and not child.ended
-                    and status == "cancelled"
-                ):
+                if child.parent is not None and child.parent[0] == run.id and child.on_cancel == "propagate" and not child.ended:
                     self.cancel(child.id, "the parent was cancelled")
         if run.parent is not None:
             parent, id = self.runs[run.parent[0]], run.parent[1]

@@ -19,11 +19,15 @@ from typing import Any, Final
 from handlers_sdk.durable import DurableContext
 from handlers_sdk.durations import Duration, milliseconds
 from handlers_sdk.errors import ConfigError, NonRetryableException
+from handlers_sdk.ops import ms_of
 from handlers_sdk.retries import Retry, RetryForm
 from handlers_sdk.runs import Run
 
 OPTIONS: Final = "$task"
 """The member of a run's metadata that carries the options of its start."""
+
+TIMER: Final = "timer#0"
+"""What the timeout of a start is in the log: the first thing asked for."""
 
 _STATUS: Final = {"succeeded": "completed", "failed": "failed", "cancelled": "cancelled", "skipped": "cancelled"}
 
@@ -72,7 +76,7 @@ def with_options(handler: Callable[[], Coroutine[Any, Any, Any]], ctx: DurableCo
 async def _bounded(handler: Callable[[], Coroutine[Any, Any, Any]], ctx: DurableContext, options: Mapping[str, Any]) -> Any:
     given, ms = options.get("retry"), options.get("timeout_ms")
     retry = Retry.of(given) if given is not None else None
-    bound = asyncio.timeout(None if ms is None else ms / 1000)
+    bound = asyncio.timeout(None if ms is None else _left(ctx, ms) / 1000)
     try:
         async with bound:
             return await _tried(handler, ctx, retry)
@@ -80,6 +84,15 @@ async def _bounded(handler: Callable[[], Coroutine[Any, Any, Any]], ctx: Durable
         if bound.expired():
             raise TaskTimedOutError(f"Task exceeded timeout of {timedelta(milliseconds=ms or 0)}") from None
         raise
+
+
+def _left(ctx: DurableContext, ms: int) -> int:
+    """What is left of the time for a log: all of it for the first. It is worked out once, as its log's first sleep says ever after."""
+    turn: Any = ctx.item
+    asked = ctx._replay.asked_before(TIMER)  # noqa: SLF001 - one package
+    if asked is not None or "first_started_at" not in turn:
+        return int((asked or {}).get("ms", ms))
+    return max(0, ms - (ms_of(turn["started_at"]) - ms_of(turn["first_started_at"])))
 
 
 async def _tried(handler: Callable[[], Coroutine[Any, Any, Any]], ctx: DurableContext, retry: Retry | None) -> Any:

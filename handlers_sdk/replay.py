@@ -249,6 +249,10 @@ class Replay:
         """Whether the handler is where it was in an earlier turn, going by what that recorded."""
         return self._position < self._frontier
 
+    def asked_before(self, id: str) -> Mapping[str, Any] | None:
+        """What an earlier turn asked for under an id."""
+        return next((entry for entry in self._log if entry["id"] == id and entry["status"] == "pending"), None)
+
     @property
     def open_ids(self) -> list[str]:
         """What is asked of the dispatcher and not settled."""

@@ -174,8 +174,8 @@ class Runnable(Timed[I], Generic[I, T]):
     ) -> TaskInfo:
         """Start a long-running task and return at once. For durable tasks.
 
-        `timeout` ends it, however long it has waited. `retry` runs its function again when it fails: a number of times, or
-        {"attempts": 3, "delay": 5000, "backoff": "exponential"} in milliseconds.
+        `timeout` ends it, however long it has waited and how often it has begun anew. `retry` runs its function again when it fails: a
+        number of times, or {"attempts": 3, "delay": 5000, "backoff": "exponential"} in milliseconds.
         """
         refuse_blocking("start")
         return PORTAL.call(self._start_task(self._long(input, options, timeout, retry, keywords)))

@@ -165,7 +165,7 @@ def replay_definition(
     started = str(task.get("started_at") or (entries[0].get("at") if entries else "") or "2026-01-01T00:00:00.000Z")
     replay = Replay(entries, started_at=started, seed=str(task.get("seed", "")), now=lambda: ms_of(started), carrying=True)
     control = _Offline(config or ClientConfig(), lifespan)
-    control.context = context = DurableContext(_item(definition, input, task), control, definition.task_name)
+    control.context = context = DurableContext(_item(definition, input, task, started), control, definition.task_name)
     context._replay = replay  # noqa: SLF001 - as a turn does
     threads = WorkerThreads(1)
     try:
@@ -191,7 +191,7 @@ class _Offline(MockControl):
         raise AssertionError("a replay runs no steps")
 
 
-def _item(definition: TaskDefinition, input: Any, task: Mapping[str, Any]) -> Any:
+def _item(definition: TaskDefinition, input: Any, task: Mapping[str, Any], started: str) -> Any:
     return {
         "name": definition.delivered_as,
         "workflow": definition.workflow.name,
@@ -201,6 +201,7 @@ def _item(definition: TaskDefinition, input: Any, task: Mapping[str, Any]) -> An
         "input": input,
         "metadata": task.get("metadata"),
         "parents": task.get("parents"),
+        "started_at": started,
         "token": "",
         "timeout_ms": 0,
     }

@@ -257,6 +257,7 @@ class TurnItem(RunItem):
     """One turn of a durable task, as an item of a batch. `attempt` is the fencing token as ever; `turn` counts the turns.
 
     `started_at` is when this log began, constant and later than that of the log before; `now` when this turn did; `seed` never changes.
+    `first_started_at` is when the first log did, where the task has begun anew since.
     """
 
     turn: int
@@ -265,6 +266,7 @@ class TurnItem(RunItem):
     seed: str
     budget_ms: int
     mode: Literal["replay", "state"]
+    first_started_at: NotRequired[str]
     log: NotRequired[LogPart]
     state: NotRequired[Any]
     results: NotRequired[list[Entry]]

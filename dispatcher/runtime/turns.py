@@ -108,6 +108,8 @@ class Turns:
         kind = self._kind(opening)
         if head.cleanup:
             kind += b',"cancel":' + msgspec.json.encode({"reason": head.cancel_reason or "cancelled"})
+        if head.first_since is not None:
+            kind += b',"first_started_at":"%b"' % rfc3339(head.first_since).encode()
         began = max([assignment.started_at, *[wait.settled_at for wait in over]])  # clocks of dispatchers differ: what came true has been
         members = self._members(assignment, head.turn, head.log_since or assignment.started_at, kind, began)
         begun = head.turn > 1 or head.log_len > 0

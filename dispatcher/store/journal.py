@@ -72,6 +72,7 @@ class Head:
     cancel_reason: str | None
     pin_endpoint: str | None
     pin_version: str | None
+    first_since: datetime | None
 
     @property
     def key(self) -> TaskKey:
@@ -259,7 +260,10 @@ HEADS = Statement(
     select t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.state, t.epoch, coalesce(t.turn, 1) as turn,
            coalesce(t.generation, 0) as generation, coalesce(t.log_len, 0) as log_len, coalesce(t.log_bytes, 0) as log_bytes,
            t.log_since, t.started_at, coalesce(t.known_len, 0) as known_len, coalesce(t.hashed_len, 0) as hashed_len, t.hashed, t.memory,
-           t.input, coalesce(t.cleanup, false) as cleanup, t.cancel_reason, t.pin_endpoint, t.pin_version
+           t.input, coalesce(t.cleanup, false) as cleanup, t.cancel_reason, t.pin_endpoint, t.pin_version,
+           case when t.generation > 0 then (
+               select j.at from journal j where j.tenant_id = t.tenant_id and j.run_id = t.run_id and j.node = t.node
+               order by j.generation, j.base limit 1) end as first_since
     from unnest($1::int[], $2::text[], $3::smallint[]) as g (tenant_id, run_id, node)
     join tasks t on t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node
     where t.durable

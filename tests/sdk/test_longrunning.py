@@ -108,6 +108,29 @@ async def test_a_timeout_bounds_the_waits_too() -> None:
     assert (run.status, run.error) == ("failed", {"code": "timed_out", "message": "Task exceeded timeout of 0:30:00"})
 
 
+@dispatcher.durable_task()
+async def pages(input: dict[str, Any], ctx: DurableContext) -> int:
+    page = int(input.get("page", 0))
+    await ctx.aio_sleep_for("25m")
+    await ctx.run("page", echo, page)
+    if page < 3:
+        ctx.continue_as_new({"page": page + 1})
+    return page
+
+
+@pytest.mark.parametrize(
+    ("timeout", "ended"), [("1h", ("failed", 2)), ("50m", ("failed", 1)), ("99m", ("failed", 3)), ("101m", ("succeeded", 4))]
+)
+async def test_a_timeout_goes_on_where_a_task_begins_anew(timeout: str, ended: tuple[str, int]) -> None:
+    options = options_of(timeout, None)
+    tester = DurableTester([pages])
+    run = await tester.run(pages, {}, options)
+    assert (run.status, sum(tester.double.steps.values())) == ended
+    for point in range(tester.double.points):
+        again = await DurableTester([pages], crash_at=point).run(pages, {}, options)
+        assert (again.status, again.output, again.error, again.entries[:1]) == (run.status, run.output, run.error, run.entries[:1])
+
+
 async def test_tasks_speak_to_tasks() -> None:
     run = await world().run(supervisor)
     assert run.output == [[True, True], {"done": [{"n": 1}]}, False, True]

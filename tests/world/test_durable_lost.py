@@ -81,6 +81,9 @@ async def test_a_log_begins_once_whatever_becomes_of_its_first_turn(world: World
     assert fifth.json["started_at"] == fourth.json["started_at"]
     answer(fifth, "done", base=0, output=1)
     assert (await world.over(run_id))["status"] == "succeeded"
+    first = [one.json.get("first_started_at") for one in (turn, again, third, fourth, fifth)]
+    assert first[:2] == [None, None], "there was no log before"
+    assert first[2] == first[3] == first[4] == again.json["now"], "which is when the first was written to, in all that follow"
 
 
 async def test_one_that_never_began_fails(world: World) -> None:
