@@ -162,7 +162,11 @@ class Capacity:
 
     def alive(self, now: datetime) -> bool:
         """Whether this process may lease work at all: not once others may have taken it for dead."""
-        return not self.draining and self.good_until is not None and now < self.good_until
+        return not self.draining and self.listed(now)
+
+    def listed(self, now: datetime) -> bool:
+        """Whether what this process has leased is its own still: not once others may have taken it for dead."""
+        return self.good_until is not None and now < self.good_until
 
     def room(self, now: datetime) -> int:
         """Attempts this process may still open."""

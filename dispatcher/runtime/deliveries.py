@@ -115,6 +115,7 @@ class Deliveries:
     on_deadline: Callable[[datetime], None] = lambda _moment: None
     on_unsent: Callable[[Assignment], Coroutine[Any, Any, None]] = _nothing
     open: dict[TaskKey, Flight] = field(default_factory=dict)
+    _abandoned_at: datetime | None = None
     _deadlines: Deadlines[Flight] = field(default_factory=Deadlines)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -157,6 +158,9 @@ class Deliveries:
         self._end(flight, reason, AttemptFacts())
 
     def _send(self, assignments: Sequence[Assignment]) -> None:
+        now, since = self.clock.now(), self._abandoned_at
+        if since is not None or not self.capacity.listed(now):
+            assignments = [a for a in assignments if self._is_ours(a, now, since)]
         batches: dict[tuple[int, str, str], list[Assignment]] = {}
         whole: dict[str, list[Assignment]] = {}
         for assignment in assignments:
@@ -171,6 +175,13 @@ class Deliveries:
         for batch in batches.values():
             for request in _requests(batch):
                 self._carry(request)
+
+    def _is_ours(self, assignment: Assignment, now: datetime, since: datetime | None) -> bool:
+        """Whether a lease still holds. Where others have taken this dispatcher for dead since, it is theirs to put back, and not sent."""
+        if self.capacity.listed(now) and (since is None or assignment.started_at >= since):
+            return True
+        self._let_go(assignment, detached=False)
+        return False
 
     def _carry(self, assignments: list[Assignment]) -> None:
         carrier = Carrier(len(assignments), len(assignments))
@@ -540,7 +551,8 @@ class Deliveries:
             self._give_up(flight, Lost("The dispatcher that held the request has stopped."))
 
     def abandon(self) -> None:
-        """Close every connection without settling: others have taken this dispatcher for dead."""
+        """Close every connection without settling: others have taken this dispatcher for dead. What waits to be sent is let go."""
+        self._abandoned_at = self.clock.now()
         for flight in list(self.open.values()):
             if not flight.answered:
                 flight.answered = True

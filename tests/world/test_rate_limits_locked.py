@@ -11,6 +11,7 @@ from dispatcher.store import rate_limits
 from dispatcher.store.statement import Statement
 from tests.world.durable import answer, durable_endpoint, entry, pending
 from tests.world.endpoint import Endpoint
+from tests.world.test_concurrency import MORTAL
 from tests.world.test_rate_limits import MINUTE, SECOND, STATIC, limited, parked, put, window
 from tests.world.world import Node, World, until
 
@@ -182,3 +183,28 @@ async def test_who_has_been_forgotten_is_found_from_time_to_time(world: World, o
 async def _held_up(world: World, count: int) -> bool:
     sql = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
     return bool(await world.database.fetchval(sql) == count)
+
+
+async def test_what_waits_for_units_while_its_dispatcher_is_taken_for_dead_is_not_sent(world: World) -> None:
+    one = await world.node("one", **MORTAL)
+    endpoint = await world.endpoint(one, [limited(STATIC, idempotent=True)])
+    await put(one, 100)
+    await one.turn("slots")
+    before = one.runtime.membership.id
+    async with world.database.transaction() as conn:
+        await conn.execute("select from rate_limits for update")
+        run = await one.trigger("work")
+        await world.task(run, state="running")
+        await until(lambda: world.holds_up(conn))
+        world.clock.advance(MINUTE)
+        await one.turn("heartbeat")
+        assert one.runtime.membership.id != before
+    await one.runtime.services.rates.drain()
+    assert endpoint.seen == []
+    for _ in range(9):  # until its earlier self has been silent for a lease
+        world.clock.advance(2 * SECOND)
+        await one.turn("heartbeat", "reap", "slots")
+    await one.turn("timers", "claim")
+    assert [(await endpoint.next()).json["attempt"], len(endpoint.seen)] == [2, 1]
+    assert [row["status"] for row in await world.attempts(run, 1)] == ["lost"]
+    assert (one.runtime.capacity.total, list(one.runtime.capacity.in_use.values())) == (1, [1])
