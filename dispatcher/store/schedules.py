@@ -152,13 +152,13 @@ INSERT = """
 """
 RESCHEDULE = Statement(
     """
-    update schedules s set run_at = g.run_at, updated_at = $4
-    from (
+    with held as materialized (
         select s.tenant_id, g.id, g.run_at from unnest($2::text[], $3::timestamptz[]) as g (id, run_at)
         cross join lateral (select s.tenant_id, s.status from schedules s where s.tenant_id = $1 and s.id = g.id offset 0 for update) s
         where s.status = 'scheduled'
-    ) g
-    where s.tenant_id = any (array[g.tenant_id]) and s.id = g.id
+    )
+    update schedules s set run_at = g.run_at, updated_at = $4
+    from held g where s.tenant_id = any (array[g.tenant_id]) and s.id = g.id
     returning s.id
     """,
     ScheduleId,
