@@ -37,7 +37,7 @@ from dispatcher.runtime.signals import Signals
 from dispatcher.runtime.tokens import AttemptToken, TokenMaker
 from dispatcher.runtime.turns import Turns, after, as_turn
 from dispatcher.settings import Settings
-from dispatcher.store import runs, tasks
+from dispatcher.store import journal, runs, tasks
 from dispatcher.store.database import Database
 from dispatcher.store.outcomes import AttemptFacts, Outcome, TaskKey
 from dispatcher.store.tasks import LiveTask
@@ -71,6 +71,8 @@ class _Group(msgspec.Struct, frozen=True):
 
 
 _MAY_BE_TURN = re.compile(rb"turn|\\u")  # a name may be written with escapes
+_MAY_BE_EVENT = re.compile(rb"event|\\u")
+_Leased = tuple[datetime, datetime | None]  # when a turn was, and when its log began where it goes on from another
 _KIND, _EVENT = msgspec.json.Decoder(_Kind), msgspec.json.Decoder(CallbackEvent)
 _ITEM, _GROUP = msgspec.json.Decoder(_Item), msgspec.json.Decoder(_Group)
 
@@ -221,7 +223,8 @@ class Callbacks:
                 return None
             speaker = self._speaker(item.token, now)
             key = (speaker.tenant_id, speaker.run_id, speaker.node)
-            return self._journals.begin(key, speaker.epoch, *self._checked(key, event, now))
+            leased = self._leased(key, event, now)
+            return self._journals.begin(key, speaker.epoch, *self._checked(key, event, leased, now)) if leased is not None else None
         except (msgspec.MsgspecError, EventRefused):
             return None
         except Problem as refused:
@@ -325,17 +328,30 @@ class Callbacks:
 
     async def _append(self, key: TaskKey, epoch: int, event: CallbackEvent) -> dict[str, Any]:
         """Operations of a durable task's turn."""
-        base, entries = self._checked(key, event, self._clock.now())
+        now = self._clock.now()
+        leased = self._leased(key, event, now)
+        if leased is None:
+            head = (await journal.heads(self._database, [key])).get(key)
+            leased = (head.started_at or now, head.continued) if head is not None else (now, None)
+        base, entries = self._checked(key, event, leased, now)
         return self._appended(await self._journals.append(key, epoch, base, entries))
 
-    def _checked(self, key: TaskKey, event: CallbackEvent, now: datetime) -> tuple[int, Entries]:
+    def _leased(self, key: TaskKey, event: CallbackEvent, now: datetime) -> _Leased | None:
+        """What the moments of an append are counted from, or None where that has to be looked up: of turns others have sent, for events."""
+        flight = self._deliveries.open.get(key)
+        if flight is not None:
+            return flight.assignment.started_at, flight.assignment.turn.since if flight.assignment.turn is not None else None
+        if any(_MAY_BE_EVENT.search(op) for op in event.ops):
+            return None
+        return created_at(key[1]) or now, None
+
+    def _checked(self, key: TaskKey, event: CallbackEvent, leased: _Leased, now: datetime) -> tuple[int, Entries]:
         """What an append holds, and how much of the log it knows. Raises Problem for what cannot be recorded."""
         if event.base is None or event.base < 0:
             raise problem("invalid_event", "append: `base` is how many entries of the log are known")
-        flight = self._deliveries.open.get(key)
-        leased_at = flight.assignment.started_at if flight is not None else created_at(key[1]) or now
+        leased_at, since = leased
         try:
-            return event.base, self._journals.check(key, [bytes(op) for op in event.ops], leased_at, now)
+            return event.base, self._journals.check(key, [bytes(op) for op in event.ops], leased_at, now, since)
         except OpRefused as refused:
             raise refusal(refused) from None
 

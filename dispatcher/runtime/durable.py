@@ -154,7 +154,7 @@ class Durable:
         known = await journal.uncancelled(self.database, key[0], list(started.values()), created) if started else set[str]()
         for op in branch.pending:
             name = rules.name_of(op)
-            wait = self._asked(op, created)
+            wait = self._asked(op, created, log)
             if wait is None or (wait.kind == "child" and started.get(name) not in known):
                 dropped.add(name)
                 continue
@@ -166,12 +166,13 @@ class Durable:
         closed, saved = branches.closed_by(entries), branches.saved_by(entries)
         return Seed(key, generation, entries, closed, saved, since, waits_left, children, given, branches.closes_inbox(entries))
 
-    def _asked(self, op: bytes, created: datetime) -> rules.Wait | None:
+    def _asked(self, op: bytes, created: datetime, log: Kept | None) -> rules.Wait | None:
         """What an operation waits for, read as when it was recorded: by what it says itself, or at least by now."""
         now = self.clock.now()
+        began = log.since if log is not None and log.input is not None and log.since is not None else created
         for at in (branches.moment_of(op, created, now), now):
             with suppress(OpRefused):
-                return rules.parse_ops([op], self.journals.bounds, rules.Moments(created, created, at)).waits[0]
+                return rules.parse_ops([op], self.journals.bounds, rules.Moments(began, created, at)).waits[0]
         return None
 
     async def _begin_anew(self, seed: Seed, run: OfRun, head: Head | None) -> None:

@@ -83,10 +83,10 @@ class Journals:
         """Wait for what has been submitted."""
         await self._commits.drain()
 
-    def check(self, key: TaskKey, ops: Sequence[bytes], leased_at: datetime, now: datetime) -> Entries:
-        """Operations that may be appended. Raises OpRefused."""
-        created = ids.created_at(key[1]) if b'"since"' in b"".join(ops) else None
-        return parse_ops(ops, self.bounds, Moments(created or leased_at, min(leased_at, now), now))
+    def check(self, key: TaskKey, ops: Sequence[bytes], leased_at: datetime, now: datetime, since: datetime | None) -> Entries:
+        """Operations that may be appended in a turn leased then. Their log began with its run, or at `since`. Raises OpRefused."""
+        began = (since or ids.created_at(key[1])) if b'"since"' in b"".join(ops) else None
+        return parse_ops(ops, self.bounds, Moments(began or leased_at, min(leased_at, now), now))
 
     async def append(self, key: TaskKey, epoch: int, base: int, entries: Entries) -> Answer:
         """Append; answers once it is durable. Raises Problem for all that is refused."""

@@ -113,7 +113,7 @@ class Turns:
         began = max([assignment.started_at, *[wait.settled_at for wait in over]])  # clocks of dispatchers differ: what came true has been
         members = self._members(assignment, head.turn, head.log_since or assignment.started_at, kind, began)
         begun = head.turn > 1 or head.log_len > 0
-        assignment.turn = Turn(members, head.log_len + len(merged), begun, head.cleanup, pending)
+        assignment.turn = Turn(members, head.log_len + len(merged), begun, head.cleanup, pending, since=head.continued)
         assignment.input = head.input if head.input is not None else assignment.input
         return opening
 
@@ -173,7 +173,7 @@ class Turns:
         segments = (await journal.segments(self._database, [(head, head.known_len)])).get(key, [])
         since = split(segment.entries for segment in segments if segment.base >= head.known_len)
         own = next((n for n, entry in enumerate(reversed(since)) if rules.is_completion(entry)), len(since))
-        return Turn(b"", head.log_len - own, task.begun, task.cleanup)
+        return Turn(b"", head.log_len - own, task.begun, task.cleanup, since=head.continued)
 
     async def record(self, key: TaskKey, epoch: int, leased_at: datetime, turned: Turned, turn: Turn) -> int | Answer:
         """The length of the log once an answer's operations are in it, or what is answered instead."""
@@ -182,13 +182,13 @@ class Turns:
         if not ops:
             return base if base <= turn.base else await self._length(key, turn.base)
         try:
-            entries = self._journals.check(key, ops, leased_at, self._clock.now())
+            entries = self._journals.check(key, ops, leased_at, self._clock.now(), turn.since)
             return (await self._journals.append(key, epoch, base, entries)).length
         except OpRefused as refused:
             return Failed(refused.code, str(refused))
         except Problem as error:
             if error.code == "log_conflict":
-                return await self._rest(key, epoch, leased_at, base, ops, counted=turned.base is not None)
+                return await self._rest(key, epoch, leased_at, turn.since, base, ops, counted=turned.base is not None)
             if is_passing(error):
                 return LocalFault(error.code, error.detail)
             return Failed(error.code, error.detail)
@@ -214,7 +214,9 @@ class Turns:
         head = (await journal.heads(self._database, [key])).get(key)
         return head.log_len if head is not None else known
 
-    async def _rest(self, key: TaskKey, epoch: int, leased_at: datetime, base: int, ops: list[bytes], *, counted: bool) -> int | Answer:
+    async def _rest(
+        self, key: TaskKey, epoch: int, leased_at: datetime, since: datetime | None, base: int, ops: list[bytes], *, counted: bool
+    ) -> int | Answer:
         """An answer whose first operations are in the log already, from an append whose reply was lost: the others follow.
 
         Where the endpoint has not `counted`, a reducer, any of them may be, from whatever it has appended in this turn.
@@ -230,7 +232,7 @@ class Turns:
         else:
             return conflict
         try:
-            entries = self._journals.check(key, left, leased_at, self._clock.now())
+            entries = self._journals.check(key, left, leased_at, self._clock.now(), since)
             return (await self._journals.append(key, epoch, len(known), entries)).length
         except OpRefused as refused:
             return Failed(refused.code, str(refused))

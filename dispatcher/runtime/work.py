@@ -33,7 +33,8 @@ class Turn:
     """What an attempt of a durable task is sent with: `members` go into its envelope, `base` is how long the log was as it was opened.
 
     `pending` are operations an earlier try of this turn has asked for (state mode). `blocked` is why it cannot be sent at all; `elsewhere`
-    means it goes to another address than the endpoint's current one, whose health it says nothing about.
+    means it goes to another address than the endpoint's current one, whose health it says nothing about. `since` is when its log began,
+    where that is not the run's first.
     """
 
     members: bytes
@@ -43,6 +44,7 @@ class Turn:
     pending: frozenset[str] = frozenset()
     blocked: Mismatched | None = None
     elsewhere: bool = False
+    since: datetime | None = None
 
 
 @dataclass(slots=True)

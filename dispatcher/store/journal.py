@@ -79,6 +79,11 @@ class Head:
         """Which task."""
         return (self.tenant_id, self.run_id, self.node)
 
+    @property
+    def continued(self) -> datetime | None:
+        """When its log began, if that goes on from another, which had seen what came before."""
+        return self.log_since if self.input is not None else None
+
 
 @dataclass(frozen=True, slots=True)
 class Over:

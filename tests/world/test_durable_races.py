@@ -173,6 +173,55 @@ async def test_an_event_is_not_taken_twice_by_a_loop_of_waits(world: World, one:
     assert (await world.over(run_id))["status"] == "succeeded"
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_nor_where_the_wait_is_recorded_by_another_dispatcher(world: World, one: Node, grouped: bool) -> None:
+    """By an endpoint whose clock is a minute behind: what counts is when its turn was leased, wherever that was."""
+    two = await world.node("two")
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    answer(await endpoint.next(), "wait", base=0, ops=[pending("event", "e#0", key="k")], wake="e#0")
+    await world.task(run_id, state="waiting")
+    await world.advance(timedelta(seconds=10))
+    await one.call("POST", "/v1/events", {"type": "k", "data": 1})
+    turn = await endpoint.next()
+    await world.advance(timedelta(seconds=10))
+    (other,) = (node for node in (one, two) if not node.runtime.services.callbacks._deliveries.open)
+    append = {"type": "append", "base": 2, "ops": [{**pending("event", "e#1", key="k"), "at": "2026-03-01T11:59:05.000Z"}]}
+    if grouped:
+        await other.call("POST", "/v1/callbacks", {"items": [{"token": turn.json["token"], "events": [append]}]})
+    else:
+        await other.callback(turn.json["token"], append)
+    since = await world.database.fetchval("select since from waits where id = 'e#1'")
+    assert since > (await world.task(run_id))["started_at"]
+    answer(turn, "wait", base=3, wake="e#1")
+    await world.task(run_id, state="waiting")
+    for node in (one, two):
+        await node.turn("waits")
+    assert (await world.task(run_id))["state"] == "waiting", "the event woke two waits"
+
+
+async def test_what_a_log_has_seen_is_before_the_start_of_the_next(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    turn = await endpoint.next()
+    wait = pending("event", "e#0", key="k", scope="s", since="start")
+    for n in range(2):
+        answer(turn, "wait", base=0, ops=[wait], wake="e#0")
+        await world.task(run_id, state="waiting", turn=2 * n + 2)
+        await one.turn("waits")
+        assert (await world.task(run_id))["state"] == "waiting", "it was for the log before"
+        await world.advance(timedelta(seconds=10))
+        await one.call("POST", "/v1/events", {"type": "k", "data": n, "scope": "s"})
+        turn = await endpoint.next()
+        assert log_of(turn)[-1]["value"]["data"] == n
+        await world.advance(timedelta(seconds=10))
+        answer(turn, "continue", base=2, input={"round": n})
+        turn = await endpoint.next()
+    await one.call("POST", "/v1/events", {"type": "k", "data": 2, "scope": "s"})
+    answer(turn, "wait", base=0, ops=[wait], wake="e#0")
+    assert log_of(await endpoint.next())[-1]["value"]["data"] == 2, "and what came in its own life counts"
+
+
 async def test_a_scope_keeps_others_out(world: World, one: Node) -> None:
     endpoint = await durable_endpoint(world, one, entry("order"))
     run_id = await one.trigger("order")
