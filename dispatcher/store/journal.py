@@ -381,7 +381,8 @@ CHILDREN = Statement(
 UNCANCELLED = """
     select r.id from runs r
     where r.tenant_id = $1 and r.id = any($2::text[]) and r.doomed_at is null and r.cancel_reason is null
-      and not exists (select from tasks t where t.tenant_id = r.tenant_id and t.run_id = r.id and (t.cancel_at is not null or t.cleanup))
+      and not exists (select from tasks t where t.tenant_id = r.tenant_id and t.run_id = r.id and (t.cancel_at is not null or t.cleanup)
+                      offset 0)
     union all
     select h.id from run_history h where h.tenant_id = $1 and h.id = any($2::text[]) and h.status <> 'cancelled' and h.finished_at >= $3
 """
