@@ -53,7 +53,7 @@ from handlers_sdk.ops import (
 )
 from handlers_sdk.replay_loop import new_loop, untrace
 from handlers_sdk.schemas import Codec
-from handlers_sdk.scopes import Scope
+from handlers_sdk.scopes import Scope, was_cancelled
 from handlers_sdk.unwinding import is_busy, meant_by, tell_next
 from handlers_sdk.wakes import wake_of
 
@@ -654,9 +654,9 @@ class Replay:
         if error is not None and not isinstance(error, Exception):
             op.set_exception(error)
             return
-        # One that was cancelled and came to something all the same is run again in each turn, which cancels it again; so is one that would
-        # hide messages that are not all its own.
-        closes = not (isinstance(task, asyncio.Task) and task.cancelling()) and not self._inbox.crosses(op.id)
+        # One that was cancelled and came to something all the same is run again in each turn, which cancels it again. So is one in which
+        # something goes on, which could not be recorded any more, and one that would hide messages that are not all its own.
+        closes = not (was_cancelled(task) or op.goes_on(reversed(self._asked.values())) or self._inbox.crosses(op.id))
         at = self._stamp() if closes else self._at
         try:
             if error is not None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 
+from handlers_sdk.matching import ENDPOINTS_OWN
 from handlers_sdk.ops import Op
 
 
@@ -19,6 +22,11 @@ class Scope(Op[Any]):
         """Tell its function. False when that has returned: what it came to stands, here as in the log."""
         return self.running is not None and self.running.cancel(msg)
 
+    def goes_on(self, asked: Iterable[Op[Any]]) -> bool:
+        """Whether a step or a scope in it has not ended though its function has. `asked` is all that was asked for, the latest first."""
+        since = takewhile(lambda op: op is not self, asked)
+        return any(not op.done() and op.kind in ENDPOINTS_OWN and op.id.startswith(self.id + "/") for op in since)
+
     def let_go(self) -> None:
         """Of what runs, too."""
         super().let_go()
@@ -27,3 +35,8 @@ class Scope(Op[Any]):
     def given_up(self) -> None:
         """Its function has ended as one that is cancelled does."""
         super().cancel()
+
+
+def was_cancelled(running: asyncio.Future[Any]) -> bool:
+    """Whether a function that has come to something had been told to end."""
+    return isinstance(running, asyncio.Task) and running.cancelling() > 0

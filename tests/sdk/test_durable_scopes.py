@@ -118,6 +118,20 @@ async def of_one_thing(ctx: DurableContext) -> Any:
         return [done, await ctx.run("after", echo, 2)]
 
 
+async def that_leaves_something_behind(ctx: DurableContext) -> Any:
+    """What a closed scope still did could not be recorded; so it does not close before."""
+    left: list[Any] = []
+
+    async def part() -> str:
+        left.append(asyncio.create_task(asyncio.wait([ctx.run("left", echo, 1)])))
+        await ctx.aio_sleep_for("1m")
+        left.append(ctx.run("behind", echo, 1))
+        return "part"
+
+    said = await ctx.scope("part", part)
+    return [said, await left[1], await ctx.run("after", echo, 2)]
+
+
 async def when_it_is_over(ctx: DurableContext) -> Any:
     """What it came to is on its way into the log, or is there: the one who waits is cancelled, the scope is not."""
 
@@ -151,6 +165,9 @@ SHAPES: dict[str, tuple[Handler, Any, list[str]]] = {
         ["failing#0/refused#0", "part#0/instead#0"],
     ),
     "of one thing": (of_one_thing, [1, 2], ["after#0", "done#0/one#0"]),
+    "that leaves something behind": (
+        that_leaves_something_behind, ["part", 1, 2], ["after#0", "part#0/behind#0", "part#0/left#0"],
+    ),
     "when it is over": (when_it_is_over, [False, True, 7], []),
 }  # fmt: skip
 
@@ -170,6 +187,10 @@ async def test_it_ends_and_does_nothing_more(name: str) -> None:
     run = await tester.run("parted")
     assert (run.status, run.output) == ("succeeded", SHAPES[name][1])
     assert sorted(step for _, step in tester.double.steps) == SHAPES[name][2]
+    closed: set[str] = set()
+    for entry in run.entries:
+        assert entry["op"] != "step" or not closed & {entry["id"].rpartition("/")[0]}, "nothing is recorded in a closed scope"
+        closed |= {entry["id"]} if entry["op"] == "scope" else set()
 
 
 @pytest.mark.parametrize("unreachable", [False, True])
