@@ -89,9 +89,9 @@ class Ticks:
             self.parts.services.gates.promoted(promoted)
         more = len(promoted) >= _BATCH
         more |= await self.parts.membership.end_leases(now, _BATCH)
-        bound_at = await self.parts.services.pausing.tick(now)
         more |= await self.parts.membership.expire(now, _BATCH)
         more |= await self.parts.services.cancellation.enforce_due(now, _BATCH) >= _BATCH
+        bound_at = await self.parts.services.pausing.tick(now)
         if more:
             return now
         next_timer = _later(await tasks.next_timer(self.parts.services.database), now)

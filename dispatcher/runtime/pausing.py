@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
@@ -15,12 +15,14 @@ from dispatcher.runtime.directory import Directory
 from dispatcher.store import audit, gates, pausing, registry, removals
 from dispatcher.store.database import Database
 from dispatcher.store.outcomes import TaskKey
-from dispatcher.store.pausing import Pause
+from dispatcher.store.pausing import Page, Pause
 from dispatcher.store.tasks import LiveTask
 
 OnSchedule = Literal["queue", "drop"]
 _LOOKS = 10  # while the shortest bound of a paused workflow lasts, at those that have come
 _LEAST, _MOST = timedelta(seconds=1), timedelta(minutes=1)  # between two looks
+_PAGE = 2_000  # tasks that are looked at in one statement
+_NEXT_PAGE = timedelta(milliseconds=100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Pausing:
         self._changed = changed
         self._ids = IdMaker()
         self._bound_at: datetime | None = None
+        self._pages: dict[int, Page] = {}
+        """Of tenants that have not been looked at yet, since it was last time to."""
 
     async def change(self, tenant_id: int, name: str, wanted: PauseChange) -> None:
         """Pause or resume a workflow, or change what a pause means for it. Raises Problem unknown_workflow."""
@@ -56,7 +60,8 @@ class Pausing:
             if before.paused_at is not None and after.paused_at is None:
                 workflow = await self._directory.workflow_version(tenant_id, before.id, before.version)
                 await pausing.resume(conn, tenant_id, before.id, workflow.schedule_ms, now)
-            await pausing.bound(conn, [(tenant_id, before.id)])
+            await pausing.bound(conn, tenant_id, [before.id], Page(), _PAGE)
+        self._bound_at = None
         await self._changed()
 
     async def tick(self, now: datetime) -> datetime | None:
@@ -64,19 +69,30 @@ class Pausing:
 
         Whoever writes a task need not know of the pause. What this comes too late for is bounded all the same, just later.
         """
-        bounded = {
-            (tenant_id, id): row.queue_ttl_ms
-            for tenant_id, picture in self._directory.pictures.items()
-            for id, row in picture.paused.items()
-            if row.queue_ttl_ms is not None
-        }
+        bounded: dict[int, dict[int, int]] = {}
+        for tenant_id, picture in self._directory.pictures.items():
+            ttls = {id: row.queue_ttl_ms for id, row in picture.paused.items() if row.queue_ttl_ms is not None}
+            if ttls:
+                bounded[tenant_id] = ttls
         if not bounded:
+            self._pages.clear()
             return None
-        if self._bound_at is None or now >= self._bound_at:
-            await pausing.bound(self._database, list(bounded))
-            every = timedelta(milliseconds=min(bounded.values()) / _LOOKS)
+        if not self._pages and (self._bound_at is None or now >= self._bound_at):
+            every = timedelta(milliseconds=min(ttl for ttls in bounded.values() for ttl in ttls.values()) / _LOOKS)
             self._bound_at = now + min(max(every, _LEAST), _MOST)
-        return self._bound_at
+            self._pages = dict.fromkeys(bounded, Page())
+        await self._bound(bounded)
+        return now + _NEXT_PAGE if self._pages else self._bound_at
+
+    async def _bound(self, bounded: Mapping[int, Mapping[int, int]]) -> None:
+        """Look at what is left, up to the first page of many."""
+        while self._pages:
+            tenant_id, page = self._pages.popitem()
+            more = await pausing.bound(self._database, tenant_id, list(bounded.get(tenant_id, ())), page, _PAGE)
+            if more is not None:
+                self._pages[tenant_id] = more
+                if more.run_id:
+                    return
 
     async def remove(self, tenant_id: int, name: str, actor: str | None) -> None:
         """Remove a workflow with its crons, its schedules and its filters. It comes back when an endpoint registers it again.

@@ -22,6 +22,24 @@ class Pause:
     on_schedule: str
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What of a tenant is looked at next: tasks, and then runs, that come behind this one."""
+
+    of_tasks: bool = True
+    run_id: str = ""
+    node: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The last of the rows that were looked at, and how many they were."""
+
+    run_id: str
+    node: int
+    looked: int
+
+
 GET = Statement(
     """
     select id, version, paused_at, queue_ttl_ms, on_schedule from workflows where tenant_id = $1 and name = $2 and removed_at is null
@@ -42,36 +60,61 @@ RESUME = """
 RESUME_RUNS = """
     update runs set schedule_deadline = $3 where tenant_id = $1 and workflow_id = $2 and gate_wait is not null
 """
-# While a workflow is paused, nothing that waits for it may wait for longer than the pause says. Not what somebody else has at hand: that is
-# seen the next time. A workflow that is being changed will be seen then too, so that no deadline of a resumed one is overwritten.
-BOUND = """
-    with paused as materialized (
-        select tenant_id, id, paused_at, queue_ttl_ms * interval '1 millisecond' as ttl from workflows
-        where tenant_id = any ($1::int[]) and id = any ($2::int[]) and paused_at is not null and queue_ttl_ms is not null
+# While a workflow is paused, nothing that waits for it may wait for longer than the pause says. A tenant's live tasks are gone through a
+# page at a time, since no index leads to what waits for a workflow. What somebody else has at hand is seen the next time; so is a workflow
+# that is being changed, lest a deadline of a resumed one be overwritten.
+BOUND = Statement(
+    """
+    with page as materialized (
+        select t.run_id, t.node, t.workflow_id from tasks t
+        where t.tenant_id = $1 and t.run_id >= $3 and (t.run_id, t.node) > ($3, $4) order by t.run_id, t.node limit $5
+    ), paused as materialized (
+        select id, paused_at, queue_ttl_ms * interval '1 millisecond' as ttl from workflows
+        where tenant_id = $1 and id = any ($2::int[]) and paused_at is not null and queue_ttl_ms is not null
         for share skip locked
     ), changed as materialized (
-        select t.tenant_id, t.run_id, t.node, greatest(t.due_at, p.paused_at) + p.ttl as until
-        from paused p join tasks t on t.tenant_id = p.tenant_id and t.workflow_id = p.id
-        where t.state in ('queued', 'gated', 'scheduled') and t.schedule_deadline is distinct from greatest(t.due_at, p.paused_at) + p.ttl
-          and coalesce(t.turn, 1) = 1 and coalesce(t.log_len, 0) = 0 and t.cleanup is null
-        for update of t skip locked
+        select t.tenant_id, t.run_id, t.node, t.until
+        from page g join paused p on p.id = g.workflow_id
+        cross join lateral (
+            select t.tenant_id, t.run_id, t.node, greatest(t.due_at, p.paused_at) + p.ttl as until from tasks t
+            where t.tenant_id = any (array[$1]) and t.run_id = g.run_id and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
+              and t.schedule_deadline is distinct from greatest(t.due_at, p.paused_at) + p.ttl
+              and coalesce(t.turn, 1) = 1 and coalesce(t.log_len, 0) = 0 and t.cleanup is null
+            for update skip locked
+        ) t
+    ), bounded as (
+        update tasks t set schedule_deadline = c.until from changed c
+        where t.tenant_id = any (array[c.tenant_id]) and t.run_id = c.run_id and t.node = c.node
     )
-    update tasks t set schedule_deadline = c.until from changed c
-    where t.tenant_id = any (array[c.tenant_id]) and t.run_id = c.run_id and t.node = c.node
-"""
-BOUND_RUNS = """
-    with paused as materialized (
-        select tenant_id, id, paused_at, queue_ttl_ms * interval '1 millisecond' as ttl from workflows
-        where tenant_id = any ($1::int[]) and id = any ($2::int[]) and paused_at is not null and queue_ttl_ms is not null
+    select run_id, node, (select count(*) from page)::int as looked from page order by run_id desc, node desc limit 1
+    """,
+    Looked,
+)
+# The same of runs of graphs that stand in line; $4 says nothing.
+BOUND_RUNS = Statement(
+    """
+    with page as materialized (
+        select r.id, r.workflow_id from runs r where r.tenant_id = $1 and r.id > $3 and $4::smallint is not null order by r.id limit $5
+    ), paused as materialized (
+        select id, paused_at, queue_ttl_ms * interval '1 millisecond' as ttl from workflows
+        where tenant_id = $1 and id = any ($2::int[]) and paused_at is not null and queue_ttl_ms is not null
         for share skip locked
     ), changed as materialized (
-        select r.tenant_id, r.id, greatest(r.arrived_at, p.paused_at) + p.ttl as until
-        from paused p join runs r on r.tenant_id = p.tenant_id and r.workflow_id = p.id
-        where r.gate_wait is not null and r.schedule_deadline is distinct from greatest(r.arrived_at, p.paused_at) + p.ttl
-        for update of r skip locked
+        select r.tenant_id, r.id, r.until
+        from page g join paused p on p.id = g.workflow_id
+        cross join lateral (
+            select r.tenant_id, r.id, greatest(r.arrived_at, p.paused_at) + p.ttl as until from runs r
+            where r.tenant_id = any (array[$1]) and r.id = g.id and case when r.gate_wait is null then false else true end
+              and r.schedule_deadline is distinct from greatest(r.arrived_at, p.paused_at) + p.ttl
+            for update skip locked
+        ) r
+    ), bounded as (
+        update runs r set schedule_deadline = c.until from changed c where r.tenant_id = any (array[c.tenant_id]) and r.id = c.id
     )
-    update runs r set schedule_deadline = c.until from changed c where r.tenant_id = any (array[c.tenant_id]) and r.id = c.id
-"""
+    select id as run_id, 0::smallint as node, (select count(*) from page)::int as looked from page order by id desc limit 1
+    """,
+    Looked,
+)
 # Only what is late still: whoever resumed the workflow meanwhile has given its tasks new deadlines.
 POSTPONE = """
     update tasks t set schedule_deadline = g.until
@@ -128,11 +171,15 @@ async def returned(conn: Connection, tenant_id: int, endpoint_id: str, now: date
     await conn.execute(RETURNED_RUNS, tenant_id, endpoint_id, now)
 
 
-async def bound(db: Database | Connection, workflows: Sequence[tuple[int, int]]) -> None:
-    """Let nothing wait for longer than its pause says, of those of these workflows (tenant id, id) that are paused with a bound."""
-    tenants, ids = [tenant_id for tenant_id, _ in workflows], [id for _, id in workflows]
-    await db.execute(BOUND, tenants, ids)
-    await db.execute(BOUND_RUNS, tenants, ids)
+async def bound(db: Database | Connection, tenant_id: int, workflow_ids: Sequence[int], page: Page, limit: int) -> Page | None:
+    """Let nothing on a page wait for longer than its pause says, of those of these workflows that are paused with a bound; answers the next
+    page, None behind the last. A page is `limit` of the tenant's tasks at most, or of its runs.
+    """
+    statement = BOUND if page.of_tasks else BOUND_RUNS
+    last = statement.first(await db.fetch(statement.sql, tenant_id, list(workflow_ids), page.run_id, page.node, limit))
+    if last is not None and last.looked == limit:
+        return Page(page.of_tasks, last.run_id, last.node)
+    return Page(of_tasks=False) if page.of_tasks else None
 
 
 async def postpone(db: Database, tasks: Sequence[tuple[TaskKey, datetime | None]], now: datetime) -> None:

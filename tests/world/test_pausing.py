@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from dispatcher.store import pausing
+from dispatcher.store.pausing import Page
 from tests.world.graph_runs import answer, finished, graph, look, settled
 from tests.world.world import Node, World
 
@@ -97,14 +98,30 @@ async def test_who_bounds_a_pause_leaves_what_was_resumed_and_what_has_begun(wor
     await _pause(one, paused=True, queue_ttl="1m")
     run_id = await one.trigger("work")
     await world.database.execute("update tasks set durable = true, turn = 2, schedule_deadline = null where run_id = $1", run_id)
-    workflow = await world.database.fetchval("select id from workflows where name = 'work'")
-    await pausing.bound(world.database, [(1, workflow)])
+    ((tenant, workflow),) = await world.database.fetch("select tenant_id, id from workflows where name = 'work'")
+    await pausing.bound(world.database, tenant, [workflow], Page(), 10)
     assert (await world.task(run_id))["schedule_deadline"] is None
     await world.database.execute("update tasks set turn = null where run_id = $1", run_id)
     await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
     await _pause(one, paused=False)
-    await pausing.bound(world.database, [(1, workflow)])
+    await pausing.bound(world.database, tenant, [workflow], Page(), 10)
     assert (await world.task(run_id))["schedule_deadline"] == world.now + timedelta(minutes=5)
+
+
+async def test_what_waits_is_bounded_a_page_at_a_time(world: World, one: Node) -> None:
+    await world.endpoint(one, [HANDLER, {"name": "other"}])
+    await _pause(one, paused=True)
+    runs = [await one.trigger(name) for name in ("work", "other", "work", "other", "work")]
+    ((tenant, workflow),) = await world.database.fetch(
+        "update workflows set queue_ttl_ms = 60000 where name = 'work' returning tenant_id, id"
+    )
+    seen, page = list[Page](), cast("Page | None", Page())
+    while page is not None:
+        seen.append(page)
+        page = await pausing.bound(world.database, tenant, [workflow], page, 2)
+    assert [one.of_tasks for one in seen] == [True] * 3 + [False] * 3  # two full ones and what is left, of the tasks and of the runs
+    deadlines = [(await world.task(run_id))["schedule_deadline"] for run_id in runs[::2]]
+    assert deadlines == [world.now + timedelta(minutes=1)] * 3
 
 
 async def test_what_runs_when_a_workflow_is_paused_goes_on_and_its_retry_waits(world: World, one: Node) -> None:
