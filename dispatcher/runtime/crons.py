@@ -85,7 +85,7 @@ class Crons:
                 raise problem("cron_declared", f"the workflow {before.workflow!r} declares {before.name!r}; only `enabled` can be changed")
             row = _changed(before, changes, now)
             if "input" in changes or "metadata" in changes:
-                await self._intake.judge(RunRequest(tenant_id, before.workflow, row.input, row.metadata, row.priority))
+                self._intake.judge_as_known(RunRequest(tenant_id, before.workflow, row.input, row.metadata, row.priority))
             if not await store.update(conn, tenant_id, row, now):
                 raise problem("cron_exists", f"{before.workflow!r} has another cron {row.name!r} with the expression {row.expression!r}")
         self._due(row)

@@ -128,6 +128,10 @@ class Intake:
     async def judge(self, request: RunRequest) -> None:
         """Raises Problem limit_failed where this run could not be told what limits it, as its workflow is now."""
         await self._catch_up([(request.tenant_id, request.workflow)])
+        self.judge_as_known(request)
+
+    def judge_as_known(self, request: RunRequest) -> None:
+        """The same by what is known here, for callers that hold a connection while they ask."""
         fate = self.prepare(request) if request.tenant_id in self._directory.pictures else None
         if isinstance(fate, Problem) and fate.code == "limit_failed":
             raise fate

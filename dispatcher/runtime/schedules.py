@@ -93,7 +93,7 @@ class Schedules:
                 raise _unknown(schedule_id)
             row = replace(before, **changes)
             if "input" in changes or "metadata" in changes:
-                await self._intake.judge(RunRequest(tenant_id, row.workflow, row.input or b"{}", row.metadata, row.priority))
+                self._intake.judge_as_known(RunRequest(tenant_id, row.workflow, row.input or b"{}", row.metadata, row.priority))
             if not await store.change(conn, tenant_id, row, self._clock.now()):
                 raise _settled(before)
         self.on_due(row.run_at)
