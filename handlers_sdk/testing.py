@@ -116,7 +116,7 @@ async def crash_everywhere(make: Callable[[int | None], DurableTester], workflow
     """Run once undisturbed, then once for every point at which the endpoint can die; each must come to the same. How many there were.
 
     `make(crash_at)` makes a fresh tester. Points are before and after each write to the log and each answer of a turn. AssertionError
-    when a result differs, or a step whose result was recorded is run again.
+    when a result differs, a step whose result was recorded is run again, or a step is left out.
     """
     first = make(None)
     expected = await first.run(workflow, input)
@@ -127,6 +127,8 @@ async def crash_everywhere(make: Callable[[int | None], DurableTester], workflow
         assert came == should, f"killed at point {point} it came to {came}, undisturbed to {should}"
         often = {step: count for step, count in (tester.double.steps - first.double.steps).items() if count > 1}
         assert not often, f"killed once, at point {point}, steps were called more than once again: {often}"
+        left = sorted(first.double.steps.keys() - tester.double.steps.keys())
+        assert not left, f"killed at point {point} it left out steps that it calls undisturbed: {left}"
     return first.double.points
 
 

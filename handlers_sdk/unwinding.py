@@ -21,7 +21,7 @@ from handlers_sdk.scopes import Scope
 
 def is_busy(ops: Iterable[Op[Any]]) -> bool:
     """Whether a step is to come to its end, or a result on its way into the log, before all stands still."""
-    return any(op.kind in ENDPOINTS_OWN and not op.done() and not _runs(op) for op in ops)
+    return any(op.kind in ENDPOINTS_OWN and not op.done() and not _is_open(op) for op in ops)
 
 
 def tell_next(loop: ReplayLoop, reason: str) -> bool:
@@ -55,5 +55,6 @@ class _CancelledTwice(Cancelled, asyncio.CancelledError):
     """For one who was asked to end beside: by a TaskGroup that fails, where it is the run that ends, or by who will wait for its end."""
 
 
-def _runs(op: Op[Any]) -> bool:
-    return isinstance(op, Scope) and op.running is not None and not op.running.done()
+def _is_open(op: Op[Any]) -> bool:
+    """Whether it is a scope that its function keeps open, or that the log has closed later on: here as there, nobody waits for that."""
+    return isinstance(op, Scope) and op.work is None

@@ -395,3 +395,16 @@ async def test_a_fan_out_of_a_thousand_wakes_its_parent_once() -> None:
         again = with_world(SHAPES["fan-out"], crash_at=point)
         assert (await again.run(fan_out, {"n": FAN_OUT})).output == run.output
         assert len(again.double.runs) == FAN_OUT + 1, "children are never started twice"
+
+
+async def test_a_step_that_is_left_out_after_a_crash_is_told_of() -> None:
+    def make(crash_at: int | None) -> DurableTester:
+        async def forgetful(input: dict[str, Any], ctx: DurableContext) -> None:
+            await ctx.run("kept", echo, 1)
+            if crash_at != 2:
+                await ctx.run("left", echo, 2)
+
+        return DurableTester([Dispatcher().durable_task(name="forgetful")(forgetful)], crash_at=crash_at)
+
+    with pytest.raises(AssertionError, match=r"killed at point 2 it left out steps.*left#0"):
+        await crash_everywhere(make, "forgetful")

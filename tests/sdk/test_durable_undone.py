@@ -201,6 +201,30 @@ async def waiting_for_each_other(ctx: DurableContext) -> None:
         group.create_task(ctx.scope("taking", taking))
 
 
+async def that_close_while_others_hear(ctx: DurableContext) -> None:
+    """A younger task hears before the scope does, live and where the log has the scope closed already."""
+
+    async def kept() -> None:
+        try:
+            await asyncio.sleep(36_000)
+        except Cancelled:
+            await ctx.run("undo-kept", one, 1)
+
+    async def beside() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await ctx.run("undo-beside", one, 1)
+
+    left = [ctx.scope("kept", kept), asyncio.create_task(beside())]
+    try:
+        await asyncio.Event().wait()
+    finally:
+        for n in range(2):
+            await ctx.run("undo-main", one, n)
+        del left
+
+
 async def that_end_others(ctx: DurableContext) -> None:
     """What the handler itself ends as it undoes hears it as always."""
     event = asyncio.Event()
@@ -230,6 +254,7 @@ UNDONE: dict[str, tuple[Callable[[DurableContext], Coroutine[Any, Any, None]], d
     "in the background": (in_the_background, {"a": 2}),
     "together when one fails": (together_when_one_fails, {"failing": 1, "a": 3}),
     "waiting for each other": (waiting_for_each_other, {"giving": 1, "taking": 2}),
+    "that close while others hear": (that_close_while_others_hear, {"kept": 1, "beside": 1, "main": 2}),
     "that end others": (that_end_others, {"beside": 1, "main-True": 1}),
 }
 
