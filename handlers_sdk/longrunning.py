@@ -92,7 +92,7 @@ def _left(ctx: DurableContext, ms: int) -> int:
     asked = ctx._replay.asked_before(TIMER)  # noqa: SLF001 - one package
     if asked is not None or "first_started_at" not in turn:
         return int((asked or {}).get("ms", ms))
-    return max(0, ms - (ms_of(turn["started_at"]) - ms_of(turn["first_started_at"])))
+    return max(1, ms - (ms_of(turn["started_at"]) - ms_of(turn["first_started_at"])))
 
 
 async def _tried(handler: Callable[[], Coroutine[Any, Any, Any]], ctx: DurableContext, retry: Retry | None) -> Any:

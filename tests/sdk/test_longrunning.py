@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -129,6 +131,30 @@ async def test_a_timeout_goes_on_where_a_task_begins_anew(timeout: str, ended: t
     for point in range(tester.double.points):
         again = await DurableTester([pages], crash_at=point).run(pages, {}, options)
         assert (again.status, again.output, again.error, again.entries[:1]) == (run.status, run.output, run.error, run.entries[:1])
+
+
+@dispatcher.durable_task()
+async def stubborn(input: dict[str, Any], ctx: DurableContext) -> None:
+    if "again" not in input:
+        with suppress(asyncio.CancelledError):
+            await ctx.aio_sleep_for("10h")
+        ctx.continue_as_new({"again": True})
+    try:
+        async with asyncio.timeout(60):
+            await ctx.aio_sleep_for("10s")
+    finally:
+        await ctx.run("undo", echo, 1)
+        await ctx.run("undo more", echo, 1)
+
+
+async def test_one_that_begins_anew_when_its_time_is_over_replays() -> None:
+    options = options_of("2h", None)
+    tester = DurableTester([stubborn])
+    run = await tester.run(stubborn, {}, options)
+    assert (run.status, run.error and run.error["code"]) == ("failed", "timed_out")
+    for point in range(tester.double.points):
+        again = await DurableTester([stubborn], crash_at=point).run(stubborn, {}, options)
+        assert (again.status, again.error) == (run.status, run.error), point
 
 
 async def test_tasks_speak_to_tasks() -> None:
