@@ -42,7 +42,8 @@ class Memos:
         """The memo of a key: what was asked for in this scope or one around it, or else what `begin` asks for now.
 
         `fn` is the function where the key was made of its name: another one of that name is refused with a ConfigError. A memo that
-        everybody gave up is asked for anew.
+        everybody of its own scope gave up is asked for anew: inner scopes that wait on for the step have no say in that, since replays do
+        not hear of them once they are closed.
         """
         made_of = _made_of(fn)
         for around in _outwards(scope):
@@ -53,22 +54,28 @@ class Memos:
                         f"memo of {_name(fn)}: another function of that name, or one that has captured something else, has been called "
                         'with the same arguments; give each a key: ctx.memo(…, key="…")'
                     )
-                return memo.share()
-        memo = self._known[scope, key] = _Memo(begin(), made_of)
-        return memo.share()
+                return memo.share(self._forget_one if around == scope else None)
+        memo = self._known[scope, key] = _Memo(begin(), made_of, (scope, key))
+        return memo.share(self._forget_one)
 
     def forget(self) -> None:
         """The turn is over."""
         self._known.clear()
 
+    def _forget_one(self, memo: _Memo) -> None:
+        if self._known.get(memo.at) is memo:
+            del self._known[memo.at]
+
 
 @dataclass(slots=True)
 class _Memo:
-    """A step, and how many wait for it."""
+    """A step, and how many wait for it: all of them, and those of the scope that it belongs to."""
 
     op: Op[Any]
     made_of: Any
+    at: tuple[str, str]
     waiting: int = 0
+    own: int = 0
 
     @property
     def is_wanted(self) -> bool:
@@ -77,19 +84,26 @@ class _Memo:
             return True
         return not self.op.cancelled() and not isinstance(self.op.exception(), Interruption)
 
-    def share(self) -> Op[Any]:
-        """One caller's part in it, which can be given up alone."""
+    def share(self, forget: Callable[[_Memo], None] | None) -> Op[Any]:
+        """One caller's part in it, which can be given up alone; the last one of its own scope, which are given how, forgets it."""
         if self.op.done():
             return self.op
         part: Op[Any] = Op(loop=self.op.get_loop())  # type: ignore[abstract]  # see Op
         part.number = self.op.number
-        part.drop = self._left
+        part.drop = partial(self._left, forget)
         self.waiting += 1
+        self.own += forget is not None
         self.op.add_done_callback(partial(_pass_on, part))
         return part
 
-    def _left(self, _: Op[Any]) -> None:
+    def _left(self, forget: Callable[[_Memo], None] | None, _: Op[Any]) -> None:
+        if self.op.done():  # what it came to is known
+            return
         self.waiting -= 1
+        if forget is not None:
+            self.own -= 1
+            if not self.own:
+                forget(self)
         if not self.waiting:
             self.op.cancel()
 

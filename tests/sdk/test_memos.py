@@ -202,6 +202,64 @@ async def test_what_all_gave_up_is_asked_for_anew(dispatcher: Dispatcher) -> Non
     assert await came_to(dispatcher, body) == [7, 7, 8]
 
 
+@pytest.mark.parametrize("asked", [1, 2])
+async def test_what_the_handler_gave_up_is_anew_though_a_scope_goes_on_with_it(dispatcher: Dispatcher, asked: int) -> None:
+    async def body(ctx: DurableContext) -> Any:
+        async def branch() -> Any:
+            return await ctx.memo(slow, 7)
+
+        first = asyncio.create_task(branch())
+        await ctx.run("asked", echo, 1)
+        part = ctx.scope("part", branch)
+        await ctx.run("shared", echo, 1)
+        first.cancel()
+        found = [await part]
+        if asked == 2:
+            found.append(await ctx.memo(slow, 7))
+        await ctx.aio_sleep_for("1h")  # the scope is closed: from here on it asks for nothing
+        return [*found, await ctx.memo(slow, 7)]
+
+    order = task(dispatcher, body)
+    tester = DurableTester([order])
+    run = await tester.run(order)
+    assert (run.status, run.output) == ("succeeded", [7] * (asked + 1)), run.error
+    assert [step.rpartition("#")[2] for _, step in tester.double.steps if step.startswith("memo")] == ["0", "1"]
+    assert set(tester.double.steps.values()) == {1}
+    await crash_everywhere(lambda at: DurableTester([order], crash_at=at), order)
+
+
+@pytest.mark.parametrize("goes", ["handler", "scope"])
+async def test_what_a_scope_shares_with_the_handler_has_one_that_goes_on(dispatcher: Dispatcher, goes: str) -> None:
+    async def body(ctx: DurableContext) -> Any:
+        async def branch() -> Any:
+            return await ctx.memo(slow, 7)
+
+        async def inner() -> Any:
+            one = asyncio.create_task(branch())
+            await ctx.run("asked", echo, 1)
+            if goes == "scope":
+                one.cancel()
+            await asyncio.wait([one])
+            return 1
+
+        one, two = asyncio.create_task(branch()), asyncio.create_task(branch())
+        await ctx.run("asked", echo, 1)
+        part = ctx.scope("part", inner)
+        await ctx.run("shared", echo, 1)
+        if goes == "handler":
+            one.cancel()
+        found = [await part, await two, await ctx.memo(slow, 7)]
+        await ctx.aio_sleep_for("1h")
+        return [*found, await ctx.memo(slow, 7)]
+
+    order = task(dispatcher, body)
+    tester = DurableTester([order])
+    run = await tester.run(order)
+    assert (run.status, run.output) == ("succeeded", [1, 7, 7, 7]), run.error
+    assert len([step for _, step in tester.double.steps if step.startswith("memo")]) == 1
+    await crash_everywhere(lambda at: DurableTester([order], crash_at=at), order)
+
+
 async def test_a_cancelled_task_undoes_things_with_memos(dispatcher: Dispatcher) -> None:
     undone = []
 
