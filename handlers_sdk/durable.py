@@ -159,8 +159,9 @@ class DurableContext(Context):
         """A step known by its function and arguments: called again with the same, it gives the first result.
 
         `key` stands in for both. It is needed where the arguments are not JSON, and where a function's name does not say which it is: for
-        lambdas, methods, partials, and functions of one name that have captured different things. Branches that ask for the same share
-        it, and it is given up when the last of them is cancelled. What is asked for first in a scope belongs to that scope: after it, or
+        lambdas, methods, partials, and functions of one name that have captured different things: those that differ in a number, a text or
+        a function are refused, objects are not looked at. Branches that ask for the same share it, and it is given up when the last of
+        them is cancelled. What is asked for first in a scope belongs to that scope: after it, or
         in the next one, it is a step of its own. What the handler has asked for before the scope is known in it.
         """
         named = key is None

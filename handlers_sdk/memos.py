@@ -6,9 +6,10 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from dis import get_instructions
+from functools import lru_cache, partial
 from pathlib import Path
-from types import CellType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 from handlers_sdk.errors import ConfigError, Interruption
@@ -17,6 +18,7 @@ from handlers_sdk.schemas import dump_json
 
 _NAME_MAX: Final = 120
 _DEPTH: Final = 3
+_PLAIN: Final = (str, int, float, bool, bytes, type(None))
 
 
 def key_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> str:
@@ -148,23 +150,56 @@ def _module(fn: Callable[..., Any]) -> str:
     return main.__spec__.name if main.__spec__ is not None else Path(str(getattr(main, "__file__", ""))).stem
 
 
+class _Unsaid:
+    """What is captured and says nothing of which function it is: an object, which the function may change as it runs."""
+
+
+_UNSAID: Final = _Unsaid()
+
+
+@dataclass(slots=True, eq=False)
+class _Made:
+    """What tells a function from others of the same definition: its code, and plain values and functions that it has captured."""
+
+    fn: FunctionType
+    parts: list[Any]
+
+
 def _made_of(value: Any, depth: int = _DEPTH) -> Any:
-    """What tells a function from others of the same definition: its code, its defaults, and what it has captured, as that is now."""
-    if not isinstance(value, FunctionType) or not depth:
-        return value
-    parts = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *map(_content, value.__closure__ or ())]
-    return (value.__code__, *[_made_of(part, depth - 1) for part in parts])
+    """A function, or what it holds, as that is now."""
+    if isinstance(value, FunctionType):
+        if not depth:
+            return _UNSAID
+        code, cells = value.__code__, value.__closure__ or ()
+        held = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        held += [_content(cell) for name, cell in zip(code.co_freevars, cells, strict=True) if name not in _rebound(code)]
+        return _Made(value, [_made_of(one, depth - 1) for one in held])
+    if type(value) is tuple:
+        return [_made_of(one, depth - 1) for one in value] if depth else _UNSAID
+    return value if type(value) in _PLAIN else _UNSAID
+
+
+@lru_cache(maxsize=256)
+def _rebound(code: CodeType) -> frozenset[str]:
+    """What a function sets of the variables around it, in which it finds something else when it has run."""
+    names = {one.argval for one in get_instructions(code) if one.opname in ("STORE_DEREF", "DELETE_DEREF")}
+    return frozenset(names.union(*[_rebound(one) for one in code.co_consts if isinstance(one, CodeType)]))
 
 
 def _content(cell: CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # nothing yet
-        return CellType
+        return _UNSAID
 
 
 def _alike(one: Any, other: Any) -> bool:
-    try:
-        return one is other or bool(one == other)
-    except Exception:  # what cannot be compared is not the same
+    if one is other or one is _UNSAID or other is _UNSAID:
+        return True
+    if type(one) is not type(other):
         return False
+    if isinstance(one, _Made):
+        return one.fn is other.fn or (one.fn.__code__ == other.fn.__code__ and _alike(one.parts, other.parts))
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return bool(one == other)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import partial, wraps
 from types import ModuleType
 from typing import Any
 
@@ -102,6 +102,110 @@ async def test_with_a_key_all_are_told_apart(dispatcher: Dispatcher) -> None:
         return [*first, await ctx.memo(partial(charge, 7), key="c"), await ctx.memo(lambda: 1, key="d"), await ctx.memo(refund, 7, key="a")]
 
     assert await came_to(dispatcher, body) == ["a 7", "b 7", "charged 7", 1, "a 7"]
+
+
+def noted(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that knows more once its function has run."""
+    calls, last, seen = 0, None, {}
+
+    @wraps(fn)
+    async def inner(value: int) -> Any:
+        nonlocal calls, last
+        calls, last, seen[value] = calls + 1, object(), calls
+        return await fn(value)
+
+    return inner
+
+
+@noted
+async def rate(value: int) -> int:
+    return value
+
+
+def undecorated() -> Callable[..., Any]:
+    return noted(rate)
+
+
+def local() -> Callable[..., Any]:
+    @noted
+    async def load(value: int) -> Any:
+        return await rate(value)
+
+    return load
+
+
+def recursive() -> Callable[..., Any]:
+    async def load(value: int) -> int:
+        return await load(value - 1) + 1 if value else 0
+
+    return load
+
+
+def mutual() -> Callable[..., Any]:
+    async def even(value: int) -> int:
+        return value if value == 0 else await odd(value - 1) + 1
+
+    async def odd(value: int) -> int:
+        return await even(value - 1) + 1
+
+    return even
+
+
+def filling() -> Callable[..., Any]:
+    seen: list[int] = []
+
+    async def load(value: int) -> int:
+        seen.append(value)
+        return value
+
+    return load
+
+
+def counting() -> Callable[[], Callable[..., Any]]:
+    calls = 0
+
+    def made() -> Callable[..., Any]:
+        async def load(value: int) -> int:
+            nonlocal calls
+            calls += 1
+            return value
+
+        return load
+
+    return made
+
+
+@pytest.mark.parametrize("how", [lambda: rate, undecorated, local, recursive, mutual, filling, None])
+async def test_what_a_function_changes_as_it_runs_does_not_make_it_another(dispatcher: Dispatcher, how: Any) -> None:
+    async def body(ctx: DurableContext) -> Any:
+        made = how or counting()
+        found = [await ctx.memo(made(), 2), await ctx.memo(made(), 2)]
+        await ctx.aio_sleep_for("1h")
+        return [*found, await ctx.memo(made(), 2)]
+
+    order = task(dispatcher, body)
+    tester = DurableTester([order])
+    run = await tester.run(order)
+    assert (run.status, run.output, sum(tester.double.steps.values())) == ("succeeded", [2, 2, 2], 1), run.error
+    await crash_everywhere(lambda at: DurableTester([order], crash_at=at), order)
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 2), (1, True), (0.5, 1.5), ("a", "b"), (b"a", b"b"), ((1, "a"), (1, "b")), ((), (None,))])
+async def test_what_is_captured_tells_functions_apart_where_it_cannot_change(dispatcher: Dispatcher, one: Any, other: Any) -> None:
+    def made(captured: Any) -> Callable[..., Any]:
+        def load(value: int) -> Any:
+            return [value, repr(captured)]
+
+        return load
+
+    async def body(ctx: DurableContext) -> Any:
+        return [await ctx.memo(made(one), 7), await ctx.memo(made(one), 7), await ctx.memo(made(other), 7)]
+
+    order = task(dispatcher, body)
+    tester = DurableTester([order])
+    run = await tester.run(order)
+    assert "another function of that name" in (run.error or {})["message"]
+    assert await crash_everywhere(lambda at: DurableTester([order], crash_at=at), order) > 1
 
 
 def keyed(value: int, *, by: int = 1) -> int:
