@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from handlers_sdk import wire
 from handlers_sdk.errors import CancelledRunError, DispatcherError, FailedTaskRunExceptionGroup, StepFailedError, TaskRunError
+from handlers_sdk.replay_loop import end_twice
 from handlers_sdk.schemas import Codec, JsonCodec, dump_json
 
 T = TypeVar("T")
@@ -69,6 +70,8 @@ class Op(_Awaitable[T]):
         cancelled = super().cancel(msg)
         if cancelled and self.drop is not None:
             self.drop(self)
+        if not cancelled:
+            end_twice(self)
         return cancelled
 
 

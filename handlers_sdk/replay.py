@@ -676,7 +676,7 @@ class Replay:
 
     def _ended(self, main: asyncio.Task[Any]) -> Outcome:
         if main.cancelled():
-            return Raised(asyncio.CancelledError("the handler cancelled itself"))
+            return Raised(Cancelled(self._cancel_reason) if self.cancelled else asyncio.CancelledError("the handler cancelled itself"))
         error = main.exception()
         if error is not None:
             return Raised(meant_by(error))

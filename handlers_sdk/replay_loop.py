@@ -15,7 +15,7 @@ from contextvars import Context
 from typing import Any, Final, NoReturn
 from weakref import WeakSet
 
-from handlers_sdk.errors import Interruption, NotDeterministicError
+from handlers_sdk.errors import Cancelled, Interruption, NotDeterministicError
 
 SPINS_MAX: Final = 1_000_000
 """Callbacks in one go. A handler that needs more never waits for anything."""
@@ -154,12 +154,30 @@ class ReplayTask(asyncio.Task[Any]):
         return self.number
 
     def cancel(self, msg: Any | None = None) -> bool:
-        """Ask it to end. While a cancelled handler unwinds, everybody has been asked already."""
+        """Ask it to end. While a cancelled handler unwinds, everybody has been asked already, and it is only marked as asked beside."""
         loop = self.get_loop()
-        if not (isinstance(loop, ReplayLoop) and loop.unwinding) or self.done():
+        if not (isinstance(loop, ReplayLoop) and loop.unwinding):
             return super().cancel(msg)
-        self.unwanted = True
+        if self.done():
+            end_twice(self)
+            return False
+        if not self.unwanted:
+            self.unwanted = True
+            self.add_done_callback(end_twice)
+        blocker: Any = self._fut_waiter  # type: ignore[attr-defined]
+        if blocker is not None and blocker.done():
+            end_twice(blocker)  # what it waited for has been refused, which it has not heard yet
         return True
+
+
+class CancelledTwice(Cancelled, asyncio.CancelledError):
+    """For one who was asked to end beside: by a TaskGroup that fails, where it is the run that ends, or by who will wait for its end."""
+
+
+def end_twice(ended: asyncio.Future[Any]) -> None:
+    """Who waits for one that was asked to end expects what asyncio ends it with, though the end of the handler came first."""
+    if not ended.cancelled() and type(error := ended.exception()) is Cancelled:
+        error.__class__ = CancelledTwice
 
 
 class _Timer(asyncio.TimerHandle):

@@ -9,6 +9,7 @@ from typing import Any
 
 from handlers_sdk.matching import ENDPOINTS_OWN
 from handlers_sdk.ops import Op
+from handlers_sdk.replay_loop import end_twice
 
 
 class Scope(Op[Any]):
@@ -20,7 +21,11 @@ class Scope(Op[Any]):
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Tell its function. False when that has returned: what it came to stands, here as in the log."""
-        return self.running is not None and self.running.cancel(msg)
+        if self.running is not None:
+            return self.running.cancel(msg)
+        if self.done():
+            end_twice(self)
+        return False
 
     def goes_on(self, asked: Iterable[Op[Any]]) -> bool:
         """Whether a step or a scope in it has not ended though its function has. `asked` is all that was asked for, the latest first."""

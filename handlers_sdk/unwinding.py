@@ -15,7 +15,7 @@ from typing import Any
 from handlers_sdk.errors import Cancelled, ContinuedAsNew, Interruption
 from handlers_sdk.matching import ENDPOINTS_OWN
 from handlers_sdk.ops import Op
-from handlers_sdk.replay_loop import ReplayLoop
+from handlers_sdk.replay_loop import CancelledTwice, ReplayLoop
 from handlers_sdk.scopes import Scope
 
 
@@ -30,7 +30,7 @@ def tell_next(loop: ReplayLoop, reason: str) -> bool:
         blocker: Any = task._fut_waiter  # type: ignore[attr-defined] # noqa: SLF001 - there is no other way to ask
         if blocker is not None and not isinstance(blocker, asyncio.Task | Op):
             task.told = True
-            blocker.set_exception(_CancelledTwice(reason) if task.unwanted else Cancelled(reason))
+            blocker.set_exception(CancelledTwice(reason) if task.unwanted else Cancelled(reason))
             return True
     return False
 
@@ -49,10 +49,6 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(one)
     else:
         yield error
-
-
-class _CancelledTwice(Cancelled, asyncio.CancelledError):
-    """For one who was asked to end beside: by a TaskGroup that fails, where it is the run that ends, or by who will wait for its end."""
 
 
 def _is_open(op: Op[Any]) -> bool:

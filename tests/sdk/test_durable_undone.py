@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -206,7 +207,7 @@ async def that_close_while_others_hear(ctx: DurableContext) -> None:
 
     async def kept() -> None:
         try:
-            await asyncio.sleep(36_000)
+            await asyncio.Event().wait()
         except Cancelled:
             await ctx.run("undo-kept", one, 1)
 
@@ -245,6 +246,35 @@ async def that_end_others(ctx: DurableContext) -> None:
         await ctx.run(f"undo-main-{task.cancelled()}", one, 1)
 
 
+async def that_end_what_was_refused(ctx: DurableContext) -> None:
+    """The idiom of asyncio: ask it to end, and wait until it has; whatever it waits for."""
+
+    async def beat() -> None:
+        while True:
+            await ctx.aio_sleep_for("1h")
+
+    async def beat_inside() -> None:
+        await asyncio.create_task(beat())
+
+    async def together() -> None:
+        await asyncio.gather(beat(), ctx.aio_sleep_for("1d"))
+
+    async def within() -> None:
+        async with asyncio.timeout(86_400):
+            await beat()
+
+    tasks: list[asyncio.Future[Any]] = [asyncio.create_task(beats()) for beats in (beat, beat_inside, together, within)]
+    tasks += [ctx.aio_sleep_for("1d"), ctx.scope("beat", beat)]
+    try:
+        await ctx.aio_wait_for_event("never")
+    finally:
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await ctx.run("undo-main", one, 1)
+
+
 UNDONE: dict[str, tuple[Callable[[DurableContext], Coroutine[Any, Any, None]], dict[str, int]]] = {
     "in a scope": (in_a_scope, {"inner": 2, "outer": 1}),
     "in scopes of scopes": (in_scopes_of_scopes, {"left": 3, "right": 1, "part": 1}),
@@ -255,6 +285,7 @@ UNDONE: dict[str, tuple[Callable[[DurableContext], Coroutine[Any, Any, None]], d
     "together when one fails": (together_when_one_fails, {"failing": 1, "a": 3}),
     "waiting for each other": (waiting_for_each_other, {"giving": 1, "taking": 2}),
     "that close while others hear": (that_close_while_others_hear, {"kept": 1, "beside": 1, "main": 2}),
+    "that end what was refused": (that_end_what_was_refused, {"main": 6}),
     "that end others": (that_end_others, {"beside": 1, "main-True": 1}),
 }
 
