@@ -207,7 +207,7 @@ async def that_close_while_others_hear(ctx: DurableContext) -> None:
 
     async def kept() -> None:
         try:
-            await asyncio.Event().wait()
+            await asyncio.wait_for(asyncio.Event().wait(), 36_000)
         except Cancelled:
             await ctx.run("undo-kept", one, 1)
 
