@@ -207,7 +207,8 @@ async def that_close_while_others_hear(ctx: DurableContext) -> None:
 
     async def kept() -> None:
         try:
-            await asyncio.wait_for(asyncio.Event().wait(), 36_000)
+            async with asyncio.timeout(36_000):
+                await asyncio.Event().wait()
         except Cancelled:
             await ctx.run("undo-kept", one, 1)
 
