@@ -148,7 +148,7 @@ class ReplayTask(asyncio.Task[Any]):
 
     number = 0
     unwanted = False  # asked to end while the handler unwinds
-    told = False
+    told = 0  # how often it heard so where nothing would have brought it on
 
     def __hash__(self) -> int:
         return self.number

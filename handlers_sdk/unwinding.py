@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from handlers_sdk.errors import Cancelled, ContinuedAsNew, Interruption
 from handlers_sdk.matching import ENDPOINTS_OWN
 from handlers_sdk.ops import Op
 from handlers_sdk.replay_loop import CancelledTwice, ReplayLoop
 from handlers_sdk.scopes import Scope
+
+_TOLD_MAX: Final = 100
+"""How often a task hears of it that waits again, as one that sleeps while it undoes. One that goes on for ever is left waiting."""
 
 
 def is_busy(ops: Iterable[Op[Any]]) -> bool:
@@ -25,11 +28,12 @@ def is_busy(ops: Iterable[Op[Any]]) -> bool:
 
 
 def tell_next(loop: ReplayLoop, reason: str) -> bool:
-    """Tell the youngest task that nothing will bring on, and that has not been told yet; False when there is none."""
-    for task in sorted((task for task in loop.tasks if not task.done() and not task.told), key=lambda task: task.number):
+    """Tell the youngest task that nothing will bring on, of those told least often; False when there is none."""
+    waiting = (task for task in loop.tasks if not task.done() and task.told < _TOLD_MAX)
+    for task in sorted(waiting, key=lambda task: (task.told, task.number)):
         blocker: Any = task._fut_waiter  # type: ignore[attr-defined] # noqa: SLF001 - there is no other way to ask
         if blocker is not None and not isinstance(blocker, asyncio.Task | Op):
-            task.told = True
+            task.told += 1
             blocker.set_exception(CancelledTwice(reason) if task.unwanted else Cancelled(reason))
             return True
     return False

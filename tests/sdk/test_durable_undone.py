@@ -247,6 +247,23 @@ async def that_end_others(ctx: DurableContext) -> None:
         await ctx.run(f"undo-main-{task.cancelled()}", one, 1)
 
 
+async def waiting_as_they_undo(ctx: DurableContext) -> None:
+    """Whoever waits again hears again, after all others have heard once."""
+
+    async def waiting(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await ctx.run(f"undo-{name}", one, 1)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await ctx.run(f"undo-{name}", one, 2)
+
+    async with asyncio.timeout(86_400):
+        await asyncio.gather(waiting("a"), waiting("b"), ctx.scope("part", waiting, "part"))
+
+
 async def that_end_what_was_refused(ctx: DurableContext) -> None:
     """The idiom of asyncio: ask it to end, and wait until it has; whatever it waits for."""
 
@@ -286,6 +303,7 @@ UNDONE: dict[str, tuple[Callable[[DurableContext], Coroutine[Any, Any, None]], d
     "together when one fails": (together_when_one_fails, {"failing": 1, "a": 3}),
     "waiting for each other": (waiting_for_each_other, {"giving": 1, "taking": 2}),
     "that close while others hear": (that_close_while_others_hear, {"kept": 1, "beside": 1, "main": 2}),
+    "waiting as they undo": (waiting_as_they_undo, {"a": 2, "b": 2, "part": 2}),
     "that end what was refused": (that_end_what_was_refused, {"main": 6}),
     "that end others": (that_end_others, {"beside": 1, "main-True": 1}),
 }
