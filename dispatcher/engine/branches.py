@@ -5,21 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
 
 import msgspec
 from msgspec import Raw
 
-from dispatcher.engine.journal import CLOSED
-
-
-class _Named(msgspec.Struct):
-    id: str
-    op: str = ""
-    status: str = ""
-
-
-_named: Final = msgspec.json.Decoder(_Named)
+from dispatcher.engine.journal import CLOSED, NAMED
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +31,7 @@ def branch(entries: Sequence[bytes], node: str | None) -> Branch | None:
     found = node is None
     known: set[str] = set()
     for entry in entries:
-        named = _named.decode(entry)
+        named = NAMED.decode(entry)
         if named.op == "cancel":
             continue
         found = found or named.id == node
@@ -84,13 +74,13 @@ def run_of(entry: bytes) -> str | None:
 
 def closed_by(entries: Sequence[bytes]) -> list[str]:
     """The scopes that entries close."""
-    named = (_named.decode(entry) for entry in entries if b'"scope"' in entry)
+    named = (NAMED.decode(entry) for entry in entries if b'"scope"' in entry)
     return [one.id for one in named if one.op == "scope" and one.status in ("ok", "error")]
 
 
 def closes_inbox(entries: Sequence[bytes]) -> bool:
     """Whether one of these entries closes the inbox, and does not only tell that it is closed."""
-    named = [_named.decode(entry) for entry in entries if b'"message"' in entry]
+    named = [NAMED.decode(entry) for entry in entries if b'"message"' in entry]
     asked = {one.id for one in named if one.status == "pending"}
     return any(one.op == "message" and one.status == CLOSED and one.id not in asked for one in named)
 

@@ -63,6 +63,11 @@ def rule_of(declared: Concurrency, workflow_id: int, task: str) -> str:
     return f"{workflow_id}:{task}:{declared.limit_strategy}:{declared.expression}"
 
 
+def is_shared(rule: str) -> bool:
+    """Whether a rule is that of a limit with a name, which workflows share."""
+    return rule.startswith("=")
+
+
 def declared_by(rule: str, strategy: Strategy) -> tuple[int, str]:
     """The workflow, by its id, and the expression of a rule that is not that of a shared limit. A task's name may have colons in it."""
     workflow_id, _, rest = rule.partition(":")

@@ -184,7 +184,7 @@ def with_runs(entries: Entries, runs: Mapping[str, str]) -> Entries:
 
 
 def _with_run(entry: bytes, run_id: str) -> bytes:
-    return b'%b,"run_id":"%b"}' % (entry.rstrip()[:-1].rstrip(), run_id.encode()) if _named.decode(entry).status == "pending" else entry
+    return b'%b,"run_id":"%b"}' % (entry.rstrip()[:-1].rstrip(), run_id.encode()) if NAMED.decode(entry).status == "pending" else entry
 
 
 class _Reading:
@@ -462,7 +462,7 @@ def cancel_entry(reason: str, now: datetime) -> bytes:
 
 def is_cancelled(segments: Iterable[bytes]) -> bool:
     """Whether a log's end says already that its task is being cancelled."""
-    return any(_named.decode(entry).op == "cancel" for segment in segments if b'"cancel"' in segment for entry in split([segment]))
+    return any(NAMED.decode(entry).op == "cancel" for segment in segments if b'"cancel"' in segment for entry in split([segment]))
 
 
 CANCELLED_MESSAGE: Final = b'{"$cancel":true}'
@@ -489,14 +489,15 @@ class _Named(msgspec.Struct):
     status: str = ""
 
 
-_named: Final = msgspec.json.Decoder(_Named)
+NAMED: Final = msgspec.json.Decoder(_Named)
+"""What an entry is about: its id, its operation and how it stands."""
 
 
 def visible(entries: Sequence[bytes], closed: frozenset[str]) -> list[bytes]:
     """Entries but those inside closed scopes: what a scope came to stands in its own entry."""
     if not closed:
         return list(entries)
-    return [entry for entry in entries if not _inside(_named.decode(entry).id, closed)]
+    return [entry for entry in entries if not _inside(NAMED.decode(entry).id, closed)]
 
 
 def _inside(identifier: str, closed: frozenset[str]) -> bool:
@@ -586,19 +587,19 @@ def parse_reply(body: bytes | Raw) -> Reply | None:
 def name_of(entry: bytes) -> str:
     """An entry's id; empty for what is no entry."""
     try:
-        return _named.decode(entry).id
+        return NAMED.decode(entry).id
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
 
 
 def is_asked(entry: bytes) -> bool:
     """Whether an entry is an operation somebody asked for, and not what became of it."""
-    return _named.decode(entry).status == "pending"
+    return NAMED.decode(entry).status == "pending"
 
 
 def is_completion(entry: bytes) -> bool:
     """Whether an entry says what became of an operation: those the server writes."""
-    named = _named.decode(entry)
+    named = NAMED.decode(entry)
     return named.op == "cancel" or (named.op in _PENDING and named.status not in ("pending", CLOSED))
 
 
@@ -606,7 +607,7 @@ def outcomes(entries: Iterable[bytes]) -> dict[str, bool]:
     """The operations that are over by these entries of a log, and whether they went well."""
     found: dict[str, bool] = {}
     for entry in entries:
-        named = _named.decode(entry)
+        named = NAMED.decode(entry)
         if named.status in ("pending", "retry"):
             found.pop(named.id, None)
         else:
@@ -622,7 +623,7 @@ def without(ops: Sequence[bytes], known: Sequence[bytes]) -> list[bytes]:
 
 def _mark(entry: bytes) -> tuple[str, str, str]:
     try:
-        named = _named.decode(entry)
+        named = NAMED.decode(entry)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ("", "", "")
     return (named.id, named.op, named.status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from dispatcher.engine.concurrency import is_shared
 from dispatcher.engine.definitions import STORED, Definition, parse_definition
 from dispatcher.engine.definitions.flow import Strategy
 from dispatcher.engine.flow import Plan
@@ -25,7 +26,7 @@ async def redeclare(conn: Connection, tenant_id: int, rules: Rules) -> list[Disa
     declared = await _declared(conn, tenant_id)
     found = disagreements(definition for _, definition in declared)
     plans = [plan for workflow_id, definition in declared if (plan := Plan.of(workflow_id, definition)) is not None]
-    changed = {rule: said for rule, said in rules.items() if not _shared(rule)} | _agreement(plans, found)
+    changed = {rule: said for rule, said in rules.items() if not is_shared(rule)} | _agreement(plans, found)
     if changed:
         await gates.redeclare(conn, tenant_id, changed)
     return list(found.values())
@@ -36,14 +37,10 @@ def _agreement(plans: list[Plan], found: Mapping[str, Disagreement]) -> dict[str
     shared: dict[str, tuple[int | None, Strategy]] = {}
     for plan in plans:
         for rule, (most, strategy) in agreed(plan, found).rules().items():
-            if _shared(rule):
+            if is_shared(rule):
                 said = shared.get(rule, (most, strategy))
                 shared[rule] = (None if said[0] is None else most, strategy)
     return shared
-
-
-def _shared(rule: str) -> bool:
-    return rule.startswith("=")
 
 
 async def _declared(conn: Connection, tenant_id: int) -> list[tuple[int, Definition]]:

@@ -90,11 +90,11 @@ BOUND = Statement(
     """,
     Looked,
 )
-# The same of runs of graphs that stand in line; $4 says nothing.
+# The same of runs of graphs that stand in line.
 BOUND_RUNS = Statement(
     """
     with page as materialized (
-        select r.id, r.workflow_id from runs r where r.tenant_id = $1 and r.id > $3 and $4::smallint is not null order by r.id limit $5
+        select r.id, r.workflow_id from runs r where r.tenant_id = $1 and r.id > $3 order by r.id limit $4
     ), paused as materialized (
         select id, paused_at, queue_ttl_ms * interval '1 millisecond' as ttl from workflows
         where tenant_id = $1 and id = any ($2::int[]) and paused_at is not null and queue_ttl_ms is not null
@@ -175,8 +175,10 @@ async def bound(db: Database | Connection, tenant_id: int, workflow_ids: Sequenc
     """Let nothing on a page wait for longer than its pause says, of those of these workflows that are paused with a bound; answers the next
     page, None behind the last. A page is `limit` of the tenant's tasks at most, or of its runs.
     """
-    statement = BOUND if page.of_tasks else BOUND_RUNS
-    last = statement.first(await db.fetch(statement.sql, tenant_id, list(workflow_ids), page.run_id, page.node, limit))
+    if page.of_tasks:
+        last = BOUND.first(await db.fetch(BOUND.sql, tenant_id, list(workflow_ids), page.run_id, page.node, limit))
+    else:
+        last = BOUND_RUNS.first(await db.fetch(BOUND_RUNS.sql, tenant_id, list(workflow_ids), page.run_id, limit))
     if last is not None and last.looked == limit:
         return Page(page.of_tasks, last.run_id, last.node)
     return Page(of_tasks=False) if page.of_tasks else None
