@@ -1,4 +1,5 @@
-"""Dependency injection: `Annotated[T, Depends(provider)]` in a handler's signature, provided afresh for every attempt.
+"""Dependency injection: `name: Annotated[T, Depends(provider)]` or `name: T = Depends(provider)` in a handler's signature, provided afresh
+for every attempt.
 
 A provider takes the input and the context, as a handler does, and may itself have dependencies. It is a function, sync or async, or a
 generator (with or without `contextmanager` / `asynccontextmanager`) whose part after `yield` runs when the attempt ends, errors included.
@@ -28,10 +29,18 @@ class Threads(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Depends:
-    """Marks a parameter as provided by `provider(input, ctx)`."""
+class Marker:
+    """What `Depends` leaves on a parameter."""
 
     provider: Callable[..., Any]
+
+
+def Depends(provider: Callable[..., Any]) -> Any:  # noqa: N802 - stands where a type does; Any, so that it may be the default of one
+    """Marks a parameter after the input and the context as provided by `provider(input, ctx)`.
+
+    It stands in the annotation, `db: Annotated[Session, Depends(session)]`, or is the default, `db: Session = Depends(session)`.
+    """
+    return Marker(provider)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +63,26 @@ def _plan(fn: Callable[..., Any], namespace: Mapping[str, Any] | None, path: tup
     if fn in path:
         raise ConfigError(f"dependencies form a ring: {' → '.join(_name(one) for one in (*path, fn))}")
     parameters = list(parameters_of(fn, namespace).values())
-    if len([one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]) < 2:
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    if len(positional) < 2 or any(_markers(one) for one in parameters[:2]):
         raise ConfigError(f"{_name(fn)} must take two positional arguments: the input and the context")
     needed = {one.name: _marked(fn, one) for one in parameters[2:]}
     return {name: _provider(marker.provider, namespace, (*path, fn)) for name, marker in needed.items() if marker is not None}
 
 
-def _marked(fn: Callable[..., Any], parameter: inspect.Parameter) -> Depends | None:
-    for extra in get_args(parameter.annotation)[1:]:
-        if isinstance(extra, Depends):
-            return extra
+def _marked(fn: Callable[..., Any], parameter: inspect.Parameter) -> Marker | None:
+    markers = _markers(parameter)
+    if len(markers) > 1:
+        raise ConfigError(f"{_name(fn)}: {parameter.name!r} has more than one Depends; give it one, in its annotation or as its default")
+    if markers:
+        return markers[0]
     if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         raise ConfigError(f"{_name(fn)}: nothing provides {parameter.name!r}; annotate it as Annotated[<type>, Depends(<function>)]")
     return None
+
+
+def _markers(parameter: inspect.Parameter) -> list[Marker]:
+    return [one for one in (*get_args(parameter.annotation)[1:], parameter.default) if isinstance(one, Marker)]
 
 
 def _provider(fn: Callable[..., Any], namespace: Mapping[str, Any] | None, path: tuple[Callable[..., Any], ...]) -> Provider:

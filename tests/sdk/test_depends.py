@@ -107,6 +107,30 @@ async def test_a_sync_task_with_async_dependencies(dispatcher: Dispatcher) -> No
     assert LOG[-1] == "close async cm"
 
 
+def over_a_default(input: EmptyModel, ctx: Context, base: str = Depends(sync_cm_dep)) -> str:
+    return f"over {base}"
+
+
+async def test_depends_as_a_default_is_what_it_is_in_an_annotation(dispatcher: Dispatcher) -> None:
+    @dispatcher.task()
+    async def work(
+        input: EmptyModel,
+        ctx: Context,
+        a: Annotated[str, Depends(sync_dep)],
+        b: str = Depends(over_a_default),
+        *,
+        c: str = Depends(async_cm_dep),
+        plain: int = 7,
+    ) -> list[Any]:
+        LOG.append("work")
+        return [a, b, c, plain]
+
+    answer = await run(dispatcher.app([work], clock=clock), "work")
+    assert answer.json() == ["sync", "over sync cm over sync", "async cm over async", 7]
+    assert LOG == ["sync in a thread", "open sync cm", "async", "open async cm", "work", "close async cm", "close sync cm"]
+    assert await work.aio_mock_run(dependencies={"a": "1", "b": "2", "c": "3"}) == ["1", "2", "3", 7]
+
+
 async def test_dependencies_see_the_attempts_input_and_context(dispatcher: Dispatcher) -> None:
     @dispatcher.task()
     async def work(input: dict[str, Any], ctx: Context, who: Annotated[str, Depends(of_the_task)]) -> str:
@@ -172,6 +196,13 @@ def test_declarations_that_cannot_work(dispatcher: Dispatcher) -> None:
     async def too_few(input: EmptyModel) -> None: ...
     def ring(input: EmptyModel, ctx: Context, other: Annotated[str, Depends(sync_dep)]) -> None: ...
 
+    async def twice(input: EmptyModel, ctx: Context, s: Annotated[str, Depends(sync_dep)] = Depends(async_dep)) -> None: ...
+    async def no_context(input: EmptyModel, s: str = Depends(sync_dep)) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"'s' has more than one Depends"):
+        dispatcher.task()(twice)
+    with pytest.raises(ConfigError, match="must take two positional arguments: the input and the context"):
+        dispatcher.task()(no_context)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"nothing provides 'extra'; annotate it as Annotated"):
         dispatcher.task()(unprovided)
     with pytest.raises(ConfigError, match="must take two positional arguments"):
