@@ -362,9 +362,8 @@ class Replay:
 
     def scope(self, name: str, fn: Callable[[], Coroutine[Any, Any, Any]], codec: Codec) -> Op[Any]:
         """A part of the handler that leaves one entry behind. Closed in the log, it is not run."""
-        op = Scope(loop=self.loop)  # type: ignore[abstract]  # see Op
+        op = Scope(self.loop)  # type: ignore[abstract]  # see Op
         id = self._op(name, "scope", _NOT_ASKED, op).id
-        op.running = None
         op.read = lambda value: parsed(value, codec, id)
         if id not in self._recorded_scopes:
             token = SCOPE.set(id + "/")
@@ -635,7 +634,9 @@ class Replay:
         self.cancelled = self.loop.unwinding = True
         self._cancel_reason = reason
         for op in list(self._asked.values()):
-            if not op.done() and op.kind != "scope":
+            if isinstance(op, Scope):
+                op.reason = reason
+            elif not op.done():
                 self._unrecorded.pop(op.id, None)
                 self._waiting.pop(op.id, None)
                 op.set_exception(Cancelled(reason))

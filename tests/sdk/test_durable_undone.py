@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from handlers_sdk import App, Cancelled, ClientConfig, Dispatcher, DurableContext, NonRetryableError, RetryableException
+from handlers_sdk import App, Cancelled, ClientConfig, Dispatcher, DurableContext, NonRetryableError, RetryableException, StepFailedError
 from handlers_sdk.testing import DurableTester, crash_everywhere
 from tests.sdk.fake_api import FakeApi
 from tests.sdk.pushing import AT, clock, push, said, turn
@@ -124,7 +124,7 @@ async def in_scopes_of_scopes(ctx: DurableContext) -> None:
 
 
 async def that_close(ctx: DurableContext) -> None:
-    """A scope may come to something though all is cancelled, and is closed then."""
+    """A scope may come to something though all is cancelled, and is closed then. Who waits for it hears that all is cancelled."""
 
     async def kept() -> str:
         try:
@@ -140,7 +140,60 @@ async def that_close(ctx: DurableContext) -> None:
             await ctx.run("undo-refused", refuse)
 
     said = await asyncio.gather(ctx.scope("kept", kept), ctx.scope("refused", refused), return_exceptions=True)
-    await ctx.run(f"undo-{said[0]}-{type(said[1]).__name__}", one, 1)
+    heard, refusal = said
+    assert isinstance(heard, Cancelled)
+    assert heard.__cause__ is None
+    assert isinstance(refusal, Cancelled)
+    await ctx.run(f"undo-{heard.reason}-{type(refusal.__cause__).__name__}", one, 1)
+
+
+async def in_scopes_one_after_the_other(ctx: DurableContext) -> None:
+    """Those that come to something, or fail, are not followed by others: who begins them hears."""
+
+    async def kept(name: str, *, fails: bool) -> None:
+        try:
+            await ctx.aio_sleep_for("1d")
+        except Cancelled:
+            await ctx.run(f"undo-{name}", refuse if fails else one, *([] if fails else [1]))
+
+    async def keeps(name: str, *, fails: bool) -> None:
+        for _ in range(20):
+            with suppress(StepFailedError):
+                await ctx.scope(name, lambda: kept(name, fails=fails))
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(keeps("kept", fails=False))
+        group.create_task(keeps("failing", fails=True))
+        group.create_task(ctx.scope("outer", lambda: keeps("inner", fails=False)))
+
+
+async def begun_to_undo(ctx: DurableContext) -> None:
+    """Scopes that undo come to something as always."""
+    try:
+        await ctx.aio_sleep_for("1d")
+    finally:
+        said = [await ctx.scope("undo", one, n) for n in range(2)]
+        await ctx.run(f"undo-{said}", one, 1)
+
+
+async def that_are_ended_and_close(ctx: DurableContext) -> None:
+    """Who ends what comes to something all the same hears what asyncio ends it with, live and where the log has the scope closed."""
+
+    async def kept() -> None:
+        try:
+            await ctx.aio_sleep_for("1d")
+        except Cancelled:
+            for n in range(2):
+                await ctx.run("undo-kept", one, n)
+
+    left = ctx.scope("kept", kept)
+    try:
+        await ctx.aio_sleep_for("2d")
+    finally:
+        asked = left.cancel()
+        with suppress(asyncio.CancelledError):
+            await left
+        await ctx.run(f"undo-{asked}-{left.cancel()}", one, 1)
 
 
 async def in_a_group(ctx: DurableContext) -> None:
@@ -296,7 +349,10 @@ async def that_end_what_was_refused(ctx: DurableContext) -> None:
 UNDONE: dict[str, tuple[Callable[[DurableContext], Coroutine[Any, Any, None]], dict[str, int]]] = {
     "in a scope": (in_a_scope, {"inner": 2, "outer": 1}),
     "in scopes of scopes": (in_scopes_of_scopes, {"left": 3, "right": 1, "part": 1}),
-    "in scopes that close": (that_close, {"kept": 1, "refused": 1, "kept-StepFailedError": 1}),
+    "in scopes that close": (that_close, {"kept": 1, "refused": 1, "no longer wanted-StepFailedError": 1}),
+    "in scopes one after the other": (in_scopes_one_after_the_other, {"kept": 1, "failing": 1, "inner": 1}),
+    "begun to undo": (begun_to_undo, {"[0, 1]": 1}),
+    "that are ended and close": (that_are_ended_and_close, {"kept": 2, "True-False": 1}),
     "in a group": (in_a_group, {"a": 1, "b": 3, "body": 2}),
     "in a gather": (in_a_gather, {"a": 2, "b": 3}),
     "in the background": (in_the_background, {"a": 2}),
