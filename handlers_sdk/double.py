@@ -9,23 +9,24 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx
 
 from handlers_sdk import wire
+from handlers_sdk.double_run import DoubleRun
 from handlers_sdk.errors import ConfigError
 from handlers_sdk.handlers import Handlers
 from handlers_sdk.ops import ms_of, text_of
+from handlers_sdk.schemas import as_plain
 from handlers_sdk.verbatim import raw_items
 
 START_MS: Final = 1_767_225_600_000
 API: Final = "http://dispatcher.test"
 TURNS_MAX: Final = 100_000
-_ENDED: Final = ("succeeded", "failed", "cancelled")
 
 
 class Crash(Exception):  # noqa: N818 - what happens to the endpoint, not an error of anybody's
@@ -41,51 +42,6 @@ class Pushed:
     data: Any
     scope: str | None
     at: int
-
-
-@dataclass(slots=True)
-class DoubleRun:
-    """A run of one task. `log` is text as it was sent, `entries` the same parsed."""
-
-    id: str
-    task_id: str
-    workflow: str
-    input: Any
-    seed: str
-    metadata: dict[str, Any] | None = None
-    status: str = "queued"
-    output: Any = None
-    error: dict[str, Any] | None = None
-    log: list[bytes] = field(default_factory=list)
-    entries: list[dict[str, Any]] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=lambda: [b""])
-    settled: dict[str, str] = field(default_factory=dict)  # op id → status, of what is over
-    open: dict[str, dict[str, Any]] = field(default_factory=dict)  # op id → what was asked
-    due: dict[str, int] = field(default_factory=dict)  # op id → ms
-    arrived: list[dict[str, Any]] = field(default_factory=list)  # completions for the next turn
-    shipped: int = 0  # how much of the log the endpoint has seen
-    wake: Any = None
-    state: Any = None
-    attempt: int = 0
-    turn: int = 0
-    started_at: int = 0
-    first_at: int = 0
-    failures: int = 0
-    grown: int = 0
-    not_before: int = 0
-    parent: tuple[str, str] | None = None
-    on_cancel: str = "propagate"
-    children: dict[str, str] = field(default_factory=dict)
-    inbox: deque[Any] = field(default_factory=deque)
-    inbox_closed: bool = False
-    checkpoint: Any = None
-    has_checkpoint: bool = False
-    cancelling: str | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the status is final."""
-        return self.status in _ENDED
 
 
 class Double(httpx.AsyncBaseTransport):
@@ -144,9 +100,9 @@ class Double(httpx.AsyncBaseTransport):
             f"run_{number}",
             f"tsk_{number}",
             workflow,
-            {} if input is None else input,
+            {} if input is None else as_plain(input, "input"),
             hashlib.sha256(number.encode()).hexdigest()[:16],
-            metadata,
+            as_plain(metadata, "input"),
         )
         run.parent = parent
         self.runs[run.id] = run
@@ -155,7 +111,7 @@ class Double(httpx.AsyncBaseTransport):
     def push(self, key: str, data: Any = None, scope: str | None = None) -> str:
         """An event, now."""
         self._ids += 1
-        event = Pushed(f"evt_{self._ids:026d}", key, {} if data is None else data, scope, self.now)
+        event = Pushed(f"evt_{self._ids:026d}", key, {} if data is None else as_plain(data, "input"), scope, self.now)
         self.events.append(event)
         for run in self.runs.values():
             for id, asked in list(run.open.items()):
@@ -174,7 +130,7 @@ class Double(httpx.AsyncBaseTransport):
         run = self.runs[run_id]
         if run.ended or run.inbox_closed:
             return False
-        run.inbox.append(data)
+        run.inbox.append(as_plain(data, "input"))
         self._deliver_messages(run)
         return True
 
@@ -189,16 +145,9 @@ class Double(httpx.AsyncBaseTransport):
         run = self.runs[run_id]
         if run.ended or run.cancelling is not None:
             return False
-        if run.attempt == 0 and not run.log:
-            self._end(run, "cancelled", None, {"code": "cancelled", "message": reason})
-            return True
         run.cancelling = reason
-        for id, asked in list(run.open.items()):
-            if asked["op"] == "message":
-                self._settle(run, id, {"op": "message", "status": "cancel", "value": {"$cancel": True}})
-        run.arrived.append({"id": "cancel#0", "op": "cancel", "status": "ok", "value": {"reason": reason}})
-        run.wake = None
-        run.status = "queued" if run.status == "waiting" else run.status
+        if run.status != "running":  # a turn under way hears of it when it appends
+            self._cut_off(run)
         return True
 
     async def finish(self, run: DoubleRun) -> DoubleRun:
@@ -255,7 +204,7 @@ class Double(httpx.AsyncBaseTransport):
         body = self._turn(run, definition.durability.mode) if definition.durability is not None else self._run(run)
         text = json.dumps(body).encode()
         if durable and definition.durability is not None and definition.durability.mode == "replay":
-            text = self._with_log(text, run)
+            text = b'%b,"log":%b}' % (text[:-1], run.shown(whole=not self._delta))
         self.bytes_sent += len(text)
         try:
             status, headers, answer = await self._send(text)
@@ -267,11 +216,14 @@ class Double(httpx.AsyncBaseTransport):
         elif status != 200 or headers.get(wire.HEADER_PROTOCOL) != "1":
             self._failed(run, json.loads(answer).get("error") or {"message": answer.decode()}, None, definition.settings.retries)
         else:
-            self._answered(run, answer, definition.settings.retries)
+            self._answered(run, answer, headers.get(wire.HEADER_LOG) == "miss", definition.settings.retries)
 
     def _died(self, run: DoubleRun) -> None:
-        """A new process takes over."""
-        run.status = "queued"
+        """A new process takes over, and is sent the same turn again; or the one to clean up in, if the run was cancelled meanwhile."""
+        if run.cancelling is not None and not run.cleaning:
+            self._cut_off(run)
+        else:
+            run.status = "queued"
         self.handlers = self._boot(self)
 
     def _outside(self, run: DoubleRun) -> None:
@@ -279,20 +231,15 @@ class Double(httpx.AsyncBaseTransport):
         if run.workflow not in self._children:
             raise ConfigError(f"there is no workflow {run.workflow!r} here; give it as a workflow, or as a function in `children`")
         try:
-            self._end(run, "succeeded", self._children[run.workflow](run.input), None)
+            self._end(run, "succeeded", as_plain(self._children[run.workflow](run.input)), None)
         except Exception as error:
             self._end(run, "failed", None, {"code": "handler_failed", "message": str(error)})
 
     def _turn(self, run: DoubleRun, mode: str) -> dict[str, Any]:
-        run.turn += 1
-        run.started_at = run.started_at or self.now
+        run.mode, run.started_at = mode, run.started_at or self.now
         arrived, run.arrived = run.arrived, []
-        results = []
-        for one in arrived:
-            entry = {**one, "at": text_of(self.now)}
-            results.append(entry)
-            if mode == "replay":
-                self._extend(run, [json.dumps(entry, ensure_ascii=False).encode()])
+        self._extend(run, [json.dumps({**one, "at": text_of(self.now)}, ensure_ascii=False).encode() for one in arrived])
+        run.opened = len(run.log)
         item = {
             **self._item(run),
             "type": "turn",
@@ -305,29 +252,8 @@ class Double(httpx.AsyncBaseTransport):
             "mode": mode,
         }
         if mode == "state":
-            item |= {"state": run.state, "results": results}
+            item |= {"state": run.state, "results": run.results}
         return item
-
-    def _with_log(self, text: bytes, run: DoubleRun) -> bytes:
-        """The log as it was written, not as this side would write it."""
-        start = run.shipped if self._delta else 0
-        shown = [one for one, entry in zip(run.log[start:], run.entries[start:], strict=True) if not self._hidden(run, entry["id"])]
-        hidden = len(run.log) - start - len(shown)
-        part = b'{"len":%d,"from":%d,"hidden":%d,"prefix":"%b","head":"%b","entries":[%b]}' % (
-            len(run.log),
-            start,
-            hidden,
-            run.hashes[start].hex().encode(),
-            run.hashes[-1].hex().encode(),
-            b",".join(shown),
-        )
-        run.shipped = len(run.log)
-        return text[:-1] + b',"log":' + part + b"}"
-
-    def _hidden(self, run: DoubleRun, id: str) -> bool:
-        """Whether it was done inside a scope that is closed."""
-        parts = id.split("/")
-        return any("/".join(parts[:end]) in run.settled for end in range(1, len(parts)))
 
     def _run(self, run: DoubleRun) -> dict[str, Any]:
         return {**self._item(run), "type": "run"}
@@ -390,7 +316,7 @@ class Double(httpx.AsyncBaseTransport):
 
     # ---- what an endpoint answers
 
-    def _answered(self, run: DoubleRun, answer: bytes, retries: int) -> None:
+    def _answered(self, run: DoubleRun, answer: bytes, missed: bool, retries: int) -> None:
         said = json.loads(answer)
         self.answers.append(said)
         ops = raw_items(answer, "ops")
@@ -402,25 +328,15 @@ class Double(httpx.AsyncBaseTransport):
         assert status in wire.TURN_STATUSES, said
         if "base" in said:
             assert said["base"] == len(run.log), (said, len(run.log))
-        if run.cancelling is not None and any(_asks(json.loads(op)) for op in ops):
+        if run.cleaning and any(_asks(json.loads(op)) for op in ops):
             ops = []
         self._extend(run, ops)
-        if run.cancelling is not None:  # whatever comes of the turn it cleans up in, that is the end
-            self._end(run, "cancelled", None, {"code": "cancelled", "message": run.cancelling})
-        elif status == "wait":
-            self._waits(run, said)
-        elif status == "done":
-            self._end(run, "succeeded", said.get("output"), None)
-        elif status == "failed":
-            self._failed(run, said["error"], said.get("retry"), retries, said.get("retry_after_ms"))
-        elif status == "again":
-            run.state = said.get("state")
-            run.status = "queued"
-        elif status == "continue":
-            self._continue(run, said["input"])
+        if run.cancelling is not None and not run.cleaning and status in (wire.TURN_WAIT, wire.TURN_AGAIN):
+            self._clean_up(run)
+        elif run.cancelling is not None:  # whatever comes of the turn it cleans up in, that is the end
+            self._cancelled(run)
         else:
-            run.status, run.error = "blocked", {"code": "code_mismatch", "at": said["at"]}
-            self.mismatch = said["at"]
+            self._turned(run, said, missed, retries)
         if self._point():
             self._died_after(run)
         return None
@@ -429,11 +345,52 @@ class Double(httpx.AsyncBaseTransport):
         """The answer arrived; what the process knew is lost."""
         self.handlers = self._boot(self)
 
-    def _waits(self, run: DoubleRun, said: dict[str, Any]) -> None:
-        run.state = said.get("state")
-        self._check_wake(run, said["wake"])
-        run.status, run.wake = "waiting", said["wake"]
-        self._wake(run)
+    def _turned(self, run: DoubleRun, said: dict[str, Any], missed: bool, retries: int) -> None:
+        match said["status"]:
+            case wire.TURN_WAIT:
+                self._check_wake(run, said["wake"])
+                run.status, run.wake, run.state = "waiting", said["wake"], said.get("state", run.state)
+                run.next_turn()
+                self._wake(run)
+            case wire.TURN_AGAIN if missed or "state" in said or len(run.log) > run.opened:
+                run.status, run.state = "queued", said.get("state", run.state)
+                run.shipped = 0 if missed else run.shipped
+                run.next_turn()
+            case wire.TURN_AGAIN:
+                message = "The turn asked to be repeated and had recorded nothing."
+                self._failed(run, {"code": "no_progress", "message": message}, None, retries)
+            case wire.TURN_CONTINUE:
+                run.begin_anew(said["input"], self.now)
+                run.status = "queued"
+                run.next_turn()
+            case wire.TURN_DONE:
+                self._end(run, "succeeded", said.get("output"), None)
+            case wire.TURN_FAILED:
+                self._failed(run, said["error"], said.get("retry"), retries, said.get("retry_after_ms"))
+            case _:
+                run.status, run.error = "blocked", {"code": "code_mismatch", "at": said["at"]}
+                self.mismatch = said["at"]
+
+    def _cut_off(self, run: DoubleRun) -> None:
+        """A cancelled run of which no turn is under way."""
+        if run.begun:
+            self._clean_up(run)
+        else:
+            self._cancelled(run)
+
+    def _cancelled(self, run: DoubleRun) -> None:
+        self._end(run, "cancelled", None, {"code": "cancelled", "message": run.cancelling})
+
+    def _clean_up(self, run: DoubleRun) -> None:
+        """One more turn, to clean up in."""
+        run.turn += run.status == "running"
+        run.cleaning = True
+        for id, asked in list(run.open.items()):
+            if asked["op"] == "message":
+                self._settle(run, id, {"op": "message", "status": "cancel", "value": {"$cancel": True}})
+        run.arrived.append({"id": "cancel#0", "op": "cancel", "status": "ok", "value": {"reason": run.cancelling}})
+        run.wake = None
+        run.status = "queued"
 
     def _check_wake(self, run: DoubleRun, wake: Any) -> None:
         if isinstance(wake, str):
@@ -448,7 +405,7 @@ class Double(httpx.AsyncBaseTransport):
         run.failures = 0 if len(run.log) > run.grown else run.failures
         run.grown = len(run.log)
         if run.cancelling is not None:
-            self._end(run, "cancelled", None, {"code": "cancelled", "message": run.cancelling})
+            self._cancelled(run)
         elif retry is False or run.failures >= retries:
             self._end(run, "failed", None, {"code": error.get("code") or "handler_failed", "message": error.get("message", "")})
         else:
@@ -456,17 +413,11 @@ class Double(httpx.AsyncBaseTransport):
             run.status = "queued"
             run.not_before = self.now + (after_ms or 0)
 
-    def _continue(self, run: DoubleRun, input: Any) -> None:
-        run.input = input
-        run.log, run.entries, run.hashes, run.shipped = [], [], [b""], 0
-        run.settled, run.open, run.due, run.arrived, run.children = {}, {}, {}, [], {}
-        run.first_at = run.first_at or run.started_at
-        run.started_at, run.grown, run.failures = max(self.now, run.started_at + 1), 0, 0
-        run.status = "queued"
-
     def _ran(self, run: DoubleRun, status: int, answer: bytes, retries: int) -> None:
         body: Any = json.loads(answer) if answer else None
-        if status < 300:
+        if run.cancelling is not None:
+            self._cancelled(run)
+        elif status < 300:
             self._end(run, "succeeded", body, None)
         elif run.failures < retries and body.get("retry") is not False:
             run.failures += 1
@@ -499,6 +450,9 @@ class Double(httpx.AsyncBaseTransport):
             text = sent
             entry = json.loads(text)
             id, status = entry["id"], entry["status"]
+            if run.mode == "state" and "at" not in entry:
+                entry["at"] = text_of(self.now)
+                text = b'%b,"at":"%b"}' % (text[:-1], entry["at"].encode())
             assert entry.get("at"), entry
             if status == "pending":
                 assert id not in run.open and id not in run.settled, f"{id} is asked for twice"
@@ -521,9 +475,7 @@ class Double(httpx.AsyncBaseTransport):
                     self._deliver_messages(run)
                 if entry["op"] == "checkpoint":
                     run.checkpoint, run.has_checkpoint = entry["value"], True
-            run.log.append(text)
-            run.entries.append(entry)
-            run.hashes.append(hashlib.sha256(run.hashes[-1] + text).digest())
+            run.write(text, entry)
         return started
 
     def _begin(self, run: DoubleRun, id: str, asked: dict[str, Any]) -> None:
@@ -573,17 +525,8 @@ class Double(httpx.AsyncBaseTransport):
         self._wake(run)
 
     def _wake(self, run: DoubleRun) -> None:
-        if run.status == "waiting" and self._satisfied(run, run.wake):
+        if run.status == "waiting" and run.is_satisfied(run.wake, self.now):
             run.status = "queued"
-
-    def _satisfied(self, run: DoubleRun, wake: Any) -> bool:
-        if isinstance(wake, str):
-            return wake in run.settled or (wake in run.open and run.open[wake]["op"] == "step" and run.due[wake] <= self.now)
-        if "any" in wake:
-            return any(self._satisfied(run, part) for part in wake["any"])
-        if wake.get("fail_fast") and any(isinstance(part, str) and run.settled.get(part, "ok") != "ok" for part in wake["all"]):
-            return True
-        return all(self._satisfied(run, part) for part in wake["all"])
 
     def _fits(self, asked: dict[str, Any], event: Pushed, since: int | None) -> bool:
         if asked["key"] != event.key or (asked.get("scope") is not None and asked["scope"] != event.scope):
@@ -637,7 +580,7 @@ class Double(httpx.AsyncBaseTransport):
             return 410, b'{"code":"task_ended"}'
         if int(attempt) != run.attempt or run.status != "running":
             return 409, b'{"code":"stale_attempt"}'
-        document: dict[str, Any] = {"ok": True, "cancel": None}
+        document: dict[str, Any] = {"ok": True, "cancel": _notice(run)}
         for event in events:
             if json.loads(event)["type"] == "append":
                 self.appends += 1
@@ -656,14 +599,14 @@ class Double(httpx.AsyncBaseTransport):
         if self._point():
             self._lose(run, texts)
             await self._die()
-        if run.cancelling is not None and any(_asks(json.loads(text)) for text in texts):
+        if run.cleaning and any(_asks(json.loads(text)) for text in texts):
             return 422, {"code": "invalid_op", "detail": "a task that is being cancelled may record what it does, and ask for nothing"}
         if base != len(run.log):
             return 412, {"code": "log_conflict", "len": len(run.log), "entries": run.entries[base:]}
         started = self._extend(run, texts)
         if self._point():
             await self._die()
-        return 200, {"ok": True, "len": len(run.log), "children": started, "cancel": None, "head": run.hashes[-1].hex()}
+        return 200, {"ok": True, "len": len(run.log), "children": started, "cancel": _notice(run), "head": run.hashes[-1].hex()}
 
     async def _die(self) -> None:
         if self._crashed is not None and not self._crashed.done():
@@ -691,6 +634,11 @@ class Double(httpx.AsyncBaseTransport):
 
 def _asks(entry: dict[str, Any]) -> bool:
     return bool(entry["status"] == "pending" or (entry["op"] == "message" and entry["status"] == "closed"))
+
+
+def _notice(run: DoubleRun) -> dict[str, Any] | None:
+    """What a turn under way is told of a cancel."""
+    return {"reason": run.cancelling, "grace_ms": 60_000} if run.cancelling is not None and not run.cleaning else None
 
 
 def _response(status: int, body: bytes) -> httpx.Response:

@@ -135,6 +135,11 @@ def dump_json(value: Any, part: Part = "output") -> bytes:
     return _storable(text, part)
 
 
+def as_plain(value: Any, part: Part = "output") -> Any:
+    """What a reader finds of a value that has travelled; refused as `dump_json` does."""
+    return parse_json(dump_json(value, part))
+
+
 def _refusal(part: Part, message: str) -> DispatcherError:
     return InvalidInputError(message) if part == "input" else IllegalTaskOutputError(message)
 

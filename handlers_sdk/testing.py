@@ -22,7 +22,8 @@ from handlers_sdk.api import Api
 from handlers_sdk.config import ClientConfig
 from handlers_sdk.context import CURRENT, WorkerInfo
 from handlers_sdk.definitions import TaskDefinition
-from handlers_sdk.double import Double, DoubleRun
+from handlers_sdk.double import Double
+from handlers_sdk.double_run import DoubleRun
 from handlers_sdk.durable import DurableContext
 from handlers_sdk.durations import Duration, milliseconds
 from handlers_sdk.errors import Suspended
@@ -34,6 +35,7 @@ from handlers_sdk.mocks import MockControl
 from handlers_sdk.ops import ms_of
 from handlers_sdk.replay import Mismatched, Raised, Replay, Returned
 from handlers_sdk.runnables import Runnable
+from handlers_sdk.schemas import as_plain
 from handlers_sdk.workflow import Served
 
 T = TypeVar("T")
@@ -74,12 +76,14 @@ class DurableTester:
         )
 
     def push(self, key: str, data: Any = None, scope: str | None = None, after: Duration = "0s") -> None:
-        """An event, pushed that long after the start."""
-        self.double.plan(milliseconds(after), lambda: self.double.push(key, data, scope))
+        """An event, pushed that long after the start. InvalidInputError where the data is not JSON, as of `event.push`."""
+        sent = as_plain(data, "input")
+        self.double.plan(milliseconds(after), lambda: self.double.push(key, sent, scope))
 
     def send(self, data: Any, after: Duration = "0s") -> None:
-        """A message to the run under test, that long after the start."""
-        self.double.plan(milliseconds(after), lambda: self.double.message(next(iter(self.double.runs)), data))
+        """A message to the run under test, that long after the start. InvalidInputError where the data is not JSON, as of `runs.send`."""
+        sent = as_plain(data, "input")
+        self.double.plan(milliseconds(after), lambda: self.double.message(next(iter(self.double.runs)), sent))
 
     def close_inbox(self, after: Duration = "0s") -> None:
         """No more messages for the run under test."""

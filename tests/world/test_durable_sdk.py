@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -19,9 +19,12 @@ from handlers_sdk import (
     EmptyModel,
     NonRetryableError,
     SleepCondition,
+    StateContext,
     UserEventCondition,
     or_,
 )
+from handlers_sdk.errors import Cancelled
+from handlers_sdk.testing import DurableTester
 from tests.world.world import Node, World, until
 
 
@@ -155,5 +158,106 @@ async def test_a_child_that_is_not_waited_for_is_the_same_run_in_every_turn(worl
     await world.advance(timedelta(hours=1))
     over = await world.over(run["id"])
     assert (over["status"], over["output"]) == ("succeeded", b"[true,1]")
+    await app.handlers.host.postbox.aclose()
+    await dispatcher.aio_close()
+
+
+# ---- the testing kit
+
+
+Stop = Callable[[str], Awaitable[Any]]
+Seen = list[tuple[Any, ...]]
+
+
+def _which(ctx: Context) -> tuple[int, int]:
+    """A turn's number, and its attempt's."""
+    item: Any = ctx.item
+    return item["turn"], item["attempt"]
+
+
+def _reducer(dispatcher: Dispatcher, seen: Seen, _: Stop) -> Any:
+    @dispatcher.durable_task(name="counted", mode="state", retries=1)
+    async def counted(input: dict[str, Any], ctx: StateContext) -> Any:
+        seen.append((*_which(ctx), ctx.retry_count, ctx.state, sorted(ctx.results)))
+        if ctx.item["attempt"] in (1, 3):
+            raise ValueError("once more")
+        if ctx.state is None:
+            ctx.sleep_for("nap", "1h")
+            return ctx.wait("asleep")
+        return ctx.again("rested") if ctx.state == "asleep" else "done"
+
+    return counted
+
+
+def _replayed(dispatcher: Dispatcher, seen: Seen, _: Stop) -> Any:
+    @dispatcher.durable_task(name="counted", retries=1)
+    async def counted(input: dict[str, Any], ctx: DurableContext) -> Any:
+        seen.append((*_which(ctx), ctx.retry_count))
+        if input:
+            return "done"
+        await ctx.run("a", lambda: 1)
+        if ctx.item["attempt"] == 1:
+            raise ValueError("once more")
+        await ctx.aio_sleep_for("1h")
+        if ctx.item["attempt"] == 3:
+            raise ValueError("once more")
+        return ctx.continue_as_new({"anew": True})
+
+    return counted
+
+
+def _cancelled(dispatcher: Dispatcher, seen: Seen, stop: Stop) -> Any:
+    @dispatcher.durable_task(name="counted")
+    async def counted(input: dict[str, Any], ctx: DurableContext) -> Any:
+        seen.append((*_which(ctx), ctx.retry_count))
+        await ctx.run("a", lambda: 1)
+        try:
+            await ctx.run("b", stop, ctx.workflow_run_id)
+            await ctx.aio_sleep_for("1d")
+        except Cancelled:
+            seen.append(("undone", await ctx.run("undo", lambda: 1)))
+            raise
+
+    return counted
+
+
+_COUNTED: dict[str, tuple[Callable[[Dispatcher, Seen, Stop], Any], str, Seen]] = {
+    "a reducer": (
+        _reducer,
+        "succeeded",
+        [(1, 1, 0, None, []), (1, 2, 1, None, []), (2, 3, 0, "asleep", ["nap"]), (2, 4, 1, "asleep", ["nap"]), (3, 5, 0, "rested", [])],
+    ),
+    "a log": (_replayed, "succeeded", [(1, 1, 0), (1, 2, 1), (2, 3, 0), (2, 4, 1), (3, 5, 0)]),
+    "a cancel in a turn": (_cancelled, "cancelled", [(1, 1, 0), (2, 2, 0), ("undone", 1)]),
+}
+
+
+@pytest.mark.parametrize("what", _COUNTED)
+async def test_turns_are_counted_as_the_testing_kit_counts_them(world: World, node: Node, what: str) -> None:
+    """A turn that failed is sent again as the same, in a new attempt, with all that it was to hear of."""
+    make, status, turns = _COUNTED[what]
+    here: Seen = []
+    there: Seen = []
+
+    async def stop_here(run_id: str) -> None:
+        assert tester.double.cancel(run_id)
+
+    async def stop_there(run_id: str) -> None:
+        await node.call("POST", f"/v1/runs/{run_id}/cancel", {"reason": "no longer wanted"})
+
+    counted = make(Dispatcher(ClientConfig()), here, stop_here)
+    tester = DurableTester([counted])
+    run = await tester.run(counted)
+    assert (run.status, here) == (status, turns)
+
+    dispatcher = Dispatcher(ClientConfig(api_url=node.runtime.services.settings.base_url()))
+    app = dispatcher.app(workflows=[make(dispatcher, there, stop_there)], clock=lambda: int(world.now.timestamp()))
+    await node.call("PUT", "/v1/endpoints/counted", {"url": await world.serve(app)})
+    started = await node.call("POST", "/v1/runs", {"workflow": "counted", "input": {}})
+    if status == "succeeded":
+        await world.task(started["id"], state="waiting")
+        await world.advance(timedelta(hours=1))
+    over = await world.over(started["id"])
+    assert (over["status"], there) == (status, turns)
     await app.handlers.host.postbox.aclose()
     await dispatcher.aio_close()
