@@ -158,11 +158,16 @@ class DurableContext(Context):
     def memo(self, fn: Callable[..., Any], *args: Any, key: str | None = None) -> Op[Any]:
         """A step known by its function and arguments: called again with the same, it gives the first result.
 
-        `key` stands in for both. It is needed where the arguments are not JSON, and where a function's name does not say which it is: for
-        lambdas, methods, partials, and functions of one name that have captured different things: those that differ in a number, a text or
-        a function are refused, objects are not looked at. Branches that ask for the same share it, and it is given up when the last of
-        them is cancelled. What is asked for first in a scope belongs to that scope: after it, or
-        in the next one, it is a step of its own. What the handler has asked for before the scope is known in it.
+        `key` stands in for both. Without one it is a ConfigError where the arguments are not JSON, and where it cannot be told which
+        function it is: lambdas, methods, partials and objects that are called; and one of the same name that was called with the same
+        arguments in this turn, unless both have the same code and what they have captured (defaults included) is the same, or was equal
+        when they were asked for: numbers, texts and what else has a hash, lists, dicts, sets and functions of these, a few hundred in all.
+        Other objects are the same only if they are one: a client made anew is another. One function is always the same, whatever it or
+        others have changed of what it has captured.
+
+        Branches that ask for the same share it, and it is given up when the last of them is cancelled. What is asked for first in a scope
+        belongs to that scope: after it, or in the next one, it is a step of its own. What the handler has asked for before the scope is
+        known in it.
         """
         named = key is None
         told = key_of(fn, args) if key is None else key

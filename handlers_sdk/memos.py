@@ -17,8 +17,8 @@ from handlers_sdk.ops import Op
 from handlers_sdk.schemas import dump_json
 
 _NAME_MAX: Final = 120
-_DEPTH: Final = 3
-_PLAIN: Final = (str, int, float, bool, bytes, type(None))
+_PARTS_MAX: Final = 500
+_DEPTH_MAX: Final = 20
 
 
 def key_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> str:
@@ -43,21 +43,21 @@ class Memos:
     def ask(self, scope: str, key: str, fn: Callable[..., Any] | None, begin: Callable[[], Op[Any]]) -> Op[Any]:
         """The memo of a key: what was asked for in this scope or one around it, or else what `begin` asks for now.
 
-        `fn` is the function where the key was made of its name: another one of that name is refused with a ConfigError. A memo that
-        everybody of its own scope gave up is asked for anew: inner scopes that wait on for the step have no say in that, since replays do
-        not hear of them once they are closed.
+        `fn` is the function where the key was made of its name: one of that name that may be another is refused with a ConfigError. A memo
+        that everybody of its own scope gave up is asked for anew: inner scopes that wait on for the step have no say in that, since replays
+        do not hear of them once they are closed.
         """
-        made_of = _made_of(fn)
+        seen = _Look().at(fn)
         for around in _outwards(scope):
             memo = self._known.get((around, key))
             if memo is not None and memo.is_wanted:
-                if fn is not None and not _alike(memo.made_of, made_of):
+                if fn is not None and not _alike(memo.seen, seen):
                     raise ConfigError(
                         f"memo of {_name(fn)}: another function of that name, or one that has captured something else, has been called "
-                        'with the same arguments; give each a key: ctx.memo(…, key="…")'
+                        'with the same arguments, or it cannot be told; give each a key: ctx.memo(…, key="…")'
                     )
                 return memo.share(self._forget_one if around == scope else None)
-        memo = self._known[scope, key] = _Memo(begin(), made_of, (scope, key))
+        memo = self._known[scope, key] = _Memo(begin(), seen, (scope, key))
         return memo.share(self._forget_one)
 
     def forget(self) -> None:
@@ -74,7 +74,7 @@ class _Memo:
     """A step, and how many wait for it: all of them, and those of the scope that it belongs to."""
 
     op: Op[Any]
-    made_of: Any
+    seen: Any
     at: tuple[str, str]
     waiting: int = 0
     own: int = 0
@@ -150,56 +150,89 @@ def _module(fn: Callable[..., Any]) -> str:
     return main.__spec__.name if main.__spec__ is not None else Path(str(getattr(main, "__file__", ""))).stem
 
 
-class _Unsaid:
-    """What is captured and says nothing of which function it is: an object, which the function may change as it runs."""
-
-
-_UNSAID: Final = _Unsaid()
+# ---- which functions are one
 
 
 @dataclass(slots=True, eq=False)
-class _Made:
-    """What tells a function from others of the same definition: its code, and plain values and functions that it has captured."""
+class _Seen:
+    """Something made of parts, as they were when it was looked at: what a function has captured may be changed when it runs."""
 
-    fn: FunctionType
+    value: Any
     parts: list[Any]
 
 
-def _made_of(value: Any, depth: int = _DEPTH) -> Any:
-    """A function, or what it holds, as that is now."""
-    if isinstance(value, FunctionType):
-        if not depth:
-            return _UNSAID
-        code, cells = value.__code__, value.__closure__ or ()
-        held = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        held += [_content(cell) for name, cell in zip(code.co_freevars, cells, strict=True) if name not in _rebound(code)]
-        return _Made(value, [_made_of(one, depth - 1) for one in held])
-    if type(value) is tuple:
-        return [_made_of(one, depth - 1) for one in value] if depth else _UNSAID
-    return value if type(value) in _PLAIN else _UNSAID
+@dataclass(frozen=True, slots=True)
+class _Above:
+    """What is being looked at already, so many steps further out: a function that calls itself holds itself."""
+
+    steps: int
+
+
+class _Look:
+    """One look at a function and what it holds, which comes to an end."""
+
+    __slots__ = ("_above", "_left")
+
+    def __init__(self) -> None:
+        self._above: list[Any] = []
+        self._left = _PARTS_MAX
+
+    def at(self, value: Any) -> Any:
+        """What tells a value from others: its parts, or itself where it has none, or too many."""
+        if type(value) not in _MADE_OF_PARTS:
+            return value
+        for steps, one in enumerate(reversed(self._above)):
+            if one is value:
+                return _Above(steps)
+        if len(self._above) == _DEPTH_MAX or (type(value) in _SIZED and len(value) > self._left):
+            return value
+        parts = _parts(value)
+        self._left -= len(parts)
+        self._above.append(value)
+        seen = _Seen(value, [self.at(one) for one in parts])
+        self._above.pop()
+        return seen
+
+
+_NOTHING_YET: Final = object()
+_SIZED: Final = frozenset({tuple, list, dict, set})
+_MADE_OF_PARTS: Final = _SIZED | {FunctionType, CellType}
+
+
+def _parts(value: Any) -> list[Any]:
+    if type(value) is FunctionType:
+        code, own = value.__code__, _set_by(value.__code__)
+        cells = zip(code.co_freevars, value.__closure__ or (), strict=True)
+        held = [one for name, cell in cells for one in ([cell] if name in own else _parts(cell))]
+        return [code, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *held]
+    if type(value) is CellType:
+        try:
+            return [value.cell_contents]
+        except ValueError:
+            return [_NOTHING_YET]
+    if type(value) is dict:
+        return [*value, *value.values()]
+    return [frozenset(value)] if type(value) is set else list(value)
 
 
 @lru_cache(maxsize=256)
-def _rebound(code: CodeType) -> frozenset[str]:
-    """What a function sets of the variables around it, in which it finds something else when it has run."""
+def _set_by(code: CodeType) -> frozenset[str]:
+    """What a function sets of the variables around it: one it shares with another is the same, whatever it holds by then."""
     names = {one.argval for one in get_instructions(code) if one.opname in ("STORE_DEREF", "DELETE_DEREF")}
-    return frozenset(names.union(*[_rebound(one) for one in code.co_consts if isinstance(one, CodeType)]))
-
-
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # nothing yet
-        return _UNSAID
+    return frozenset(names.union(*[_set_by(one) for one in code.co_consts if isinstance(one, CodeType)]))
 
 
 def _alike(one: Any, other: Any) -> bool:
-    if one is other or one is _UNSAID or other is _UNSAID:
+    """Whether two things that were looked at are the same, or equal in all their parts."""
+    if one is other:
         return True
     if type(one) is not type(other):
         return False
-    if isinstance(one, _Made):
-        return one.fn is other.fn or (one.fn.__code__ == other.fn.__code__ and _alike(one.parts, other.parts))
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(_alike, one, other))
-    return bool(one == other)
+    if isinstance(one, _Seen):
+        if one.value is other.value:
+            return True
+        return type(one.value) is type(other.value) and len(one.parts) == len(other.parts) and all(map(_alike, one.parts, other.parts))
+    try:
+        return hash(one) == hash(other) and bool(one == other)
+    except Exception:  # it has no hash, and may have been changed since; or cannot say
+        return False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import partial, wraps
+from decimal import Decimal
+from functools import lru_cache, partial, wraps
 from types import ModuleType
 from typing import Any
 
@@ -52,6 +53,14 @@ class Api:
 
     def get(self, value: int) -> str:
         return f"{self.name} {value}"
+
+
+class Incomparable:
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("no")
+
+    def __hash__(self) -> int:
+        return 1
 
 
 def task(dispatcher: Dispatcher, body: Body) -> Any:
@@ -248,6 +257,138 @@ async def test_two_that_differ_in_what_they_hold_are_refused(dispatcher: Dispatc
     assert run.error is not None
     assert "another function of that name" in run.error["message"]
     assert sum(tester.double.steps.values()) == 1, "two of one kind are one"
+
+
+CONFIG = {"url": "a", "tries": [1, 2]}
+
+
+def cyclic() -> list[Any]:
+    made: list[Any] = [1]
+    made.append(made)
+    return made
+
+
+def deep(levels: int) -> list[Any]:
+    made: list[Any] = []
+    for _ in range(levels):
+        made = [made]
+    return made
+
+
+def holding(captured: Any) -> Callable[..., Any]:
+    def load(value: int) -> Any:
+        return [value, repr(captured)]
+
+    return load
+
+
+def cached(captured: Any) -> Callable[..., Any]:
+    @lru_cache
+    def load(value: int) -> Any:
+        return [value, repr(captured)]
+
+    return load
+
+
+def starting(at: int) -> Callable[..., Any]:
+    def load(value: int) -> int:
+        nonlocal at
+        at += value
+        return at
+
+    return load
+
+
+async def shared(dispatcher: Dispatcher, *made: Callable[[], Callable[..., Any]]) -> bool:
+    """Whether one memo serves all that are made so. If not, it has been refused, and the first alone was called."""
+
+    async def body(ctx: DurableContext) -> Any:
+        return [await ctx.memo(make(), 7) for make in made]
+
+    order = task(dispatcher, body)
+    tester = DurableTester([order])
+    run = await tester.run(order)
+    assert sum(tester.double.steps.values()) == 1
+    if run.status == "succeeded":
+        assert run.output == [run.output[0]] * len(made)
+        return True
+    assert 'give each a key: ctx.memo(…, key="…")' in (run.error or {})["message"]
+    return False
+
+
+ALIKE: dict[str, tuple[Callable[[Any], Callable[..., Any]], Any, Any]] = {
+    "the same object": (holding, CLIENT := Api("a"), CLIENT),
+    "a class": (holding, Api, Api),
+    "a method": (holding, CLIENT.get, CLIENT.get),
+    "an equal list": (holding, [1, ["a"]], [1, ["a"]]),
+    "an equal dict": (holding, CONFIG, {"url": "a", "tries": [1, 2]}),
+    "an equal set": (holding, {1, 2}, {2, 1}),
+    "an equal value": (holding, Decimal("1.0"), Decimal("1.0")),
+    "a function in a list": (holding, [holding(1)], [holding(1)]),
+    "what holds itself": (holding, cyclic(), cyclic()),
+    "the same list, however long": (holding, LONG := list(range(100_000)), LONG),
+    "a variable of its own": (starting, 1, 1),
+}
+OTHERS: dict[str, tuple[Callable[[Any], Callable[..., Any]], Any, Any]] = {
+    "another object": (holding, Api("a"), Api("b")),
+    "another class": (holding, Api, Dispatcher),
+    "another method": (holding, Api("a").get, Api("b").get),
+    "another list": (holding, [1, ["a"]], [1, ["b"]]),
+    "another dict": (holding, CONFIG, CONFIG | {"url": "b"}),
+    "another set": (holding, {1, 2}, {1, 3}),
+    "another value": (holding, Decimal("1.0"), Decimal("1.1")),
+    "another kind of number": (holding, [1], [True]),
+    "another function in a list": (holding, [holding(1)], [holding(2)]),
+    "too much to look at": (holding, list(range(100_000)), list(range(100_000))),
+    "what is too deep to look at": (holding, deep(400), deep(400)),
+    "what cannot be compared": (holding, (Incomparable(),), (Incomparable(),)),
+    "what may have been changed": (holding, bytearray(b"a"), bytearray(b"a")),
+    "a variable that begins otherwise": (starting, 1, 2),
+    "what says nothing of itself": (cached, 1, 2),
+}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+async def test_two_that_hold_the_same_are_one(dispatcher: Dispatcher, case: str) -> None:
+    made, one, other = ALIKE[case]
+    assert await shared(dispatcher, lambda: made(one), lambda: made(other))
+
+
+@pytest.mark.parametrize("case", OTHERS)
+async def test_two_of_which_it_cannot_be_said_that_they_are_one_are_refused(dispatcher: Dispatcher, case: str) -> None:
+    made, one, other = OTHERS[case]
+    assert not await shared(dispatcher, lambda: made(one), lambda: made(other))
+
+
+async def test_one_function_is_the_same_whatever_became_of_what_it_holds(dispatcher: Dispatcher) -> None:
+    kept: list[int] = []
+
+    def filled() -> Callable[..., Any]:
+        def load(value: int) -> int:
+            kept.append(value)
+            return value
+
+        return load
+
+    fn = starting(1)
+    assert await shared(dispatcher, lambda: fn, lambda: fn)
+    assert await shared(dispatcher, filled, filled)
+
+
+async def test_functions_made_in_a_loop_are_not_taken_for_one(dispatcher: Dispatcher) -> None:
+    async def body(ctx: DurableContext) -> Any:
+        found = []
+        for client in (Api("a"), Api("b")):
+
+            def load(value: int) -> str:
+                return client.get(value)  # noqa: B023 - as it is when it is called
+
+            found.append(await ctx.memo(load, 7))
+        return found
+
+    order = task(dispatcher, body)
+    run = await DurableTester([order]).run(order)
+    assert "another function of that name" in (run.error or {})["message"]
 
 
 def test_a_long_name_makes_a_key_that_can_be_an_id() -> None:
