@@ -21,6 +21,7 @@ from dispatcher.clock import Clock, SystemClock
 from dispatcher.delivery import Courier, CourierBounds, EgressPolicy
 from dispatcher.engine.admission import Savings
 from dispatcher.loops import Loop
+from dispatcher.runtime.asides import Asides
 from dispatcher.runtime.batches import Batches
 from dispatcher.runtime.blobs import Blobs
 from dispatcher.runtime.bulk import Bulk
@@ -235,6 +236,7 @@ def _join(
         streams=streams,
         search=Search(database, clock, settings),
         pausing=Pausing(database, directory, clock, registration.changed),
+        asides=Asides(database, directory, gates, registration.changed),
         crons=Crons(database, intake, clock, settings),
         schedules=Schedules(database, intake, clock, settings),
         timetable=Timetable(database, intake, settings),

@@ -111,7 +111,7 @@ class Hints:
 
     def _registry_changed(self) -> None:
         self.parts.claims.sweep()
-        for name in ("slots", "timetable", "gates"):
+        for name in ("slots", "timetable", "gates", "asides"):
             self.loops[name].wake()
 
     def _shared(self, grown: bool) -> None:

@@ -39,6 +39,7 @@ class Maintenance:
         await self.services.search.prune(now, now - timedelta(days=settings.retention_days))
         while await streams_store.prune(database, now - timedelta(days=settings.retention_days), _BATCH) >= _BATCH:
             pass
+        await self.services.asides.judge(now)
         await self.services.gates.audit(now, _GATES_KEPT, _BATCH)
         await self.services.blobs.prune(now)
         await rate_limits.rewind(database, now)

@@ -46,6 +46,7 @@ class Ticks:
             "marks": (self._marks, _MARKS),
             "gates": (self._gates, seldom),
             "rates": (services.rates.tick, seldom),
+            "asides": (services.asides.tick, seldom),
             "cancels": (self._cancels, seldom),
             "deadlines": (self._deadlines, poll),
             "heartbeat": (self._heartbeat, beat),
@@ -60,6 +61,7 @@ class Ticks:
         self.loops = {name: Loop(name, tick, services.clock, every) for name, (tick, every) in ticks.items()}
         self.loops["claim"].rest = _CLAIM_REST
         self.loops["search"].rest = _CLAIM_REST
+        self.loops["asides"].rest = _CLAIM_REST
         services.search.on_wanted = self.loops["search"].wake
         self.loops["gates"].rest = _GATES_REST
         return self.loops

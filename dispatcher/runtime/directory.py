@@ -98,6 +98,8 @@ class Picture:
     """Workflows whose tasks may ask something of the endpoint they run at."""
     batching: frozenset[int] = frozenset()
     """Workflows whose tasks are run many at once."""
+    aside: frozenset[int] = frozenset()
+    """Workflows whose runs take no places in limits for now, and stand in no line."""
     found: dict[Queue, Route] = field(default_factory=dict)
 
     def outlived(self, now: datetime) -> bool:
@@ -187,8 +189,11 @@ class Directory:
         filters = await self._compiled(tenant.id, loaded.filters)
         asking = frozenset(row.id for row in loaded.workflows if row.asks)
         batching = frozenset(id for id, w in by_id.items() if w.definition.tasks[0].batch is not None and id not in paused)
+        aside = frozenset(row.id for row in loaded.workflows if row.aside is not None)
         index_of_events, good_until = EventIndex.build(served), min(ends, default=None)
-        return Picture(tenant, by_name, by_id, index_of_events, endpoints, routes, good_until, filters, paused, held, asking, batching)
+        return Picture(
+            tenant, by_name, by_id, index_of_events, endpoints, routes, good_until, filters, paused, held, asking, batching, aside
+        )  # fmt: skip
 
     async def _compiled(self, tenant_id: int, rows: list[FilterRow]) -> FilterIndex:
         """The filters ready to be asked. Making thousands takes seconds, so each is made once, and not on the loop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -22,6 +23,7 @@ Reason = dict[str, Any]
 _MOST_ENDPOINTS = 1_000  # of a tenant, that are looked at
 _MOST_AHEAD = 1_000
 _MOST_WAITS = 100  # of a run, that are told
+_BACK = "nothing of its workflow could start until now: it is about to stand in line again for the limits it shares"
 
 
 @dataclass(slots=True)
@@ -50,6 +52,8 @@ class Explaining:
                 found.append(_later(row))
             elif row.state == "queued" and picture is not None and not found:
                 found += await self._queued(picture, tenant_id, run_id, row)
+            elif row.state == "gated" and picture is not None and not found:
+                found += await self._aside(picture, tenant_id, row)
             if found:
                 reasons[row.node] = found
         for wait in await waits.open_of(self.database, tenant_id, run_id, _MOST_WAITS):
@@ -75,9 +79,21 @@ class Explaining:
             found.append(
                 {"kind": "sticky", "message": "its run has to stay at the endpoint where it began, which does not serve it any more"}
             )
-        states = {state.id: state for state in await catalog.endpoints(self.database, tenant_id, "", _MOST_ENDPOINTS)}
-        known = [(place, states[id]) for place in places if (id := endpoint_at(place)) in states]
+        known = await self._known(tenant_id, places)
         return found + [self._place(place, state, requirement, row.durable) for place, state in known]
+
+    async def _aside(self, picture: Picture, tenant_id: int, row: Waiting) -> list[Reason]:
+        """Why what waits in no line has been set aside, where its workflow is not paused."""
+        routes = [picture.routes.get(queue_of(tenant_id, row.workflow_id, durable), ()) for durable in (False, True)]
+        known = await self._known(tenant_id, {endpoint_at(place): place for route in routes for place in route}.values())
+        if known and all(state.paused for _, state in known):
+            return [self._place(place, state, Requirement.parse(row.requirement), row.durable) for place, state in known]
+        return [{"kind": "concurrency", "since": row.arrived_at, "message": _BACK}]
+
+    async def _known(self, tenant_id: int, places: Iterable[Place]) -> list[tuple[Place, EndpointState]]:
+        """The endpoints at these places, as they are."""
+        states = {state.id: state for state in await catalog.endpoints(self.database, tenant_id, "", _MOST_ENDPOINTS)}
+        return [(place, states[id]) for place in places if (id := endpoint_at(place)) in states]
 
     async def _gathering(self, picture: Picture, q: Queue) -> Reason | None:
         """Why the batch a task would go with does not go, whatever is free; None where it would."""

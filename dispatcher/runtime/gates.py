@@ -22,7 +22,7 @@ from dispatcher.settings import Settings
 from dispatcher.store import gates
 from dispatcher.store.database import Database
 from dispatcher.store.gates import Passed, Standing, Waking
-from dispatcher.store.intake import NewRun
+from dispatcher.store.intake import ASIDE, NewRun
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +74,8 @@ class Gates:
             chain = run.gates.split(",")
             if run.run_at is not None and run.run_at > now:
                 run.gates_held = 0
+            elif run.workflow_id in self._directory.pictures[run.tenant_id].aside:
+                run.gates_held = ASIDE
             elif any(gate in self._crowded or gate in behind for gate in chain):
                 run.gates_held = 0
                 behind.update(chain)

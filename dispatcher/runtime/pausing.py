@@ -12,7 +12,7 @@ from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime import limits_declared
 from dispatcher.runtime.directory import Directory
-from dispatcher.store import audit, gates, pausing, registry, removals
+from dispatcher.store import asides, audit, gates, pausing, registry, removals
 from dispatcher.store.database import Database
 from dispatcher.store.outcomes import TaskKey
 from dispatcher.store.pausing import Page, Pause
@@ -57,6 +57,7 @@ class Pausing:
                 raise problem("unknown_workflow", f"there is no workflow {name[:200]!r}")
             after = _changed(before, wanted, now)
             await pausing.put(conn, tenant_id, after, now)
+            await asides.judge(conn, tenant_id, now)
             if before.paused_at is not None and after.paused_at is None:
                 workflow = await self._directory.workflow_version(tenant_id, before.id, before.version)
                 await pausing.resume(conn, tenant_id, before.id, workflow.schedule_ms, now)

@@ -33,7 +33,7 @@ from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.keyring import Keyring, secret_context
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import audit, crons, filters, pausing, registry, waits
+from dispatcher.store import asides, audit, crons, filters, pausing, registry, waits
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.filters import NewFilter
 from dispatcher.store.registry import EndpointPut, EndpointRow
@@ -241,6 +241,7 @@ class Registration:
         if any(definition.on_crons for definition in offer.definitions):
             await check_room(conn, put.tenant_id, 0, self._settings.max_crons)
         await registry.set_routes(conn, put.tenant_id, put.id, workflow_ids)
+        await asides.judge(conn, put.tenant_id, now)
         if any(task.durable for definition in offer.definitions for task in definition.tasks):
             await waits.unblock(conn, put.tenant_id, workflow_ids, None, now)  # what its code did not fit may fit this one's
         await crons.delete_unserved(conn, put.tenant_id)
@@ -336,10 +337,12 @@ class Registration:
         row = await self._row(tenant_id, name)
         async with self._database.transaction() as conn:
             await registry.bump(conn, tenant_id)
-            text = json.dumps(labels) if labels is not None else None
-            await registry.patch_endpoint(conn, tenant_id, row.id, paused, slots, text, self._clock.now(), durable_slots)
+            text, now = json.dumps(labels) if labels is not None else None, self._clock.now()
+            await registry.patch_endpoint(conn, tenant_id, row.id, paused, slots, text, now, durable_slots)
+            if paused is not None:
+                await asides.judge(conn, tenant_id, now)
             if row.paused and paused is False:
-                await pausing.returned(conn, tenant_id, row.id, self._clock.now())
+                await pausing.returned(conn, tenant_id, row.id, now)
         await self.changed()
 
     async def relabel(self, tenant_id: int, endpoint_id: str, labels: Mapping[str, Label | None]) -> None:
@@ -365,6 +368,7 @@ class Registration:
         async with self._database.transaction() as conn:
             await registry.bump(conn, tenant_id)
             await registry.delete_endpoint(conn, tenant_id, row.id)
+            await asides.judge(conn, tenant_id, self._clock.now())
             await crons.delete_unserved(conn, tenant_id)
             await limits_declared.redeclare(conn, tenant_id, {})
         await self.changed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dispatcher.clock import Clock
+from dispatcher.runtime.asides import Asides
 from dispatcher.runtime.blobs import Blobs
 from dispatcher.runtime.bulk import Bulk
 from dispatcher.runtime.callbacks import Callbacks
@@ -58,6 +59,7 @@ class Services:
     streams: Streams
     search: Search
     pausing: Pausing
+    asides: Asides
     crons: Crons
     schedules: Schedules
     timetable: Timetable

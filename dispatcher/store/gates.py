@@ -143,6 +143,7 @@ WAKING = Statement(
     Waking,
 )
 
+# What is about to be set aside neither sends others away nor is sent away itself.
 STANDING = Statement(
     """
     with g as materialized (
@@ -152,12 +153,14 @@ STANDING = Statement(
            t.gate_wait is distinct from g.id as holds, t.cancel_at is not null as leaving
     from g cross join lateral (select * from tasks t where t.preempts and t.gates @> array[g.id] offset 0) t
     where t.tenant_id = g.tenant_id and t.arrived_at is not null
-      and (t.gate_wait = g.id or array_position(t.gates, g.id) <= t.gates_held)
+      and (array_position(t.gates, g.id) <= t.gates_held or t.gate_wait = g.id and coalesce(
+          (select w.aside from workflows w where w.tenant_id = t.tenant_id and w.id = t.workflow_id), 'opening') = 'opening')
     union all
     select g.id::text, r.tenant_id, r.id, null, r.arrived_at, r.gate_wait is distinct from g.id, r.cancel_reason is not null
     from g cross join lateral (select * from runs r where r.preempts and r.gates @> array[g.id] offset 0) r
     where r.tenant_id = g.tenant_id and r.arrived_at is not null
-      and (r.gate_wait = g.id or array_position(r.gates, g.id) <= r.gates_held)
+      and (array_position(r.gates, g.id) <= r.gates_held or r.gate_wait = g.id and coalesce(
+          (select w.aside from workflows w where w.tenant_id = r.tenant_id and w.id = r.workflow_id), 'opening') = 'opening')
     """,
     Standing,
 )
@@ -253,7 +256,8 @@ ENTER = """
 LATE = Statement(
     """
     select r.tenant_id, r.id from runs r join workflows w on w.tenant_id = r.tenant_id and w.id = r.workflow_id
-    where r.gate_wait is not null and r.schedule_deadline <= $1 and r.cancel_reason is null
+    where r.gates is not null and r.gates_held < cardinality(r.gates) and r.advance_at is null
+      and r.schedule_deadline <= $1 and r.cancel_reason is null
       and (w.paused_at is null or greatest(r.arrived_at, w.paused_at) + w.queue_ttl_ms * interval '1 millisecond' <= $1)
       and (r.arrived_at + $3::interval <= $1
            or not exists (select from routes o join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id
@@ -340,7 +344,8 @@ WAITING = Statement(
     from tasks t where t.tenant_id = $1 and t.run_id = $2 and t.state in ('queued', 'gated', 'scheduled')
     union all
     select null, 'gated', r.workflow_id, false, r.gate_wait::text, r.arrived_at, null, null, '', r.priority, r.created_at, 0
-    from runs r where r.tenant_id = $1 and r.id = $2 and r.gate_wait is not null
+    from runs r
+    where r.tenant_id = $1 and r.id = $2 and r.gates is not null and r.gates_held < cardinality(r.gates) and r.advance_at is null
     union all
     select null, 'scheduled', r.workflow_id, false, null, null, null, null, '', r.priority, r.advance_at, 0
     from runs r where r.tenant_id = $1 and r.id = $2 and r.gate_wait is null and r.graph !~ '[^-]' and r.advance_at > $3

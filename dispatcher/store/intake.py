@@ -17,6 +17,7 @@ from dispatcher.engine.rate_limits import Demand
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.statement import Statement
 
+ASIDE: Final = -1
 _NO_ROOM: Final = "DG001"  # raised by the trigger that counts what holds a gate
 
 
@@ -27,8 +28,9 @@ class NewRun:
     `endpoint_id` set means its one task is leased in the same statement: it starts as running attempt 1 of this dispatcher. `graph` set,
     a letter for each node, means its tasks come later, by the rules of its graph. `parent_wait` is what its end settles in its parent.
     `gates` are the ids of the gates it has to pass and `gate_limits` how many may hold each, both as lists with commas; `gates_held` of
-    them are taken in the same statement, which is refused where there is no room (NoRoom). `flow` says what they are. `requirement` and
-    `slots` are its one task's; `labels` (JSON text) and `sticky_endpoint` hold for all tasks it will have.
+    them are taken in the same statement, which is refused where there is no room (NoRoom). ASIDE in its place sets the run aside: it stands
+    in no line. `flow` says what they are. `requirement` and `slots` are its one task's; `labels` (JSON text) and `sticky_endpoint` hold for
+    all tasks it will have.
     """
 
     tenant_id: int
@@ -177,7 +179,7 @@ WRITE = Statement(
                filter_payload, parent_node, parent_wait,
                case when graph is not null then string_to_array(gates, ',')::uuid[] end,
                case when graph is not null then string_to_array(gate_limits, ',')::int[] end,
-               case when graph is not null then gates_held else 0 end,
+               case when graph is not null then greatest(gates_held, 0) else 0 end,
                case when graph is not null and gates_held = 0 and (run_at > $20) is not true then split_part(gates, ',', 1)::uuid end,
                case when graph is not null and gates is not null then greatest(run_at, $20) end,
                graph is not null and preempts, case when graph is not null then flow::jsonb end,
@@ -189,14 +191,15 @@ WRITE = Statement(
                            execution_ms, epoch, dispatcher_id, endpoint_id, endpoint_version, started_at, deadline, durable,
                            gates, gate_limits, gates_held, arrived_at, preempts, flow, requirement, slots)
         select tenant_id, id, 0, workflow_id, workflow_version,
-               case when endpoint_id is not null then 'running' when run_at > $20 then 'scheduled' else 'queued' end,
+               case when endpoint_id is not null then 'running' when run_at > $20 then 'scheduled' when gates_held < 0 then 'gated'
+                    else 'queued' end,
                priority, coalesce(run_at, $20),
                case when endpoint_id is null then greatest(run_at, $20) + schedule_ms * interval '1 millisecond' end,
                execution_ms, case when endpoint_id is not null then 1 else 0 end,
                case when endpoint_id is not null then $19::bigint end, endpoint_id, endpoint_version,
                case when endpoint_id is not null then $20 end,
                case when endpoint_id is not null then $20 + execution_ms * interval '1 millisecond' end, durable,
-               string_to_array(gates, ',')::uuid[], string_to_array(gate_limits, ',')::int[], gates_held,
+               string_to_array(gates, ',')::uuid[], string_to_array(gate_limits, ',')::int[], greatest(gates_held, 0),
                case when gates is not null then coalesce(run_at, $20) end, preempts, flow::jsonb, requirement, slots
         from given where graph is null
     ), new_events as (
@@ -260,14 +263,15 @@ WRITE_LIMITED = Statement(
                            execution_ms, epoch, dispatcher_id, endpoint_id, endpoint_version, started_at, deadline,
                            gates, gate_limits, gates_held, arrived_at, preempts, flow)
         select tenant_id, id, 0, workflow_id, workflow_version,
-               case when endpoint_id is not null then 'running' when run_at > $17 then 'scheduled' else 'queued' end,
+               case when endpoint_id is not null then 'running' when run_at > $17 then 'scheduled' when gates_held < 0 then 'gated'
+                    else 'queued' end,
                priority, coalesce(run_at, $17),
                case when endpoint_id is null then greatest(run_at, $17) + schedule_ms * interval '1 millisecond' end,
                execution_ms, case when endpoint_id is not null then 1 else 0 end,
                case when endpoint_id is not null then $16::bigint end, endpoint_id, endpoint_version,
                case when endpoint_id is not null then $17 end,
                case when endpoint_id is not null then $17 + execution_ms * interval '1 millisecond' end,
-               ('{' || gates || '}')::uuid[], ('{' || gate_limits || '}')::int[], gates_held,
+               ('{' || gates || '}')::uuid[], ('{' || gate_limits || '}')::int[], greatest(gates_held, 0),
                case when gates is not null then coalesce(run_at, $17) end, preempts, flow::jsonb
         from given
     )

@@ -58,7 +58,8 @@ RESUME = """
       and coalesce(t.turn, 1) = 1 and coalesce(t.log_len, 0) = 0 and t.cleanup is null
 """
 RESUME_RUNS = """
-    update runs set schedule_deadline = $3 where tenant_id = $1 and workflow_id = $2 and gate_wait is not null
+    update runs set schedule_deadline = $3
+    where tenant_id = $1 and workflow_id = $2 and gates is not null and gates_held < cardinality(gates) and advance_at is null
 """
 # While a workflow is paused, nothing that waits for it may wait for longer than the pause says. A tenant's live tasks are gone through a
 # page at a time, since no index leads to what waits for a workflow. What somebody else has at hand is seen the next time; so is a workflow
@@ -104,7 +105,8 @@ BOUND_RUNS = Statement(
         from page g join paused p on p.id = g.workflow_id
         cross join lateral (
             select r.tenant_id, r.id, greatest(r.arrived_at, p.paused_at) + p.ttl as until from runs r
-            where r.tenant_id = any (array[$1]) and r.id = g.id and case when r.gate_wait is null then false else true end
+            where r.tenant_id = any (array[$1]) and r.id = g.id
+              and case when r.gates_held < cardinality(r.gates) and r.advance_at is null then true else false end
               and r.schedule_deadline is distinct from greatest(r.arrived_at, p.paused_at) + p.ttl
             for update skip locked
         ) r
@@ -141,7 +143,8 @@ RETURNED_RUNS = """
     set schedule_deadline = $3::timestamptz + greatest(q.schedule_deadline - q.arrived_at, interval '1 minute')
     from routes r
     where r.tenant_id = $1 and r.endpoint_id = $2 and q.tenant_id = $1 and q.workflow_id = r.workflow_id
-      and q.schedule_deadline <= $3 and q.gate_wait is not null and q.cancel_reason is null
+      and q.schedule_deadline <= $3 and q.cancel_reason is null
+      and q.gates is not null and q.gates_held < cardinality(q.gates) and q.advance_at is null
       and exists (select from endpoints e where e.tenant_id = $1 and e.id = $2 and e.circuit = 'closed' and not e.paused)
       and not exists (select from routes o join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id
                       where o.tenant_id = $1 and o.workflow_id = r.workflow_id and o.endpoint_id <> $2

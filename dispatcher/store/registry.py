@@ -81,6 +81,7 @@ class WorkflowRow:
     queue_ttl_ms: int | None
     on_schedule: str
     asks: bool
+    aside: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ SECRETS = Statement(
 )
 WORKFLOWS = Statement(
     """
-    select w.id, w.name, w.version, v.definition, w.created_at, w.updated_at, w.paused_at, w.queue_ttl_ms, w.on_schedule, w.asks
+    select w.id, w.name, w.version, v.definition, w.created_at, w.updated_at, w.paused_at, w.queue_ttl_ms, w.on_schedule, w.asks, w.aside
     from workflows w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id and v.number = w.version
     where w.tenant_id = $1 and ($2::text is null or w.name = $2) and w.removed_at is null order by w.name
     """,

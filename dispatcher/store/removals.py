@@ -27,7 +27,8 @@ SCHEDULES = "delete from schedules where tenant_id = $1 and workflow_id = $2 and
 FILTERS = "delete from filters where tenant_id = $1 and workflow_id = $2"
 ROUTES = "delete from routes where tenant_id = $1 and workflow_id = $2"
 REMOVE = """
-    update workflows set removed_at = $3, updated_at = $3, paused_at = null, queue_ttl_ms = null where tenant_id = $1 and id = $2
+    update workflows set removed_at = $3, updated_at = $3, paused_at = null, queue_ttl_ms = null, aside = null
+    where tenant_id = $1 and id = $2
 """
 
 

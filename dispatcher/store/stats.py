@@ -126,7 +126,8 @@ QUEUES = Statement(
         from tasks where tenant_id = $1 and state <> 'settled' group by workflow_id, state
         union all
         select workflow_id, 'gated', count(*)::int, min(arrived_at)
-        from runs where tenant_id = $1 and gate_wait is not null group by workflow_id
+        from runs where tenant_id = $1 and gates is not null and gates_held < cardinality(gates) and advance_at is null
+        group by workflow_id
     ) c on c.workflow_id = w.id
     where w.tenant_id = $1 and w.name > $2 and w.removed_at is null
     group by w.name, w.paused_at order by w.name limit $3

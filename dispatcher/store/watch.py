@@ -26,6 +26,7 @@ class Seen:
     probe: datetime | None
     cancels: datetime | None
     bulk: datetime | None
+    asides: datetime | None
 
     def moments(self) -> dict[str, datetime]:
         """The loops that have something to do, now or later."""
@@ -47,12 +48,14 @@ LOOK = Statement(
                  case when exists (select from events where wakes) then $1::timestamptz end) as waits,
            least(case when exists (select from gates where wake) then $1 end,
                  (select min(advance_at) from runs where advance_at is not null),
-                 (select min(schedule_deadline) from runs where gate_wait is not null),
+                 (select min(schedule_deadline) from runs
+                  where gates is not null and gates_held < cardinality(gates) and advance_at is null),
                  (select min(until) from concurrency_limits where until is not null)) as gates,
            (select min(refill_at) from rate_limits where refill_at is not null) as rates,
            (select min(probe_at) from endpoints where probe_at is not null) as probe,
            case when exists (select from tasks where dispatcher_id = $2 and cancel_at is not null) then $1 end as cancels,
-           case when exists (select from bulk_actions where status = 'running') then $1 end as bulk
+           case when exists (select from bulk_actions where status = 'running') then $1 end as bulk,
+           case when exists (select from workflows where aside in ('clearing', 'opening')) then $1 end as asides
     """,
     Seen,
 )

@@ -30,6 +30,9 @@ SCHEDULE = """
     values (1, 's', 1, 'scheduled', $2, '1', 'skip', 0, $1, $1)
 """
 BULK = "insert into bulk_actions (tenant_id, id, kind, status, reason, matched, created_at) values (1, 'b', 'cancel', 'running', '', 1, $1)"
+WORKFLOW = """
+    with t as (insert into tenants (slug, name, created_at) values ('w', 'w', $1) returning id)
+    insert into workflows (tenant_id, name, version, created_at, updated_at, aside) select id, 'w', 1, $1, $1"""
 PROBE = f"""
     insert into endpoints ({ENDPOINT}, circuit, circuit_since, probe_at)
     values (1, 'e', 'e', '1', 1, '{{}}', false, $1, $1, 'open', $1, $2)
@@ -67,9 +70,25 @@ CASES: dict[str, tuple[str, tuple[str, ...], datetime]] = {
         THEN,
     ),
     "a run in line": (
-        f"insert into runs ({RUN}, gate_wait, schedule_deadline) values (1, 'r', 1, 1, '1', 1, 'api', $1, gen_random_uuid(), $2)",
+        f"""insert into runs ({RUN}, gates, gate_wait, schedule_deadline)
+            select 1, 'r', 1, 1, '1', 1, 'api', $1, array[id], id, $2 from gen_random_uuid() as g (id)""",
         ("gates",),
         THEN,
+    ),
+    "a run that is aside": (
+        f"insert into runs ({RUN}, gates, schedule_deadline) values (1, 'r', 1, 1, '1', 1, 'api', $1, array[gen_random_uuid()], $2)",
+        ("gates",),
+        THEN,
+    ),
+    "a workflow that is about to open": (
+        f"{WORKFLOW}, 'clearing' from t",
+        ("asides",),
+        NOW,
+    ),
+    "a workflow that opens": (
+        f"{WORKFLOW}, 'opening' from t",
+        ("asides",),
+        NOW,
     ),
     "a gate awake": (
         f"insert into gates ({GATE}, wake) values (1, gen_random_uuid(), 'r', 'k', 'GROUP_ROUND_ROBIN', 1, true)",
@@ -85,6 +104,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], datetime]] = {
 UNSEEN = {
     "a task that waits its turn": f"insert into tasks ({TASK}, state, due_at) values (1, 'r', 0, 1, 1, 1, 1, 'queued', $1)",
     "an attempt": f"insert into tasks ({TASK}, state, due_at, dispatcher_id) values (1, 'r', 0, 1, 1, 1, 1, 'running', $1, $3)",
+    "a workflow that is closed": f"{WORKFLOW}, 'closed' from t",
     "a wait that is over": f"insert into waits ({WAIT}, due_at, settled_at) values (1, 'r', 0, 'w', false, 'sleep', $1, $2, $1)",
     "a gate at rest": f"insert into gates ({GATE}, held) values (1, gen_random_uuid(), 'r', 'k', 'GROUP_ROUND_ROBIN', 1, 1)",
     "an event": "insert into events (tenant_id, id, type, data, stream_id, runs, created_at) values (1, 'e', 'e', '1', 's', 0, $1)",
