@@ -177,8 +177,8 @@ class DurableContext(Context):
         """A part of the handler that becomes one entry: once `fn(*args)` has returned, what it did inside is no longer sent or replayed.
 
         `fn` uses this context as the handler does. Long loops run their iterations in scopes. Cancelled, by a timeout or its TaskGroup, a
-        scope ends as a task does: `fn` hears so where it waits, and is waited for. Where the run is cancelled meanwhile, `fn` may undo what
-        it did; the scope then raises Cancelled, whatever `fn` came to.
+        scope ends as a task does: `fn` hears so where it waits, and is waited for. Where the run is cancelled, `fn` hears so and may
+        undo what it did, and who waits for the scope hears once it is over.
         """
         return self._replay.scope(name, lambda: fn(*args), _known(fn)[0])
 

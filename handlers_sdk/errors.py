@@ -117,9 +117,9 @@ class Suspended(Interruption):
 class Cancelled(Interruption):
     """The run was cancelled. Steps, scopes and checkpoints may still undo and save what was done; anything else raises this again.
 
-    It is raised in every task and scope of the handler, and all of them undo what they did to the end, whatever becomes of the others.
-    Who waits for a scope hears it once that is over, whatever it came to: what failed in it is the `__cause__`. Catch it to undo, and raise
-    it again; a handler that goes on as if nothing had happened is refused one thing after the other.
+    It is raised in every task and scope of the handler, where that waits: at once, or, where it waits for others of them, once those are
+    over, whatever they came to; what failed one is the `__cause__`. All of them undo what they did to the end, whatever becomes of the
+    others. Catch it to undo, and raise it again: a handler that goes on as if nothing had happened is refused one thing after the other.
     """
 
     def __init__(self, reason: str = "") -> None:

@@ -6,6 +6,7 @@ import asyncio
 import marshal
 import re
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -73,6 +74,18 @@ class Op(_Awaitable[T]):
         if not cancelled:
             end_twice(self)
         return cancelled
+
+
+@dataclass(slots=True)
+class Sent:
+    """An entry on its way into the log, and what the handler gets when it is there."""
+
+    op: Op[Any]
+    text: bytes
+    at: str
+    value: Any = None
+    error: BaseException | None = None
+    settles: bool = False
 
 
 def as_it_is(value: Any) -> Any:

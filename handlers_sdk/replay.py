@@ -39,6 +39,7 @@ from handlers_sdk.ops import (
     NAME,
     PLAIN,
     Op,
+    Sent,
     as_it_is,
     closed_entry,
     error_entry,
@@ -54,7 +55,7 @@ from handlers_sdk.ops import (
 from handlers_sdk.replay_loop import new_loop, untrace
 from handlers_sdk.schemas import Codec
 from handlers_sdk.scopes import Scope, was_cancelled
-from handlers_sdk.unwinding import is_busy, meant_by, tell_next
+from handlers_sdk.unwinding import is_busy, meant_by, owe_all, tell_all, tell_next
 from handlers_sdk.wakes import wake_of
 
 SCOPE: Final[ContextVar[str]] = ContextVar("handlers_sdk_scope", default="")
@@ -89,18 +90,6 @@ class Mismatched:
 Outcome = Returned | Raised | Mismatched
 
 
-@dataclass(slots=True)
-class _Sent:
-    """An entry on its way into the log, and what the handler gets when it is there."""
-
-    op: Op[Any]
-    text: bytes
-    at: str
-    value: Any = None
-    error: BaseException | None = None
-    settles: bool = False
-
-
 class Replay:
     """One turn. `now` gives milliseconds since 1970 by the dispatcher's clock; everything else follows from the log."""
 
@@ -124,9 +113,9 @@ class Replay:
         self._unrecorded: dict[str, Op[Any]] = {}
         self._waiting: dict[str, Op[Any]] = {}  # asked of the dispatcher, or failed and to be tried again
         self._steps: list[Op[Any]] = []
-        self._outgoing: list[_Sent] = []
-        self._sent: deque[_Sent] = deque()
-        self._settled: deque[_Sent] = deque()
+        self._outgoing: list[Sent] = []
+        self._sent: deque[Sent] = deque()
+        self._settled: deque[Sent] = deque()
         self._patches: dict[str, bool] = {}
         self._scopes_closed: set[str] = set()
         self._dropped: list[Op[Any]] = []
@@ -362,8 +351,9 @@ class Replay:
 
     def scope(self, name: str, fn: Callable[[], Coroutine[Any, Any, Any]], codec: Codec) -> Op[Any]:
         """A part of the handler that leaves one entry behind. Closed in the log, it is not run."""
-        op = Scope(self.loop)  # type: ignore[abstract]  # see Op
+        op = Scope(loop=self.loop)  # type: ignore[abstract]  # see Op
         id = self._op(name, "scope", _NOT_ASKED, op).id
+        op.running = None
         op.read = lambda value: parsed(value, codec, id)
         if id not in self._recorded_scopes:
             token = SCOPE.set(id + "/")
@@ -385,7 +375,7 @@ class Replay:
                 op.set_result(True)
                 if self._patches[key]:
                     at = self._stamp()
-                    self._record(_Sent(op, valued_entry(op.id, "patch", b"true", at), at))
+                    self._record(Sent(op, valued_entry(op.id, "patch", b"true", at), at))
                 else:  # the code before had none here: what it counted under this name has the number
                     del self._asked[op.id]
                     self._counts[key] -= 1
@@ -405,17 +395,17 @@ class Replay:
         """A step's result, as JSON text and as the handler gets it."""
         at = self._stamp()
         entry = b'{"id":"%b","op":"step","status":"ok","value":%b,"at":"%b"}' % (step.id.encode(), text, at.encode())
-        self._record(_Sent(step, entry, at, value, None, True))
+        self._record(Sent(step, entry, at, value, None, True))
 
     def step_failed(self, step: Op[Any], text: Callable[[str], bytes], error: wire.ErrorDetail, after_ms: int | None) -> None:
         """A step's failure: for good, or with `after_ms` to be tried again then. `text` makes the entry for a time."""
         at = self._stamp()
         if after_ms is None:
-            self._record(_Sent(step, text(at), at, None, failed(step.id, error), True))
+            self._record(Sent(step, text(at), at, None, failed(step.id, error), True))
             return
         step.failures += 1
         step.due = ms_of(at) + after_ms
-        self._record(_Sent(step, text(at), at))
+        self._record(Sent(step, text(at), at))
         self._waiting[step.id] = step
 
     # ---- inside: asking
@@ -466,12 +456,12 @@ class Replay:
         at = self._stamp()
         if op.kind == "checkpoint":
             text = op.asked["value"]
-            self._record(_Sent(op, valued_entry(op.id, "checkpoint", text, at), at, True, None, True))
+            self._record(Sent(op, valued_entry(op.id, "checkpoint", text, at), at, True, None, True))
             return
         if op.work == b"closed":
-            self._record(_Sent(op, closed_entry(op.id, at), at, True, None, True))
+            self._record(Sent(op, closed_entry(op.id, at), at, True, None, True))
             return
-        self._record(_Sent(op, pending_entry(op, at), at))
+        self._record(Sent(op, pending_entry(op, at), at))
         self._waiting[op.id] = op
         if op.kind == "message":
             self._inbox.begun(op)
@@ -511,7 +501,7 @@ class Replay:
                 del self._waiting[op.id]
                 self._steps.append(op)
 
-    def _record(self, one: _Sent) -> None:
+    def _record(self, one: Sent) -> None:
         if self.carrying:
             self.carried.append(one.text)
             self._settled.append(one)
@@ -536,7 +526,7 @@ class Replay:
 
     # ---- inside: settling
 
-    def _deliver(self, one: _Sent) -> None:
+    def _deliver(self, one: Sent) -> None:
         op = one.op
         self._at = one.at
         op.recorded = True
@@ -633,13 +623,17 @@ class Replay:
     def _cancel(self, reason: str) -> None:
         self.cancelled = self.loop.unwinding = True
         self._cancel_reason = reason
+        owe_all(self.loop, reason)
         for op in list(self._asked.values()):
-            if isinstance(op, Scope):
-                op.reason = reason
-            elif not op.done():
-                self._unrecorded.pop(op.id, None)
+            if op.done():
+                continue
+            self._unrecorded.pop(op.id, None)
+            if op.kind != "scope":
                 self._waiting.pop(op.id, None)
                 op.set_exception(Cancelled(reason))
+            elif op.work is not None:  # its function has ended, and the log does not say so
+                self._deliver(op.work)
+        tell_all(self.loop, reason)
 
     def _told_next(self) -> bool:
         """Whether a cancelled handler, of which nothing goes on, has somebody who is to hear of it."""
@@ -655,19 +649,20 @@ class Replay:
         if error is not None and not isinstance(error, Exception):
             op.set_exception(error)
             return
-        # One that was cancelled and came to something all the same is run again in each turn, which cancels it again. So is one in which
-        # something goes on, which could not be recorded any more, and one that would hide messages that are not all its own.
-        closes = not (was_cancelled(task) or op.goes_on(reversed(self._asked.values())) or self._inbox.crosses(op.id))
+        # One that was cancelled and came to something all the same is run again in each turn, which cancels it again: who hears before whom
+        # is not in the log. So is one in which something goes on, which could not be recorded any more, and one that would hide messages
+        # that are not all its own.
+        closes = not (self.cancelled or was_cancelled(task) or op.goes_on(reversed(self._asked.values())) or self._inbox.crosses(op.id))
         at = self._stamp() if closes else self._at
         try:
             if error is not None:
                 raise error
             text = codec.dump(task.result())
             value = read_value(text, codec, op.id)
-            op.work = _Sent(op, valued_entry(op.id, "scope", text, at), at, value, None, True)
+            op.work = Sent(op, valued_entry(op.id, "scope", text, at), at, value, None, True)
         except Exception as raised:
             detail = _detail(raised)
-            op.work = _Sent(op, error_entry(op.id, "scope", detail, at), at, None, failed(op.id, detail), True)
+            op.work = Sent(op, error_entry(op.id, "scope", detail, at), at, None, failed(op.id, detail), True)
         if not closes:
             self._deliver(op.work)
         elif self._position < len(self._log) or self._unrecorded:

@@ -34,7 +34,9 @@ class ReplayLoop(asyncio.AbstractEventLoop):
 
     def __init__(self, timer: Callable[[float, Callable[[], object]], asyncio.Future[Any]], seconds: Callable[[], float]) -> None:
         self.tasks: WeakSet[ReplayTask] = WeakSet()
-        self.unwinding = False  # what asks for a task's end only marks it then
+        self._alive: set[ReplayTask] = set()  # not over: nobody else may know of one that waits for what is its own
+        self.unwinding = False  # what asks for a task's end only marks it then, and who is owed hears
+        self._refused: list[asyncio.Future[Any]] = []
         self._ready: deque[asyncio.Handle] = deque()
         self._timer = timer
         self._seconds = seconds
@@ -60,14 +62,18 @@ class ReplayLoop(asyncio.AbstractEventLoop):
 
     def forget(self) -> None:
         """Nothing will run here any more: let go of what this was made with, and of what knows it."""
-        for task in self.tasks:
-            untrace(task)
+        for ended in (*self.tasks, *self._refused):
+            untrace(ended)
+        self._alive.clear()
+        self._refused.clear()
         del self._timer, self._seconds
 
     # ---- what asyncio asks of a loop
 
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:  # type: ignore[override]
         """Run it after what is waiting already."""
+        if self.unwinding and args and isinstance(task := getattr(callback, "__self__", None), ReplayTask):
+            args = (task.woken_by(args[0]), *args[1:])
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
@@ -99,7 +105,15 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         self._made += 1
         task.number = -self._made
         self.tasks.add(task)
+        self._alive.add(task)
+        task.add_done_callback(self._alive.discard)
         return task
+
+    def refuse(self, future: asyncio.Future[Any], error: BaseException) -> asyncio.Future[Any]:
+        """Let a future end so."""
+        future.set_exception(error)
+        self._refused.append(future)
+        return future
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """What nobody retrieved is nobody's concern: a handler is put aside at every wait."""
@@ -149,6 +163,8 @@ class ReplayTask(asyncio.Task[Any]):
     number = 0
     unwanted = False  # asked to end while the handler unwinds
     told = 0  # how often it heard so where nothing would have brought it on
+    owed: str | None = None  # why the run ended, which it hears where it waits, whatever it waits for comes to
+    refusal: asyncio.Future[Any] | None = None  # what it will be woken by instead of that
 
     def __hash__(self) -> int:
         return self.number
@@ -166,8 +182,28 @@ class ReplayTask(asyncio.Task[Any]):
             self.add_done_callback(end_twice)
         blocker: Any = self._fut_waiter  # type: ignore[attr-defined]
         if blocker is not None and blocker.done():
-            end_twice(blocker)  # what it waited for has been refused, which it has not heard yet
+            end_twice(self.refusal or blocker)  # what it waited for has been refused, which it has not heard yet
         return True
+
+    def tell(self, blocker: asyncio.Future[Any], reason: str) -> None:
+        """It hears where it waits that the run was cancelled."""
+        self.get_loop().refuse(blocker, self._cancelled(reason))  # type: ignore[attr-defined]
+
+    def woken_by(self, ended: Any) -> Any:
+        """What wakes it when `ended` is over: that, or where it waited for it as the run was cancelled, that this was."""
+        if ended is not self._fut_waiter:  # type: ignore[attr-defined]
+            return ended
+        reason, self.owed, self.refusal = self.owed, None, None
+        error = None if ended.cancelled() else ended.exception()
+        if reason is None or isinstance(error, Interruption):
+            return ended
+        heard = self._cancelled(reason)
+        heard.__cause__ = error
+        self.refusal = self.get_loop().refuse(self.get_loop().create_future(), heard)  # type: ignore[attr-defined]
+        return self.refusal
+
+    def _cancelled(self, reason: str) -> Cancelled:
+        return CancelledTwice(reason) if self.unwanted else Cancelled(reason)
 
 
 class CancelledTwice(Cancelled, asyncio.CancelledError):

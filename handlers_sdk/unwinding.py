@@ -1,42 +1,84 @@
 """The end of a cancelled handler: everybody in it hears of it where he waits, and nobody is interrupted in what he undoes.
 
-What waits for the dispatcher is refused, and a scope is left to its own function. Then the handler goes on until no step of it is left.
-What the failure of one task would cancel, a TaskGroup's other tasks and its parent, is not cancelled: they have heard, or will. When
-nothing goes on any more, those who wait for something of the handler's own, such as an Event, hear of it too, the youngest first. All of
-this follows from where the handler stands, and so is the same in every replay.
+Who waits for the dispatcher, or for something of the handler's own such as an Event, hears at once. Who waits for others (tasks, scopes,
+groups of them) hears once they are over, whatever they have come to. Then the handler goes on until no step of it is left. What the
+failure of one task would cancel, a TaskGroup's other tasks and its parent, is not cancelled: they have heard, or will. When nothing goes
+on any more, those who wait again hear again, the youngest first. All of this follows from where the handler stands, and so is the same in
+every replay; for that no scope is closed any more, since the log would not say who had heard before.
 """
 
 from __future__ import annotations
 
 import asyncio
+from asyncio.tasks import _GatheringFuture  # type: ignore[attr-defined]  # what `gather` gives, which says so nowhere else
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from handlers_sdk.errors import Cancelled, ContinuedAsNew, Interruption
+from handlers_sdk.errors import ContinuedAsNew, Interruption
 from handlers_sdk.matching import ENDPOINTS_OWN
 from handlers_sdk.ops import Op
-from handlers_sdk.replay_loop import CancelledTwice, ReplayLoop
-from handlers_sdk.scopes import Scope
+from handlers_sdk.replay_loop import ReplayLoop, ReplayTask
 
 _TOLD_MAX: Final = 100
 """How often a task hears of it that waits again, as one that sleeps while it undoes. One that goes on for ever is left waiting."""
 
+_WAITERS: Final = ("asyncio.tasks", "asyncio.taskgroups")
+"""Where asyncio waits for tasks."""
+
 
 def is_busy(ops: Iterable[Op[Any]]) -> bool:
     """Whether a step is to come to its end, or a result on its way into the log, before all stands still."""
-    return any(op.kind in ENDPOINTS_OWN and not op.done() and not _is_open(op) for op in ops)
+    return any(op.kind in ENDPOINTS_OWN and op.kind != "scope" and not op.done() for op in ops)
+
+
+def owe_all(loop: ReplayLoop, reason: str) -> None:
+    """From now on whoever waits hears of the end where he does, whatever he waits for comes to."""
+    for task in _waiting(loop):
+        task.owed = reason
+        task.told = 1
+
+
+def tell_all(loop: ReplayLoop, reason: str) -> None:
+    """Tell those who do not wait for others."""
+    for task in _waiting(loop):
+        blocker = _blocker(task)
+        if not (blocker.done() or _is_of_others(blocker) or _waits_for_others(task)):
+            task.tell(blocker, reason)
 
 
 def tell_next(loop: ReplayLoop, reason: str) -> bool:
     """Tell the youngest task that nothing will bring on, of those told least often; False when there is none."""
-    waiting = (task for task in loop.tasks if not task.done() and task.told < _TOLD_MAX)
-    for task in sorted(waiting, key=lambda task: (task.told, task.number)):
-        blocker: Any = task._fut_waiter  # type: ignore[attr-defined] # noqa: SLF001 - there is no other way to ask
-        if blocker is not None and not isinstance(blocker, asyncio.Task | Op):
+    for task in sorted(_waiting(loop), key=lambda task: task.told):
+        blocker = _blocker(task)
+        if task.told < _TOLD_MAX and not isinstance(blocker, asyncio.Task | Op):
             task.told += 1
-            blocker.set_exception(CancelledTwice(reason) if task.unwanted else Cancelled(reason))
+            task.tell(blocker, reason)
             return True
     return False
+
+
+def _waiting(loop: ReplayLoop) -> list[ReplayTask]:
+    """The youngest first."""
+    return sorted((task for task in loop.tasks if not task.done() and _blocker(task) is not None), key=lambda task: task.number)
+
+
+def _blocker(task: ReplayTask) -> Any:
+    return task._fut_waiter  # type: ignore[attr-defined] # noqa: SLF001 - there is no other way to ask
+
+
+def _is_of_others(blocker: object) -> bool:
+    return isinstance(blocker, asyncio.Task | Op | _GatheringFuture)
+
+
+def _waits_for_others(task: ReplayTask) -> bool:
+    """Whether it is in a TaskGroup, `wait`, `wait_for` or `as_completed`, which have a future of their own that the others bring on."""
+    called: list[Any] = [task.get_coro()]
+    while (awaited := getattr(called[-1], "cr_await", None)) is not None and hasattr(awaited, "cr_await"):
+        called.append(awaited)
+    if len(called) > 1 and called[-2].__name__ == "_wait_for_one":  # as_completed, which has them in a queue
+        called.pop()
+    frame = getattr(called[-1], "cr_frame", None)
+    return frame is not None and frame.f_globals.get("__name__") in _WAITERS and called[-1].__name__ != "sleep"
 
 
 def meant_by(error: BaseException) -> BaseException:
@@ -53,8 +95,3 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(one)
     else:
         yield error
-
-
-def _is_open(op: Op[Any]) -> bool:
-    """Whether it is a scope that its function keeps open, or that the log has closed later on: here as there, nobody waits for that."""
-    return isinstance(op, Scope) and op.work is None

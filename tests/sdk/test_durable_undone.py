@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -123,8 +124,8 @@ async def in_scopes_of_scopes(ctx: DurableContext) -> None:
     await ctx.scope("part", part)
 
 
-async def that_close(ctx: DurableContext) -> None:
-    """A scope may come to something though all is cancelled, and is closed then. Who waits for it hears that all is cancelled."""
+async def that_come_to_something(ctx: DurableContext) -> None:
+    """Who waits for them hears that all is cancelled once they are over, whatever they have come to, and knows why one has failed."""
 
     async def kept() -> str:
         try:
@@ -139,12 +140,61 @@ async def that_close(ctx: DurableContext) -> None:
         finally:
             await ctx.run("undo-refused", refuse)
 
-    said = await asyncio.gather(ctx.scope("kept", kept), ctx.scope("refused", refused), return_exceptions=True)
-    heard, refusal = said
-    assert isinstance(heard, Cancelled)
-    assert heard.__cause__ is None
-    assert isinstance(refusal, Cancelled)
-    await ctx.run(f"undo-{heard.reason}-{type(refusal.__cause__).__name__}", one, 1)
+    async def waiting(others: Awaitable[Any]) -> None:
+        try:
+            await others
+        except Cancelled as heard:
+            await ctx.run(f"undo-{type(heard.__cause__).__name__}", one, 1)
+            raise
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(waiting(ctx.scope("kept", kept)))
+        group.create_task(waiting(ctx.scope("refused", refused)))
+        group.create_task(waiting(asyncio.create_task(kept())))
+        group.create_task(waiting(asyncio.wait([ctx.scope("kept", kept)])))
+        group.create_task(waiting(asyncio.gather(kept(), refused(), return_exceptions=True)))
+
+
+async def that_wait_for_what_others_free(ctx: DurableContext) -> None:
+    """What becomes free as one ends is not begun with by the next: he has heard where he waited for it."""
+    places, lock = asyncio.Semaphore(2), asyncio.Lock()
+
+    async def guarded(number: int) -> None:
+        async with places:
+            await booked(ctx, f"trip-{number}", 1)
+
+    async def kept() -> None:
+        with suppress(Cancelled):
+            await booked(ctx, "round", 1)
+
+    async def rounds() -> None:
+        async with lock:
+            for _ in range(20):
+                await ctx.scope("round", kept)
+
+    await asyncio.gather(*[guarded(number) for number in range(4)], rounds(), rounds())
+
+
+async def that_nobody_knows_of(ctx: DurableContext) -> None:
+    """A task that waits for what is its own lives until it has undone what it did, whatever the collector takes meanwhile."""
+
+    async def collect() -> None:
+        gc.collect()
+
+    async def sleeping(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await ctx.run(f"undo-{name}", collect)
+
+    async def as_they_come() -> None:
+        try:
+            for coming in asyncio.as_completed([sleeping("a"), sleeping("b")]):
+                await coming
+        finally:
+            await ctx.run("undo-main", collect)
+
+    await asyncio.gather(as_they_come(), sleeping("c"), plain(ctx))
 
 
 async def in_scopes_one_after_the_other(ctx: DurableContext) -> None:
@@ -177,23 +227,22 @@ async def begun_to_undo(ctx: DurableContext) -> None:
 
 
 async def that_are_ended_and_close(ctx: DurableContext) -> None:
-    """Who ends what comes to something all the same hears what asyncio ends it with, live and where the log has the scope closed."""
+    """Who ends what comes to something all the same is given that, as always."""
 
-    async def kept() -> None:
+    async def kept() -> str:
         try:
             await ctx.aio_sleep_for("1d")
         except Cancelled:
             for n in range(2):
                 await ctx.run("undo-kept", one, n)
+        return "kept"
 
     left = ctx.scope("kept", kept)
     try:
         await ctx.aio_sleep_for("2d")
     finally:
         asked = left.cancel()
-        with suppress(asyncio.CancelledError):
-            await left
-        await ctx.run(f"undo-{asked}-{left.cancel()}", one, 1)
+        await ctx.run(f"undo-{asked}-{await left}-{left.cancel()}", one, 1)
 
 
 async def in_a_group(ctx: DurableContext) -> None:
@@ -255,29 +304,30 @@ async def waiting_for_each_other(ctx: DurableContext) -> None:
         group.create_task(ctx.scope("taking", taking))
 
 
-async def that_close_while_others_hear(ctx: DurableContext) -> None:
-    """A younger task hears before the scope does, live and where the log has the scope closed already."""
+async def one_after_the_other(ctx: DurableContext) -> None:
+    """Who hears before whom is the same after a crash, whether they are in scopes or not."""
+    queue: asyncio.Queue[int] = asyncio.Queue()
+    heard: list[str] = []
 
     async def kept() -> None:
         try:
             async with asyncio.timeout(36_000):
-                await asyncio.Event().wait()
+                await queue.get()
         except Cancelled:
             await ctx.run("undo-kept", one, 1)
 
-    async def beside() -> None:
+    async def beside(name: str) -> None:
         try:
-            await asyncio.Event().wait()
+            await queue.get()
         finally:
-            await ctx.run("undo-beside", one, 1)
+            heard.append(name)
 
-    left = [ctx.scope("kept", kept), asyncio.create_task(beside())]
+    left = [ctx.scope("kept", kept), asyncio.create_task(beside("a")), asyncio.create_task(beside("b"))]
     try:
-        await asyncio.Event().wait()
+        await asyncio.wait(left)
     finally:
         for n in range(2):
-            await ctx.run("undo-main", one, n)
-        del left
+            await ctx.run(f"undo-{'-'.join(heard)}", one, n)
 
 
 async def that_end_others(ctx: DurableContext) -> None:
@@ -349,16 +399,18 @@ async def that_end_what_was_refused(ctx: DurableContext) -> None:
 UNDONE: dict[str, tuple[Callable[[DurableContext], Coroutine[Any, Any, None]], dict[str, int]]] = {
     "in a scope": (in_a_scope, {"inner": 2, "outer": 1}),
     "in scopes of scopes": (in_scopes_of_scopes, {"left": 3, "right": 1, "part": 1}),
-    "in scopes that close": (that_close, {"kept": 1, "refused": 1, "no longer wanted-StepFailedError": 1}),
+    "that come to something": (that_come_to_something, {"kept": 4, "refused": 2, "NoneType": 4, "StepFailedError": 1}),
+    "that wait for what others free": (that_wait_for_what_others_free, {"trip-0": 1, "trip-1": 1, "round": 1}),
+    "that nobody knows of": (that_nobody_knows_of, {"a": 1, "b": 1, "c": 1, "main": 1}),
     "in scopes one after the other": (in_scopes_one_after_the_other, {"kept": 1, "failing": 1, "inner": 1}),
     "begun to undo": (begun_to_undo, {"[0, 1]": 1}),
-    "that are ended and close": (that_are_ended_and_close, {"kept": 2, "True-False": 1}),
+    "that are ended and close": (that_are_ended_and_close, {"kept": 2, "True-kept-False": 1}),
     "in a group": (in_a_group, {"a": 1, "b": 3, "body": 2}),
     "in a gather": (in_a_gather, {"a": 2, "b": 3}),
     "in the background": (in_the_background, {"a": 2}),
     "together when one fails": (together_when_one_fails, {"failing": 1, "a": 3}),
     "waiting for each other": (waiting_for_each_other, {"giving": 1, "taking": 2}),
-    "that close while others hear": (that_close_while_others_hear, {"kept": 1, "beside": 1, "main": 2}),
+    "one after the other": (one_after_the_other, {"kept": 1, "b-a": 2}),
     "waiting as they undo": (waiting_as_they_undo, {"a": 2, "b": 2, "part": 2}),
     "that end what was refused": (that_end_what_was_refused, {"main": 6}),
     "that end others": (that_end_others, {"beside": 1, "main-True": 1}),
