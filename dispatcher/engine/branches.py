@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import Raw
 
-from dispatcher.engine.journal import CLOSED, NAMED
+from dispatcher.engine.journal import CLOSED, NAMED, Named
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,22 +23,23 @@ class Branch:
 def branch(entries: Sequence[bytes], node: str | None) -> Branch | None:
     """The log with everything that was first recorded at `node` or after it taken away; None where there is no such node.
 
-    What had been asked for before stays, with what became of it, even where that came in later. Without a node everything stays.
+    What had been asked for before stays, with what became of it, even where that came in later. Without a node everything stays. A log that
+    was cancelled goes back at least to there: what cleaned up after the task is taken away, and nobody is told of a cancel any more.
     """
     kept: list[bytes] = []
     open_ops: dict[str, bytes] = {}
-    cut: set[str] = set()
-    found = node is None
     known: set[str] = set()
+    cut: set[str] = set()
+    found, cutting = node is None, False
     for entry in entries:
         named = NAMED.decode(entry)
-        if named.op == "cancel":
-            continue
         found = found or named.id == node
-        if named.id not in known:
-            known.add(named.id)
-            if found and node is not None:
-                cut.add(named.id)
+        cutting = cutting or named.id == node or named.op == "cancel"
+        if _tells_of_cancel(named):
+            continue
+        if cutting and named.id not in known:
+            cut.add(named.id)
+        known.add(named.id)
         if named.id in cut:
             continue
         kept.append(entry)
@@ -47,6 +48,11 @@ def branch(entries: Sequence[bytes], node: str | None) -> Branch | None:
         else:
             open_ops.pop(named.id, None)
     return Branch(tuple(kept), tuple(open_ops.values())) if found else None
+
+
+def _tells_of_cancel(named: Named) -> bool:
+    """Whether an entry is only there because its task was cancelled: who waited for a message was given that instead."""
+    return named.op == "cancel" or (named.op == "message" and named.status == "cancel")
 
 
 class _Stamped(msgspec.Struct):

@@ -483,14 +483,15 @@ def rolled(start: bytes, entries: Iterable[bytes]) -> bytes:
     return start
 
 
-class _Named(msgspec.Struct):
+class Named(msgspec.Struct):
+    """What an entry is about: its id, its operation and how it stands."""
+
     id: str
     op: str = ""
     status: str = ""
 
 
-NAMED: Final = msgspec.json.Decoder(_Named)
-"""What an entry is about: its id, its operation and how it stands."""
+NAMED: Final = msgspec.json.Decoder(Named)
 
 
 def visible(entries: Sequence[bytes], closed: frozenset[str]) -> list[bytes]:

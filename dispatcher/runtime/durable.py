@@ -110,6 +110,7 @@ class Durable:
 
     async def reset(self, tenant_id: int, run_id: str, node_id: str | None, task: str | None) -> None:
         """Let a task go on from a node of its log, as a branch that shares what came before; without a node from the log's end.
+        One that was cancelled goes on at the latest from there, whatever cleaned up after it has recorded.
 
         A run that is over is live again under its own id. Raises Problem not_found, not_durable, unknown_node, turn_running,
         or unknown_workflow where that was removed.

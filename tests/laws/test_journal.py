@@ -1,4 +1,4 @@
-"""The law of a log: what may be appended, when a wait is over, what is shipped, what a branch keeps."""
+"""The law of a log: what may be appended, when a wait is over, what is shipped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.engine import journal
-from dispatcher.engine.branches import branch, closes_inbox, moment_of
 from dispatcher.engine.journal import Bounds, Moments, OpRefused, Settled, Wait, awake, leaves, parse_ops, parse_wake
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -272,67 +271,6 @@ def test_a_repetition_is_recognised() -> None:
     assert not journal.repeated(known, known[1:])
     assert not journal.repeated(known[:1], known)
     assert not journal.repeated(known, [b'{"id":"a","at":"u"}'])
-
-
-# ---- going back
-
-
-def _log(*names: str) -> list[bytes]:
-    return [json.dumps({"id": name.strip("?!"), "op": "step", "status": "pending" if "?" in name else "ok"}).encode() for name in names]
-
-
-@pytest.mark.parametrize(
-    ("log", "node", "kept", "pending"),
-    [
-        (("a", "b", "c"), "b", ["a"], []),
-        (("a", "b", "c"), None, ["a", "b", "c"], []),
-        (("a", "b", "c"), "a", [], []),
-        (("s?", "b", "s", "c"), "b", ["s", "s"], []),
-        (("s?", "b", "c"), "b", ["s"], ["s"]),
-        (("s?", "b", "s"), "s", [], []),
-    ],
-)
-def test_a_branch_keeps_what_was_asked_for_before_its_node(
-    log: tuple[str, ...], node: str | None, kept: list[str], pending: list[str]
-) -> None:
-    found = branch(_log(*log), node)
-    assert found is not None
-    assert [json.loads(entry)["id"] for entry in found.entries] == kept
-    assert [json.loads(entry)["id"] for entry in found.pending] == pending
-
-
-def test_there_is_no_branch_at_a_node_that_is_not_there() -> None:
-    assert branch(_log("a"), "z") is None
-
-
-def test_a_cancel_is_no_part_of_a_branch() -> None:
-    found = branch([*_log("a"), journal.cancel_entry("x", NOW)], None)
-    assert found is not None
-    assert len(found.entries) == 1
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        ('"2026-01-01T10:00:00Z"', "2026-01-01T10:00:00+00:00"),
-        ('"2026-01-01T10:00:00"', "2026-01-01T10:00:00+00:00"),
-        ('"0001-01-01T00:00:00+14:00"', "2026-01-01T09:00:00+00:00"),
-        ('"9999-12-31T23:59:59-14:00"', "2026-01-01T11:00:00+00:00"),
-        ("null", "2026-01-01T11:00:00+00:00"),
-    ],
-)
-def test_an_entry_was_written_in_the_life_of_its_task_whatever_it_says(said: str, expected: str) -> None:
-    earliest, latest = datetime(2026, 1, 1, 9, tzinfo=UTC), datetime(2026, 1, 1, 11, tzinfo=UTC)
-    assert moment_of(b'{"id":"a#0","at":%b}' % said.encode(), earliest, latest).isoformat() == expected
-
-
-def test_who_is_told_that_the_inbox_is_closed_has_not_closed_it() -> None:
-    asked, told, closed = (
-        b'{"id":"%b","op":"message","status":"%b"}' % one for one in ((b"m", b"pending"), (b"m", b"closed"), (b"x", b"closed"))
-    )
-    assert not closes_inbox([asked, told])
-    assert closes_inbox([closed])
-    assert closes_inbox([asked, told, closed])
 
 
 # ---- answers
