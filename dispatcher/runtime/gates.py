@@ -69,18 +69,28 @@ class Gates:
         """Say of new runs which take places in their gates at once: those with no crowded gate before them. They arrive in this order."""
         behind = set(crowded)
         for run in runs:
-            if run.gates is None:
+            if run.gates is None or self._aside(run):
                 continue
             chain = run.gates.split(",")
             if run.run_at is not None and run.run_at > now:
                 run.gates_held = 0
-            elif run.workflow_id in self._directory.pictures[run.tenant_id].aside:
-                run.gates_held = ASIDE
             elif any(gate in self._crowded or gate in behind for gate in chain):
                 run.gates_held = 0
                 behind.update(chain)
             else:
                 run.gates_held = len(chain)
+
+    def line_up(self, runs: Iterable[NewRun]) -> None:
+        """Say of new runs that take no places at once which do not even stand in line, since nothing of their workflow can start."""
+        for run in runs:
+            if run.gates is not None and not self._aside(run):
+                run.gates_held = 0
+
+    def _aside(self, run: NewRun) -> bool:
+        aside = run.workflow_id in self._directory.pictures[run.tenant_id].aside
+        if aside:
+            run.gates_held = ASIDE
+        return aside
 
     def crowd(self, found: Iterable[str]) -> None:
         """These gates have been found to have no room."""

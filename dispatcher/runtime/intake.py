@@ -152,6 +152,7 @@ class Intake:
 
         What is answered is to be given to `begin` once it is committed, or to `forget` when it was not.
         """
+        self._gates.line_up(run for s in submissions for run in s.runs)
         assignments = await self._write_fresh(conn, submissions, now)
         if all(s.written for s in submissions):
             return assignments

@@ -168,7 +168,8 @@ STANDING = Statement(
 # A gate stays awake where somebody has come since it was looked at ($3), because only who looks can tell whether that sends others away;
 # and where room is left for somebody who waits and was not let through: whose row was locked, or who came after this statement began.
 # This statement waits for nobody: who would go on to a gate that somebody else holds, stays where it is for now. So the order in which
-# it takes gates, that of chains, does not matter to those that take them in the order of ids.
+# it takes gates, that of chains, does not matter to those that take them in the order of ids. Of whose workflow nothing can start is set
+# aside instead: places are for those behind.
 ADMIT = Statement(
     """
     with g as materialized (
@@ -179,48 +180,54 @@ ADMIT = Statement(
             from gates g where g.tenant_id = s.tenant_id and g.id = s.id for update skip locked
         ) g
     ), first_tasks as materialized (
-        select g.tenant_id, g.id as gate, t.run_id, t.node, t.arrived_at, t.next
+        select g.tenant_id, g.id as gate, t.run_id, t.node, t.arrived_at, t.next,
+               (select w.aside from workflows w where w.tenant_id = g.tenant_id and w.id = t.workflow_id) as aside
         from g cross join lateral (
-            select t.run_id, t.node, t.arrived_at, t.gates[t.gates_held + 2] as next from tasks t
+            select t.run_id, t.node, t.arrived_at, t.gates[t.gates_held + 2] as next, t.workflow_id from tasks t
             where t.tenant_id = g.tenant_id and t.gate_wait = g.id
             order by t.arrived_at, t.run_id, t.node limit least(g.room, $5) for update skip locked
         ) t
     ), first_runs as materialized (
-        select g.tenant_id, g.id as gate, r.id as run_id, null::smallint as node, r.arrived_at, r.next
+        select g.tenant_id, g.id as gate, r.id as run_id, null::smallint as node, r.arrived_at, r.next,
+               (select w.aside from workflows w where w.tenant_id = g.tenant_id and w.id = r.workflow_id) as aside
         from g cross join lateral (
-            select r.id, r.arrived_at, r.gates[r.gates_held + 2] as next from runs r
+            select r.id, r.arrived_at, r.gates[r.gates_held + 2] as next, r.workflow_id from runs r
             where r.tenant_id = g.tenant_id and r.gate_wait = g.id and r.cancel_reason is null
             order by r.arrived_at, r.id limit least(g.room, $5) for update skip locked
         ) r
     ), ranked as (
-        select *, row_number() over (partition by tenant_id, gate order by arrived_at, run_id, node) as place
-        from (select * from first_tasks union all select * from first_runs) waiting
+        select *, row_number() over (partition by tenant_id, gate, stays order by arrived_at, run_id, node) as place
+        from (select *, coalesce(aside in ('closed', 'clearing'), false) as stays
+              from (select * from first_tasks union all select * from first_runs) waiting) judged
     ), next_gates as materialized (
         select n.tenant_id, n.id
         from (
             select distinct r.tenant_id, r.next from ranked r
-            where r.next is not null and not exists (select from g where g.tenant_id = r.tenant_id and g.id = r.next)
+            where r.next is not null and not r.stays and not exists (select from g where g.tenant_id = r.tenant_id and g.id = r.next)
         ) w cross join lateral (
             select gates.tenant_id, gates.id from gates where gates.tenant_id = w.tenant_id and gates.id = w.next for update skip locked
         ) n
     ), passing as materialized (
         select r.* from ranked r join g on g.tenant_id = r.tenant_id and g.id = r.gate and r.place <= g.room
-        where r.next is null
+        where r.stays
+           or r.next is null
            or exists (select from g where g.tenant_id = r.tenant_id and g.id = r.next)
            or exists (select from next_gates n where n.tenant_id = r.tenant_id and n.id = r.next)
            or (select true from gates n where n.tenant_id = r.tenant_id and n.id = r.next limit 1) is null
     ), tasks_on as (
         update tasks t
-        set gates_held = t.gates_held + 1, gate_wait = t.gates[t.gates_held + 2],
-            state = case when t.gates_held + 1 = cardinality(t.gates) then 'queued' else 'gated' end,
-            due_at = case when t.gates_held + 1 = cardinality(t.gates) then $4 else t.due_at end
+        set gates_held = case when p.stays then 0 else t.gates_held + 1 end,
+            gate_wait = case when not p.stays then t.gates[t.gates_held + 2] end,
+            state = case when not p.stays and t.gates_held + 1 = cardinality(t.gates) then 'queued' else 'gated' end,
+            due_at = case when not p.stays and t.gates_held + 1 = cardinality(t.gates) then $4 else t.due_at end
         from passing p
         where p.node is not null and t.tenant_id = any (array[p.tenant_id]) and t.run_id = p.run_id and t.node = p.node
         returning t.tenant_id, case when t.durable then -t.workflow_id else t.workflow_id end as workflow_id, t.requirement, t.state
     ), runs_on as (
         update runs r
-        set gates_held = r.gates_held + 1, gate_wait = r.gates[r.gates_held + 2],
-            advance_at = case when r.gates_held + 1 = cardinality(r.gates) then $4 end
+        set gates_held = case when p.stays then 0 else r.gates_held + 1 end,
+            gate_wait = case when not p.stays then r.gates[r.gates_held + 2] end,
+            advance_at = case when not p.stays and r.gates_held + 1 = cardinality(r.gates) then $4 end
         from passing p
         where p.node is null and r.tenant_id = any (array[p.tenant_id]) and r.id = p.run_id
         returning r.tenant_id, r.id, r.advance_at
@@ -241,9 +248,12 @@ ADMIT = Statement(
 
 ANYBODY = "select exists (select from tasks where gate_wait is not null) or exists (select from runs where gate_wait is not null)"
 
-# A run of a graph that was to begin later takes its place in line when its time has come.
+# A run of a graph that was to begin later takes its place in line when its time has come, or is set aside as its workflow is.
 ENTER = """
-    update runs set gate_wait = gates[1], advance_at = null, arrived_at = advance_at
+    update runs r
+    set gate_wait = case when (select w.aside from workflows w where w.tenant_id = r.tenant_id and w.id = r.workflow_id) is null
+                    then gates[1] end,
+        advance_at = null, arrived_at = advance_at
     where (tenant_id, id) in (
         select tenant_id, id from runs
         where advance_at <= $1 and gates is not null and gates_held = 0 and gate_wait is null and cancel_reason is null

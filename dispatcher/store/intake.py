@@ -189,10 +189,10 @@ WRITE = Statement(
     ), new_tasks as (
         insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
                            execution_ms, epoch, dispatcher_id, endpoint_id, endpoint_version, started_at, deadline, durable,
-                           gates, gate_limits, gates_held, arrived_at, preempts, flow, requirement, slots)
+                           gates, gate_limits, gates_held, gate_wait, arrived_at, preempts, flow, requirement, slots)
         select tenant_id, id, 0, workflow_id, workflow_version,
-               case when endpoint_id is not null then 'running' when run_at > $20 then 'scheduled' when gates_held < 0 then 'gated'
-                    else 'queued' end,
+               case when endpoint_id is not null then 'running' when run_at > $20 then 'scheduled'
+                    when gates is not null and gates_held <= 0 then 'gated' else 'queued' end,
                priority, coalesce(run_at, $20),
                case when endpoint_id is null then greatest(run_at, $20) + schedule_ms * interval '1 millisecond' end,
                execution_ms, case when endpoint_id is not null then 1 else 0 end,
@@ -200,6 +200,7 @@ WRITE = Statement(
                case when endpoint_id is not null then $20 end,
                case when endpoint_id is not null then $20 + execution_ms * interval '1 millisecond' end, durable,
                string_to_array(gates, ',')::uuid[], string_to_array(gate_limits, ',')::int[], greatest(gates_held, 0),
+               case when gates_held = 0 and (run_at > $20) is not true then split_part(gates, ',', 1)::uuid end,
                case when gates is not null then coalesce(run_at, $20) end, preempts, flow::jsonb, requirement, slots
         from given where graph is null
     ), new_events as (
@@ -261,10 +262,10 @@ WRITE_LIMITED = Statement(
     ), new_tasks as (
         insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, schedule_deadline,
                            execution_ms, epoch, dispatcher_id, endpoint_id, endpoint_version, started_at, deadline,
-                           gates, gate_limits, gates_held, arrived_at, preempts, flow)
+                           gates, gate_limits, gates_held, gate_wait, arrived_at, preempts, flow)
         select tenant_id, id, 0, workflow_id, workflow_version,
-               case when endpoint_id is not null then 'running' when run_at > $17 then 'scheduled' when gates_held < 0 then 'gated'
-                    else 'queued' end,
+               case when endpoint_id is not null then 'running' when run_at > $17 then 'scheduled'
+                    when gates is not null and gates_held <= 0 then 'gated' else 'queued' end,
                priority, coalesce(run_at, $17),
                case when endpoint_id is null then greatest(run_at, $17) + schedule_ms * interval '1 millisecond' end,
                execution_ms, case when endpoint_id is not null then 1 else 0 end,
@@ -272,6 +273,7 @@ WRITE_LIMITED = Statement(
                case when endpoint_id is not null then $17 end,
                case when endpoint_id is not null then $17 + execution_ms * interval '1 millisecond' end,
                ('{' || gates || '}')::uuid[], ('{' || gate_limits || '}')::int[], greatest(gates_held, 0),
+               case when gates_held = 0 and (run_at > $17) is not true then split_part(gates, ',', 1)::uuid end,
                case when gates is not null then coalesce(run_at, $17) end, preempts, flow::jsonb
         from given
     )

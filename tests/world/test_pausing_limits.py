@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dispatcher.store import gates
+from dispatcher.store import asides, gates
+from dispatcher.store.asides import Aside, Moved
 from tests.world.endpoint import Arrival, Endpoint
 from tests.world.graph_runs import graph
 from tests.world.test_concurrency import counts, limited, quiet, serve
@@ -372,3 +373,90 @@ async def test_counts_are_those_of_the_rows_whatever_is_paused(world: World, one
     await world.task(run_id, state="queued")
     assert (await world.task(standing))["gate_wait"] is not None
     assert await gates.audit(world.database) == []
+
+
+async def test_who_stands_in_line_as_its_workflow_is_paused_holds_up_nobody_behind_it(world: World, one: Node) -> None:
+    """Whoever lets others through passes over those that have not been set aside yet, runs of graphs as well."""
+    await graph(world, one, {"name": "a"}, concurrency=[SHARED])
+    endpoint = await world.endpoint(one, [limited(SHARED), limited(SHARED, name="other")])
+    await one.trigger("other")
+    arrival = await endpoint.next()
+    standing = [await one.trigger(workflow) for workflow in ("work", "flow", "work")]
+    behind = await one.trigger("other")
+    assert await counts(world) == (1, 4)
+    await one.runtime.loops["asides"].stop()
+    for workflow in ("work", "flow"):
+        await one.call("PATCH", f"/v1/workflows/{workflow}", {"paused": True})
+    assert await counts(world) == (1, 4)
+    arrival.answer(200, 1)
+    assert await serve(endpoint, [behind]) == [behind]
+    assert await gates.audit(world.database) == []
+    one.runtime.loops["asides"].start()
+    await resume(one, "flow")
+    assert (await world.run_over(standing[1]))["status"] == "succeeded"
+    await resume(one)
+    assert await serve(endpoint, standing[::2]) == standing[::2]
+    await quiet(world)
+
+
+async def test_where_a_workflow_is_resumed_before_all_of_it_was_aside_nobody_overtakes(
+    world: World, one: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dispatcher.runtime.asides._PAGE", 2)
+    endpoint = await world.endpoint(one, [limited(SHARED), limited(SHARED, name="other")])
+    await one.trigger("other")
+    arrival = await endpoint.next()
+    runs = [await one.trigger("work") for _ in range(5)]
+    loop = one.runtime.loops["asides"]
+    await loop.stop()
+    await one.call("PATCH", "/v1/workflows/work", {"paused": True})
+    ((tenant, workflow),) = await world.database.fetch("select tenant_id, id from workflows where name = 'work'")
+    moved = await asides.set_aside(world.database, Aside(tenant, workflow, "closed", world.now), 2)
+    assert moved == Moved(True, 2)
+    await one.call("PATCH", "/v1/workflows/work", {"paused": False})
+    assert await world.database.fetchval("select aside from workflows where name = 'work'") == "clearing"
+    loop.start()
+    await opened(world, one)
+    arrival.answer(200, 1)
+    assert await serve(endpoint, runs) == runs
+    await quiet(world)
+
+
+async def test_a_task_of_a_graph_under_way_takes_no_place_while_its_workflow_is_paused(world: World, one: Node) -> None:
+    tasks = [{"name": "a"}, {"name": "b", "parents": ["a"], "concurrency": [SHARED]}]
+    flow = await world.endpoint(one, [{"name": "flow", "kind": "workflow", "tasks": tasks}], name="flow")
+    endpoint = await world.endpoint(one, [limited(SHARED, name="other")])
+    run_id = await one.trigger("flow")
+    first = await flow.next()
+    await pause(one, "flow")
+    first.answer(200, 1)
+
+    async def came() -> bool:
+        return bool(await world.database.fetchval("select count(*) from tasks where run_id = $1 and node = 1 and state = 'gated'", run_id))
+
+    await until(came)
+    assert await counts(world) == (0, 0)
+    other = await one.trigger("other")
+    assert await serve(endpoint, [other]) == [other]
+    await resume(one, "flow")
+    assert await serve(flow, [run_id]) == [run_id]
+    await quiet(world)
+
+
+async def test_what_is_replayed_while_its_workflow_is_paused_is_aside(world: World, one: Node) -> None:
+    await graph(world, one, {"name": "a"}, concurrency=[SHARED])
+    endpoint = await world.endpoint(one, [limited(SHARED)])
+    runs = [await one.trigger("flow"), await one.trigger("work")]
+    assert await serve(endpoint, runs[1:]) == runs[1:]
+    for run_id in runs:
+        await world.run_over(run_id)
+    for workflow in ("work", "flow"):
+        await pause(one, workflow)
+    for run_id in runs:
+        await one.call("POST", f"/v1/runs/{run_id}/replay", {})
+    assert await counts(world) == (0, 0)
+    for workflow in ("work", "flow"):
+        await resume(one, workflow)
+    assert await serve(endpoint, runs[1:]) == runs[1:]
+    assert (await world.run_over(runs[0]))["status"] == "succeeded"
+    await quiet(world)
