@@ -187,6 +187,12 @@ def _with_run(entry: bytes, run_id: str) -> bytes:
     return b'%b,"run_id":"%b"}' % (entry.rstrip()[:-1].rstrip(), run_id.encode()) if NAMED.decode(entry).status == "pending" else entry
 
 
+def without_run(entry: bytes) -> bytes:
+    """An entry that asks for a child as its endpoint wrote it: it does not say which run that is."""
+    members = msgspec.json.decode(entry, type=dict[str, Raw])
+    return _encode({name: value for name, value in members.items() if name != "run_id"})
+
+
 class _Reading:
     """Operations as they are read, one after the other."""
 

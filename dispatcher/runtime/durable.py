@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,7 +20,7 @@ from dispatcher.engine.strict_json import JsonRefused, check
 from dispatcher.errors import problem
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Directory, Workflow
-from dispatcher.runtime.journals import Journals
+from dispatcher.runtime.journals import Journals, Restart
 from dispatcher.runtime.replays import Replays
 from dispatcher.runtime.settlement import Settlement
 from dispatcher.runtime.tokens import AttemptToken, TokenMaker
@@ -28,10 +28,13 @@ from dispatcher.runtime.turns import Turns
 from dispatcher.settings import Settings
 from dispatcher.store import journal, removals, runs, waits
 from dispatcher.store.database import Database
-from dispatcher.store.journal import Checkpoint, Head, Kept, OfRun, Seed
+from dispatcher.store.journal import Checkpoint, Head, Kept, OfRun, Seed, Seeded
 from dispatcher.store.outcomes import TaskKey
+from dispatcher.store.replays import Revived
 
 _SKEW = timedelta(hours=1)
+_STALE_TRIES = 10
+_Lost = list[tuple[bytes, rules.Child]]
 
 
 @dataclass(slots=True)
@@ -135,8 +138,13 @@ class Durable:
         if branch is None:
             raise problem("unknown_node", f"the journal of {run_id} has no node {node_id!r}")
         generation = max([log.generation for log in kept] + ([head.generation] if head is not None else []), default=0) + 1
-        seed = await self._seed(key, generation, branch, log, created)
-        await self._begin_anew(seed, run, head)
+        seed, lost = await self._seed(key, generation, branch, log, created)
+        for _ in range(_STALE_TRIES):
+            restart = await self.journals.restart(key, lost)
+            if await self._begin_anew(_with_children(seed, lost, restart), restart, run, head):
+                return
+            await self.journals.refresh()
+        raise problem("overloaded", "the registry is changing faster than children can be matched to it; repeat this")
 
     async def replays_from_log(self, tenant_id: int, run_id: str) -> bool:
         """Whether replaying a run is going on from its log: it is over, and its only task is a durable one that has one."""
@@ -146,50 +154,68 @@ class Durable:
         definition = (await self.directory.workflow_version(tenant_id, run.workflow_id, run.workflow_version)).definition
         return not definition.is_graph and definition.tasks[0].durable and definition.tasks[0].mode == "replay"
 
-    async def _seed(self, key: TaskKey, generation: int, branch: branches.Branch, log: Kept | None, created: datetime) -> Seed:
-        """What stays, with what it still waits for. What nothing can end any more is asked for again: children that were cancelled."""
+    async def _seed(
+        self, key: TaskKey, generation: int, branch: branches.Branch, log: Kept | None, created: datetime
+    ) -> tuple[Seed, _Lost]:
+        """What stays, with what it still waits for, and the children whose runs were cancelled: nothing will end these waits any more."""
         waits_left: list[rules.Wait] = []
         children: dict[str, str] = {}
         dropped: set[str] = set()
+        lost: _Lost = []
         started = {name: run for op in branch.pending if (name := rules.name_of(op)) and (run := branches.run_of(op)) is not None}
         known = await journal.uncancelled(self.database, key[0], list(started.values()), created) if started else set[str]()
+        closed = frozenset(branches.closed_by(branch.entries))
         for op in branch.pending:
             name = rules.name_of(op)
-            wait = self._asked(op, created, log)
-            if wait is None or (wait.kind == "child" and started.get(name) not in known):
+            asked = self._asked(op, created, log)
+            gone = asked is not None and bool(asked.children) and started.get(name) not in known
+            if asked is None or (gone and not rules.visible([op], closed)):  # in a scope that is closed nobody waits for it
                 dropped.add(name)
                 continue
-            if wait.kind == "child":
+            if gone:
+                lost.append((op, asked.children[0]))
+            elif asked.children:
                 children[name] = started[name]
-            waits_left.append(wait)
+            waits_left += asked.waits
         entries = [entry for entry in branch.entries if rules.name_of(entry) not in dropped]
         since, given = (log.since, log.input) if log is not None else (None, None)
-        closed, saved = branches.closed_by(entries), branches.saved_by(entries)
-        return Seed(key, generation, entries, closed, saved, since, waits_left, children, given, branches.closes_inbox(entries))
+        saved, inbox_closed = branches.saved_by(entries), branches.closes_inbox(entries)
+        return Seed(key, generation, entries, sorted(closed), saved, since, waits_left, children, given, inbox_closed), lost
 
-    def _asked(self, op: bytes, created: datetime, log: Kept | None) -> rules.Wait | None:
-        """What an operation waits for, read as when it was recorded: by what it says itself, or at least by now."""
+    def _asked(self, op: bytes, created: datetime, log: Kept | None) -> rules.Entries | None:
+        """What an operation asks for, read as when it was recorded: by what it says itself, or at least by now."""
         now = self.clock.now()
         began = log.since if log is not None and log.input is not None and log.since is not None else created
         for at in (branches.moment_of(op, created, now), now):
             with suppress(OpRefused):
-                return rules.parse_ops([op], self.journals.bounds, rules.Moments(began, created, at)).waits[0]
+                return rules.parse_ops([op], self.journals.bounds, rules.Moments(began, created, at))
         return None
 
-    async def _begin_anew(self, seed: Seed, run: OfRun, head: Head | None) -> None:
-        """Write it, if the task still stands where its log was read; one that is over first becomes live again."""
+    async def _begin_anew(self, seed: Seed, restart: Restart, run: OfRun, head: Head | None) -> bool:
+        """Write it, if the task still stands where its log was read; one that is over first becomes live again.
+
+        False where the registry has moved on since the children that begin again were prepared: nothing is written.
+        """
         now = self.clock.now()
         tenant_id, run_id, node = seed.key
         if head is not None and head.cleanup:
             raise problem("turn_running", f"{ids.task_id(run_id, node)} is being cancelled")
-        async with self.database.transaction() as conn:
-            revived = [] if run.live else await self.replays.revive(conn, tenant_id, [run_id], now, ended_at=run.finished_at)
-            if revived:
-                head = (await journal.heads(conn, [seed.key])).get(seed.key)
-            seeded = await journal.seed(conn, seed, head, now) if head is not None and (run.live or revived) else []
-            if not seeded:
-                name = ids.task_id(run_id, node)
-                raise problem("turn_running", f"{name} is at work, or has just been begun again")
+        with suppress(_Stale):
+            async with self.journals.restarting() as write, self.database.transaction() as conn:
+                revived = [] if run.live else await self.replays.revive(conn, tenant_id, [run_id], now, ended_at=run.finished_at)
+                if revived:
+                    head = (await journal.heads(conn, [seed.key])).get(seed.key)
+                seeded = await journal.seed(conn, seed, head, now) if head is not None and (run.live or revived) else []
+                if not seeded:
+                    name = ids.task_id(run_id, node)
+                    raise problem("turn_running", f"{name} is at work, or has just been begun again")
+                if not await write(conn, restart):
+                    raise _Stale
+            self._announce(tenant_id, revived, seeded)
+            return True
+        return False
+
+    def _announce(self, tenant_id: int, revived: list[Revived], seeded: list[Seeded]) -> None:
         if revived:
             self.replays.announce(tenant_id, revived)
         self.capacity.backlog.update((row.tenant_id, row.workflow_id, row.requirement) for row in seeded)
@@ -250,6 +276,23 @@ class Durable:
         end = len(entries) if last is None else last
         head_hash = rules.rolled(b"", entries).hex()
         return {"from": first, "to": min(end, len(entries)), "len": len(entries), "head": head_hash, "entries": entries[first:end]}
+
+
+class _Stale(Exception):  # noqa: N818 - it says what happened
+    """The registry has moved on: nothing of the transaction counts."""
+
+
+def _with_children(seed: Seed, lost: _Lost, restart: Restart) -> Seed:
+    """A seed whose lost children are other runs, where they stand. Those that cannot be started are taken out, and asked for again."""
+    names = {child.id for _, child in lost}
+    gone = names - restart.runs.keys()
+    left = [(name, entry) for entry in seed.entries if (name := rules.name_of(entry)) not in gone]
+    return replace(
+        seed,
+        entries=[restart.entries.get(name, entry) for name, entry in left],
+        waits=[wait for wait in seed.waits if wait.id not in gone],
+        children=seed.children | restart.runs,
+    )
 
 
 def entries_of(kept: Kept) -> list[bytes]:

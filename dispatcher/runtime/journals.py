@@ -8,21 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from dispatcher import ids
 from dispatcher.clock import Clock
 from dispatcher.engine.definitions import DefinitionError
-from dispatcher.engine.journal import Bounds, Child, Entries, Moments, OpRefused, parse_ops, repeated, split, with_runs
+from dispatcher.engine.journal import (
+    Bounds,
+    Child,
+    Entries,
+    Moments,
+    OpRefused,
+    name_of,
+    parse_ops,
+    repeated,
+    split,
+    with_runs,
+    without_run,
+)
 from dispatcher.errors import Problem, problem
 from dispatcher.runtime.group_commit import GroupCommit, QueueFull
 from dispatcher.runtime.intake import Intake, RunRequest, Submission
 from dispatcher.runtime.work import Assignment
 from dispatcher.settings import Settings
 from dispatcher.store import children, journal, tasks
-from dispatcher.store.database import Database, DatabaseUnavailable, is_transient
+from dispatcher.store.database import Connection, Database, DatabaseUnavailable, is_transient
 from dispatcher.store.journal import Appended, ChildRun, NewEntries
 from dispatcher.store.outcomes import TaskKey
 
@@ -53,6 +66,15 @@ class _Item:
     known: dict[str, ChildRun] = field(default_factory=dict)
     sticky_to: str | None = None
     children: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Children that begin again in place of runs that were cancelled: their entries and their runs by operation, and what writes these."""
+
+    entries: dict[str, bytes]
+    runs: dict[str, str]
+    submissions: list[Submission]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +152,47 @@ class Journals:
         requests = [_request(item, child) for child in item.entries.children if child.sticky or child.labels]
         await self._intake.find_places(requests)
         return next((request.sticky_to for request in requests if request.sticky), None)
+
+    # ---- children that begin again
+
+    async def restart(self, key: TaskKey, ops: Sequence[tuple[bytes, Child]]) -> Restart:
+        """New runs for children of a log that goes on, as they were asked for; those that cannot be started any more are left out."""
+        asked = Entries(raw=tuple(without_run(raw) for raw, _ in ops), children=tuple(child for _, child in ops))
+        item = self._item(key, 0, 0, asked)
+        if any(child.sticky or child.labels for child in asked.children):
+            item.sticky_to = await self._place(item)
+        row, submissions = self._prepare(item)
+        entries = {name: raw for raw in row.entries.raw if (name := name_of(raw)) in row.children}
+        return Restart(entries, row.children, submissions)
+
+    @asynccontextmanager
+    async def restarting(self) -> AsyncIterator[Callable[[Connection, Restart], Awaitable[bool]]]:
+        """What writes a restart in the caller's transaction, to be left once that is committed: only then the runs begin.
+
+        It answers whether the registry was as it was prepared for; otherwise roll back, and prepare it again.
+        """
+        written: list[tuple[Restart, list[Assignment]]] = []
+        now = self._clock.now()
+
+        async def write(conn: Connection, restart: Restart) -> bool:
+            assignments = await self._intake.write_with(conn, restart.submissions, now) if restart.submissions else []
+            if assignments is not None:
+                written.append((restart, assignments))
+            return assignments is not None
+
+        try:
+            yield write
+        except BaseException:
+            self._intake.forget([assignment for _, assignments in written for assignment in assignments])
+            raise
+        for restart, assignments in written:
+            await self._intake.begin(restart.submissions, assignments, now)
+
+    async def refresh(self) -> None:
+        """Read the registry again, which has moved on."""
+        await self._intake.refresh()
+
+    # ---- writing
 
     async def _write(self, items: Sequence[_Item]) -> list[Appended | None]:
         """In waves, because one statement appends once to a log."""

@@ -550,7 +550,10 @@ SEED = Statement(
                $10 + case when n.kind = 'message' then n.place * interval '1 microsecond' else interval '0' end
         from seeded s, unnest($13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::timestamptz[], $19::timestamptz[])
              with ordinality as n (id, kind, event_key, scope, expression, since, due_at, place)
-        on conflict (tenant_id, run_id, node, id) do nothing
+        on conflict (tenant_id, run_id, node, id) do update
+        set event_key = excluded.event_key, look_at = excluded.look_at, created_at = excluded.created_at, settled_at = null, outcome = null,
+            value = null, position = null
+        where w.kind = 'child' and w.event_key is distinct from excluded.event_key -- it begins again, as another run
     )
     select tenant_id, -workflow_id as workflow_id, requirement from seeded
     """,

@@ -182,3 +182,64 @@ async def test_a_scope_is_open_again_and_what_was_done_in_it_is_sent(world: Worl
     answer(turn, "done", base=4, ops=again, output="shipped")
     done = await one.call("GET", f"/v1/runs/{run_id}?wait=20s")
     assert (done["status"], done["output"]) == ("succeeded", "shipped")
+
+
+# ---- children
+
+
+@dataclass
+class Parent:
+    """A durable task that starts a child by each way there is, and what its children did."""
+
+    dispatcher: Dispatcher
+    began: list[str] = field(default_factory=list)
+
+    def tasks(self) -> list[Any]:
+        @self.dispatcher.durable_task(name="leaf")
+        async def leaf(input: dict[str, Any], ctx: DurableContext) -> Any:
+            await ctx.run("begin", lambda: self.began.append(ctx.workflow_run_id))
+            await ctx.aio_sleep_for("1h")
+            return input["n"]
+
+        @self.dispatcher.durable_task(name="refers")
+        async def refers(input: dict[str, Any], ctx: DurableContext) -> Any:
+            ref = await leaf.aio_run_no_wait({"n": 1})
+            await ctx.run("first", lambda: None)
+            await ctx.aio_sleep_for("1m")
+            return await ref.aio_result()
+
+        @self.dispatcher.durable_task(name="keyed")
+        async def keyed(input: dict[str, Any], ctx: DurableContext) -> Any:
+            first = await ctx.run_child(leaf, {"n": 1}, key="k")
+            return first if await ctx.run_child(leaf, {"n": 1}, key="k") == first else None
+
+        return [leaf, refers, keyed]
+
+
+@pytest.mark.parametrize("workflow", ["refers", "keyed"])
+async def test_children_that_were_cancelled_with_their_parent_begin_again(world: World, node: Node, workflow: str) -> None:
+    parent = Parent(Dispatcher(ClientConfig(api_url=node.runtime.services.settings.base_url())))
+    app = parent.dispatcher.app(workflows=parent.tasks(), slots=50, clock=lambda: int(world.now.timestamp()))
+    await node.call("PUT", "/v1/endpoints/parent", {"url": await world.serve(app)})
+    run = await node.call("POST", "/v1/runs", {"workflow": workflow, "input": {}})
+
+    async def sleeping(number: int) -> None:
+        async def so() -> bool:
+            return len(parent.began) == number
+
+        await until(so)
+        await world.task(parent.began[-1], state="waiting")
+        await world.task(run["id"], state="waiting")
+
+    await sleeping(1)
+    await _cancelled(node, run["id"])
+    assert (await ended(node, parent.began[0]))["status"] == "cancelled"
+    before = await _journal(node, run["id"])
+    await node.call("POST", f"/v1/runs/{run['id']}/replay", {})
+    await sleeping(2)
+    assert await _journal(node, run["id"]) == [one for one in before if one[0] != "cancel#0"]
+    await world.advance(timedelta(hours=1, minutes=1))
+    done = await ended(node, run["id"])
+    assert (done["status"], done["output"], len({*parent.began})) == ("succeeded", 1, 2)
+    await app.handlers.host.postbox.aclose()
+    await parent.dispatcher.aio_close()

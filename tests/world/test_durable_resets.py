@@ -10,7 +10,7 @@ import pytest
 
 from dispatcher.runtime.durable import Durable
 from tests.world.durable import answer, durable_endpoint, entry, log_of, pending, step
-from tests.world.endpoint import Endpoint
+from tests.world.endpoint import Arrival, Endpoint
 from tests.world.world import Node, World, until
 
 NAP = pending("sleep", "nap#0", ms=3_600_000)
@@ -143,7 +143,7 @@ async def test_nor_where_its_parent_failed_before_it_heard_of_it(world: World, o
     assert log_of(turn)[1]["value"] == {"shipped": 1}
 
 
-async def test_a_child_that_was_cancelled_with_its_parent_is_asked_for_again(world: World, one: Node) -> None:
+async def test_a_child_that_was_cancelled_with_its_parent_begins_again(world: World, one: Node) -> None:
     endpoint = await durable_endpoint(world, one, entry("order"), {"name": "leaf"})
     run_id = await _waiting(world, one, endpoint, pending("child", "c#0", workflow="leaf"), wake="c#0")
     await endpoint.next()
@@ -151,11 +151,42 @@ async def test_a_child_that_was_cancelled_with_its_parent_is_asked_for_again(wor
     turn = await endpoint.next()
     answer(turn, "done", base=len(log_of(turn)))
     await world.over(run_id)
+    first = log_of(turn)[0]["run_id"]
     await _reset(one, run_id)
-    turn = await endpoint.next()
-    while turn.json["type"] == "cancel":
-        turn = await endpoint.next()
-    assert log_of(turn) == []
+    turn, child = await _both(endpoint)
+    [asked] = log_of(turn)
+    assert (asked["id"], asked["status"], asked["run_id"]) == ("c#0", "pending", child.json["run_id"])
+    assert asked["run_id"] != first
+    answer(turn, "wait", base=1, wake="c#0")
+    child.answer(200, {"shipped": 1})
+    assert log_of(await endpoint.next())[1]["value"] == {"shipped": 1}
+
+
+async def test_so_does_one_whose_parent_has_not_heard_yet_that_it_was_cancelled(world: World, one: Node) -> None:
+    endpoint = await durable_endpoint(world, one, entry("order"), {"name": "leaf"})
+    run_id = await _waiting(world, one, endpoint, pending("child", "c#0", workflow="leaf"), NAP, wake={"all": ["c#0", "nap#0"]})
+    leaf = await endpoint.next()
+    first = leaf.json["run_id"]
+    await one.call("POST", f"/v1/runs/{first}/cancel", {}, 202)
+    leaf.answer(422, {"stopped": True})
+    await _settled(world, "c#0")
+    await _reset(one, run_id)
+    turn, child = await _both(endpoint)
+    assert _brief(turn) == [("c#0", "pending"), ("nap#0", "pending")]
+    assert log_of(turn)[0]["run_id"] == child.json["run_id"] != first
+    answer(turn, "wait", base=2, wake="c#0")
+    child.answer(200, {"shipped": 1})
+    assert log_of(await endpoint.next())[2]["value"] == {"shipped": 1}
+
+
+async def _both(endpoint: Endpoint) -> tuple[Arrival, Arrival]:
+    """The next turn of a parent and its child, whichever comes first."""
+    came: dict[str, Arrival] = {}
+    while {*came} != {"order", "leaf"}:
+        arrival = await endpoint.next()
+        if arrival.json["type"] != "cancel":
+            came[arrival.json["name"]] = arrival
+    return came["order"], came["leaf"]
 
 
 # ---- what the log says of its task
