@@ -161,9 +161,9 @@ class DurableContext(Context):
         `key` stands in for both. Without one it is a ConfigError where the arguments are not JSON, and where it cannot be told which
         function it is: lambdas, methods, partials and objects that are called; and one of the same name that was called with the same
         arguments in this turn, unless both have the same code and what they have captured (defaults included) is the same, or was equal
-        when they were asked for: numbers, texts and what else has a hash, lists, dicts, sets and functions of these, a few hundred in all.
-        Other objects are the same only if they are one: a client made anew is another. One function is always the same, whatever it or
-        others have changed of what it has captured.
+        when they were asked for: numbers, texts, and lists and dicts of them; what else has a hash; and dataclasses, models, sets and
+        functions of these, a few hundred in all. Other objects are the same only if they are one: a client made anew is another. One
+        function is always the same, whatever it or others have changed of what it has captured.
 
         Branches that ask for the same share it, and it is given up when the last of them is cancelled. What is asked for first in a scope
         belongs to that scope: after it, or in the next one, it is a step of its own. What the handler has asked for before the scope is
@@ -395,7 +395,7 @@ class DurableContext(Context):
     def receive(self, timeout: Duration | None = None) -> Op[Any]:
         """The next message sent to this run, in the order they were sent; None when the inbox is closed or `timeout` has passed.
 
-        A cancellation arrives as `{"$cancel": true}`: return soon, or be interrupted.
+        A cancellation arrives as `{"$cancel": true}`: save or undo what is to be, and return. What else is asked for then raises Cancelled.
         One that is given up, by a timeout or in a race, takes no message along: the next has it.
         """
         return self._replay.ask("message", "message", {} if timeout is None else {"timeout_ms": milliseconds(timeout)})

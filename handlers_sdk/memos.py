@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import marshal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from dis import get_instructions
 from functools import lru_cache, partial
@@ -19,6 +20,7 @@ from handlers_sdk.schemas import dump_json
 _NAME_MAX: Final = 120
 _PARTS_MAX: Final = 500
 _DEPTH_MAX: Final = 20
+_MARSHAL_WITHOUT_REFERENCES: Final = 2  # which depend on who else holds a value
 
 
 def key_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> str:
@@ -179,11 +181,13 @@ class _Look:
 
     def at(self, value: Any) -> Any:
         """What tells a value from others: its parts, or itself where it has none, or too many."""
-        if type(value) not in _MADE_OF_PARTS:
+        if not _has_parts(value):
             return value
         for steps, one in enumerate(reversed(self._above)):
             if one is value:
                 return _Above(steps)
+        if type(value) in _DATA and (digest := _digest(value)) is not None:
+            return _Seen(value, [digest])
         if len(self._above) == _DEPTH_MAX or (type(value) in _SIZED and len(value) > self._left):
             return value
         parts = _parts(value)
@@ -195,8 +199,27 @@ class _Look:
 
 
 _NOTHING_YET: Final = object()
-_SIZED: Final = frozenset({tuple, list, dict, set})
+_DATA: Final = frozenset({tuple, list, dict})
+_SIZED: Final = _DATA | {set}
 _MADE_OF_PARTS: Final = _SIZED | {FunctionType, CellType}
+
+
+def _has_parts(value: Any) -> bool:
+    return type(value) in _MADE_OF_PARTS or _fields(value) is not None
+
+
+def _fields(value: Any) -> Iterable[str] | None:
+    """Of a dataclass or a model, which are what their fields are."""
+    fields: Iterable[str] | None = getattr(type(value), "__dataclass_fields__", None) or getattr(type(value), "__pydantic_fields__", None)
+    return fields
+
+
+def _digest(value: Any) -> bytes | None:
+    """What tells numbers, texts, and lists and dicts of them from others, however many there are; None where there is something else."""
+    try:
+        return hashlib.sha256(marshal.dumps(value, _MARSHAL_WITHOUT_REFERENCES)).digest()
+    except ValueError:
+        return None
 
 
 def _parts(value: Any) -> list[Any]:
@@ -210,6 +233,8 @@ def _parts(value: Any) -> list[Any]:
             return [value.cell_contents]
         except ValueError:
             return [_NOTHING_YET]
+    if (fields := _fields(value)) is not None:
+        return [type(value), *[getattr(value, name, _NOTHING_YET) for name in fields]]
     if type(value) is dict:
         return [*value, *value.values()]
     return [frozenset(value)] if type(value) is set else list(value)

@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,7 +55,7 @@ from handlers_sdk.ops import (
 from handlers_sdk.replay_loop import new_loop, untrace
 from handlers_sdk.schemas import Codec
 from handlers_sdk.scopes import Scope, was_cancelled
-from handlers_sdk.unwinding import is_busy, meant_by, owe_all, tell_all, tell_next
+from handlers_sdk.unwinding import announced, is_busy, meant_by, owe_all, reason_of, tell_all, tell_next
 from handlers_sdk.wakes import wake_of
 
 SCOPE: Final[ContextVar[str]] = ContextVar("handlers_sdk_scope", default="")
@@ -334,7 +334,7 @@ class Replay:
         op.read = lambda _: True
         op.work = b"closed"
         if self.cancelled:
-            op.set_exception(Cancelled(self._cancel_reason))
+            op.set_result(True)  # it closes with the run
         elif self._position < len(self._log) or self._unrecorded:
             self._unrecorded[op.id] = op
         else:
@@ -555,6 +555,8 @@ class Replay:
             op.failures += 1
             op.due = ms_of(entry["at"]) + int(entry.get("after_ms") or 0)
             return True
+        if status == "cancel" and not self.cancelled and (coming := announced(self._log[self._position - 1 :])) is not None:
+            self._cancel(*coming)
         op.recorded = True
         self._unrecorded.pop(op.id, None)
         if status == "pending":
@@ -597,7 +599,8 @@ class Replay:
         if entry["op"] == "cancel":
             self._position += 1
             self._at = entry.get("at") or self._at
-            self._cancel(str((entry.get("value") or {}).get("reason") or ""))
+            if not self.cancelled:
+                self._cancel(reason_of(entry))
             return True
         if self._hidden(entry["id"]):
             self._position += 1
@@ -620,12 +623,12 @@ class Replay:
             end = id.find("/", end + 1)
         return False
 
-    def _cancel(self, reason: str) -> None:
+    def _cancel(self, reason: str, spared: Collection[str] = ()) -> None:
         self.cancelled = self.loop.unwinding = True
         self._cancel_reason = reason
-        owe_all(self.loop, reason)
+        owe_all(self.loop, reason, spared)
         for op in list(self._asked.values()):
-            if op.done():
+            if op.done() or op.id in spared:
                 continue
             self._unrecorded.pop(op.id, None)
             if op.kind != "scope":
@@ -640,7 +643,8 @@ class Replay:
         return self.cancelled and not is_busy(self._asked.values()) and tell_next(self.loop, self._cancel_reason)
 
     def _scope_ended(self, op: Scope, task: asyncio.Future[Any], codec: Codec) -> None:
-        self._scopes_closed.add(op.id)
+        if not self.cancelled:  # else those in it whom nobody waits for still undo
+            self._scopes_closed.add(op.id)
         op.running = None
         if op.done() or self._closing is not None or task.cancelled():
             op.given_up()
@@ -654,15 +658,7 @@ class Replay:
         # that are not all its own.
         closes = not (self.cancelled or was_cancelled(task) or op.goes_on(reversed(self._asked.values())) or self._inbox.crosses(op.id))
         at = self._stamp() if closes else self._at
-        try:
-            if error is not None:
-                raise error
-            text = codec.dump(task.result())
-            value = read_value(text, codec, op.id)
-            op.work = Sent(op, valued_entry(op.id, "scope", text, at), at, value, None, True)
-        except Exception as raised:
-            detail = _detail(raised)
-            op.work = Sent(op, error_entry(op.id, "scope", detail, at), at, None, failed(op.id, detail), True)
+        op.work = _failure(op, error, at) if error is not None else _value(op, task.result(), codec, at)
         if not closes:
             self._deliver(op.work)
         elif self._position < len(self._log) or self._unrecorded:
@@ -685,7 +681,16 @@ def _starting(op: Op[Any]) -> bool:
     return op.started is not None and not op.started.done() and bool(op.started._callbacks)  # noqa: SLF001 - there is no other way to ask
 
 
-def _detail(error: Exception) -> wire.ErrorDetail:
+def _value(scope: Scope, value: Any, codec: Codec, at: str) -> Sent:
+    try:
+        text = codec.dump(value)
+        return Sent(scope, valued_entry(scope.id, "scope", text, at), at, read_value(text, codec, scope.id), None, True)
+    except Exception as error:
+        return _failure(scope, error, at)
+
+
+def _failure(scope: Scope, error: Exception, at: str) -> Sent:
     from handlers_sdk.outcomes import failure
 
-    return failure(error).error
+    detail = failure(error).error
+    return Sent(scope, error_entry(scope.id, "scope", detail, at), at, None, failed(scope.id, detail), True)

@@ -8,10 +8,12 @@ of the log. What a handler awaits beyond that belongs into a step, and is refuse
 from __future__ import annotations
 
 import asyncio
+import sys
 from asyncio import _set_running_loop
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context
+from types import FrameType
 from typing import Any, Final, NoReturn
 from weakref import WeakSet
 
@@ -49,6 +51,8 @@ class ReplayLoop(asyncio.AbstractEventLoop):
             return
         outer = asyncio._get_running_loop()  # noqa: SLF001 - the documented way to be an event loop
         _set_running_loop(self)
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._end_generator)  # else the loop around this one would end them
         spins = 0
         try:
             while ready:
@@ -58,7 +62,12 @@ class ReplayLoop(asyncio.AbstractEventLoop):
                     ready.clear()
                     raise NotDeterministicError("the handler goes round and round without waiting for anything durable")
         finally:
+            sys.set_asyncgen_hooks(*hooks)
             _set_running_loop(outer)
+
+    def _end_generator(self, left: AsyncGenerator[Any, Any]) -> None:
+        """One that the handler has let go of before its end."""
+        self.create_task(left.aclose())
 
     def forget(self) -> None:
         """Nothing will run here any more: let go of what this was made with, and of what knows it."""
@@ -101,16 +110,17 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         if isinstance(coro, asyncio.Future):
             return coro
         made: Coroutine[Any, Any, Any] = coro
-        task = ReplayTask(made, loop=self, name=name, context=context)
+        _refuse_disorder(made, sys._getframe(1))  # noqa: SLF001 - who asks is not told otherwise
         self._made += 1
-        task.number = -self._made
+        task = ReplayTask(made, -self._made, loop=self, name=name, context=context)
         self.tasks.add(task)
         self._alive.add(task)
         task.add_done_callback(self._alive.discard)
         return task
 
-    def refuse(self, future: asyncio.Future[Any], error: BaseException) -> asyncio.Future[Any]:
-        """Let a future end so."""
+    def refusal(self, error: BaseException) -> asyncio.Future[Any]:
+        """A future that has ended so."""
+        future = self.create_future()
         future.set_exception(error)
         self._refused.append(future)
         return future
@@ -160,11 +170,14 @@ def _interrupts(error: BaseException | None) -> bool:
 class ReplayTask(asyncio.Task[Any]):
     """Hashed by when it was made: a set of tasks, as `asyncio.wait` gives it, has the same order every time."""
 
-    number = 0
     unwanted = False  # asked to end while the handler unwinds
     told = 0  # how often it heard so where nothing would have brought it on
     owed: str | None = None  # why the run ended, which it hears where it waits, whatever it waits for comes to
     refusal: asyncio.Future[Any] | None = None  # what it will be woken by instead of that
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], number: int, **options: Any) -> None:
+        self.number = number  # before asyncio puts it into a set of its own
+        super().__init__(coro, **options)
 
     def __hash__(self) -> int:
         return self.number
@@ -185,10 +198,6 @@ class ReplayTask(asyncio.Task[Any]):
             end_twice(self.refusal or blocker)  # what it waited for has been refused, which it has not heard yet
         return True
 
-    def tell(self, blocker: asyncio.Future[Any], reason: str) -> None:
-        """It hears where it waits that the run was cancelled."""
-        self.get_loop().refuse(blocker, self._cancelled(reason))  # type: ignore[attr-defined]
-
     def woken_by(self, ended: Any) -> Any:
         """What wakes it when `ended` is over: that, or where it waited for it as the run was cancelled, that this was."""
         if ended is not self._fut_waiter:  # type: ignore[attr-defined]
@@ -199,7 +208,7 @@ class ReplayTask(asyncio.Task[Any]):
             return ended
         heard = self._cancelled(reason)
         heard.__cause__ = error
-        self.refusal = self.get_loop().refuse(self.get_loop().create_future(), heard)  # type: ignore[attr-defined]
+        self.refusal = self.get_loop().refusal(heard)  # type: ignore[attr-defined]
         return self.refusal
 
     def _cancelled(self, reason: str) -> Cancelled:
@@ -225,6 +234,23 @@ class _Timer(asyncio.TimerHandle):
         super().__init__(when, callback, args, loop, context)
         self._scheduled = True  # so that `cancel` tells the loop
         self.sleep: asyncio.Future[Any] | None = None
+
+
+_DISORDERLY: Final = {  # make a set of coroutines, which has another order every time
+    asyncio.as_completed.__code__,
+    getattr(asyncio.tasks, "_AsCompletedIterator", asyncio.Future).__init__.__code__ if sys.version_info >= (3, 13) else None,
+}
+
+
+def _refuse_disorder(coro: Coroutine[Any, Any, Any], frame: FrameType | None) -> None:
+    for _ in range(4):  # as_completed, a comprehension, ensure_future and what that calls
+        if frame is not None and frame.f_code in _DISORDERLY:
+            coro.close()
+            raise NotDeterministicError(
+                "asyncio.as_completed begins coroutines in another order every time; give it tasks: "
+                "`as_completed([asyncio.create_task(one) for one in …])`"
+            )
+        frame = frame.f_back if frame is not None else None
 
 
 def _refusing(name: str) -> Callable[..., NoReturn]:

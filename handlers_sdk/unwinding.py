@@ -1,17 +1,17 @@
 """The end of a cancelled handler: everybody in it hears of it where he waits, and nobody is interrupted in what he undoes.
 
-Who waits for the dispatcher, or for something of the handler's own such as an Event, hears at once. Who waits for others (tasks, scopes,
-groups of them) hears once they are over, whatever they have come to. Then the handler goes on until no step of it is left. What the
-failure of one task would cancel, a TaskGroup's other tasks and its parent, is not cancelled: they have heard, or will. When nothing goes
-on any more, those who wait again hear again, the youngest first. All of this follows from where the handler stands, and so is the same in
-every replay; for that no scope is closed any more, since the log would not say who had heard before.
+Who waits for the dispatcher, or for something of the handler's own such as an Event, hears at once; who waits for a message, by one. Who
+waits for others (tasks, scopes, groups of them) hears once they are over, whatever they have come to. Then the handler goes on until no
+step of it is left. What the failure of one task would cancel, a TaskGroup's other tasks and its parent, is not cancelled: they have heard,
+or will. When nothing goes on any more, those who wait again hear again, the youngest first. All of this follows from where the handler
+stands, and so is the same in every replay; for that no scope is closed any more, since the log would not say who had heard before.
 """
 
 from __future__ import annotations
 
 import asyncio
 from asyncio.tasks import _GatheringFuture  # type: ignore[attr-defined]  # what `gather` gives, which says so nowhere else
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from handlers_sdk.errors import ContinuedAsNew, Interruption
@@ -26,15 +26,33 @@ _WAITERS: Final = ("asyncio.tasks", "asyncio.taskgroups")
 """Where asyncio waits for tasks."""
 
 
+def reason_of(cancel: Mapping[str, Any]) -> str:
+    """Why the run was cancelled, as its entry says."""
+    return str((cancel.get("value") or {}).get("reason") or "")
+
+
+def announced(log: Sequence[Mapping[str, Any]]) -> tuple[str, frozenset[str]] | None:
+    """The cancel that is next in the log: why, and by which receives it is told as a message, which are all before it."""
+    receives = set[str]()
+    for entry in log:
+        if entry["op"] == "cancel":
+            return reason_of(entry), frozenset(receives)
+        if entry["op"] == "message" and entry["status"] == "cancel":
+            receives.add(str(entry["id"]))
+    return None
+
+
 def is_busy(ops: Iterable[Op[Any]]) -> bool:
     """Whether a step is to come to its end, or a result on its way into the log, before all stands still."""
     return any(op.kind in ENDPOINTS_OWN and op.kind != "scope" and not op.done() for op in ops)
 
 
-def owe_all(loop: ReplayLoop, reason: str) -> None:
-    """From now on whoever waits hears of the end where he does, whatever he waits for comes to."""
+def owe_all(loop: ReplayLoop, reason: str, spared: Collection[str]) -> None:
+    """From now on whoever waits hears of the end where he does, whatever he waits for comes to; but for who is told by a message."""
     for task in _waiting(loop):
-        task.owed = reason
+        blocker = _blocker(task)
+        if not (isinstance(blocker, Op) and blocker.id in spared):
+            task.owed = reason
         task.told = 1
 
 
@@ -43,7 +61,7 @@ def tell_all(loop: ReplayLoop, reason: str) -> None:
     for task in _waiting(loop):
         blocker = _blocker(task)
         if not (blocker.done() or _is_of_others(blocker) or _waits_for_others(task)):
-            task.tell(blocker, reason)
+            _tell(loop, blocker, reason)
 
 
 def tell_next(loop: ReplayLoop, reason: str) -> bool:
@@ -52,9 +70,17 @@ def tell_next(loop: ReplayLoop, reason: str) -> bool:
         blocker = _blocker(task)
         if task.told < _TOLD_MAX and not isinstance(blocker, asyncio.Task | Op):
             task.told += 1
-            task.tell(blocker, reason)
+            _tell(loop, blocker, reason)
             return True
     return False
+
+
+def _tell(loop: ReplayLoop, blocker: asyncio.Future[Any], reason: str) -> None:
+    """Who waits for this hears of the end. To whom it belongs, as to a lock, it is a wait that was given up."""
+    for task in _waiting(loop):
+        if _blocker(task) is blocker:
+            task.owed = reason
+    asyncio.Future.cancel(blocker)  # itself, though it is that of a `gather`, which would end the others instead
 
 
 def _waiting(loop: ReplayLoop) -> list[ReplayTask]:

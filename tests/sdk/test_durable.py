@@ -236,6 +236,13 @@ class Opaque:
     pass
 
 
+async def first_of_coroutines(ctx: DurableContext) -> Any:
+    async def slept() -> Any:
+        return await ctx.aio_sleep_for("1s")
+
+    return [await each for each in asyncio.as_completed([slept()])]
+
+
 @pytest.mark.parametrize(
     ("body", "name", "message", "retry"),
     [
@@ -255,6 +262,7 @@ class Opaque:
         (lambda ctx: ctx.run_child("ship", Opaque()), "InvalidInputError", "not JSON", False),
         (lambda ctx: ctx.run("s", lambda: ctx.run("inner", echo, 1)), "StepFailedError", "inside of a step", None),
         (lambda ctx: ctx.run("a/b", echo, 1), "NotDeterministicError", "cannot name", False),
+        (first_of_coroutines, "NotDeterministicError", "give it tasks", False),
     ],
 )
 async def test_what_a_handler_cannot_mean_fails_it(dispatcher: Dispatcher, body: Any, name: str, message: str, retry: bool | None) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
 import pytest
@@ -175,6 +175,53 @@ async def that_wait_for_what_others_free(ctx: DurableContext) -> None:
     await asyncio.gather(*[guarded(number) for number in range(4)], rounds(), rounds())
 
 
+async def under_what_others_wait_for(ctx: DurableContext) -> None:
+    """Who has heard where he waited for a lock has given it up: it is there for who undoes under it."""
+    lock, place, condition = asyncio.Lock(), asyncio.Semaphore(1), asyncio.Condition()
+
+    async def guarded(by: AbstractAsyncContextManager[Any], name: str) -> None:
+        try:
+            async with by:
+                await ctx.run(f"book-{name}", one, 1)
+                await ctx.aio_sleep_for("1d")
+        except Cancelled:
+            async with by:
+                await ctx.run(f"undo-{name}", one, 1)
+            raise
+
+    guards = [("lock", lock), ("place", place), ("condition", condition)]
+    await asyncio.gather(*[guarded(by, name) for name, by in guards for _ in range(3)])
+
+
+async def left_in_a_scope(ctx: DurableContext) -> None:
+    """What a scope has begun and does not wait for undoes all it did, though the scope is over."""
+
+    async def gathered() -> None:
+        await asyncio.gather(booked(ctx, "a", 3), plain(ctx))
+
+    async def shielded() -> None:
+        await asyncio.shield(booked(ctx, "b", 3))
+
+    async def first() -> None:
+        await asyncio.wait([asyncio.create_task(booked(ctx, "c", 3)), asyncio.create_task(plain(ctx))], return_when="FIRST_COMPLETED")
+
+    await asyncio.gather(*[ctx.scope(part.__name__, part) for part in (gathered, shielded, first)])
+
+
+async def by_a_generator(ctx: DurableContext) -> None:
+    """One that the handler is about to take the next of undoes as well."""
+
+    async def rows() -> AsyncIterator[int]:
+        try:
+            for n in range(20):
+                yield await ctx.run("row", one, n)
+        finally:
+            await ctx.run("undo-rows", one, 1)
+
+    async for _ in rows():
+        await ctx.aio_sleep_for("1d")
+
+
 async def that_nobody_knows_of(ctx: DurableContext) -> None:
     """A task that waits for what is its own lives until it has undone what it did, whatever the collector takes meanwhile."""
 
@@ -189,7 +236,7 @@ async def that_nobody_knows_of(ctx: DurableContext) -> None:
 
     async def as_they_come() -> None:
         try:
-            for coming in asyncio.as_completed([sleeping("a"), sleeping("b")]):
+            for coming in asyncio.as_completed([asyncio.create_task(sleeping(name)) for name in "ab"]):
                 await coming
         finally:
             await ctx.run("undo-main", collect)
@@ -330,6 +377,27 @@ async def one_after_the_other(ctx: DurableContext) -> None:
             await ctx.run(f"undo-{'-'.join(heard)}", one, n)
 
 
+async def told_by_a_message(ctx: DurableContext) -> None:
+    """Who waits for a message has heard with it, and saves what is to be saved without being told again."""
+
+    async def working(name: str) -> None:
+        while await ctx.receive(timeout="2d") != {"$cancel": True}:
+            pass
+        for n in range(2):
+            await ctx.run(f"undo-{name}", one, n)
+        await ctx.checkpoint({"saved": name})
+        assert await ctx.close_inbox()
+        with pytest.raises(Cancelled):
+            await ctx.receive()
+        await ctx.run(f"undo-{name}-again", one, 1)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(booked(ctx, "beside"))
+        group.create_task(working("a"))
+        group.create_task(working("b"))
+    await ctx.run("undo-main", one, 1)  # which hears before, as it waits for the group
+
+
 async def that_end_others(ctx: DurableContext) -> None:
     """What the handler itself ends as it undoes hears it as always."""
     event = asyncio.Event()
@@ -401,6 +469,9 @@ UNDONE: dict[str, tuple[Callable[[DurableContext], Coroutine[Any, Any, None]], d
     "in scopes of scopes": (in_scopes_of_scopes, {"left": 3, "right": 1, "part": 1}),
     "that come to something": (that_come_to_something, {"kept": 4, "refused": 2, "NoneType": 4, "StepFailedError": 1}),
     "that wait for what others free": (that_wait_for_what_others_free, {"trip-0": 1, "trip-1": 1, "round": 1}),
+    "under what others wait for": (under_what_others_wait_for, {"lock": 3, "place": 3, "condition": 3}),
+    "left in a scope": (left_in_a_scope, {"a": 3, "b": 3, "c": 3}),
+    "by a generator": (by_a_generator, {"rows": 1}),
     "that nobody knows of": (that_nobody_knows_of, {"a": 1, "b": 1, "c": 1, "main": 1}),
     "in scopes one after the other": (in_scopes_one_after_the_other, {"kept": 1, "failing": 1, "inner": 1}),
     "begun to undo": (begun_to_undo, {"[0, 1]": 1}),
@@ -411,6 +482,7 @@ UNDONE: dict[str, tuple[Callable[[DurableContext], Coroutine[Any, Any, None]], d
     "together when one fails": (together_when_one_fails, {"failing": 1, "a": 3}),
     "waiting for each other": (waiting_for_each_other, {"giving": 1, "taking": 2}),
     "one after the other": (one_after_the_other, {"kept": 1, "b-a": 2}),
+    "told by a message": (told_by_a_message, {"a": 2, "a-again": 1, "b": 2, "b-again": 1, "beside": 2}),
     "waiting as they undo": (waiting_as_they_undo, {"a": 2, "b": 2, "part": 2}),
     "that end what was refused": (that_end_what_was_refused, {"main": 6}),
     "that end others": (that_end_others, {"beside": 1, "main-True": 1}),

@@ -25,6 +25,7 @@ TURNS = {
     "cleans": "wait",
     "raises": "failed",
     "step_fails": "failed",
+    "scope_fails": "done",
     "again": "continue",
 }
 """What each handler's attempt comes to."""
@@ -135,10 +136,16 @@ def failing(dispatcher: Dispatcher) -> list[Any]:
         return 7
 
     @dispatcher.durable_task()
+    async def scope_fails(input: EmptyModel, ctx: DurableContext) -> int:
+        with contextlib.suppress(StepFailedError):
+            await ctx.scope("part", ctx.run, "inner", bad)
+        return 8
+
+    @dispatcher.durable_task()
     async def again(input: EmptyModel, ctx: DurableContext) -> int:
         ctx.continue_as_new(EmptyModel())
 
-    return [raises, step_fails, again]
+    return [raises, step_fails, scope_fails, again]
 
 
 @pytest.fixture

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache, partial, wraps
 from types import ModuleType
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from handlers_sdk import Dispatcher, DurableContext
 from handlers_sdk.errors import Cancelled, StepFailedError
@@ -53,6 +55,16 @@ class Api:
 
     def get(self, value: int) -> str:
         return f"{self.name} {value}"
+
+
+@dataclass
+class Config:
+    url: str
+    tries: list[int]
+
+
+class Settings(BaseModel):
+    url: str
 
 
 class Incomparable:
@@ -269,7 +281,7 @@ def cyclic() -> list[Any]:
 
 
 def deep(levels: int) -> list[Any]:
-    made: list[Any] = []
+    made: list[Any] = [Decimal(1)]
     for _ in range(levels):
         made = [made]
     return made
@@ -327,6 +339,9 @@ ALIKE: dict[str, tuple[Callable[[Any], Callable[..., Any]], Any, Any]] = {
     "a function in a list": (holding, [holding(1)], [holding(1)]),
     "what holds itself": (holding, cyclic(), cyclic()),
     "the same list, however long": (holding, LONG := list(range(100_000)), LONG),
+    "an equal list, however long": (holding, [*LONG], [*LONG]),
+    "an equal dataclass": (holding, Config("a", [1]), Config("a", [1])),
+    "an equal model": (holding, [Settings(url="a")], [Settings(url="a")]),
     "a variable of its own": (starting, 1, 1),
 }
 OTHERS: dict[str, tuple[Callable[[Any], Callable[..., Any]], Any, Any]] = {
@@ -339,8 +354,11 @@ OTHERS: dict[str, tuple[Callable[[Any], Callable[..., Any]], Any, Any]] = {
     "another value": (holding, Decimal("1.0"), Decimal("1.1")),
     "another kind of number": (holding, [1], [True]),
     "another function in a list": (holding, [holding(1)], [holding(2)]),
-    "too much to look at": (holding, list(range(100_000)), list(range(100_000))),
+    "another list, however long": (holding, list(range(100_000)), list(range(1, 100_001))),
+    "too much to look at": (holding, [Decimal(1)] * 1_000, [Decimal(1)] * 1_000),
     "what is too deep to look at": (holding, deep(400), deep(400)),
+    "another field": (holding, Config("a", [1]), Config("a", [2])),
+    "another model": (holding, Settings(url="a"), Settings(url="b")),
     "what cannot be compared": (holding, (Incomparable(),), (Incomparable(),)),
     "what may have been changed": (holding, bytearray(b"a"), bytearray(b"a")),
     "a variable that begins otherwise": (starting, 1, 2),

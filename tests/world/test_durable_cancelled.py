@@ -145,12 +145,13 @@ async def test_who_was_told_in_his_inbox_waits_for_a_message_again(node: Node, s
         await until(heard)
         await waiting(node, run["id"], "message")
         await _cancelled(node, run["id"])
-        assert (await _journal(node, run["id"]))[-2:] == [(f"message#{number + 1}", "cancel"), ("cancel#0", "ok")]
+        told = [(f"message#{number + 1}", "cancel"), ("cancel#0", "ok"), ("refund#0", "ok")]
+        assert (await _journal(node, run["id"]))[-3:] == told
         await node.call("POST", f"/v1/runs/{run['id']}/replay", {})
         await waiting(node, run["id"], "message")
     await node.call("POST", f"/v1/runs/{run['id']}/messages", {"data": "stop"}, 202)
     done = await ended(node, run["id"])
-    assert (done["status"], done["output"], shop.ran) == ("succeeded", {"stopped": [0, 1]}, {"refund": 1})
+    assert (done["status"], done["output"], shop.ran) == ("succeeded", {"stopped": [0, 1]}, {"refund": 3})
 
 
 async def test_it_is_cancelled_again_and_undoes_again(world: World, node: Node, shop: Shop) -> None:
