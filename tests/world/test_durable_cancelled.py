@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from handlers_sdk import ClientConfig, Dispatcher, DurableContext
+from handlers_sdk import Dispatcher, DurableContext
 from handlers_sdk.errors import Cancelled
 from tests.world.durable import answer, durable_endpoint, entry, log_of, pending, step
+from tests.world.served import dispatcher_for, serving
 from tests.world.test_durable_sdk import ended, waiting
 from tests.world.world import Node, World, until
 
@@ -72,12 +73,9 @@ async def node(world: World) -> Node:
 
 @pytest.fixture
 async def shop(world: World, node: Node) -> AsyncIterator[Shop]:
-    shop = Shop(Dispatcher(ClientConfig(api_url=node.runtime.services.settings.base_url())))
-    app = shop.dispatcher.app(workflows=shop.tasks(), slots=50, clock=lambda: int(world.now.timestamp()))
-    await node.call("PUT", "/v1/endpoints/shop", {"url": await world.serve(app)})
-    yield shop
-    await app.handlers.host.postbox.aclose()
-    await shop.dispatcher.aio_close()
+    shop = Shop(dispatcher_for(node))
+    async with serving(world, node, shop.dispatcher, shop.tasks):
+        yield shop
 
 
 async def _cancelled(node: Node, run_id: str) -> None:
@@ -219,9 +217,12 @@ class Parent:
 
 @pytest.mark.parametrize("workflow", ["refers", "keyed"])
 async def test_children_that_were_cancelled_with_their_parent_begin_again(world: World, node: Node, workflow: str) -> None:
-    parent = Parent(Dispatcher(ClientConfig(api_url=node.runtime.services.settings.base_url())))
-    app = parent.dispatcher.app(workflows=parent.tasks(), slots=50, clock=lambda: int(world.now.timestamp()))
-    await node.call("PUT", "/v1/endpoints/parent", {"url": await world.serve(app)})
+    parent = Parent(dispatcher_for(node))
+    async with serving(world, node, parent.dispatcher, parent.tasks):
+        await _begin_again(world, node, parent, workflow)
+
+
+async def _begin_again(world: World, node: Node, parent: Parent, workflow: str) -> None:
     run = await node.call("POST", "/v1/runs", {"workflow": workflow, "input": {}})
 
     async def sleeping(number: int) -> None:
@@ -242,5 +243,3 @@ async def test_children_that_were_cancelled_with_their_parent_begin_again(world:
     await world.advance(timedelta(hours=1, minutes=1))
     done = await ended(node, run["id"])
     assert (done["status"], done["output"], len({*parent.began})) == ("succeeded", 1, 2)
-    await app.handlers.host.postbox.aclose()
-    await parent.dispatcher.aio_close()

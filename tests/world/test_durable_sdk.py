@@ -25,6 +25,7 @@ from handlers_sdk import (
 )
 from handlers_sdk.errors import Cancelled
 from handlers_sdk.testing import DurableTester
+from tests.world.served import dispatcher_for, serving
 from tests.world.world import Node, World, until
 
 
@@ -78,12 +79,9 @@ async def node(world: World) -> Node:
 
 @pytest.fixture
 async def shop(world: World, node: Node) -> AsyncIterator[Shop]:
-    shop = Shop(Dispatcher(ClientConfig(api_url=node.runtime.services.settings.base_url())))
-    app = shop.dispatcher.app(workflows=shop.tasks(), slots=50, clock=lambda: int(world.now.timestamp()))
-    await node.call("PUT", "/v1/endpoints/shop", {"url": await world.serve(app)})
-    yield shop
-    await app.handlers.host.postbox.aclose()
-    await shop.dispatcher.aio_close()
+    shop = Shop(dispatcher_for(node))
+    async with serving(world, node, shop.dispatcher, shop.tasks):
+        yield shop
 
 
 async def ended(node: Node, run_id: str) -> dict[str, Any]:
@@ -138,7 +136,7 @@ async def test_a_worker_is_spoken_to_and_stopped(node: Node, shop: Shop) -> None
 
 
 async def test_a_child_that_is_not_waited_for_is_the_same_run_in_every_turn(world: World, node: Node) -> None:
-    dispatcher = Dispatcher(ClientConfig(api_url=node.runtime.services.settings.base_url()))
+    dispatcher = dispatcher_for(node)
 
     @dispatcher.task(name="leaf")
     async def leaf(input: dict[str, Any], ctx: Context) -> int:
@@ -151,15 +149,12 @@ async def test_a_child_that_is_not_waited_for_is_the_same_run_in_every_turn(worl
         await ctx.aio_sleep_for("1h")
         return [first == ref.workflow_run_id, await ref.aio_result()]
 
-    app = dispatcher.app(workflows=[leaf, refers], slots=50, clock=lambda: int(world.now.timestamp()))
-    await node.call("PUT", "/v1/endpoints/refers", {"url": await world.serve(app)})
-    run = await node.call("POST", "/v1/runs", {"workflow": "refers", "input": {}})
-    await waiting(node, run["id"], "sleep")
-    await world.advance(timedelta(hours=1))
-    over = await world.over(run["id"])
-    assert (over["status"], over["output"]) == ("succeeded", b"[true,1]")
-    await app.handlers.host.postbox.aclose()
-    await dispatcher.aio_close()
+    async with serving(world, node, dispatcher, lambda: [leaf, refers]):
+        run = await node.call("POST", "/v1/runs", {"workflow": "refers", "input": {}})
+        await waiting(node, run["id"], "sleep")
+        await world.advance(timedelta(hours=1))
+        over = await world.over(run["id"])
+        assert (over["status"], over["output"]) == ("succeeded", b"[true,1]")
 
 
 # ---- the testing kit
@@ -250,14 +245,11 @@ async def test_turns_are_counted_as_the_testing_kit_counts_them(world: World, no
     run = await tester.run(counted)
     assert (run.status, here) == (status, turns)
 
-    dispatcher = Dispatcher(ClientConfig(api_url=node.runtime.services.settings.base_url()))
-    app = dispatcher.app(workflows=[make(dispatcher, there, stop_there)], clock=lambda: int(world.now.timestamp()))
-    await node.call("PUT", "/v1/endpoints/counted", {"url": await world.serve(app)})
-    started = await node.call("POST", "/v1/runs", {"workflow": "counted", "input": {}})
-    if status == "succeeded":
-        await world.task(started["id"], state="waiting")
-        await world.advance(timedelta(hours=1))
-    over = await world.over(started["id"])
-    assert (over["status"], there) == (status, turns)
-    await app.handlers.host.postbox.aclose()
-    await dispatcher.aio_close()
+    dispatcher = dispatcher_for(node)
+    async with serving(world, node, dispatcher, lambda: [make(dispatcher, there, stop_there)]):
+        started = await node.call("POST", "/v1/runs", {"workflow": "counted", "input": {}})
+        if status == "succeeded":
+            await world.task(started["id"], state="waiting")
+            await world.advance(timedelta(hours=1))
+        over = await world.over(started["id"])
+        assert (over["status"], there) == (status, turns)

@@ -27,6 +27,7 @@ from handlers_sdk import (
     V1UpdateFilterRequest,
     WorkflowRunOrderByDirection,
 )
+from tests.world.served import dispatcher_for, serving
 from tests.world.world import Node, World, until
 
 
@@ -70,11 +71,9 @@ async def node(world: World) -> Node:
 @pytest.fixture
 async def shop(world: World, node: Node) -> AsyncIterator[Shop]:
     """The shop, registered."""
-    shop = Shop(Dispatcher(ClientConfig(api_url=node.runtime.services.settings.base_url())))
-    app = shop.dispatcher.app(workflows=shop.tasks(), slots=200, clock=lambda: int(world.now.timestamp()))
-    await node.call("PUT", "/v1/endpoints/shop", {"url": await world.serve(app)})
-    yield shop
-    await shop.dispatcher.aio_close()
+    shop = Shop(dispatcher_for(node))
+    async with serving(world, node, shop.dispatcher, shop.tasks, slots=200):
+        yield shop
 
 
 async def test_declared_filters_and_those_made_by_hand(world: World, shop: Shop) -> None:
