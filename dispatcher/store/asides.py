@@ -86,6 +86,7 @@ LOOK = Statement(
     Aside,
 )
 # Whose row somebody else has at hand is passed over: it is about to be leased or to end, or is found by the next look.
+# What cleans up after it was cancelled keeps its places: its time is short.
 SET_ASIDE = Statement(
     """
     with w as materialized (
@@ -95,13 +96,13 @@ SET_ASIDE = Statement(
         select t.tenant_id, t.run_id, t.node from w cross join lateral (
             select t.tenant_id, t.run_id, t.node from tasks t
             where t.tenant_id = w.tenant_id and t.workflow_id = w.id
-              and t.state = 'gated' and (t.gate_wait is not null or t.parked_on is not null) and t.gates is not null
+              and t.state = 'gated' and (t.gate_wait is not null or t.parked_on is not null) and t.gates is not null and t.cleanup is null
             limit $3 for update skip locked
         ) t
     ), queued as materialized (
         select t.tenant_id, t.run_id, t.node from w cross join lateral (
             select t.tenant_id, t.run_id, t.node from tasks t
-            where t.tenant_id = w.tenant_id and t.workflow_id = w.id and t.state = 'queued' and t.gates is not null
+            where t.tenant_id = w.tenant_id and t.workflow_id = w.id and t.state = 'queued' and t.gates is not null and t.cleanup is null
             limit $3 for update skip locked
         ) t
     ), runs_standing as materialized (

@@ -181,9 +181,9 @@ ADMIT = Statement(
         ) g
     ), first_tasks as materialized (
         select g.tenant_id, g.id as gate, t.run_id, t.node, t.arrived_at, t.next,
-               (select w.aside from workflows w where w.tenant_id = g.tenant_id and w.id = t.workflow_id) as aside
+               (select w.aside from workflows w where w.tenant_id = g.tenant_id and w.id = t.workflow_id and t.cleanup is null) as aside
         from g cross join lateral (
-            select t.run_id, t.node, t.arrived_at, t.gates[t.gates_held + 2] as next, t.workflow_id from tasks t
+            select t.run_id, t.node, t.arrived_at, t.gates[t.gates_held + 2] as next, t.workflow_id, t.cleanup from tasks t
             where t.tenant_id = g.tenant_id and t.gate_wait = g.id
             order by t.arrived_at, t.run_id, t.node limit least(g.room, $5) for update skip locked
         ) t
