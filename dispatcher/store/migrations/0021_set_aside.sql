@@ -24,8 +24,10 @@ create index runs_gated_late on runs (schedule_deadline)
 
 -- What is queued holds all its gates: what does not, stands in line at the first it lacks. What is put off, blocked or over holds none.
 --
--- Who would stand in line, or hold places while it waits, is set aside where its workflow is. Who is written with all its places is not asked
--- about: whoever writes it has looked, and what came between is found where it waits.
+-- Whether what would stand in line, or hold places while it waits, is set aside is asked by the statements that see many at once, intake and
+-- admission, for all of them. This asks for what comes otherwise: tasks of graphs and children, retries, what was suspended or waited for
+-- units. What came between is found where it waits. What cleans up after it was cancelled is not set aside: it is short and has a deadline,
+-- so it keeps its places, and stands in line where it has none.
 create or replace function tasks_gated() returns trigger language plpgsql as $$
 declare
     aside text;
@@ -41,11 +43,18 @@ begin
         if new.gates_held < cardinality(new.gates) then
             new.state := 'gated';
             new.gate_wait := new.gates[new.gates_held + 1];
+        elsif tg_op = 'INSERT' then
+            return new; -- with all its places: whoever writes it so has looked
         end if;
+    elsif tg_op = 'INSERT' then
+        return new; -- in line or aside, as has been decided
     end if;
-    if new.gate_wait is not null or new.parked_on is not null or (new.state = 'queued' and tg_op = 'UPDATE') then
+    if new.cleanup is null
+       and (tg_op = 'INSERT' or old.gate_wait is null) -- who stood in line is let through by those that have looked
+       and (new.gate_wait is not null or new.parked_on is not null or new.state = 'queued') then
         select w.aside into aside from workflows w where w.tenant_id = new.tenant_id and w.id = new.workflow_id;
-        if aside in ('closed', 'clearing') or (aside = 'opening' and new.gate_wait is not null and (tg_op = 'INSERT' or old.state <> 'gated')) then
+        if aside in ('closed', 'clearing') or (aside = 'opening' and new.gate_wait is not null and (tg_op = 'INSERT' or old.state <> 'gated'))
+        then
             new.state := 'gated';
             new.gates_held := 0;
             new.gate_wait := null;
@@ -55,20 +64,3 @@ begin
     return new;
 end
 $$;
-
--- The same of a run of a graph that comes into line, or goes on in it.
-create function runs_gated() returns trigger language plpgsql as $$
-declare
-    aside text;
-begin
-    select w.aside into aside from workflows w where w.tenant_id = new.tenant_id and w.id = new.workflow_id;
-    if aside in ('closed', 'clearing') or (aside = 'opening' and old.advance_at is not null) then
-        new.gates_held := 0;
-        new.gate_wait := null;
-        new.advance_at := null;
-    end if;
-    return new;
-end
-$$;
-create trigger runs_gated before update of gate_wait on runs for each row
-    when (new.gates is not null and new.cancel_reason is null) execute function runs_gated();
