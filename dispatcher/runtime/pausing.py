@@ -50,6 +50,8 @@ class Pausing:
     async def change(self, tenant_id: int, name: str, wanted: PauseChange) -> None:
         """Pause or resume a workflow, or change what a pause means for it. Raises Problem unknown_workflow."""
         now = self._clock.now()
+        if wanted.paused is False:
+            await self._renew(tenant_id, name, now)
         async with self._database.transaction() as conn:
             await registry.bump(conn, tenant_id)
             before = await pausing.get(conn, tenant_id, name)
@@ -64,6 +66,16 @@ class Pausing:
             await pausing.bound(conn, tenant_id, [before.id], Page(), _PAGE)
         self._bound_at = None
         await self._changed()
+
+    async def _renew(self, tenant_id: int, name: str, now: datetime) -> None:
+        """What waits has its time before it: most of a large queue is told so before the workflow is resumed, which tells the rest."""
+        before = await pausing.get(self._database, tenant_id, name)
+        if before is None or before.paused_at is None:
+            return
+        workflow = await self._directory.workflow_version(tenant_id, before.id, before.version)
+        page: Page | None = Page()
+        while page is not None:
+            page = await pausing.renew(self._database, tenant_id, before.id, workflow.schedule_ms, now, page, _PAGE)
 
     async def tick(self, now: datetime) -> datetime | None:
         """Bound how long those wait that have come since a workflow was paused; answers when to look again.

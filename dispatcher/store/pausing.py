@@ -56,11 +56,60 @@ RESUME = """
     from unnest($3::smallint[], $4::bigint[]) as g (node, ms)
     where t.tenant_id = $1 and t.workflow_id = $2 and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
       and coalesce(t.turn, 1) = 1 and coalesce(t.log_len, 0) = 0 and t.cleanup is null
+      and t.schedule_deadline is distinct from greatest(t.due_at, $5::timestamptz) + g.ms * interval '1 millisecond'
 """
 RESUME_RUNS = """
     update runs set schedule_deadline = $3
     where tenant_id = $1 and workflow_id = $2 and gates is not null and gates_held < cardinality(gates) and advance_at is null
+      and schedule_deadline is distinct from $3
 """
+# The same a page at a time, while the workflow is paused still: what waits may be more than one statement can change in its time. What
+# somebody else has at hand, and what a bound has shortened again, is left to the whole.
+RENEW = Statement(
+    """
+    with page as materialized (
+        select t.run_id, t.node, t.workflow_id from tasks t
+        where t.tenant_id = $1 and t.run_id >= $3 and (t.run_id, t.node) > ($3, $4) order by t.run_id, t.node limit $5
+    ), changed as materialized (
+        select t.tenant_id, t.run_id, t.node, t.until
+        from page g join unnest($6::smallint[], $7::bigint[]) as m (node, ms) on m.node = g.node
+        cross join lateral (
+            select t.tenant_id, t.run_id, t.node, greatest(t.due_at, $8::timestamptz) + m.ms * interval '1 millisecond' as until
+            from tasks t
+            where t.tenant_id = any (array[$1]) and t.run_id = g.run_id and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
+              and coalesce(t.turn, 1) = 1 and coalesce(t.log_len, 0) = 0 and t.cleanup is null
+            for update skip locked
+        ) t
+        where g.workflow_id = $2
+    ), renewed as (
+        update tasks t set schedule_deadline = c.until from changed c
+        where t.tenant_id = any (array[c.tenant_id]) and t.run_id = c.run_id and t.node = c.node
+    )
+    select run_id, node, (select count(*) from page)::int as looked from page order by run_id desc, node desc limit 1
+    """,
+    Looked,
+)
+RENEW_RUNS = Statement(
+    """
+    with page as materialized (
+        select r.id, r.workflow_id from runs r where r.tenant_id = $1 and r.id > $3 order by r.id limit $4
+    ), changed as materialized (
+        select r.tenant_id, r.id
+        from page g
+        cross join lateral (
+            select r.tenant_id, r.id from runs r
+            where r.tenant_id = any (array[$1]) and r.id = g.id
+              and case when r.gates_held < cardinality(r.gates) and r.advance_at is null then true else false end
+            for update skip locked
+        ) r
+        where g.workflow_id = $2
+    ), renewed as (
+        update runs r set schedule_deadline = $5 from changed c where r.tenant_id = any (array[c.tenant_id]) and r.id = c.id
+    )
+    select id as run_id, 0::smallint as node, (select count(*) from page)::int as looked from page order by id desc limit 1
+    """,
+    Looked,
+)
 # While a workflow is paused, nothing that waits for it may wait for longer than the pause says. A tenant's live tasks are gone through a
 # page at a time, since no index leads to what waits for a workflow. What somebody else has at hand is seen the next time; so is a workflow
 # that is being changed, lest a deadline of a resumed one be overwritten.
@@ -152,9 +201,9 @@ RETURNED_RUNS = """
 """
 
 
-async def get(conn: Connection, tenant_id: int, name: str) -> Pause | None:
-    """A workflow, locked until the end of the transaction."""
-    return GET.first(await conn.fetch(GET.sql, tenant_id, name))
+async def get(db: Database | Connection, tenant_id: int, name: str) -> Pause | None:
+    """A workflow, locked until the end of the transaction, if there is one."""
+    return GET.first(await db.fetch(GET.sql, tenant_id, name))
 
 
 async def put(conn: Connection, tenant_id: int, pause: Pause, now: datetime) -> None:
@@ -166,6 +215,20 @@ async def resume(conn: Connection, tenant_id: int, workflow_id: int, schedule_ms
     """Count the schedule timeouts of what waits from now on; `schedule_ms` by node."""
     await conn.execute(RESUME, tenant_id, workflow_id, list(range(len(schedule_ms))), list(schedule_ms), now)
     await conn.execute(RESUME_RUNS, tenant_id, workflow_id, now + timedelta(milliseconds=schedule_ms[0]))
+
+
+async def renew(
+    db: Database, tenant_id: int, workflow_id: int, schedule_ms: Sequence[int], now: datetime, page: Page, limit: int
+) -> Page | None:
+    """The same for what of it is on a page, of `limit` of the tenant's tasks at most, or of its runs; answers the next page, None behind
+    the last.
+    """
+    if page.of_tasks:
+        nodes = list(range(len(schedule_ms)))
+        records = await db.fetch(RENEW.sql, tenant_id, workflow_id, page.run_id, page.node, limit, nodes, list(schedule_ms), now)
+        return _behind(page, RENEW.first(records), limit)
+    until = now + timedelta(milliseconds=schedule_ms[0])
+    return _behind(page, RENEW_RUNS.first(await db.fetch(RENEW_RUNS.sql, tenant_id, workflow_id, page.run_id, limit, until)), limit)
 
 
 async def returned(conn: Connection, tenant_id: int, endpoint_id: str, now: datetime) -> None:
@@ -182,6 +245,10 @@ async def bound(db: Database | Connection, tenant_id: int, workflow_ids: Sequenc
         last = BOUND.first(await db.fetch(BOUND.sql, tenant_id, list(workflow_ids), page.run_id, page.node, limit))
     else:
         last = BOUND_RUNS.first(await db.fetch(BOUND_RUNS.sql, tenant_id, list(workflow_ids), page.run_id, limit))
+    return _behind(page, last, limit)
+
+
+def _behind(page: Page, last: Looked | None, limit: int) -> Page | None:
     if last is not None and last.looked == limit:
         return Page(page.of_tasks, last.run_id, last.node)
     return Page(of_tasks=False) if page.of_tasks else None

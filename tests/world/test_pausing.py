@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from dispatcher.runtime.pausing import PauseChange
 from dispatcher.store import pausing
 from dispatcher.store.pausing import Page
 from tests.world.graph_runs import answer, finished, graph, look, settled
@@ -122,6 +123,44 @@ async def test_what_waits_is_bounded_a_page_at_a_time(world: World, one: Node) -
     assert [one.of_tasks for one in seen] == [True] * 3 + [False] * 3  # two full ones and what is left, of the tasks and of the runs
     deadlines = [(await world.task(run_id))["schedule_deadline"] for run_id in runs[::2]]
     assert deadlines == [world.now + timedelta(minutes=1)] * 3
+
+
+async def test_what_waits_has_its_time_again_a_page_at_a_time(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the workflow is resumed, so that this is done soon; who dies in between leaves it paused, and the next begins again."""
+    tasks = [{"name": "a", "schedule_timeout": "5m"}, {"name": "b", "parents": ["a"]}]
+    wide = {"name": "wide", "kind": "workflow", "tasks": tasks, "concurrency": [{"expression": "input.key", "max_runs": 1}]}
+    endpoint = await world.endpoint(one, [HANDLER, {"name": "other"}, wide])
+    await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
+    runs = [await one.trigger("work"), await one.trigger("other"), *[await one.trigger("work") for _ in range(4)]]
+    lines = [await one.trigger("wide", input={"key": "a"}) for _ in range(3)]
+    for name in ("work", "wide"):
+        await one.call("PATCH", f"/v1/workflows/{name}", {"paused": True})
+    await world.database.execute("update tasks set durable = true, turn = 2, schedule_deadline = null where run_id = $1", runs[-1])
+    await world.advance(timedelta(hours=1))
+
+    async def broken(*_: object) -> None:
+        raise ConnectionError("the dispatcher is gone")
+
+    async def deadlines(table: str, column: str, ids: list[str]) -> list[Any]:
+        rows = await world.database.fetch(f"select {column} as id, schedule_deadline from {table}")
+        found = {row["id"]: row["schedule_deadline"] for row in rows}
+        return [found[run_id] for run_id in ids]
+
+    monkeypatch.setattr("dispatcher.runtime.pausing._PAGE", 2)
+    tenant, soon = await world.database.fetchval("select id from tenants"), world.now + timedelta(minutes=5)
+    with monkeypatch.context() as broke:
+        broke.setattr(pausing, "resume", broken)
+        for name in ("work", "wide"):
+            with pytest.raises(ConnectionError):
+                await one.runtime.services.pausing.change(tenant, name, PauseChange(paused=False))
+    assert await deadlines("tasks", "run_id", [runs[0], *runs[2:]]) == [soon] * 4 + [None]
+    assert {await world.database.fetchval("select count(*) from workflows where paused_at is not null")} == {2}
+    await world.advance(timedelta(hours=1))
+    for name in ("work", "wide"):
+        await one.call("PATCH", f"/v1/workflows/{name}", {"paused": False})
+    assert await deadlines("tasks", "run_id", [runs[0], *runs[2:]]) == [world.now + timedelta(minutes=5)] * 4 + [None]
+    assert (await deadlines("runs", "id", lines))[1:] == [world.now + timedelta(minutes=5)] * 2
+    assert endpoint.waiting == 0
 
 
 async def test_what_runs_when_a_workflow_is_paused_goes_on_and_its_retry_waits(world: World, one: Node) -> None:
