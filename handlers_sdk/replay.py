@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
@@ -42,12 +43,10 @@ from handlers_sdk.ops import (
     Sent,
     as_it_is,
     closed_entry,
-    error_entry,
     failed,
     ms_of,
     parsed,
     pending_entry,
-    read_value,
     result_of,
     text_of,
     valued_entry,
@@ -132,24 +131,30 @@ class Replay:
 
     def advance(self) -> None:
         """Run the handler until it can do no more: `outcome` is set, or there are steps to run, entries to record, or it waits."""
-        assert self._main is not None
-        run_ready = self.loop.run_ready
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=self.loop.end_generator)  # else the loop around this one would end its generators
         try:
-            run_ready()
-            while self.outcome is None and (self.cancelled or not self._main.done()):
-                if self._position < len(self._log):
-                    if not self._consume(self._log[self._position]):
-                        break
-                elif self._settled:
-                    self._deliver(self._settled.popleft())
-                elif self._unrecorded:
-                    self._begin_unrecorded()
-                elif not self._told_next():
-                    break
-                run_ready()
+            self._advance()
         except NotDeterministicError as error:
             self.outcome = Raised(error)
-            return
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+
+    def _advance(self) -> None:
+        assert self._main is not None
+        run_ready = self.loop.run_ready
+        run_ready()
+        while self.outcome is None and (self.cancelled or not self._main.done()):
+            if self._position < len(self._log):
+                if not self._consume(self._log[self._position]):
+                    break
+            elif self._settled:
+                self._deliver(self._settled.popleft())
+            elif self._unrecorded:
+                self._begin_unrecorded()
+            elif not self._told_next():
+                break
+            run_ready()
         if self.outcome is None and self._main.done() and not (self.cancelled and is_busy(self._asked.values())):
             if self._unrecorded:
                 self._begin_left()
@@ -658,7 +663,7 @@ class Replay:
         # that are not all its own.
         closes = not (self.cancelled or was_cancelled(task) or op.goes_on(reversed(self._asked.values())) or self._inbox.crosses(op.id))
         at = self._stamp() if closes else self._at
-        op.work = _failure(op, error, at) if error is not None else _value(op, task.result(), codec, at)
+        op.work = op.failure(error, at) if error is not None else op.value(task.result(), codec, at)
         if not closes:
             self._deliver(op.work)
         elif self._position < len(self._log) or self._unrecorded:
@@ -679,18 +684,3 @@ class Replay:
 def _starting(op: Op[Any]) -> bool:
     """Whether the handler waits to know a child's run."""
     return op.started is not None and not op.started.done() and bool(op.started._callbacks)  # noqa: SLF001 - there is no other way to ask
-
-
-def _value(scope: Scope, value: Any, codec: Codec, at: str) -> Sent:
-    try:
-        text = codec.dump(value)
-        return Sent(scope, valued_entry(scope.id, "scope", text, at), at, read_value(text, codec, scope.id), None, True)
-    except Exception as error:
-        return _failure(scope, error, at)
-
-
-def _failure(scope: Scope, error: Exception, at: str) -> Sent:
-    from handlers_sdk.outcomes import failure
-
-    detail = failure(error).error
-    return Sent(scope, error_entry(scope.id, "scope", detail, at), at, None, failed(scope.id, detail), True)

@@ -51,8 +51,6 @@ class ReplayLoop(asyncio.AbstractEventLoop):
             return
         outer = asyncio._get_running_loop()  # noqa: SLF001 - the documented way to be an event loop
         _set_running_loop(self)
-        hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._end_generator)  # else the loop around this one would end them
         spins = 0
         try:
             while ready:
@@ -62,10 +60,9 @@ class ReplayLoop(asyncio.AbstractEventLoop):
                     ready.clear()
                     raise NotDeterministicError("the handler goes round and round without waiting for anything durable")
         finally:
-            sys.set_asyncgen_hooks(*hooks)
             _set_running_loop(outer)
 
-    def _end_generator(self, left: AsyncGenerator[Any, Any]) -> None:
+    def end_generator(self, left: AsyncGenerator[Any, Any]) -> None:
         """One that the handler has let go of before its end."""
         self.create_task(left.aclose())
 

@@ -8,8 +8,9 @@ from itertools import takewhile
 from typing import Any
 
 from handlers_sdk.matching import ENDPOINTS_OWN
-from handlers_sdk.ops import Op
+from handlers_sdk.ops import Op, Sent, error_entry, failed, read_value, valued_entry
 from handlers_sdk.replay_loop import end_twice
+from handlers_sdk.schemas import Codec
 
 
 class Scope(Op[Any]):
@@ -31,6 +32,21 @@ class Scope(Op[Any]):
         """Whether a step or a scope in it has not ended though its function has. `asked` is all that was asked for, the latest first."""
         since = takewhile(lambda op: op is not self, asked)
         return any(not op.done() and op.kind in ENDPOINTS_OWN and op.id.startswith(self.id + "/") for op in since)
+
+    def value(self, value: Any, codec: Codec, at: str) -> Sent:
+        """What its function came to: the entry that closes it."""
+        try:
+            text = codec.dump(value)
+            return Sent(self, valued_entry(self.id, "scope", text, at), at, read_value(text, codec, self.id), None, True)
+        except Exception as error:
+            return self.failure(error, at)
+
+    def failure(self, error: Exception, at: str) -> Sent:
+        """The same where it failed."""
+        from handlers_sdk.outcomes import failure
+
+        detail = failure(error).error
+        return Sent(self, error_entry(self.id, "scope", detail, at), at, None, failed(self.id, detail), True)
 
     def let_go(self) -> None:
         """Of what runs, too."""
