@@ -331,10 +331,11 @@ async def test_places_are_free_after_timeouts_cancels_and_failures(world: World,
 
 
 async def test_places_of_a_lost_dispatcher_are_free(world: World) -> None:
-    one, two = await world.node("one", **MORTAL), await world.node("two", **MORTAL)
+    one = await world.node("one", **MORTAL)
     endpoint = await world.endpoint(one, [limited(GRR, idempotent=True)])
     runs = [await trigger(one, "a") for _ in range(2)]
     await endpoint.next()
+    two = await world.node("two", **MORTAL)  # only now: nobody else can have sent the first
     await world.crash(one)
     for _ in range(17):
         world.clock.advance(SECOND)
