@@ -1,4 +1,4 @@
-"""Pausing workflows: what is set on them, and how long their tasks may wait; for endpoints that come back too."""
+"""Pausing workflows: what is set on them, and how long their tasks may wait."""
 
 from __future__ import annotations
 
@@ -173,32 +173,6 @@ POSTPONE = """
     where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
       and t.schedule_deadline <= $5
 """
-# What became late while nobody could take it waits as long again as it could when it became ready. Where another endpoint was there all the
-# time it is late for another reason.
-RETURNED = """
-    update tasks t
-    set schedule_deadline = $3::timestamptz + greatest(t.schedule_deadline - t.due_at, interval '1 minute')
-    from routes r
-    where r.tenant_id = $1 and r.endpoint_id = $2 and t.tenant_id = $1 and t.workflow_id = r.workflow_id
-      and t.schedule_deadline <= $3 and t.state in ('queued', 'gated', 'scheduled') and t.cleanup is null
-      and exists (select from endpoints e where e.tenant_id = $1 and e.id = $2 and e.circuit = 'closed' and not e.paused)
-      and not exists (select from routes o join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id
-                      where o.tenant_id = $1 and o.workflow_id = r.workflow_id and o.endpoint_id <> $2
-                        and e.circuit = 'closed' and not e.paused)
-"""
-# So do runs of graphs that stood in line meanwhile.
-RETURNED_RUNS = """
-    update runs q
-    set schedule_deadline = $3::timestamptz + greatest(q.schedule_deadline - q.arrived_at, interval '1 minute')
-    from routes r
-    where r.tenant_id = $1 and r.endpoint_id = $2 and q.tenant_id = $1 and q.workflow_id = r.workflow_id
-      and q.schedule_deadline <= $3 and q.cancel_reason is null
-      and q.gates is not null and q.gates_held < cardinality(q.gates) and q.advance_at is null
-      and exists (select from endpoints e where e.tenant_id = $1 and e.id = $2 and e.circuit = 'closed' and not e.paused)
-      and not exists (select from routes o join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id
-                      where o.tenant_id = $1 and o.workflow_id = r.workflow_id and o.endpoint_id <> $2
-                        and e.circuit = 'closed' and not e.paused)
-"""
 
 
 async def get(db: Database | Connection, tenant_id: int, name: str) -> Pause | None:
@@ -229,12 +203,6 @@ async def renew(
         return _behind(page, RENEW.first(records), limit)
     until = now + timedelta(milliseconds=schedule_ms[0])
     return _behind(page, RENEW_RUNS.first(await db.fetch(RENEW_RUNS.sql, tenant_id, workflow_id, page.run_id, limit, until)), limit)
-
-
-async def returned(conn: Connection, tenant_id: int, endpoint_id: str, now: datetime) -> None:
-    """An endpoint takes work again: give time to what became late while it did not. Nothing, if it does not after all."""
-    await conn.execute(RETURNED, tenant_id, endpoint_id, now)
-    await conn.execute(RETURNED_RUNS, tenant_id, endpoint_id, now)
 
 
 async def bound(db: Database | Connection, tenant_id: int, workflow_ids: Sequence[int], page: Page, limit: int) -> Page | None:
