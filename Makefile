@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 CHECKING := $(VENV)/.checking
 PYTEST_ARGS ?=
+# Tests start hundreds of processes, and without byte code each compiles a thousand modules: two of its three seconds.
+unexport PYTHONDONTWRITEBYTECODE
 # As many processes as the machine has processors, up to four: each starts a Postgres of its own.
 PYTEST = python -m pytest -n logical --maxprocesses 4 --dist worksteal
 

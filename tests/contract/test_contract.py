@@ -40,5 +40,5 @@ async def test_the_api_is_what_its_description_says(server: str, tmp_path: Path)
             report = ask(running.url, tmp_path, examples=1, seconds=16, seed=SEED)
     print(f"{report.requests:,} requests to {report.operations} operations")
     assert not report.failures, report.text
-    assert report.requests > 1_000
     assert report.operations > 80
+    assert report.requests > report.operations  # how many more is a matter of how fast the machine is
