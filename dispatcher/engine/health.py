@@ -40,7 +40,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One request's answer: how many attempts this dispatcher had open there, when the request's began, and when it was answered."""
+    """One request's answer: how many slots attempts of this dispatcher filled there, when the request's began, and when it was answered."""
 
     answer: Answer
     in_flight: int

@@ -7,6 +7,7 @@ endpoint's slots in between.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -55,6 +56,8 @@ class Capacity:
     grants: dict[Place, int] = field(default_factory=dict)
     in_use: dict[Place, int] = field(default_factory=dict)
     detached: dict[Place, int] = field(default_factory=dict)
+    asked: Counter[Place] = field(default_factory=Counter)
+    """Slots in use that a claim under way has filled for what it may find."""
     breakers: dict[Place, Breaker] = field(default_factory=dict)
     backlog: Backlog = field(default_factory=Backlog)
     total: int = 0
@@ -190,6 +193,10 @@ class Capacity:
                     return endpoint
         self.backlog.add(queue)
         return None
+
+    def attempting(self, place: Place) -> int:
+        """Slots of a place that attempts fill."""
+        return self.in_use.get(place, 0) - self.asked[place]
 
     def take(self, place: Place, slots: int = 1) -> None:
         """Fill slots of a place with one attempt."""

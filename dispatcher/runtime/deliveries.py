@@ -461,7 +461,7 @@ class Deliveries:
         if flight.carrier.observed if receipt.shared else not told and flight.carrier.size > 1:
             return  # said once already, or by one task about itself alone
         flight.carrier.observed |= receipt.shared
-        sighting = health.Sighting(answer, self.capacity.in_use.get(endpoint.place, 0), flight.assignment.started_at, self.clock.now())
+        sighting = health.Sighting(answer, self.capacity.attempting(endpoint.place), flight.assignment.started_at, self.clock.now())
         self._judge(endpoint, breaker or health.Breaker(), sighting)
         if not as_known and receipt.version_seen is not None:
             self.circuits.drifted(endpoint, receipt.version_seen)

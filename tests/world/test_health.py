@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -88,6 +89,36 @@ async def test_one_429_for_a_batch_halves_concurrency_once(world: World, one: No
         return next((breaker.limit for breaker in one.runtime.capacity.breakers.values()), None)
 
     assert await until(pushed_back) >= 16
+
+
+async def test_a_429_halves_what_is_open_and_not_what_a_claim_has_set_aside(
+    world: World, one: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = await world.endpoint(one, [{"name": "work"}], slots=64)
+    runs = [await one.trigger("work") for _ in range(4)]
+    arrivals = await endpoint.several(4)
+    await one.turn("claim")
+    claim, begun, found = queue.claim, asyncio.Event(), asyncio.Event()
+
+    async def slow(*given: Any) -> list[queue.Claimed]:
+        begun.set()
+        await found.wait()
+        return await claim(*given)
+
+    monkeypatch.setattr(queue, "claim", slow)
+    directory, capacity = one.runtime.services.directory, one.runtime.capacity
+    capacity.backlog.update(*(picture.routes for picture in directory.pictures.values()))  # there may be something
+    one.runtime.loops["claim"].wake()
+    await asyncio.wait_for(begun.wait(), 30)
+    assert sum(capacity.in_use.values()) > 8
+    arrivals[0].answer(429, b"")
+    await world.task(runs[0], state="scheduled")
+    assert [breaker.limit for breaker in capacity.breakers.values()] == [2]
+    found.set()
+    for arrival in arrivals[1:]:
+        arrival.answer(200, 1)
+    for run_id in runs[1:]:
+        await world.over(run_id)
 
 
 async def test_one_refused_batch_does_not_count_as_many_refused_connections(world: World, one: Node) -> None:
