@@ -115,9 +115,10 @@ class Bulk:
             first = [run_id for run_id in run_ids if run_id in logged][:_TOGETHER]
             went_on = await self._gone_on(tenant_id, first)
             run_ids = [*plain, *first]
-            await store.drop(conn, tenant_id, action.id, run_ids)
             done = len(revived) + went_on
-            await store.count(conn, tenant_id, action.id, done, len(run_ids) - done)
+            if run_ids:  # what others are at is theirs to count
+                await store.drop(conn, tenant_id, action.id, run_ids)
+                await store.count(conn, tenant_id, action.id, done, len(run_ids) - done)
             await store.finish(conn, tenant_id, action.id, now)
         self._replays.announce(tenant_id, revived)
         return bool(run_ids)
