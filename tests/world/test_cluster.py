@@ -19,7 +19,9 @@ MORTAL: dict[str, Any] = {"lease": 15.0, "heartbeat": 3.0}
 
 
 async def _settled_shares(world: World, endpoint: str, slots: int) -> dict[str, int]:
-    """The dispatchers' grants, once all slots are granted and every live dispatcher has had its turn."""
+    """The dispatchers' grants, once all slots are granted and every live dispatcher has had its turn, and goes by what it was granted."""
+    place = await world.database.fetchrow("select tenant_id, id from endpoints where name = $1", endpoint)
+    assert place is not None
 
     async def shared() -> dict[str, int] | None:
         for node in world.nodes:
@@ -31,8 +33,9 @@ async def _settled_shares(world: World, endpoint: str, slots: int) -> dict[str, 
         )
         grants = {row["name"]: row["slots"] for row in rows}
         assert sum(grants.values()) <= slots
+        known = {node.name: node.runtime.capacity.grants.get(tuple(place)) for node in world.nodes}
         even = max(grants.values(), default=0) - min(grants.values(), default=0) <= 1
-        return grants if len(grants) == len(world.nodes) and sum(grants.values()) == slots and even else None
+        return grants if known == grants and sum(grants.values()) == slots and even else None
 
     return await until(shared)
 
