@@ -23,6 +23,7 @@ _LOOKS = 10  # while the shortest bound of a paused workflow lasts, at those tha
 _LEAST, _MOST = timedelta(seconds=1), timedelta(minutes=1)  # between two looks
 _PAGE = 2_000  # tasks that are looked at in one statement
 _NEXT_PAGE = timedelta(milliseconds=100)
+_LEAD = timedelta(minutes=1)  # from when on timeouts count that begin again before a workflow is resumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,11 @@ class Pausing:
 
     async def change(self, tenant_id: int, name: str, wanted: PauseChange) -> None:
         """Pause or resume a workflow, or change what a pause means for it. Raises Problem unknown_workflow."""
-        now = self._clock.now()
         if wanted.paused is False:
-            await self._renew(tenant_id, name, now)
+            await self._renew(tenant_id, name)
         async with self._database.transaction() as conn:
             await registry.bump(conn, tenant_id)
+            now = self._clock.now()
             before = await pausing.get(conn, tenant_id, name)
             if before is None:
                 raise problem("unknown_workflow", f"there is no workflow {name[:200]!r}")
@@ -62,20 +63,26 @@ class Pausing:
             await asides.judge(conn, tenant_id, now)
             if before.paused_at is not None and after.paused_at is None:
                 workflow = await self._directory.workflow_version(tenant_id, before.id, before.version)
-                await pausing.resume(conn, tenant_id, before.id, workflow.schedule_ms, now)
+                await pausing.resume(conn, tenant_id, before.id, workflow.schedule_ms, now, _LEAD)
             await pausing.bound(conn, tenant_id, [before.id], Page(), _PAGE)
         self._bound_at = None
         await self._changed()
 
-    async def _renew(self, tenant_id: int, name: str, now: datetime) -> None:
-        """What waits has its time before it: most of a large queue is told so before the workflow is resumed, which tells the rest."""
+    async def _renew(self, tenant_id: int, name: str) -> None:
+        """What waits has its time before it: most of a large queue is told so before the workflow is resumed, which tells the rest.
+
+        That takes a while, none of which is to be lost by those that were told first: they have a little more.
+        """
         before = await pausing.get(self._database, tenant_id, name)
         if before is None or before.paused_at is None:
+            return
+        if await pausing.waiting(self._database, tenant_id, before.id, _PAGE) <= _PAGE:
             return
         workflow = await self._directory.workflow_version(tenant_id, before.id, before.version)
         page: Page | None = Page()
         while page is not None:
-            page = await pausing.renew(self._database, tenant_id, before.id, workflow.schedule_ms, now, page, _PAGE)
+            start = self._clock.now() + _LEAD
+            page = await pausing.renew(self._database, tenant_id, before.id, workflow.schedule_ms, start, page, _PAGE)
 
     async def tick(self, now: datetime) -> datetime | None:
         """Bound how long those wait that have come since a workflow was paused; answers when to look again.

@@ -50,20 +50,39 @@ GET = Statement(
 SET = """
     update workflows set paused_at = $3, queue_ttl_ms = $4, on_schedule = $5, updated_at = $6 where tenant_id = $1 and id = $2
 """
-# What waited for the pause to end has its whole schedule timeout before it; a durable task that has begun waits as long as it takes.
+# What waited for the pause to end has its whole schedule timeout before it, or up to $6 more where that is so already; a durable task that
+# has begun waits as long as it takes.
 RESUME = """
     update tasks t set schedule_deadline = greatest(t.due_at, $5::timestamptz) + g.ms * interval '1 millisecond'
     from unnest($3::smallint[], $4::bigint[]) as g (node, ms)
     where t.tenant_id = $1 and t.workflow_id = $2 and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
       and coalesce(t.turn, 1) = 1 and coalesce(t.log_len, 0) = 0 and t.cleanup is null
-      and t.schedule_deadline is distinct from greatest(t.due_at, $5::timestamptz) + g.ms * interval '1 millisecond'
+      and (t.schedule_deadline - greatest(t.due_at, $5::timestamptz) - g.ms * interval '1 millisecond' between interval '0' and $6)
+          is not true
 """
 RESUME_RUNS = """
     update runs set schedule_deadline = $3
     where tenant_id = $1 and workflow_id = $2 and gates is not null and gates_held < cardinality(gates) and advance_at is null
-      and schedule_deadline is distinct from $3
+      and (schedule_deadline - $3::timestamptz between interval '0' and $4) is not true
 """
-# The same a page at a time, while the workflow is paused still: what waits may be more than one statement can change in its time. What
+# How many wait at least, counted as far as $3 in each of their places. What is put off has its time before it.
+WAITING = """
+    select count(*) from (
+        (select from tasks t where t.tenant_id = $1 and t.workflow_id = $2 and t.state = 'queued' limit $3)
+        union all
+        (select from tasks t where t.tenant_id = $1 and t.workflow_id = $2
+         and t.state = 'gated' and t.gate_wait is null and t.parked_on is null limit $3)
+        union all
+        (select from tasks t where t.tenant_id = $1 and t.workflow_id = $2
+         and t.state = 'gated' and (t.gate_wait is not null or t.parked_on is not null) limit $3)
+        union all
+        (select from runs r where r.tenant_id = $1 and r.workflow_id = $2 and r.gate_wait is not null limit $3)
+        union all
+        (select from runs r where r.tenant_id = $1 and r.workflow_id = $2
+         and r.gates is not null and r.gates_held = 0 and r.gate_wait is null and r.advance_at is null limit $3)
+    ) waiting
+"""
+# Resuming a page at a time, while the workflow is paused still: what waits may be more than one statement can change in its time. What
 # somebody else has at hand, and what a bound has shortened again, is left to the whole.
 RENEW = Statement(
     """
@@ -185,23 +204,28 @@ async def put(conn: Connection, tenant_id: int, pause: Pause, now: datetime) -> 
     await conn.execute(SET, tenant_id, pause.id, pause.paused_at, pause.queue_ttl_ms, pause.on_schedule, now)
 
 
-async def resume(conn: Connection, tenant_id: int, workflow_id: int, schedule_ms: Sequence[int], now: datetime) -> None:
-    """Count the schedule timeouts of what waits from now on; `schedule_ms` by node."""
-    await conn.execute(RESUME, tenant_id, workflow_id, list(range(len(schedule_ms))), list(schedule_ms), now)
-    await conn.execute(RESUME_RUNS, tenant_id, workflow_id, now + timedelta(milliseconds=schedule_ms[0]))
+async def resume(conn: Connection, tenant_id: int, workflow_id: int, schedule_ms: Sequence[int], now: datetime, lead: timedelta) -> None:
+    """Count the schedule timeouts of what waits from now on; `schedule_ms` by node. Who has up to `lead` more keeps it."""
+    await conn.execute(RESUME, tenant_id, workflow_id, list(range(len(schedule_ms))), list(schedule_ms), now, lead)
+    await conn.execute(RESUME_RUNS, tenant_id, workflow_id, now + timedelta(milliseconds=schedule_ms[0]), lead)
+
+
+async def waiting(db: Database, tenant_id: int, workflow_id: int, limit: int) -> int:
+    """How many tasks, and runs in line, of a workflow wait; where they are more than `limit`, more than that."""
+    return int(await db.fetchval(WAITING, tenant_id, workflow_id, limit + 1))
 
 
 async def renew(
-    db: Database, tenant_id: int, workflow_id: int, schedule_ms: Sequence[int], now: datetime, page: Page, limit: int
+    db: Database, tenant_id: int, workflow_id: int, schedule_ms: Sequence[int], start: datetime, page: Page, limit: int
 ) -> Page | None:
-    """The same for what of it is on a page, of `limit` of the tenant's tasks at most, or of its runs; answers the next page, None behind
-    the last.
+    """Count the schedule timeouts from `start` on for what of a workflow is on a page, of `limit` of the tenant's tasks at most, or of its
+    runs; answers the next page, None behind the last.
     """
     if page.of_tasks:
         nodes = list(range(len(schedule_ms)))
-        records = await db.fetch(RENEW.sql, tenant_id, workflow_id, page.run_id, page.node, limit, nodes, list(schedule_ms), now)
+        records = await db.fetch(RENEW.sql, tenant_id, workflow_id, page.run_id, page.node, limit, nodes, list(schedule_ms), start)
         return _behind(page, RENEW.first(records), limit)
-    until = now + timedelta(milliseconds=schedule_ms[0])
+    until = start + timedelta(milliseconds=schedule_ms[0])
     return _behind(page, RENEW_RUNS.first(await db.fetch(RENEW_RUNS.sql, tenant_id, workflow_id, page.run_id, limit, until)), limit)
 
 

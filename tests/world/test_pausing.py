@@ -147,7 +147,7 @@ async def test_what_waits_has_its_time_again_a_page_at_a_time(world: World, one:
         return [found[run_id] for run_id in ids]
 
     monkeypatch.setattr("dispatcher.runtime.pausing._PAGE", 2)
-    tenant, soon = await world.database.fetchval("select id from tenants"), world.now + timedelta(minutes=5)
+    tenant, soon = await world.database.fetchval("select id from tenants"), world.now + timedelta(minutes=6)
     with monkeypatch.context() as broke:
         broke.setattr(pausing, "resume", broken)
         for name in ("work", "wide"):
@@ -158,9 +158,36 @@ async def test_what_waits_has_its_time_again_a_page_at_a_time(world: World, one:
     await world.advance(timedelta(hours=1))
     for name in ("work", "wide"):
         await one.call("PATCH", f"/v1/workflows/{name}", {"paused": False})
-    assert await deadlines("tasks", "run_id", [runs[0], *runs[2:]]) == [world.now + timedelta(minutes=5)] * 4 + [None]
-    assert (await deadlines("runs", "id", lines))[1:] == [world.now + timedelta(minutes=5)] * 2
+    assert await deadlines("tasks", "run_id", [runs[0], *runs[2:]]) == [world.now + timedelta(minutes=6)] * 4 + [None]
+    assert (await deadlines("runs", "id", lines))[1:] == [world.now + timedelta(minutes=6)] * 2
     assert endpoint.waiting == 0
+
+
+@pytest.mark.parametrize(("waiting", "page"), [(1, 2), (7, 2)])
+async def test_however_long_resuming_takes_what_waits_has_its_whole_time_then(
+    world: World, one: Node, monkeypatch: pytest.MonkeyPatch, waiting: int, page: int
+) -> None:
+    """Among many others of its tenant too, which are gone through for a large queue only."""
+    await world.endpoint(one, [{**HANDLER, "schedule_timeout": "5s"}, {"name": "other"}])
+    await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
+    await one.call("PATCH", "/v1/workflows/work", {"paused": True})
+    for _ in range(5):
+        await one.trigger("other")
+    runs = [await one.trigger("work") for _ in range(waiting)]
+    renew = pausing.renew
+
+    async def slowly(*of: Any) -> Page | None:
+        world.clock.advance(timedelta(seconds=4))
+        return await renew(*of)
+
+    monkeypatch.setattr("dispatcher.runtime.pausing._PAGE", page)
+    monkeypatch.setattr(pausing, "renew", slowly)
+    began = world.now
+    await one.call("PATCH", "/v1/workflows/work", {"paused": False})
+    assert (world.now == began) == (waiting <= page)
+    left = [(await world.task(run_id))["schedule_deadline"] - world.now for run_id in runs]
+    assert min(left) >= timedelta(seconds=5)
+    assert max(left) <= timedelta(seconds=65)
 
 
 async def test_what_runs_when_a_workflow_is_paused_goes_on_and_its_retry_waits(world: World, one: Node) -> None:
