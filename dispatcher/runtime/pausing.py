@@ -23,6 +23,7 @@ _LOOKS = 10  # while the shortest bound of a paused workflow lasts, at those tha
 _LEAST, _MOST = timedelta(seconds=1), timedelta(minutes=1)  # between two looks
 _PAGE = 2_000  # tasks that are looked at in one statement
 _NEXT_PAGE = timedelta(milliseconds=100)
+_UNBOUND = timedelta(minutes=10)  # longer than it takes to go through a large queue
 _LEAD = timedelta(minutes=1)  # from when on timeouts count that begin again before a workflow is resumed
 
 
@@ -64,7 +65,7 @@ class Pausing:
             if before.paused_at is not None and after.paused_at is None:
                 workflow = await self._directory.workflow_version(tenant_id, before.id, before.version)
                 await pausing.resume(conn, tenant_id, before.id, workflow.schedule_ms, now, _LEAD)
-            await pausing.bound(conn, tenant_id, [before.id], Page(), _PAGE)
+            await pausing.bound(conn, tenant_id, [before.id], Page(), _PAGE, now)
         self._bound_at = None
         await self._changed()
 
@@ -79,6 +80,7 @@ class Pausing:
         if await pausing.waiting(self._database, tenant_id, before.id, _PAGE) <= _PAGE:
             return
         workflow = await self._directory.workflow_version(tenant_id, before.id, before.version)
+        await pausing.unbind(self._database, tenant_id, before.id, self._clock.now() + _UNBOUND)
         page: Page | None = Page()
         while page is not None:
             start = self._clock.now() + _LEAD
@@ -101,14 +103,14 @@ class Pausing:
             every = timedelta(milliseconds=min(ttl for ttls in bounded.values() for ttl in ttls.values()) / _LOOKS)
             self._bound_at = now + min(max(every, _LEAST), _MOST)
             self._pages = dict.fromkeys(bounded, Page())
-        await self._bound(bounded)
+        await self._bound(bounded, now)
         return now + _NEXT_PAGE if self._pages else self._bound_at
 
-    async def _bound(self, bounded: Mapping[int, Mapping[int, int]]) -> None:
+    async def _bound(self, bounded: Mapping[int, Mapping[int, int]], now: datetime) -> None:
         """Look at what is left, up to the first page of many."""
         while self._pages:
             tenant_id, page = self._pages.popitem()
-            more = await pausing.bound(self._database, tenant_id, list(bounded.get(tenant_id, ())), page, _PAGE)
+            more = await pausing.bound(self._database, tenant_id, list(bounded.get(tenant_id, ())), page, _PAGE, now)
             if more is not None:
                 self._pages[tenant_id] = more
                 if more.run_id:

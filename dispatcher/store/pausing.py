@@ -48,8 +48,10 @@ GET = Statement(
     Pause,
 )
 SET = """
-    update workflows set paused_at = $3, queue_ttl_ms = $4, on_schedule = $5, updated_at = $6 where tenant_id = $1 and id = $2
+    update workflows set paused_at = $3, queue_ttl_ms = $4, on_schedule = $5, updated_at = $6, unbound_until = null
+    where tenant_id = $1 and id = $2
 """
+UNBIND = "update workflows set unbound_until = $3 where tenant_id = $1 and id = $2 and paused_at is not null"
 # What waited for the pause to end has its whole schedule timeout before it, or up to $6 more where that is so already; a durable task that
 # has begun waits as long as it takes.
 RESUME = """
@@ -83,7 +85,7 @@ WAITING = """
     ) waiting
 """
 # Resuming a page at a time, while the workflow is paused still: what waits may be more than one statement can change in its time. What
-# somebody else has at hand, and what a bound has shortened again, is left to the whole.
+# somebody else has at hand is left to the whole.
 RENEW = Statement(
     """
     with page as materialized (
@@ -140,6 +142,7 @@ BOUND = Statement(
     ), paused as materialized (
         select id, paused_at, queue_ttl_ms * interval '1 millisecond' as ttl from workflows
         where tenant_id = $1 and id = any ($2::int[]) and paused_at is not null and queue_ttl_ms is not null
+          and (unbound_until <= $6) is not false
         for share skip locked
     ), changed as materialized (
         select t.tenant_id, t.run_id, t.node, t.until
@@ -167,6 +170,7 @@ BOUND_RUNS = Statement(
     ), paused as materialized (
         select id, paused_at, queue_ttl_ms * interval '1 millisecond' as ttl from workflows
         where tenant_id = $1 and id = any ($2::int[]) and paused_at is not null and queue_ttl_ms is not null
+          and (unbound_until <= $5) is not false
         for share skip locked
     ), changed as materialized (
         select r.tenant_id, r.id, r.until
@@ -229,14 +233,21 @@ async def renew(
     return _behind(page, RENEW_RUNS.first(await db.fetch(RENEW_RUNS.sql, tenant_id, workflow_id, page.run_id, limit, until)), limit)
 
 
-async def bound(db: Database | Connection, tenant_id: int, workflow_ids: Sequence[int], page: Page, limit: int) -> Page | None:
+async def unbind(db: Database, tenant_id: int, workflow_id: int, until: datetime) -> None:
+    """Keep the bound of a pause from what waits for a workflow that is about to be resumed, until it is changed or a moment comes."""
+    await db.execute(UNBIND, tenant_id, workflow_id, until)
+
+
+async def bound(
+    db: Database | Connection, tenant_id: int, workflow_ids: Sequence[int], page: Page, limit: int, now: datetime
+) -> Page | None:
     """Let nothing on a page wait for longer than its pause says, of those of these workflows that are paused with a bound; answers the next
     page, None behind the last. A page is `limit` of the tenant's tasks at most, or of its runs.
     """
     if page.of_tasks:
-        last = BOUND.first(await db.fetch(BOUND.sql, tenant_id, list(workflow_ids), page.run_id, page.node, limit))
+        last = BOUND.first(await db.fetch(BOUND.sql, tenant_id, list(workflow_ids), page.run_id, page.node, limit, now))
     else:
-        last = BOUND_RUNS.first(await db.fetch(BOUND_RUNS.sql, tenant_id, list(workflow_ids), page.run_id, limit))
+        last = BOUND_RUNS.first(await db.fetch(BOUND_RUNS.sql, tenant_id, list(workflow_ids), page.run_id, limit, now))
     return _behind(page, last, limit)
 
 

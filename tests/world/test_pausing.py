@@ -100,12 +100,12 @@ async def test_who_bounds_a_pause_leaves_what_was_resumed_and_what_has_begun(wor
     run_id = await one.trigger("work")
     await world.database.execute("update tasks set durable = true, turn = 2, schedule_deadline = null where run_id = $1", run_id)
     ((tenant, workflow),) = await world.database.fetch("select tenant_id, id from workflows where name = 'work'")
-    await pausing.bound(world.database, tenant, [workflow], Page(), 10)
+    await pausing.bound(world.database, tenant, [workflow], Page(), 10, world.now)
     assert (await world.task(run_id))["schedule_deadline"] is None
     await world.database.execute("update tasks set turn = null where run_id = $1", run_id)
     await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
     await _pause(one, paused=False)
-    await pausing.bound(world.database, tenant, [workflow], Page(), 10)
+    await pausing.bound(world.database, tenant, [workflow], Page(), 10, world.now)
     assert (await world.task(run_id))["schedule_deadline"] == world.now + timedelta(minutes=5)
 
 
@@ -119,7 +119,7 @@ async def test_what_waits_is_bounded_a_page_at_a_time(world: World, one: Node) -
     seen, page = list[Page](), cast("Page | None", Page())
     while page is not None:
         seen.append(page)
-        page = await pausing.bound(world.database, tenant, [workflow], page, 2)
+        page = await pausing.bound(world.database, tenant, [workflow], page, 2, world.now)
     assert [one.of_tasks for one in seen] == [True] * 3 + [False] * 3  # two full ones and what is left, of the tasks and of the runs
     deadlines = [(await world.task(run_id))["schedule_deadline"] for run_id in runs[::2]]
     assert deadlines == [world.now + timedelta(minutes=1)] * 3
@@ -188,6 +188,59 @@ async def test_however_long_resuming_takes_what_waits_has_its_whole_time_then(
     left = [(await world.task(run_id))["schedule_deadline"] - world.now for run_id in runs]
     assert min(left) >= timedelta(seconds=5)
     assert max(left) <= timedelta(seconds=65)
+
+
+async def test_a_bound_takes_nothing_back_of_what_resuming_has_given(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a large queue might be left to the statement that resumes. After a while it holds again, if who resumed has died."""
+    flow = {"name": "flow", "kind": "workflow", "tasks": [{"name": "a"}], "concurrency": [{"expression": "'a'", "max_runs": 1}]}
+    await world.endpoint(one, [HANDLER, flow])
+    await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
+    for name in ("work", "flow"):
+        for _ in range(4):
+            await one.trigger(name)
+        await one.call("PATCH", f"/v1/workflows/{name}", {"paused": True, "queue_ttl": "1h"})
+    tenant, ids = (
+        await world.database.fetchval("select id from tenants"),
+        [row[0] for row in await world.database.fetch("select id from workflows")],
+    )
+    renew, resume, left = pausing.renew, pausing.resume, list[int]()
+    bounded = """
+        select (select count(*) from tasks where schedule_deadline = $1)
+             + (select count(*) from runs where gates_held < cardinality(gates) and schedule_deadline = $1)
+    """
+    until = world.now + timedelta(hours=1)
+
+    async def bound() -> None:
+        page: Page | None = Page()
+        while page is not None:
+            page = await pausing.bound(world.database, tenant, ids, page, 100, world.now)
+
+    async def overtaken(*of: Any) -> Page | None:
+        more = await renew(*of)
+        await bound()
+        return more
+
+    async def broken(*_: object) -> None:
+        left.append(await world.database.fetchval(bounded, until))
+        raise ConnectionError("the dispatcher is gone")
+
+    await bound()
+    assert await world.database.fetchval(bounded, until) == 8
+    monkeypatch.setattr("dispatcher.runtime.pausing._PAGE", 2)
+    monkeypatch.setattr(pausing, "renew", overtaken)
+    with monkeypatch.context() as broke:
+        broke.setattr(pausing, "resume", broken)
+        for name in ("work", "flow"):
+            with pytest.raises(ConnectionError):
+                await one.runtime.services.pausing.change(tenant, name, PauseChange(paused=False))
+    assert left == [4, 0]
+    world.clock.advance(timedelta(minutes=11))
+    await bound()
+    assert await world.database.fetchval(bounded, until) == 8
+    monkeypatch.setattr(pausing, "resume", resume)
+    for name in ("work", "flow"):
+        await one.call("PATCH", f"/v1/workflows/{name}", {"paused": False})
+    assert await world.database.fetchval(bounded, until) == 0
 
 
 async def test_what_runs_when_a_workflow_is_paused_goes_on_and_its_retry_waits(world: World, one: Node) -> None:
