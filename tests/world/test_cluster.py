@@ -101,11 +101,14 @@ async def test_work_that_came_to_another_while_every_slot_was_filled_begins_with
 
 
 async def _with_open_attempt(world: World) -> tuple[Node, Node, Endpoint, str, Arrival]:
-    one, two = await world.node("one", **MORTAL), await world.node("two", **MORTAL)
+    """Two dispatchers, and an attempt of the first."""
+    one = await world.node("one", **MORTAL)
     endpoint = await world.endpoint(one, [HANDLER], slots=4)
-    await _settled_shares(world, "plain", 4)
     run_id = await one.trigger("work")
-    return one, two, endpoint, run_id, await endpoint.next()
+    arrival = await endpoint.next()
+    two = await world.node("two", **MORTAL)  # only now: nobody else can have sent it
+    await _settled_shares(world, "plain", 4)
+    return one, two, endpoint, run_id, arrival
 
 
 async def test_another_takes_over_after_the_lease(world: World) -> None:
@@ -159,13 +162,15 @@ async def test_one_that_was_taken_for_dead_finds_its_answers_refused(world: Worl
 
 async def test_work_of_a_forgotten_dispatcher_is_found(world: World) -> None:
     """A commit that was on its way while its dispatcher was buried: the lease names a dispatcher nobody knows."""
-    one, two = await world.node("one", **MORTAL), await world.node("two", **MORTAL)
+    one = await world.node("one", **MORTAL)
     endpoint = await world.endpoint(one, [HANDLER], slots=4)
     await _settled_shares(world, "plain", 4)
+    await one.turn("slots")  # who looks at its share from now on finds that it has none
     await world.database.execute("delete from dispatchers where name = 'one'")
     run_id = await one.trigger("work")
     await endpoint.next()
     await world.task(run_id, dispatcher_id=one.runtime.membership.id)
+    two = await world.node("two", **MORTAL)
     await world.crash(one)
     await _live(world, 17)
     (await endpoint.next()).answer(200, 1)
