@@ -95,10 +95,14 @@ DETACHED = Statement(
     SlotRow,
 )
 IS_LISTED = "select true from dispatchers where id = $1 for key share"
+# An endpoint that was deleted since its slots were read has none to share.
 SET_GRANTS = """
     insert into slot_grants as s (tenant_id, endpoint_id, dispatcher_id, slots, durable)
     select g.tenant_id, g.endpoint_id, $4, g.slots, g.durable
     from unnest($1::int[], $2::text[], $3::int[], $5::boolean[]) as g (tenant_id, endpoint_id, slots, durable)
+    cross join lateral (
+        select from endpoints e where e.tenant_id = g.tenant_id and e.id = g.endpoint_id for key share
+    ) there
     on conflict (tenant_id, endpoint_id, dispatcher_id, durable) do update set slots = excluded.slots where s.slots <> excluded.slots
 """
 

@@ -192,6 +192,25 @@ async def test_a_share_that_shrinks_is_not_overdrawn_while_it_is_written(world: 
     assert await world.database.fetchval("select count(*) from tasks where state = 'running'") <= 10
 
 
+async def test_an_endpoint_that_is_deleted_as_its_slots_are_shared_keeps_nobody_from_the_others(
+    world: World, one: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.endpoint(one, [{"name": "gone"}], name="gone")
+    slots = one.runtime.loops["slots"]
+    await slots.stop()
+    await world.endpoint(one, [{"name": "work"}], name="stays", slots=7)
+    await world.database.execute("delete from slot_grants")
+    set_grants = dispatchers.set_grants
+
+    async def late(*given: Any) -> None:
+        await world.database.execute("delete from endpoints where name = 'gone'")
+        await set_grants(*given)
+
+    monkeypatch.setattr(dispatchers, "set_grants", late)
+    await slots.tick(world.now)
+    assert await world.database.fetchval("select array_agg(slots) from slot_grants") == [7]
+
+
 async def test_a_paused_endpoint_keeps_its_queue(world: World, one: Node) -> None:
     await world.endpoint(one, [{"name": "work"}])
     await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
