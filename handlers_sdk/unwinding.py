@@ -10,8 +10,10 @@ stands, and so is the same in every replay; for that no scope is closed any more
 from __future__ import annotations
 
 import asyncio
+import gc
 from asyncio.tasks import _GatheringFuture  # type: ignore[attr-defined]  # what `gather` gives, which says so nowhere else
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any, Final
 
 from handlers_sdk.errors import ContinuedAsNew, Interruption
@@ -24,6 +26,12 @@ _TOLD_MAX: Final = 100
 
 _WAITERS: Final = ("asyncio.tasks", "asyncio.taskgroups")
 """Where asyncio waits for tasks."""
+
+_AWAITS: Final = {"cr": "cr_await", "ag": "ag_await", "gi": "gi_yieldfrom"}
+"""What coroutines and generators wait for."""
+
+_PASSES_ON: Final = frozenset({"async_generator_asend", "async_generator_athrow", "anext_awaitable", "coroutine_wrapper"})
+"""What stands between them, and knows first of all what it is for."""
 
 
 def reason_of(cancel: Mapping[str, Any]) -> str:
@@ -98,13 +106,26 @@ def _is_of_others(blocker: object) -> bool:
 
 def _waits_for_others(task: ReplayTask) -> bool:
     """Whether it is in a TaskGroup, `wait`, `wait_for` or `as_completed`, which have a future of their own that the others bring on."""
-    called: list[Any] = [task.get_coro()]
-    while (awaited := getattr(called[-1], "cr_await", None)) is not None and hasattr(awaited, "cr_await"):
-        called.append(awaited)
-    if len(called) > 1 and called[-2].__name__ == "_wait_for_one":  # as_completed, which has them in a queue
+    called = list(_called(task.get_coro()))
+    if len(called) > 1 and called[-2][0] == "_wait_for_one":  # as_completed, which has them in a queue
         called.pop()
-    frame = getattr(called[-1], "cr_frame", None)
-    return frame is not None and frame.f_globals.get("__name__") in _WAITERS and called[-1].__name__ != "sleep"
+    name, frame = called[-1] if called else ("", None)
+    return frame is not None and frame.f_globals.get("__name__") in _WAITERS and name != "sleep"
+
+
+def _called(outermost: Any) -> Iterator[tuple[str, FrameType]]:
+    """The functions that a coroutine stands in, each waiting for the next: in generators and the managers made of them too."""
+    one = outermost
+    while one is not None:
+        if type(one).__name__ in _PASSES_ON:
+            one = gc.get_referents(one)[0]  # there is no other way to ask
+            continue
+        kind = next((kind for kind in _AWAITS if hasattr(one, _AWAITS[kind])), None)
+        if kind is None:
+            return
+        if (frame := getattr(one, kind + "_frame")) is not None:
+            yield one.__name__, frame
+        one = getattr(one, _AWAITS[kind])
 
 
 def meant_by(error: BaseException) -> BaseException:

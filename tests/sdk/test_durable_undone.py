@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -308,6 +308,56 @@ async def in_a_group(ctx: DurableContext) -> None:
             raise
 
 
+async def where_groups_are_out_of_sight(ctx: DurableContext) -> None:
+    """Who waits for a group in a context manager, a generator or an object hears once its tasks are over, as in a function."""
+
+    async def grouped(name: str, over: list[str]) -> AsyncIterator[str]:
+        async def working(part: str) -> None:
+            try:
+                await booked(ctx, f"{name}-{part}")
+            finally:
+                over.append(part)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(working("a"))
+            group.create_task(working("b"))
+            if name == "managed":
+                yield name
+        yield name
+
+    class Taken:
+        """Awaited by a generator, as that of an object written in Python is."""
+
+        def __init__(self, taken: Awaitable[Any]) -> None:
+            self.taken = taken
+
+        def __await__(self) -> Generator[Any, None, Any]:
+            return (yield from self.taken.__await__())
+
+    async def managed(name: str, over: list[str]) -> None:
+        async with asynccontextmanager(grouped)(name, over):
+            pass
+
+    async def iterated(name: str, over: list[str]) -> None:
+        async for _ in grouped(name, over):
+            pass
+
+    async def taken(name: str, over: list[str]) -> None:
+        await Taken(anext(grouped(name, over), ""))
+
+    async def wrapped(name: str, over: list[str]) -> None:
+        await Taken(Taken(iterated(name, over)))
+
+    async def waiting(by: Callable[[str, list[str]], Awaitable[None]]) -> None:
+        over: list[str] = []
+        try:
+            await by(by.__name__, over)
+        finally:
+            await ctx.run(f"undo-{by.__name__}-main-{'-'.join(over)}", one, 1)
+
+    await asyncio.gather(*[waiting(by) for by in (managed, iterated, taken, wrapped)])
+
+
 async def in_a_gather(ctx: DurableContext) -> None:
     await asyncio.gather(booked(ctx, "a"), plain(ctx), booked(ctx, "b", 3))
 
@@ -466,6 +516,10 @@ async def that_end_what_was_refused(ctx: DurableContext) -> None:
             await ctx.run("undo-main", one, 1)
 
 
+OUT_OF_SIGHT = {
+    f"{name}-{part}": steps for name in ("managed", "iterated", "taken", "wrapped") for part, steps in (("a", 2), ("b", 2), ("main-a-b", 1))
+}
+
 UNDONE: dict[str, tuple[Callable[[DurableContext], Coroutine[Any, Any, None]], dict[str, int]]] = {
     "in a scope": (in_a_scope, {"inner": 2, "outer": 1}),
     "in scopes of scopes": (in_scopes_of_scopes, {"left": 3, "right": 1, "part": 1}),
@@ -479,6 +533,7 @@ UNDONE: dict[str, tuple[Callable[[DurableContext], Coroutine[Any, Any, None]], d
     "begun to undo": (begun_to_undo, {"[0, 1]": 1}),
     "that are ended and close": (that_are_ended_and_close, {"kept": 2, "True-kept-False": 1}),
     "in a group": (in_a_group, {"a": 1, "b": 3, "body": 2}),
+    "where groups are out of sight": (where_groups_are_out_of_sight, OUT_OF_SIGHT),
     "in a gather": (in_a_gather, {"a": 2, "b": 3}),
     "in the background": (in_the_background, {"a": 2}),
     "together when one fails": (together_when_one_fails, {"failing": 1, "a": 3}),
