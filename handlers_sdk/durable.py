@@ -499,17 +499,31 @@ def refuse_blocking(what: str) -> None:
 
 
 _KNOWN: dict[Any, tuple[Codec, bool]] = {}
+_KNOWN_MAX: Final = 1_000
+"""A model that a handler makes for itself is another in every turn."""
 
 
 def _known(fn: Callable[..., Any]) -> tuple[Codec, bool]:
-    """How a function's result travels, and whether it is async; worked out once for all closures of one definition."""
-    key = getattr(fn, "__code__", None) or getattr(fn, "__func__", fn)
-    found = _KNOWN.get(key)
+    """How a function's result travels, and whether it is async; worked out once for all closures of one definition that say they return
+    the same. What a decorator makes of several has one definition, and the annotations of each.
+    """
+    code = getattr(fn, "__code__", None)
+    if code is None:
+        return _seen(fn)
+    key = (code, getattr(fn, "__annotations__", {}).get("return"), getattr(fn, "__module__", None))
+    try:
+        found = _KNOWN.get(key)
+    except TypeError:  # an annotation without a hash
+        return _seen(fn)
     if found is None:
-        found = (_codec(fn), asyncio.iscoroutinefunction(fn) or asyncio.iscoroutinefunction(getattr(fn, "func", None)))
-        if hasattr(fn, "__code__"):
-            _KNOWN[key] = found
+        if len(_KNOWN) >= _KNOWN_MAX:
+            _KNOWN.clear()
+        found = _KNOWN[key] = _seen(fn)
     return found
+
+
+def _seen(fn: Callable[..., Any]) -> tuple[Codec, bool]:
+    return _codec(fn), asyncio.iscoroutinefunction(fn) or asyncio.iscoroutinefunction(getattr(fn, "func", None))
 
 
 def _codec(fn: Callable[..., Any]) -> Codec:

@@ -8,7 +8,8 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import wraps
+from typing import Annotated, Any
 
 import httpx
 import pytest
@@ -334,6 +335,49 @@ async def test_results_are_validated_as_annotated_live_and_from_the_log(dispatch
         return await body(ctx)
 
     assert said(await push(dispatcher.app([again], clock=clock), turn("again", log)))["output"] == live["output"]
+
+
+def logged(fn: Callable[[], Any]) -> Callable[[], Any]:
+    @wraps(fn)
+    def called() -> Any:
+        return fn()
+
+    return called
+
+
+async def test_functions_that_one_decorator_made_return_what_each_says(dispatcher: Dispatcher) -> None:
+    def bill() -> Bill:
+        return Bill(amount=3, paid_at=datetime(2026, 1, 1, tzinfo=UTC))
+
+    def pair() -> tuple[int, int]:
+        return 1, 2
+
+    def number() -> Annotated[int, ["has no hash"]]:
+        return 3
+
+    async def body(ctx: DurableContext) -> Any:
+        given = [await ctx.run(fn.__name__, logged(fn)) for fn in (bill, pair, number, bill)]
+        return [type(one).__name__ for one in given]
+
+    assert (await outcome_of(dispatcher, body))["output"] == ["Bill", "tuple", "int", "Bill"]
+
+
+async def test_a_model_that_is_made_anew_is_what_its_function_returns(dispatcher: Dispatcher) -> None:
+    def counting() -> tuple[Callable[[], Any], type]:
+        class Count(BaseModel):
+            value: int
+
+        def count() -> Any:
+            return Count(value=1)
+
+        count.__annotations__["return"] = Count
+        return count, Count
+
+    async def body(ctx: DurableContext) -> list[bool]:
+        made = [counting() for _ in range(2)]
+        return [isinstance(await ctx.run("count", count), model) for count, model in made]
+
+    assert (await outcome_of(dispatcher, body))["output"] == [True, True]
 
 
 async def test_events_are_validated_and_children_are_asked_for_by_name(dispatcher: Dispatcher) -> None:
