@@ -98,6 +98,7 @@ async def test_an_endpoint_that_asked_for_less(world: World, one: Node) -> None:
         (await endpoint.next()).answer(429, b"", retry_after="1")
     for run_id in runs:
         await world.task(run_id, state="scheduled")
+    await one.turn("claim")  # one that was under way goes by the slots there were
     await world.advance(SECOND)
     await endpoint.next()
     waiting = [run_id for run_id in runs if await _why(one, run_id)]
