@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import sys
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
@@ -131,14 +130,11 @@ class Replay:
 
     def advance(self) -> None:
         """Run the handler until it can do no more: `outcome` is set, or there are steps to run, entries to record, or it waits."""
-        hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(firstiter=None, finalizer=self.loop.end_generator)  # else the loop around this one would end its generators
         try:
-            self._advance()
+            with self.loop.generators.looked_after():
+                self._advance()
         except NotDeterministicError as error:
             self.outcome = Raised(error)
-        finally:
-            sys.set_asyncgen_hooks(*hooks)
 
     def _advance(self) -> None:
         assert self._main is not None
@@ -262,10 +258,11 @@ class Replay:
         self.loop.unwinding = False
         self._interrupt(why)
         for _ in range(3):
-            with contextlib.suppress(BaseException):  # what a handler does while it is put aside has no effect
-                self.loop.run_ready()
+            with contextlib.suppress(BaseException), self.loop.generators.looked_after():
+                self.loop.run_ready()  # what a handler does while it is put aside has no effect
             if not self._cancel_left():
-                return
+                break
+        self.loop.generators.forget()
 
     def _interrupt(self, why: type[Interruption]) -> None:
         for op in self._asked.values():
@@ -644,8 +641,12 @@ class Replay:
         tell_all(self.loop, reason)
 
     def _told_next(self) -> bool:
-        """Whether a cancelled handler, of which nothing goes on, has somebody who is to hear of it."""
-        return self.cancelled and not is_busy(self._asked.values()) and tell_next(self.loop, self._cancel_reason)
+        """Whether a cancelled handler, of which nothing goes on, has somebody who is to hear of it, or a generator to end after all."""
+        if not self.cancelled or is_busy(self._asked.values()):
+            return False
+        if tell_next(self.loop, self._cancel_reason):
+            return True
+        return self._main is not None and self._main.done() and self.loop.generators.end_left()
 
     def _scope_ended(self, op: Scope, task: asyncio.Future[Any], codec: Codec) -> None:
         if not self.cancelled:  # else those in it whom nobody waits for still undo

@@ -11,13 +11,14 @@ import asyncio
 import sys
 from asyncio import _set_running_loop
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from types import FrameType
 from typing import Any, Final, NoReturn
 from weakref import WeakSet
 
 from handlers_sdk.errors import Cancelled, Interruption, NotDeterministicError
+from handlers_sdk.generators import Generator, Generators
 
 SPINS_MAX: Final = 1_000_000
 """Callbacks in one go. A handler that needs more never waits for anything."""
@@ -37,6 +38,7 @@ class ReplayLoop(asyncio.AbstractEventLoop):
     def __init__(self, timer: Callable[[float, Callable[[], object]], asyncio.Future[Any]], seconds: Callable[[], float]) -> None:
         self.tasks: WeakSet[ReplayTask] = WeakSet()
         self._alive: set[ReplayTask] = set()  # not over: nobody else may know of one that waits for what is its own
+        self.generators = Generators(self._end_generator)
         self.unwinding = False  # what asks for a task's end only marks it then, and who is owed hears
         self._refused: list[asyncio.Future[Any]] = []
         self._ready: deque[asyncio.Handle] = deque()
@@ -62,10 +64,6 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         finally:
             _set_running_loop(outer)
 
-    def end_generator(self, left: AsyncGenerator[Any, Any]) -> None:
-        """One that the handler has let go of before its end."""
-        self.create_task(left.aclose())
-
     def forget(self) -> None:
         """Nothing will run here any more: let go of what this was made with, and of what knows it."""
         for ended in (*self.tasks, *self._refused):
@@ -73,6 +71,9 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         self._alive.clear()
         self._refused.clear()
         del self._timer, self._seconds
+
+    def _end_generator(self, generator: Generator) -> None:
+        self.create_task(generator.aclose())
 
     # ---- what asyncio asks of a loop
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from handlers_sdk import Dispatcher, DurableContext
-from handlers_sdk.testing import DurableTester
+from handlers_sdk.testing import DurableTester, crash_everywhere
 
 
 async def echo(value: Any) -> Any:
@@ -78,3 +80,43 @@ async def test_chance_is_the_same_once_a_scope_is_closed(dispatcher: Dispatcher)
         assert (len(seen), len(set(seen))) == (2, 1)
         texts = re.findall(r"'(.*?)'", seen[0])
         assert len(set(texts)) == len(texts)
+
+
+# ---- what the collector finds
+
+
+async def test_when_the_collector_runs_is_the_same_to_a_handler(dispatcher: Dispatcher) -> None:
+    """A generator among what a failure holds is left where it is: that it is found, and when, is in no log."""
+
+    async def rows(ctx: DurableContext) -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            await ctx.run("closed", echo, 1)
+
+    async def failing(ctx: DurableContext) -> None:
+        begun = rows(ctx)
+        try:
+            async for _ in begun:
+                raise ValueError("no")
+        except ValueError as error:
+            last = error  # which knows where it was raised, as that knows it
+            await ctx.run("failed", echo, str(last))
+
+    @dispatcher.durable_task()
+    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
+        await failing(ctx)
+        await ctx.run("collect", gc.collect)
+        await ctx.aio_sleep_for("1h")
+        return await ctx.run("done", echo, "done")
+
+    def made(crash_at: int | None) -> DurableTester:
+        return DurableTester([order], crash_at=crash_at)
+
+    run = await made(None).run(order)
+    assert (run.status, run.output, [entry["id"] for entry in run.entries if entry["op"] == "step"]) == (
+        "succeeded",
+        "done",
+        ["failed#0", "collect#0", "done#0"],
+    )
+    assert await crash_everywhere(made, order) > 8

@@ -7,6 +7,7 @@ import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from itertools import count
 from typing import Any
 
 import pytest
@@ -83,7 +84,7 @@ async def test_what_is_to_be_tried_again_too_late_is_left(dispatcher: Dispatcher
 # ---- several who undo
 
 
-async def one(value: int) -> int:
+async def one(value: Any) -> Any:
     return value
 
 
@@ -220,6 +221,35 @@ async def by_a_generator(ctx: DurableContext) -> None:
 
     async for _ in rows():
         await ctx.aio_sleep_for("1d")
+
+
+async def by_generators_that_are_kept(ctx: DurableContext) -> None:
+    """Those that are still held when all is over end then, in the order they began, and those that the collector has found meanwhile."""
+    ends = count()
+
+    async def rows(name: str) -> AsyncIterator[int]:
+        try:
+            for n in range(20):
+                yield n
+        finally:
+            await ctx.run(f"undo-{name}-{next(ends)}", one, 1)
+
+    async def failing() -> None:
+        begun = rows("found")
+        try:
+            async for _ in begun:
+                raise ValueError("no")
+        except ValueError as error:
+            last = error  # which knows where it was raised, as that knows it
+            await ctx.run("failed", one, str(last))
+
+    begun = rows("first")
+    async for _ in begun:
+        await failing()
+        await ctx.run("collect", gc.collect)
+        last = rows("last")
+        async for _ in last:
+            await ctx.aio_sleep_for("1d")
 
 
 async def that_nobody_knows_of(ctx: DurableContext) -> None:
@@ -528,6 +558,7 @@ UNDONE: dict[str, tuple[Callable[[DurableContext], Coroutine[Any, Any, None]], d
     "under what others wait for": (under_what_others_wait_for, {"lock": 3, "place": 3, "condition": 3}),
     "left in a scope": (left_in_a_scope, {"a": 3, "b": 3, "c": 3}),
     "by a generator": (by_a_generator, {"rows": 1}),
+    "by generators that are kept": (by_generators_that_are_kept, {"first-0": 1, "found-1": 1, "last-2": 1}),
     "that nobody knows of": (that_nobody_knows_of, {"a": 1, "b": 1, "c": 1, "main": 1}),
     "in scopes one after the other": (in_scopes_one_after_the_other, {"kept": 1, "failing": 1, "inner": 1}),
     "begun to undo": (begun_to_undo, {"[0, 1]": 1}),

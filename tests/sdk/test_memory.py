@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -23,6 +23,8 @@ TURNS = {
     "holds": "wait",
     "groups": "wait",
     "cleans": "wait",
+    "iterates": "wait",
+    "keeps": "wait",
     "raises": "failed",
     "step_fails": "failed",
     "scope_fails": "done",
@@ -117,7 +119,37 @@ def suspended(dispatcher: Dispatcher) -> list[Any]:
             await ctx.run("clean", double, 1)
         return 6
 
-    return [sleeps, holds, groups, cleans]
+    return [sleeps, holds, groups, cleans, *refused(dispatcher)]
+
+
+def refused(dispatcher: Dispatcher) -> list[Any]:
+    """As they are put aside they still ask for something."""
+
+    async def rows_of(ctx: DurableContext) -> AsyncIterator[int]:
+        try:
+            while True:
+                yield await ctx.run("row", double, 1)
+        finally:
+            await ctx.run("closed", double, 1)
+
+    @dispatcher.durable_task()
+    async def iterates(input: EmptyModel, ctx: DurableContext) -> int:
+        try:
+            async for _ in rows_of(ctx):
+                await ctx.aio_sleep_for("1h")
+        finally:
+            async for _ in rows_of(ctx):
+                pass
+        return 7
+
+    @dispatcher.durable_task()
+    async def keeps(input: EmptyModel, ctx: DurableContext) -> int:
+        rows = rows_of(ctx)
+        async for _ in rows:
+            await ctx.aio_sleep_for("1h")
+        return 8
+
+    return [iterates, keeps]
 
 
 def failing(dispatcher: Dispatcher) -> list[Any]:
