@@ -1,4 +1,4 @@
-"""Keeping limits that are shared free of what cannot start: a workflow that is paused, or that only paused endpoints serve.
+"""Keeping limits that are shared free of what cannot start: a workflow that is paused, or that no endpoint serves but paused ones.
 
 What waits for it is set aside, and comes back into line in the order in which it arrived. Whoever writes a task looks at the workflow, and
 what was on its way meanwhile is found here: by the rows, whoever paused or resumed, and whoever died of it.

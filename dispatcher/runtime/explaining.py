@@ -23,6 +23,8 @@ Reason = dict[str, Any]
 _MOST_ENDPOINTS = 1_000  # of a tenant, that are looked at
 _MOST_AHEAD = 1_000
 _MOST_WAITS = 100  # of a run, that are told
+_UNSERVED: Reason = {"kind": "endpoint", "message": "no endpoint serves this workflow any more"}
+_READY: Reason = {"kind": "batch", "message": "its batch is complete, or its time is up: it waits for a slot"}
 _BACK = "nothing of its workflow could start until now: it is about to stand in line again for the limits it shares"
 
 
@@ -64,14 +66,15 @@ class Explaining:
         """What stands between a queued task and its endpoints."""
         places = picture.routes.get(queue_of(tenant_id, row.workflow_id, row.durable), ())
         if not places:
-            return [{"kind": "endpoint", "message": "no endpoint serves this workflow any more"}]
+            return [_UNSERVED]
         q = queue_of(tenant_id, row.workflow_id, row.durable, row.requirement)
         requirement, found = Requirement.parse(row.requirement), list[Reason]()
-        if self.directory.route(q).gathers:
+        route = self.directory.route(q)
+        if route.gathers:
             gathering = await self._gathering(picture, q)
-            if gathering is not None:
+            if gathering is not None and any(e is not None and e.open for e in map(self.directory.endpoint, route.places)):
                 return [gathering]
-            found.append({"kind": "batch", "message": "its batch is complete, or its time is up: it waits for a slot"})
+            found.append(gathering or _READY)
         elif row.node is not None:
             ahead = await queue.ahead(self.database, q, (row.priority, row.due_at, run_id, row.node), _MOST_AHEAD)
             found += _behind(ahead)
@@ -86,7 +89,9 @@ class Explaining:
         """Why what waits in no line has been set aside, where its workflow is not paused."""
         routes = [picture.routes.get(queue_of(tenant_id, row.workflow_id, durable), ()) for durable in (False, True)]
         known = await self._known(tenant_id, {endpoint_at(place): place for route in routes for place in route}.values())
-        if known and all(state.paused for _, state in known):
+        if not known:
+            return [_UNSERVED]
+        if all(state.paused for _, state in known):
             return [self._place(place, state, Requirement.parse(row.requirement), row.durable) for place, state in known]
         return [{"kind": "concurrency", "since": row.arrived_at, "message": _BACK}]
 
@@ -110,7 +115,7 @@ class Explaining:
         until = rows[0].oldest + batching.interval
         if rows[0].waiting >= batching.max_size or until <= self.clock.now():
             return None
-        message = f"{rows[0].waiting} of the {batching.max_size} tasks of its batch have come; it goes at {_said(until)} at the latest"
+        message = f"{rows[0].waiting} of the {batching.max_size} tasks of its batch have come; it is due at {_said(until)}, full or not"
         return {"kind": "batch", "waiting": rows[0].waiting, "size": batching.max_size, "until": until, "message": message}
 
     def _place(self, place: Place, state: EndpointState, requirement: Requirement, durable: bool) -> Reason:

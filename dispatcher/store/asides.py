@@ -32,16 +32,15 @@ class Moved:
     moved: int
 
 
-# Nothing of a workflow can start while it is paused, or while all endpoints that serve it are. An older version may have runs still, so
+# Nothing of a workflow can start while it is paused, or while no endpoint serves it that is not. An older version may have runs still, so
 # the names any version gives to limits count.
 JUDGE = """
     with judged as (
         select w.id, case
             when w.removed_at is null
                  and (w.paused_at is not null
-                      or (exists (select from routes r where r.tenant_id = $1 and r.workflow_id = w.id)
-                          and not exists (select from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
-                                          where r.tenant_id = $1 and r.workflow_id = w.id and not e.paused)))
+                      or not exists (select from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
+                                     where r.tenant_id = $1 and r.workflow_id = w.id and not e.paused))
                  and exists (select from workflow_versions v where v.tenant_id = $1 and v.workflow_id = w.id
                              and jsonb_path_exists(v.definition, '$.**.concurrency[*].name ? (@ != null)'))
             then 'closed' when w.aside = 'closed' then 'clearing' else w.aside end as aside

@@ -137,7 +137,7 @@ async def test_batches(world: World, one: Node) -> None:
     handler = _task("mail", batch={"max_size": 3, "interval": "10s", "group_max_runs": 1})
     endpoint = await world.discovered(one, manifest([handler, _task("work")], "batch"), name="e", slots=2)
     first = await one.trigger("mail")
-    said = "1 of the 3 tasks of its batch have come; it goes at 2026-03-01 12:00:10Z at the latest"
+    said = "1 of the 3 tasks of its batch have come; it is due at 2026-03-01 12:00:10Z, full or not"
     assert await _why(one, first) == [("batch", said)]
     world.clock.advance(10 * SECOND)
     await one.turn("batches")
@@ -155,6 +155,16 @@ async def test_batches(world: World, one: Node) -> None:
     ready, full = await _why(one, run_id)
     assert ready == ("batch", "its batch is complete, or its time is up: it waits for a slot")
     assert full == ("endpoint", "e: all of its 1 slots are filled")
+
+
+async def test_a_batch_that_could_go_nowhere_says_why(world: World, one: Node) -> None:
+    await world.discovered(one, manifest([_task("mail", batch={"max_size": 3, "interval": "10s"})], "batch"), name="e")
+    gathering = ("batch", "1 of the 3 tasks of its batch have come; it is due at 2026-03-01 12:00:10Z, full or not")
+    picky = await one.trigger("mail", labels={"gpu": {"value": True, "required": True}})
+    assert await _why(one, picky) == [gathering, ("endpoint", "e: label 'gpu' is not there; EQUAL true is required")]
+    run_id = await one.trigger("mail")
+    await one.call("PATCH", "/v1/endpoints/e", {"paused": True})
+    assert await _why(one, run_id) == [gathering, ("endpoint", "e: it is paused")]
 
 
 async def test_slots_that_are_kept_for_a_batch(world: World, one: Node) -> None:

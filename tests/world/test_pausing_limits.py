@@ -120,6 +120,36 @@ async def test_the_same_where_every_endpoint_that_serves_it_is_paused(world: Wor
     await quiet(world)
 
 
+@pytest.mark.parametrize("paused", [True, False])
+async def test_the_same_where_no_endpoint_serves_it_any_more(world: World, one: Node, paused: bool) -> None:
+    elsewhere = await world.endpoint(one, [limited(SHARED, name="other")], name="elsewhere")
+    endpoint, run_id, filling = await _queued_with_a_place(world, one)
+    if paused:
+        await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
+        await one.turn("asides", "gates", "claim")
+    await one.call("DELETE", "/v1/endpoints/plain?force=true")
+    await one.turn("asides", "gates", "claim")
+    assert await is_aside(world, run_id)
+    shown = await one.call("GET", f"/v1/runs/{run_id}")
+    assert [reason["message"] for reason in shown["tasks"][0]["waiting_for"]] == ["no endpoint serves this workflow any more"]
+    later, other = await one.trigger("work"), await one.trigger("other")
+    assert await serve(elsewhere, [other]) == [other]
+    filling.answer(200, 1)
+    await one.call("PUT", "/v1/endpoints/plain", {"url": endpoint.url, "handlers": [{"body": "v1", **limited(SHARED)}]})
+    assert await serve(endpoint, [run_id, later]) == [run_id, later]
+    await quiet(world)
+
+
+async def test_what_no_endpoint_serves_ends_at_its_schedule_timeout(world: World, one: Node) -> None:
+    _, run_id, _ = await _queued_with_a_place(world, one)
+    await one.call("DELETE", "/v1/endpoints/plain?force=true")
+    await one.turn("asides", "gates", "claim")
+    await world.advance(timedelta(hours=1))
+    over = await world.over(run_id)
+    assert (over["status"], over["error"]["code"]) == ("cancelled", "schedule_timeout")
+    assert await counts(world) == (0, 0)
+
+
 async def test_where_another_endpoint_serves_it_too_nothing_changes(world: World, one: Node) -> None:
     second = await world.endpoint(one, [limited(SHARED), {"name": "there"}], name="second", slots=1)
     await one.trigger("there")
