@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextvars import ContextVar
+from contextvars import Context as Variables
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
@@ -39,10 +40,11 @@ M = TypeVar("M")
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One call of a step's function: its children have their places from the start in each."""
+    """One call of a step's function: its children have their places from the start in each, and it draws the same numbers."""
 
     step: str
     places: count[int] = field(default_factory=count)
+    randoms: dict[str, Random] = field(default_factory=dict)
 
 
 STEP: Final[ContextVar[Trial | None]] = ContextVar("handlers_sdk_step", default=None)
@@ -68,6 +70,8 @@ class Step:
     backoff_factor: float | None
     backoff_max_seconds: int | None
     timeout: float | None
+    variables: Variables
+    """As they were where it was asked for. Each call has a copy: what one sets would be seen live, and not in a replay."""
 
     @property
     def policy(self) -> dict[str, Any]:
@@ -142,6 +146,7 @@ class DurableContext(Context):
         `retries` times, after `backoff_factor`^n seconds, at most `backoff_max_seconds`; without a factor at once. Its last failure
         is a StepFailedError. `timeout` bounds one try; a blocking function cannot be stopped, and may go on beside the next try. A crash
         between the end of `fn` and the log runs it again: pass `ctx.task_run_id` and `name` on as an idempotency key where that matters.
+        `fn` sees the context variables of where it was asked for, and those it sets are its own.
         """
         if retries < 0:
             raise ConfigError(f"step {name}: retries={retries} must not be negative")
@@ -149,7 +154,8 @@ class DurableContext(Context):
             raise ConfigError(f"step {name}: backoff_factor={backoff_factor} must be at least 1, or waits would shrink")
         codec, is_async = _known(fn)
         seconds = None if timeout is None else parse_duration(timeout) / timedelta(seconds=1)
-        return self._replay.step(name, Step(fn, args, is_async, codec, retries, backoff_factor, backoff_max_seconds, seconds), codec)
+        step = Step(fn, args, is_async, codec, retries, backoff_factor, backoff_max_seconds, seconds, copy_context())
+        return self._replay.step(name, step, codec)
 
     @overload
     def memo(self, fn: Callable[..., Coroutine[Any, Any, T]], *args: Any, key: str | None = None) -> Op[T]: ...
@@ -293,19 +299,24 @@ class DurableContext(Context):
 
     @property
     def random(self) -> Random:
-        """Random numbers, the same in every replay. Each scope has its own: ask for it where it is used."""
+        """Random numbers, the same in every replay. Each scope has its own, and each step: ask for it where it is used."""
         return self._stream("random")
 
     def uuid(self) -> UUID:
-        """A random UUID (version 4), the same in every replay."""
+        """A random UUID (version 4), the same in every replay, and whenever a step is tried again."""
         return UUID(int=self._stream("uuid").getrandbits(128), version=4)
 
     def _stream(self, purpose: str) -> Random:
-        """The numbers of this scope: what is drawn in one that is closed is not drawn again, and must not be missed elsewhere."""
-        place = SCOPE.get() + purpose
-        if place not in self._randoms:
-            self._randoms[place] = self._replay.random(purpose)
-        return self._randoms[place]
+        """The numbers of this scope: what is drawn in one that is closed is not drawn again, and must not be missed elsewhere. Nor what is
+        drawn in a step, which has its own.
+        """
+        trial = STEP.get()
+        randoms = self._randoms if trial is None else trial.randoms
+        whose = purpose if trial is None else f"{trial.step}/{purpose}"
+        place = SCOPE.get() + whose
+        if place not in randoms:
+            randoms[place] = self._replay.random(whose)
+        return randoms[place]
 
     # ---- children
 

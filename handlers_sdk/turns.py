@@ -39,6 +39,7 @@ from handlers_sdk.portal import PORTAL
 from handlers_sdk.replay import Mismatched, Raised, Replay, Returned
 from handlers_sdk.runs import saved_state, send_message
 from handlers_sdk.schemas import dump_json, parse_json
+from handlers_sdk.within import Within
 
 OPS_PER_APPEND: Final = 2_000
 _TURN_MEMBERS: Final = (("turn", int), ("now", str), ("started_at", str), ("seed", str), ("budget_ms", int))
@@ -240,10 +241,11 @@ class TurnExecution(Execution):
     async def _run(self, replay: Replay, op: Op[Any]) -> None:
         """Make a step's call and note what came of it."""
         step: Step = op.work
-        token = STEP.set(Trial(op.id))
+        variables = step.variables.copy()
+        variables.run(STEP.set, Trial(op.id))
         self._host.on_step(self.task_id, op.id)
         try:
-            result = await (step.fn(*step.args) if step.is_async and step.timeout is None else self._bounded(step))
+            result = await Within(variables, _called(step) if step.is_async and step.timeout is None else self._bounded(step))
             text, value = storable(result, step.codec, op.id)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
@@ -254,8 +256,6 @@ class TurnExecution(Execution):
             self._step_failed(replay, op, step, error)
         else:
             replay.step_done(op, text, value)
-        finally:
-            STEP.reset(token)
 
     async def _bounded(self, step: Step) -> Any:
         """A step's call, given up once its time is over. A thread goes on then, and what it comes to is dropped."""
@@ -457,6 +457,10 @@ class TurnExecution(Execution):
             self._host.logs.keep(self.task_id, self._entries, self._opened_len, part.get("head"), [*self._texts, *carried])
         else:
             self._host.logs.forget(self.task_id)
+
+
+async def _called(step: Step) -> Any:
+    return await step.fn(*step.args)
 
 
 def _held(texts: Sequence[bytes]) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
-from handlers_sdk import Dispatcher, DurableContext
+from handlers_sdk import Dispatcher, DurableContext, StepFailedError
 from handlers_sdk.testing import DurableTester, crash_everywhere
 
 
@@ -80,6 +83,93 @@ async def test_chance_is_the_same_once_a_scope_is_closed(dispatcher: Dispatcher)
         assert (len(seen), len(set(seen))) == (2, 1)
         texts = re.findall(r"'(.*?)'", seen[0])
         assert len(set(texts)) == len(texts)
+
+
+async def test_what_a_step_draws_is_not_missed_by_its_handler(dispatcher: Dispatcher) -> None:
+    """It draws the same whenever it is tried, and nobody else draws that."""
+    drawn: list[list[str]] = []
+
+    @dispatcher.durable_task()
+    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
+        async def draw() -> list[str]:
+            drawn.append([str(ctx.uuid()), str(ctx.random.random())])
+            if len(drawn) % 2:
+                raise ValueError("again")
+            return drawn[-1]
+
+        def draw_blocking() -> list[str]:
+            return [str(ctx.uuid()), str(ctx.random.random())]
+
+        before = str(ctx.uuid())
+        inside = [*await ctx.run("draw", draw, retries=1), *await ctx.run("draw", draw, retries=1), *await ctx.run("block", draw_blocking)]
+        after = [str(ctx.uuid()), str(ctx.random.random())]
+        kept = await ctx.run("kept", echo, after)
+        await ctx.aio_sleep_for("1h")
+        return [before, *inside, *after, *kept]
+
+    run = await DurableTester([order]).run(order)
+    assert run.status == "succeeded", run.error
+    *others, first, second, kept_first, kept_second = run.output
+    assert [first, second] == [kept_first, kept_second]
+    assert len({*others, first, second}) == 9
+    assert (drawn[0], drawn[2]) == (drawn[1], drawn[3])
+
+
+# ---- context variables
+
+
+SEEN: ContextVar[str] = ContextVar("seen", default="nothing")
+
+
+async def test_a_step_sees_what_its_handler_has_set_and_sets_nothing_for_others(dispatcher: Dispatcher) -> None:
+    """As in a task of its own: what it sets would be seen live, and not in a replay."""
+    started = asyncio.Event()
+
+    async def look(setting: str) -> str:
+        before = SEEN.get()
+        SEEN.set(setting)
+        await asyncio.sleep(0)
+        return f"{before}-{SEEN.get()}"
+
+    def look_blocking(setting: str) -> str:
+        return SEEN.get()
+
+    async def fails() -> None:
+        SEEN.set("failed")
+        await asyncio.sleep(0)
+        raise ValueError("no")
+
+    async def cancelled() -> str:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            assert SEEN.get() == "scope"
+        return "never"
+
+    @dispatcher.durable_task()
+    async def order(input: dict[str, Any], ctx: DurableContext) -> Any:
+        async def part() -> Any:
+            SEEN.set("scope")
+            slow = ctx.run("slow", cancelled)
+            seen = await ctx.run("scoped", look, "d")
+            slow.cancel()
+            return seen
+
+        first = await ctx.run("first", look, "a")
+        SEEN.set("handler")
+        both = await asyncio.gather(ctx.run("second", look, "b"), ctx.run("block", look_blocking, "c"))
+        with suppress(StepFailedError):
+            await ctx.run("fails", fails)
+        return [first, *both, await ctx.scope("part", part), await ctx.run("timed", look, "e", timeout="1m"), SEEN.get()]
+
+    def made(crash_at: int | None) -> DurableTester:
+        return DurableTester([order], crash_at=crash_at)
+
+    run = await made(None).run(order)
+    assert (run.status, run.output) == ("succeeded", ["nothing-a", "handler-b", "handler", "scope-d", "handler-e", "handler"]), run.error
+    assert started.is_set()
+    assert await crash_everywhere(made, order) > 10
 
 
 # ---- what the collector finds
