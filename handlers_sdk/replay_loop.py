@@ -13,6 +13,7 @@ from asyncio import _set_running_loop
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from math import inf
 from types import FrameType
 from typing import Any, Final, NoReturn
 from weakref import WeakSet
@@ -90,8 +91,10 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         return self.call_at(self._seconds() + delay, callback, *args, context=context)
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # type: ignore[override]
-        """Run it when a sleep of the log has ended."""
+        """Run it when a sleep of the log has ended; never where that is infinitely far."""
         handle = _Timer(when, callback, args, self, context)
+        if when == inf:
+            return handle
         handle.sleep = self._timer(max(0.0, when - self._seconds()), lambda: None if handle.cancelled() else self._ready.append(handle))
         return handle
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import wraps
+from math import inf
 from typing import Annotated, Any
 
 import httpx
@@ -378,6 +379,17 @@ async def test_a_model_that_is_made_anew_is_what_its_function_returns(dispatcher
         return [isinstance(await ctx.run("count", count), model) for count, model in made]
 
     assert (await outcome_of(dispatcher, body))["output"] == [True, True]
+
+
+async def test_what_never_ends_is_not_waited_for(dispatcher: Dispatcher) -> None:
+    async def body(ctx: DurableContext) -> Any:
+        async with asyncio.timeout(inf):
+            nap = ctx.aio_sleep_for("1h")
+            await asyncio.wait({nap, asyncio.create_task(asyncio.sleep(inf))}, return_when="FIRST_COMPLETED")
+
+    answer = await outcome_of(dispatcher, body)
+    assert (answer["status"], answer.get("wake")) == ("wait", {"any": ["sleep#0"]}), answer
+    assert [op["id"] for op in answer["ops"]] == ["sleep#0"]
 
 
 async def test_events_are_validated_and_children_are_asked_for_by_name(dispatcher: Dispatcher) -> None:
