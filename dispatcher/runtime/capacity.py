@@ -8,7 +8,7 @@ endpoint's slots in between.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -44,6 +44,11 @@ class Backlog(set[Queue]):
     def forget(self, queues: Iterable[Queue]) -> None:
         """These had nothing, as far as was known when `listen` was called."""
         self.difference_update([queue for queue in queues if queue not in self._news])
+
+    def drop(self, queues: Collection[Queue]) -> None:
+        """Whatever waits in these is found elsewhere."""
+        self.difference_update(queues)
+        self._news.difference_update(queues)
 
 
 @dataclass(slots=True)
@@ -130,6 +135,10 @@ class Capacity:
                     self._batched.add(place)
                     return endpoint
         return None
+
+    def leave_batches(self) -> None:
+        """Tasks that are run many at once are found where they gather: of their groups, which may be many, nothing is kept here."""
+        self.backlog.drop([queue for queue in self.backlog if self.directory.route(queue).gathers])
 
     def passed_over(self, places: Iterable[Place]) -> None:
         """Tasks on their own have had their turn at these, and left slots free: batches may have them."""

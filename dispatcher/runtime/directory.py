@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 PENDING = "-"
 _CATCH_UP_EVERY = timedelta(milliseconds=50)
+_MOST_ROUTES = 20_000  # of queues, that are remembered: each group of a batch has one of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +303,8 @@ class Directory:
         if picture is None:
             return NOWHERE
         if queue not in picture.found:
+            if len(picture.found) >= _MOST_ROUTES:
+                picture.found.clear()
             picture.found[queue] = _route(picture, queue)
         return picture.found[queue]
 

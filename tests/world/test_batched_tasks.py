@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.runtime import batches
+from dispatcher.runtime import batches, directory
 from tests.world.endpoint import Arrival, Endpoint, manifest
 from tests.world.world import Node, World, until
 
@@ -328,3 +328,14 @@ async def test_a_full_batch_is_found_behind_more_groups_than_are_looked_at_at_on
         await node.trigger("mail", input={"g": group})
     await node.turn("batches", "batches")
     assert [item["input"]["g"] for item in _items(await endpoint.next())] == ["z", "z"]
+
+
+async def test_a_dispatcher_keeps_nothing_of_groups_that_are_over(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "_MOST_ROUTES", 5)
+    endpoint = await _endpoint(world, one, _handler(max_size=2, group_key="input.g"))
+    endpoint.way = _answer
+    runs = [await one.trigger("mail", input={"g": f"g{n // 2}"}) for n in range(20)]
+    assert await _ended(world, runs) == {"succeeded": 20}
+    await one.turn("batches", "claim")
+    assert not one.runtime.capacity.backlog
+    assert all(len(picture.found) <= 5 for picture in one.runtime.services.directory.pictures.values())
