@@ -384,8 +384,9 @@ async def test_a_model_that_is_made_anew_is_what_its_function_returns(dispatcher
 async def test_what_never_ends_is_not_waited_for(dispatcher: Dispatcher) -> None:
     async def body(ctx: DurableContext) -> Any:
         async with asyncio.timeout(inf):
-            nap = ctx.aio_sleep_for("1h")
-            await asyncio.wait({nap, asyncio.create_task(asyncio.sleep(inf))}, return_when="FIRST_COMPLETED")
+            never = asyncio.create_task(asyncio.wait_for(asyncio.Event().wait(), inf))
+            sleeps: list[asyncio.Future[Any]] = [ctx.aio_sleep_for("1h"), never]
+            await asyncio.wait(sleeps, return_when="FIRST_COMPLETED")
 
     answer = await outcome_of(dispatcher, body)
     assert (answer["status"], answer.get("wake")) == ("wait", {"any": ["sleep#0"]}), answer
