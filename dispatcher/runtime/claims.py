@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -76,7 +76,10 @@ class Claims:
         fresh = unseen.intersection(places)
         queues = self._queues(places, fresh)
         if due or fresh:
+            self._capacity.backlog.listen()
             asking = await self._asking()
+            if self._lookout.whole:
+                self._capacity.backlog.forget(self._unfound(asking))
             self._capacity.savings.only(asking if self._lookout.whole else {*asking, *self._capacity.backlog})
             queues.update(self._open(asking, places))
         room = min(self._capacity.room(now), self._bite)
@@ -103,6 +106,11 @@ class Claims:
     def _open(self, queues: Iterable[Queue], places: dict[Place, int]) -> dict[Queue, None]:
         routes = [(q, self._directory.route(q)) for q in queues]
         return {q: None for q, route in routes if not route.gathers and any(p in places for p in route.places)}
+
+    def _unfound(self, asking: Collection[Queue]) -> list[Queue]:
+        """Queues of tasks that ask something and have none any more: those no endpoint could take are not forgotten otherwise."""
+        found, pictures = set(asking), self._directory.pictures
+        return [q for q in self._capacity.backlog if q[2] and q not in found and q[0] in pictures and abs(q[1]) in pictures[q[0]].asking]
 
     async def _asking(self) -> list[Queue]:
         """The queues of tasks that ask something of their endpoint."""

@@ -382,3 +382,16 @@ async def test_what_can_run_is_found_behind_more_that_cannot_than_is_looked_at_a
         world.clock.advance(timedelta(seconds=2))
         await two.turn("claim")
     assert (await endpoint.next()).json["run_id"] == run
+
+
+async def test_nothing_is_kept_of_what_found_no_endpoint_in_time(world: World, one: Node) -> None:
+    """Each asked for something else, so that each made a queue of its own."""
+    await world.endpoint(one, [{"name": "any", "schedule_timeout": "1m"}])
+    runs = [await one.trigger("any", labels={"zone": {"value": n, "required": True}}) for n in range(3)]
+    await one.turn("claim")
+    assert len(one.runtime.capacity.backlog) == 3
+    await world.advance(timedelta(minutes=2))
+    for run_id in runs:
+        assert (await world.over(run_id))["error"]["code"] == "schedule_timeout"
+    await world.advance(timedelta(minutes=1))
+    assert not one.runtime.capacity.backlog
