@@ -60,6 +60,7 @@ def _transactions(
         await hesitate()
         async with transaction(self, **named) as connection:
             yield connection
+            await hesitate()  # its locks are held a little longer
         await hesitate()
 
     return hesitant
