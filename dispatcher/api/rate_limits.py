@@ -17,8 +17,8 @@ from dispatcher.engine.definitions.flow import MOST_RUNS, MOST_UNITS, SECONDS, c
 from dispatcher.engine.rate_limits import filled
 from dispatcher.errors import problem
 from dispatcher.runtime.limits import RateLimitChanges
-from dispatcher.store import gates, rate_limits
-from dispatcher.store.gates import LimitRow
+from dispatcher.store import gate_limits, gates, rate_limits
+from dispatcher.store.gate_limits import LimitRow
 from dispatcher.store.rate_limits import BucketRow
 
 Units = Annotated[int, Meta(ge=1, le=MOST_UNITS, description="units of a window")]
@@ -134,7 +134,7 @@ async def delete_rate_limit(call: Call) -> Answer:
 async def list_concurrency(call: Call) -> Answer:
     """Named concurrency limits that are other than declared."""
     query: PageQuery = call.query
-    found = await gates.limits(call.services.database, call.tenant_id, position("concurrency", query, str) or "", query.limit + 1)
+    found = await gate_limits.limits(call.services.database, call.tenant_id, position("concurrency", query, str) or "", query.limit + 1)
     return page("concurrency", query, found, _show_limit, lambda row: row.name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -10,9 +11,13 @@ from dispatcher.store import bulk as bulk_store
 from dispatcher.store import intake as intake_store
 from dispatcher.store import partitions, rate_limits, retention, schedules
 from dispatcher.store import streams as streams_store
+from dispatcher.store.database import DatabaseUnavailable, is_transient
+
+_log = logging.getLogger(__name__)
 
 _BATCH = 1_000
 _PARTITION_DAYS = 7
+_AGAIN = timedelta(minutes=1)
 _GATES_KEPT = timedelta(hours=1)  # concurrency groups nobody is in
 
 
@@ -23,27 +28,49 @@ class Maintenance:
     services: Services
 
     async def tick(self, now: datetime) -> datetime | None:
-        """Do all of it."""
+        """Do all of it. What cannot be done keeps nothing behind it from being done, and is tried again before long."""
+        again = None
+        for part in (self._partitions, self._history, self._places, self._units, self._values):
+            try:
+                await part(now)
+            except Exception as error:
+                again = now + _AGAIN
+                if isinstance(error, DatabaseUnavailable) or is_transient(error):
+                    _log.warning("maintenance: the database is away (%s)", error)
+                else:
+                    _log.exception("maintenance failed; it goes on")
+        return again
+
+    async def _partitions(self, now: datetime) -> None:
         database, settings = self.services.database, self.services.settings
         await partitions.make(database, now.date(), _PARTITION_DAYS)
         oldest = (now - timedelta(days=settings.retention_days)).date()
         await partitions.drop_before(database, oldest)
         await partitions.delete_before(database, oldest, _BATCH)
-        await bulk_store.prune(database, now - timedelta(days=settings.retention_days))
+
+    async def _history(self, now: datetime) -> None:
+        database, days = self.services.database, self.services.settings.retention_days
+        await bulk_store.prune(database, now - timedelta(days=days))
         await self.services.timetable.reckon(now)
-        while await schedules.prune(database, now - timedelta(days=settings.retention_days), _BATCH) >= _BATCH:
+        while await schedules.prune(database, now - timedelta(days=days), _BATCH) >= _BATCH:
             pass
         while await intake_store.prune_keys(database, now, _BATCH) >= _BATCH:
             pass
-        await retention.delete_expired(database, now, settings.retention_days, _BATCH)
-        await self.services.search.prune(now, now - timedelta(days=settings.retention_days))
-        while await streams_store.prune(database, now - timedelta(days=settings.retention_days), _BATCH) >= _BATCH:
+        await retention.delete_expired(database, now, days, _BATCH)
+        await self.services.search.prune(now, now - timedelta(days=days))
+        while await streams_store.prune(database, now - timedelta(days=days), _BATCH) >= _BATCH:
             pass
+
+    async def _places(self, now: datetime) -> None:
         await self.services.asides.judge(now)
         await self.services.gates.audit(now, _GATES_KEPT, _BATCH)
-        await self.services.blobs.prune(now)
+
+    async def _units(self, now: datetime) -> None:
+        database = self.services.database
         await rate_limits.rewind(database, now)
         await rate_limits.refill_again(database, now)
         while await rate_limits.prune(database, now, _BATCH) >= _BATCH:
             pass
-        return None
+
+    async def _values(self, now: datetime) -> None:
+        await self.services.blobs.prune(now)

@@ -19,7 +19,7 @@ from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import gates
+from dispatcher.store import gate_limits, gates
 from dispatcher.store.database import Database
 from dispatcher.store.gates import Passed, Standing, Waking
 from dispatcher.store.intake import ASIDE, NewRun
@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 _SET = 200
 _PASS_AT_ONCE = 1_000
+_ROUSED = 1_000  # gates of a limit that has ended, at a time
 _CROWDED_KEPT = 100_000
 _TIMED_EVERY = timedelta(seconds=1)
 _LOCKED_SECONDS = 0.001
@@ -59,6 +60,8 @@ class Gates:
         self._heard = 0
         self._stuck = 0.0
         self._timed_at: datetime | None = None
+        self._rousing: dict[tuple[int, str], str] = {}
+        """Shared limits that have ended, by tenant and name, and how far those are roused that wait for them."""
         self.wake: Callable[[], None] = lambda: None
         self.on_ready: Callable[[], None] = lambda: None
         self.on_graphs: Callable[[list[RunKey]], None] = lambda _runs: None
@@ -137,6 +140,8 @@ class Gates:
         if self._timed_at is None or now >= self._timed_at:
             self._timed_at = now + _TIMED_EVERY
             await self._time(now)
+        if self._rousing:
+            await self._rouse()
         heard = self._heard
         waking = await gates.waking(self._database, _SET)
         if not waking:
@@ -145,7 +150,7 @@ class Gates:
             if not await gates.anybody_waits(self._database) and self._heard == heard:
                 self._queueing = False
                 self._crowded.clear()
-            return None
+            return now if self._rousing else None
         going = await self._dismiss([gate for gate in waking if gate.strategy != "GROUP_ROUND_ROBIN"])
         passed = await gates.admit(self._database, waking, now, _PASS_AT_ONCE)
         self._announce(passed)
@@ -159,9 +164,19 @@ class Gates:
     async def _time(self, now: datetime) -> None:
         """What happens because time passes: runs that are due stand in line, those that stood too long go, changed limits end."""
         await gates.enter(self._database, now, _PASS_AT_ONCE)
-        await gates.expire_limits(self._database, now)
+        ended = await gate_limits.expire(self._database, now)
+        self._rousing |= {(row.tenant_id, row.name): gate_limits.FIRST for row in ended}
         for run in await gates.late(self._database, now, _PASS_AT_ONCE, self._misconfig_ttl):
             await self._cancellation.cancel(run.tenant_id, [run.id], _LATE)
+
+    async def _rouse(self) -> None:
+        """Have one more page of gates looked at whose limit has ended. Others are not to wait for all of them."""
+        tenant_id, name = next(iter(self._rousing))
+        last = await gate_limits.rouse(self._database, tenant_id, name, self._rousing[tenant_id, name], _ROUSED)
+        if last is None:
+            del self._rousing[tenant_id, name]
+        else:
+            self._rousing[tenant_id, name] = last
 
     async def _dismiss(self, preempting: Sequence[Waking]) -> bool:
         """Send away whom these gates do not keep; False where they keep all."""
@@ -209,6 +224,7 @@ class Gates:
                 "gate %s of tenant %d counted %d held and %d waiting; its rows say %d and %d",
                 drift.id, drift.tenant_id, drift.was_held, drift.was_waiting, drift.held, drift.waiting,
             )  # fmt: skip
+        await gate_limits.follow(self._database)
         await gates.prune(self._database, now, now - keep, limit)
         self.heard()
 

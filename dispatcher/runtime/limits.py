@@ -12,9 +12,9 @@ from dispatcher.engine.definitions.flow import Duration
 from dispatcher.engine.rate_limits import bucket_id
 from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
-from dispatcher.store import audit, gates, rate_limits
+from dispatcher.store import audit, gate_limits, rate_limits
 from dispatcher.store.database import Database
-from dispatcher.store.gates import LimitRow
+from dispatcher.store.gate_limits import LimitRow
 from dispatcher.store.rate_limits import BucketRow
 
 
@@ -62,7 +62,7 @@ class Limits:
 
     async def put_concurrency(self, tenant_id: int, name: str, max_runs: int, until: datetime | None, actor: str | None) -> LimitRow:
         """Let a shared concurrency limit be other than declared, for good or until a moment."""
-        row = await gates.set_limit(self._database, tenant_id, name, max_runs, until, self._clock.now())
+        row = await gate_limits.put(self._database, tenant_id, name, max_runs, until, self._clock.now())
         ends = until.isoformat() if until is not None else None
         await self._note(tenant_id, actor, "concurrency_limit.put", name, {"max_runs": max_runs, "until": ends})
         self.on_gates()
@@ -70,7 +70,7 @@ class Limits:
 
     async def delete_concurrency(self, tenant_id: int, name: str, actor: str | None) -> None:
         """Let a shared concurrency limit be as declared again. Raises Problem not_found."""
-        if not await gates.drop_limit(self._database, tenant_id, name):
+        if not await gate_limits.drop(self._database, tenant_id, name):
             raise problem("not_found", f"the concurrency limit {name[:100]!r} is as its workflows declare it")
         await self._note(tenant_id, actor, "concurrency_limit.delete", name, {})
         self.on_gates()

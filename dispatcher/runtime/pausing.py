@@ -12,7 +12,7 @@ from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime import limits_declared
 from dispatcher.runtime.directory import Directory
-from dispatcher.store import asides, audit, gates, pausing, registry, removals
+from dispatcher.store import asides, audit, gate_limits, pausing, registry, removals
 from dispatcher.store.database import Database
 from dispatcher.store.outcomes import TaskKey
 from dispatcher.store.pausing import Page, Pause
@@ -132,9 +132,11 @@ class Pausing:
                 more = " or more" if live == removals.MOST_COUNTED else ""
                 raise problem("workflow_has_runs", f"{live:,}{more} runs of {name!r} are not over")
             await removals.remove(conn, tenant_id, workflow_id, now)
-            await gates.undeclare(conn, tenant_id, workflow_id)
-            await limits_declared.redeclare(conn, tenant_id, {})
+            await gate_limits.undeclare(conn, tenant_id, workflow_id)
+            declared = await limits_declared.redeclare(conn, tenant_id, {})
             await audit.add(conn, tenant_id, self._ids.make("aud", now), now, actor, "workflow.delete", name, {})
+        if declared.news:
+            await gate_limits.follow(self._database, tenant_id)
         await self._changed()
 
 

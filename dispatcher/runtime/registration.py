@@ -31,9 +31,10 @@ from dispatcher.runtime.credentials import checked_auth, is_same_place
 from dispatcher.runtime.crons import check_room, declare
 from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.keyring import Keyring, secret_context
+from dispatcher.runtime.limits_declared import Declared
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import asides, audit, crons, filters, registry, returns, waits
+from dispatcher.store import asides, audit, crons, filters, gate_limits, registry, returns, waits
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.filters import NewFilter
 from dispatcher.store.registry import EndpointPut, EndpointRow
@@ -220,11 +221,17 @@ class Registration:
             if secret is not None:
                 sealed = self._keyring.sealer.seal(secret.encode(), secret_context(put.tenant_id, put.id))
                 await registry.add_secret(conn, put.tenant_id, put.id, sealed, now)
-            found = await self._write_workflows(conn, put, offer)
+            declared = await self._write_workflows(conn, put, offer)
+        await self._followed(put.tenant_id, declared)
         await self.changed()
-        return found
+        return [one for one in declared.disagreements if any(workflow in names for workflow, _ in one.declared)]
 
-    async def _write_workflows(self, conn: Connection, put: EndpointPut, offer: Offer) -> list[Disagreement]:
+    async def _followed(self, tenant_id: int, declared: Declared) -> None:
+        """Nobody is answered before the limits hold that he has declared."""
+        if declared.news:
+            await gate_limits.follow(self._database, tenant_id)
+
+    async def _write_workflows(self, conn: Connection, put: EndpointPut, offer: Offer) -> Declared:
         now = self._clock.now()
         workflow_ids, rules = list[int](), dict[str, tuple[int | None, Strategy]]()
         before = await limits_declared.disagreeing(conn, put.tenant_id)
@@ -232,8 +239,8 @@ class Registration:
             text = json.dumps(dump(definition))
             workflow_id = await registry.put_workflow(conn, put.tenant_id, definition.name, checksum(definition), text, now)
             given = definition.default_filters
-            declared = [NewFilter(self._ids.make("flt", now), workflow_id, f.scope, f.expression, f.payload) for f in given]
-            await filters.declare(conn, put.tenant_id, workflow_id, declared, now)
+            wanted = [NewFilter(self._ids.make("flt", now), workflow_id, f.scope, f.expression, f.payload) for f in given]
+            await filters.declare(conn, put.tenant_id, workflow_id, wanted, now)
             await declare(conn, put.tenant_id, workflow_id, definition.on_crons, self._ids, now)
             if (plan := Plan.of(workflow_id, definition)) is not None:
                 rules |= plan.rules()
@@ -248,10 +255,9 @@ class Registration:
             await waits.unblock(conn, put.tenant_id, workflow_ids, None, now)  # what its code did not fit may fit this one's
         await crons.delete_unserved(conn, put.tenant_id)
         await returns.returned(conn, put.tenant_id, put.id, now)
-        found = await limits_declared.redeclare(conn, put.tenant_id, rules)
-        await self._note_disagreements(conn, put, [one for one in found if before.get(one.name) != one])
-        names = {definition.name for definition in offer.definitions}
-        return [one for one in found if any(workflow in names for workflow, _ in one.declared)]
+        declared = await limits_declared.redeclare(conn, put.tenant_id, rules)
+        await self._note_disagreements(conn, put, [one for one in declared.disagreements if before.get(one.name) != one])
+        return declared
 
     async def _note_disagreements(self, conn: Connection, put: EndpointPut, found: Sequence[Disagreement]) -> None:
         now = self._clock.now()
@@ -374,7 +380,8 @@ class Registration:
             await registry.delete_endpoint(conn, tenant_id, row.id)
             await asides.judge(conn, tenant_id, self._clock.now())
             await crons.delete_unserved(conn, tenant_id)
-            await limits_declared.redeclare(conn, tenant_id, {})
+            declared = await limits_declared.redeclare(conn, tenant_id, {})
+        await self._followed(tenant_id, declared)
         await self.changed()
 
     async def ping(self, tenant_id: int, name: str) -> dict[str, Any]:

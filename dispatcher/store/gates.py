@@ -6,14 +6,17 @@ arrival; rows that somebody else holds at the moment are passed over, since they
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from dispatcher.engine.definitions.flow import Strategy
-from dispatcher.store.database import Connection, Database
+from dispatcher.store.database import Database
 from dispatcher.store.statement import Statement
+
+_PARTS = 16  # in which gates are counted again; their ids are digests, so that each has as many
+_IDS = 1 << 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,24 +97,6 @@ class Waiting:
     priority: int
     due_at: datetime
     epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class LimitRow:
-    """A shared limit that is other than declared, until somebody or the clock takes it away."""
-
-    name: str
-    max_runs: int
-    until: datetime | None
-    updated_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class DeclaredRow:
-    """The definition (JSON text) of a workflow that may declare limits."""
-
-    workflow_id: int
-    definition: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +265,7 @@ LATE = Statement(
 )
 
 # One snapshot sees rows and counts as they were together, so what differs in it is wrong. Only what still is as it was seen is put right.
+# It counts those whose ids are within bounds: all of them at once are more than a statement can count in its time where many wait.
 AUDIT = Statement(
     """
     with held as (
@@ -288,12 +274,13 @@ AUDIT = Statement(
         union all select tenant_id, unnest(gates[1:gates_held]), 1, 0 from runs where gates is not null
         union all select tenant_id, gate_wait, 0, 1 from runs where gate_wait is not null
     ), counted as (
-        select tenant_id, id, sum(holding)::int as holding, sum(coming)::int as coming from held group by tenant_id, id
+        select tenant_id, id, sum(holding)::int as holding, sum(coming)::int as coming from held where id between $1 and $2
+        group by tenant_id, id
     ), wrong as (
         select g.tenant_id, g.id, g.held as was_held, g.waiting as was_waiting,
                coalesce(c.holding, 0) as holding, coalesce(c.coming, 0) as coming
         from gates g left join counted c on c.tenant_id = g.tenant_id and c.id = g.id
-        where g.held <> coalesce(c.holding, 0) or g.waiting <> coalesce(c.coming, 0)
+        where g.id between $1 and $2 and (g.held <> coalesce(c.holding, 0) or g.waiting <> coalesce(c.coming, 0))
     )
     update gates g set held = w.holding, waiting = w.coming, wake = w.coming > 0
     from wrong w where g.tenant_id = w.tenant_id and g.id = w.id and g.held = w.was_held and g.waiting = w.was_waiting
@@ -301,11 +288,6 @@ AUDIT = Statement(
     """,
     Drift,
 )
-
-# Whether somebody waits where there is room: what would be a lost wake-up, if there were any.
-WAKE_AGAIN = """
-    update gates g set wake = true where g.waiting > 0 and not g.wake and g.held < gate_limit(g)
-"""
 
 # Gates are looked at a page at a time, in their order, so that nobody waits for long and what is gone is not stepped over again.
 PRUNE = Statement(
@@ -363,66 +345,6 @@ WAITING = Statement(
     Waiting,
 )
 
-LIMITS = Statement(
-    """
-    select name, max_runs, until, updated_at from concurrency_limits where tenant_id = $1 and name > $2 order by name limit $3
-    """,
-    LimitRow,
-)
-SET_LIMIT = Statement(
-    """
-    insert into concurrency_limits (tenant_id, name, max_runs, until, updated_at) values ($1, $2, $3, $4, $5)
-    on conflict (tenant_id, name) do update set max_runs = excluded.max_runs, until = excluded.until, updated_at = excluded.updated_at
-    returning name, max_runs, until, updated_at
-    """,
-    LimitRow,
-)
-DROP_LIMIT = "delete from concurrency_limits where tenant_id = $1 and name = $2 returning name"
-EXPIRE_LIMITS = "delete from concurrency_limits where until <= $1 returning tenant_id, name"
-NEXT_LIMIT = "select min(until) from concurrency_limits where until is not null"
-# Who declares holds the tenant's row, so that nobody else does meanwhile. `most` is null where each run says its own number.
-DECLARE = """
-    insert into declared_limits as l (tenant_id, id, rule, most, strategy)
-    select $1, sha256(convert_to(d.rule, 'UTF8')), d.rule, d.most, d.strategy
-    from unnest($2::text[], $3::int[], $4::text[]) as d (rule, most, strategy)
-    on conflict (tenant_id, id) do update set most = excluded.most, strategy = excluded.strategy
-    where l.most is distinct from excluded.most or l.strategy <> excluded.strategy
-"""
-REDECLARE = """
-    with changed as materialized (
-        select g.tenant_id, g.id, coalesce(d.most, g.most) as most, d.strategy, d.most is not null as fixed
-        from gates g join unnest($2::text[], $3::int[], $4::text[]) as d (rule, most, strategy) on d.rule = g.rule
-        where g.tenant_id = $1 and (g.most <> d.most or g.strategy <> d.strategy or g.fixed <> (d.most is not null))
-        order by g.id for update of g
-    )
-    update gates g set most = c.most, strategy = c.strategy, fixed = c.fixed, wake = g.wake or g.waiting > 0
-    from changed c where g.tenant_id = any (array[c.tenant_id]) and g.id = c.id
-"""
-# A gate that was being made while its rule was declared anew is not seen by whoever declares.
-DECLARE_AGAIN = """
-    with missed as materialized (
-        select g.tenant_id, g.id, coalesce(d.most, g.most) as most, d.strategy, d.most is not null as fixed
-        from gates g join declared_limits d on d.tenant_id = g.tenant_id and d.rule = g.rule
-        where g.most <> d.most or g.strategy <> d.strategy or g.fixed <> (d.most is not null)
-        order by g.tenant_id, g.id for update of g
-    )
-    update gates g set most = m.most, strategy = m.strategy, fixed = m.fixed, wake = g.wake or g.waiting > 0
-    from missed m where g.tenant_id = m.tenant_id and g.id = m.id
-"""
-UNDECLARE = "delete from declared_limits where tenant_id = $1 and starts_with(rule, $2)"
-# What workflows that are served declare, if it has anything of limits in it.
-DECLARED = Statement(
-    """
-    select w.id as workflow_id, v.definition::text as definition
-    from workflows w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id and v.number = w.version
-    where w.tenant_id = $1 and w.removed_at is null and v.definition::text like '%"concurrency"%'
-      and exists (select from routes r where r.tenant_id = w.tenant_id and r.workflow_id = w.id)
-    """,
-    DeclaredRow,
-)
-# Whoever is about to stand in line is not seen yet; a gate that nobody waits at is looked at for nothing.
-WAKE_NAMED = "update gates set wake = true where tenant_id = $1 and name = $2"
-
 
 async def waking(db: Database, limit: int) -> list[Waking]:
     """Gates that have something to look at."""
@@ -457,12 +379,13 @@ async def late(db: Database, now: datetime, limit: int, misconfig_ttl: timedelta
 
 
 async def audit(db: Database) -> list[Drift]:
-    """Count again from the rows, and put right what differs: nothing should. Wakes gates with room that somebody waits at."""
-    async with db.transaction(lane="settle") as conn:
-        await conn.execute("select set_config('enable_seqscan', 'on', true), set_config('enable_hashjoin', 'on', true)")
-        drifts = AUDIT.read(await conn.fetch(AUDIT.sql))
-        await conn.execute(DECLARE_AGAIN)
-    await db.execute(WAKE_AGAIN, lane="settle")
+    """Count again from the rows, and put right what differs: nothing should."""
+    drifts = list[Drift]()
+    for part in range(_PARTS):
+        first, last = part * _IDS // _PARTS, (part + 1) * _IDS // _PARTS - 1
+        async with db.transaction(lane="settle") as conn:
+            await conn.execute("select set_config('enable_seqscan', 'on', true), set_config('enable_hashjoin', 'on', true)")
+            drifts += AUDIT.read(await conn.fetch(AUDIT.sql, UUID(int=first), UUID(int=last)))
     return drifts
 
 
@@ -498,58 +421,3 @@ async def ahead(db: Database, tenant_id: int, gate: str, arrived_at: datetime, r
 async def waiting(db: Database, tenant_id: int, run_id: str, now: datetime) -> list[Waiting]:
     """What of a run could run and does not."""
     return WAITING.read(await db.fetch(WAITING.sql, tenant_id, run_id, now))
-
-
-async def limits(db: Database, tenant_id: int, after: str, limit: int) -> list[LimitRow]:
-    """Shared limits that are other than declared, behind the name `after`."""
-    return LIMITS.read(await db.fetch(LIMITS.sql, tenant_id, after, limit))
-
-
-async def set_limit(db: Database, tenant_id: int, name: str, max_runs: int, until: datetime | None, now: datetime) -> LimitRow:
-    """Let a shared limit be other than declared, for good or until a moment."""
-    async with db.transaction() as conn:
-        row = SET_LIMIT.read(await conn.fetch(SET_LIMIT.sql, tenant_id, name, max_runs, until, now))[0]
-        await conn.execute(WAKE_NAMED, tenant_id, name)
-    return row
-
-
-async def drop_limit(db: Database, tenant_id: int, name: str) -> bool:
-    """Let a shared limit be as declared again; False when it was."""
-    async with db.transaction() as conn:
-        found = await conn.fetchval(DROP_LIMIT, tenant_id, name) is not None
-        await conn.execute(WAKE_NAMED, tenant_id, name)
-    return found
-
-
-async def expire_limits(db: Database, now: datetime) -> int:
-    """Let shared limits whose time is over be as declared again; answers how many."""
-    async with db.transaction() as conn:
-        ended = await conn.fetch(EXPIRE_LIMITS, now)
-        for record in ended:
-            await conn.execute(WAKE_NAMED, record[0], record[1])
-    return len(ended)
-
-
-async def redeclare(conn: Connection, tenant_id: int, rules: Mapping[str, tuple[int | None, Strategy]]) -> None:
-    """Let groups go by what a workflow declares now, whatever runs say that were made before: by rule the number, None for what each run
-    says, and the strategy. The tenant's row is held.
-    """
-    numbers, strategies = [most for most, _ in rules.values()], [strategy for _, strategy in rules.values()]
-    await conn.execute(DECLARE, tenant_id, list(rules), numbers, strategies)
-    await conn.execute(REDECLARE, tenant_id, list(rules), numbers, strategies)
-
-
-async def undeclare(conn: Connection, tenant_id: int, workflow_id: int) -> None:
-    """Forget what a workflow declared of groups of its own."""
-    await conn.execute(UNDECLARE, tenant_id, f"{workflow_id}:")
-
-
-async def declared(conn: Connection, tenant_id: int) -> list[DeclaredRow]:
-    """What a tenant's workflows that are served declare, those without any limit left out."""
-    return DECLARED.read(await conn.fetch(DECLARED.sql, tenant_id))
-
-
-async def next_limit(db: Database) -> datetime | None:
-    """When the next shared limit ends."""
-    moment: datetime | None = await db.fetchval(NEXT_LIMIT)
-    return moment

@@ -19,7 +19,7 @@ from tests.postgres.test_statements import ALL
 LIVE = (
     "tasks", "runs", "waits", "journal", "messages", "gates", "rate_limits", "streams", "idempotency", "crons", "cron_ticks", "schedules",
 )  # fmt: skip
-READ_ALL = {"gates.AUDIT", "gates.REDECLARE", "pausing.RESUME", "runs.RUNS", "search.OUTDATED", "search.SEGMENTS", "stats.GROUPS"}
+READ_ALL = {"gates.AUDIT", "pausing.RESUME", "runs.RUNS", "search.OUTDATED", "search.SEGMENTS", "stats.GROUPS"}
 """Lists and counts of all there is, and what somebody does to all of a workflow now and then."""
 BY_MARK = {"tasks_wake", "tasks_due", "tasks_overdue", "tasks_lease", "tasks_cancel", "waits_due", "waits_look", "runs_doomed"}
 """Indexes of what is to be looked at, which a loop reads from their beginning."""

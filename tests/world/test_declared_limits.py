@@ -6,7 +6,10 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
-from dispatcher.store import gates
+import pytest
+
+from dispatcher.runtime import gates
+from dispatcher.store import gate_limits
 from tests.world.endpoint import Endpoint
 from tests.world.test_concurrency import GRR, counts, limited, quiet, settle, trigger
 from tests.world.world import Node, World, until
@@ -141,7 +144,7 @@ async def test_a_gate_made_while_its_rule_was_declared_anew_is_put_right(world: 
     await endpoint.next()
     await declare(one, endpoint, {"body": "v1", **limited({**GRR, "max_runs": 1})})
     await world.database.execute("update gates set most = 3")
-    assert await gates.audit(world.database) == []
+    await gate_limits.follow(world.database)
     assert await numbers(world) == [1]
 
 
@@ -189,3 +192,20 @@ async def test_raising_a_shared_limit_waits_for_who_is_about_to_stand_in_line(wo
         raised = asyncio.create_task(one.call("PUT", "/v1/concurrency/db", {"max_runs": 2}))
         await until(lambda: world.holds_up(conn))
     await raised
+
+
+async def test_all_groups_of_a_limit_that_has_ended_are_looked_at_a_page_at_a_time(
+    world: World, one: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "_ROUSED", 2)
+    endpoint = await world.endpoint(one, [limited({**shared(2), "expression": "input.key"})])
+    await one.call("PUT", "/v1/concurrency/db", {"max_runs": 1, "expires_in": "1m"})
+    for key in "abcde":
+        for _ in range(2):
+            await trigger(one, key)
+    await endpoint.several(5)
+    await left(world, one)
+    assert endpoint.waiting == 0
+    await world.advance(timedelta(minutes=1))
+    await one.turn("gates")
+    await endpoint.several(5)

@@ -10,6 +10,8 @@ from urllib.parse import quote
 import pytest
 
 from dispatcher.clock import ManualClock
+from dispatcher.store import gates
+from dispatcher.store.database import Database, DatabaseUnavailable
 from tests.world.endpoint import Arrival, Endpoint
 from tests.world.test_concurrency import GRR, counts, quiet
 from tests.world.world import Node, World, until
@@ -583,3 +585,20 @@ async def test_a_limit_is_shown_full_once_its_window_is_over(world: World, one: 
     assert (await one.call("GET", "/v1/rate-limits"))["rows"] == [shown]
     assert (shown["value"], shown["waiting"]) == (1, False)
     assert datetime.fromisoformat(shown["refill_at"]) == world.now + MINUTE
+
+
+async def test_what_maintenance_cannot_do_keeps_nothing_behind_it_from_being_done(
+    world: World, one: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def too_much(_db: Database) -> list[Any]:
+        raise DatabaseUnavailable("no answer in time", sent=True)
+
+    monkeypatch.setattr(gates, "audit", too_much)
+    endpoint = await world.endpoint(one, [limited({"dynamic_key": "'k'", "limit": 1, "duration": "second"})])
+    seen = answering(endpoint, world)
+    await one.trigger("work")
+    await reached(seen, 1)
+    assert await world.database.fetchval("select count(*) from rate_limits") == 1
+    world.clock.advance(timedelta(seconds=2))
+    await one.turn("maintenance")
+    assert await world.database.fetchval("select count(*) from rate_limits") == 0
