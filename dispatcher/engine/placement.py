@@ -3,6 +3,7 @@
 A task's `Requirement` is what it asks: labels, an endpoint it should (`soft`) or must (`hard`) go back to, how many slots it fills. `tiers`
 sorts the endpoints that serve a workflow by it: those of the first tier are taken before any of the second, those of one take turns.
 Sticky goes before labels. A requirement is written as text and stands with the task, so that tasks of one requirement make one queue.
+A durable task that is pinned, and might be claimed for another endpoint, is given its pin with what it asked before, as long as it has one.
 """
 
 from __future__ import annotations
@@ -24,16 +25,21 @@ _STICKY_RANK: Final = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What a task asks of the endpoint it runs at. `endpoint` is the id of the one its run began at, `batch` the group it is run with."""
+    """What a task asks of the endpoint it runs at. `endpoint` is the id of the one its run began at, `batch` the group it is run with,
+    `pin` the id of the one a durable task itself began at, where it stays whatever else it asks.
+    """
 
     labels: DesiredLabels = field(default_factory=dict)
     endpoint: str | None = None
     sticky: Sticky | None = None
     slots: int = 1
     batch: str | None = None
+    pin: str | None = None
 
     def text(self) -> str:
-        """As it stands with a task; empty for a task that asks nothing. Equal requirements have one text."""
+        """As it stands with a task; empty for a task that asks nothing. Equal requirements have one text. The pin comes first: statements
+        that end it take it away there, and leave the text that was before.
+        """
         said: dict[str, object] = {}
         if self.labels:
             said["labels"] = _briefly(self.labels)
@@ -43,7 +49,8 @@ class Requirement:
             said["slots"] = self.slots
         if self.batch is not None:
             said["batch"] = self.batch
-        return json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False) if said else ""
+        own = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False) if said else ""
+        return own if self.pin is None else f'{{"pin":"{self.pin}"' + (f",{own[1:]}" if own else "}")
 
     @classmethod
     def parse(cls, text: str) -> Requirement:
@@ -53,7 +60,7 @@ class Requirement:
         said = json.loads(text)
         sticky: Sticky | None = said.get("sticky")
         labels = parse_desired_labels(said.get("labels"), "labels")
-        return cls(labels, said.get("endpoint"), sticky, said.get("slots", 1), said.get("batch"))
+        return cls(labels, said.get("endpoint"), sticky, said.get("slots", 1), said.get("batch"), said.get("pin"))
 
 
 def requirement_of(definition: Definition, node: int, labels: DesiredLabels, endpoint: str | None, batch: str | None = None) -> Requirement:
@@ -88,6 +95,8 @@ def _briefly(labels: DesiredLabels) -> dict[str, object]:
 
 def rank(requirement: Requirement, endpoint: str, labels: Mapping[str, Label]) -> int | None:
     """How well an endpoint suits: the higher the better, None where it may not be taken at all."""
+    if requirement.pin is not None and requirement.pin != endpoint:
+        return None
     if requirement.endpoint == endpoint:
         return _STICKY_RANK
     if requirement.endpoint is not None and requirement.sticky == "hard":
@@ -105,6 +114,8 @@ def unsatisfied(requirement: Requirement, endpoint: str, labels: Mapping[str, La
     """Why an endpoint may not be taken at all, in words; None where it may."""
     if rank(requirement, endpoint, labels) is not None:
         return None
+    if requirement.pin is not None and requirement.pin != endpoint:
+        return "the task is pinned to the endpoint where it began"
     if requirement.endpoint is not None and requirement.sticky == "hard":
         return "its run has to stay at the endpoint where it began"
     lacking = [name for name, desired in requirement.labels.items() if desired.required and not _satisfies(desired, labels.get(name))]

@@ -10,7 +10,7 @@ import msgspec
 
 from dispatcher.engine.admission import Place, Queue, Rotation, allot, place_of, queue_of
 from dispatcher.engine.flow import demands_of
-from dispatcher.runtime import ancestry
+from dispatcher.runtime import ancestry, pins
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.departures import Departures
 from dispatcher.runtime.directory import Directory, Endpoint
@@ -138,7 +138,7 @@ class Claims:
         self._capacity.backlog.listen()
         try:
             claimed = await queue.claim(self._database, slots, versions, self._dispatcher_id(), now)
-            assignments = await self.assignments(claimed)
+            assignments = await self.assignments(await self._at_home(claimed, now))
         except BaseException:
             for slot in slots:
                 self._capacity.give_back(slot.place, slot.slots)
@@ -160,7 +160,7 @@ class Claims:
         try:
             wanted = [(m, endpoint.id, endpoint.target.version, slots) for (m, endpoint), (_, slots) in zip(granted, taken, strict=True)]
             claimed = await waits.lease(self._database, wanted, self._dispatcher_id(), now)
-            assignments = await self.assignments(claimed)
+            assignments = await self.assignments(await self._at_home(claimed, now))
         except BaseException:
             for place, slots in taken:
                 self._capacity.give_back(place, slots)
@@ -168,7 +168,10 @@ class Claims:
         self._empty(taken, assignments)
         self._metrics.claimed += len(claimed)
         await self._departures.begin(assignments)
-        return {(row.tenant_id, row.run_id, row.node) for row in claimed}
+        return {row.key for row in claimed}
+
+    async def _at_home(self, claimed: list[Claimed], now: datetime) -> list[Claimed]:
+        return await pins.at_home(self._database, self._directory, self._capacity, claimed, self._dispatcher_id(), now)
 
     def _empty(self, taken: Sequence[tuple[Place, int]], assignments: Sequence[Assignment]) -> None:
         """Give back slots that were filled for tasks and found none."""

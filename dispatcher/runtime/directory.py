@@ -312,7 +312,13 @@ class Directory:
         """Where the tasks of a queue could run, the best places first, also while their workflow is paused."""
         picture = self.pictures.get(queue[0])
         held = picture.held.get((queue[0], queue[1], "")) if picture is not None else None
-        return _tiers(picture, held, queue[2]) if picture is not None and held is not None else self.route(queue).tiers
+        return _tiers(picture, held, asked_of(picture, queue)) if picture is not None and held is not None else self.route(queue).tiers
+
+    def shared(self, tenant_id: int, workflow_id: int) -> bool:
+        """Whether several endpoints serve the durable tasks of a workflow, and dispatchers look for queues of what they ask."""
+        picture = self.pictures.get(tenant_id)
+        places = picture.routes.get(queue_of(tenant_id, workflow_id, True), ()) if picture is not None else ()
+        return len(places) > 1 and picture is not None and workflow_id in picture.asking
 
     def largest(self) -> dict[Place, int]:
         """How many slots the largest task of each place fills, where that is more than one."""
@@ -338,18 +344,32 @@ def _agreeing(by_id: dict[int, Workflow], served: Collection[int]) -> dict[int, 
     return {id: replace(w, plan=agreed(w.plan, found)) if w.plan is not None else w for id, w in by_id.items()}
 
 
+def asked_of(picture: Picture, queue: Queue) -> Requirement:
+    """What the tasks of a queue ask. Pinned to an endpoint that takes no turns any more, they may go anywhere, and hear of it there."""
+    asked = Requirement.parse(queue[2])
+    gone = asked.pin is not None and home_of(queue[0], asked.pin)[1] not in picture.endpoints
+    return replace(asked, pin=None) if gone else asked
+
+
+def home_of(tenant_id: int, pin: str) -> Place:
+    """Where the slots of what is pinned to an endpoint are counted."""
+    return place_of(tenant_id, pin, durable=True)
+
+
 def _route(picture: Picture, queue: Queue) -> Route:
-    requirement = Requirement.parse(queue[2])
-    found = _tiers(picture, picture.routes.get((queue[0], queue[1], ""), ()), queue[2])
+    requirement = asked_of(picture, queue)
+    found = _tiers(picture, picture.routes.get((queue[0], queue[1], ""), ()), requirement)
     workflow = picture.by_id.get(abs(queue[1]))  # one that is batched no more may have tasks left that were to be
     gathers = requirement.batch is not None and workflow is not None and workflow.definition.tasks[0].batch is not None
     return Route(found, requirement.slots, gathers)
 
 
-def _tiers(picture: Picture, places: Sequence[Place], requirement: str) -> tuple[tuple[Place, ...], ...]:
+def _tiers(picture: Picture, places: Sequence[Place], requirement: Requirement) -> tuple[tuple[Place, ...], ...]:
+    if requirement.pin is not None and places:  # also where only an older version of it serves the workflow
+        places = (home_of(places[0][0], requirement.pin),)
     by_id = {endpoint_at(place): place for place in places}
     served = [(id, picture.endpoints[place[1]].labels) for id, place in by_id.items() if place[1] in picture.endpoints]
-    return tuple(tuple(by_id[id] for id in tier) for tier in tiers(Requirement.parse(requirement), served))
+    return tuple(tuple(by_id[id] for id in tier) for tier in tiers(requirement, served))
 
 
 def _millis(duration: timedelta) -> int:

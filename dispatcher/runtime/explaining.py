@@ -12,7 +12,7 @@ from dispatcher.engine.admission import Place, Queue, endpoint_at, queue_of
 from dispatcher.engine.concurrency import declared_by
 from dispatcher.engine.placement import Requirement, unsatisfied
 from dispatcher.runtime.capacity import Capacity
-from dispatcher.runtime.directory import Directory, Endpoint, Picture
+from dispatcher.runtime.directory import Directory, Endpoint, Picture, asked_of
 from dispatcher.store import batches, catalog, gates, queue, rate_limits, waits
 from dispatcher.store.catalog import EndpointState
 from dispatcher.store.database import Database
@@ -68,7 +68,7 @@ class Explaining:
         if not places:
             return [_UNSERVED]
         q = queue_of(tenant_id, row.workflow_id, row.durable, row.requirement)
-        requirement, found = Requirement.parse(row.requirement), list[Reason]()
+        requirement, found = asked_of(picture, q), list[Reason]()
         route = self.directory.route(q)
         if route.gathers:
             gathering = await self._gathering(picture, q)
@@ -82,7 +82,7 @@ class Explaining:
             found.append(
                 {"kind": "sticky", "message": "its run has to stay at the endpoint where it began, which does not serve it any more"}
             )
-        known = await self._known(tenant_id, places)
+        known = await self._known(tenant_id, dict.fromkeys((*places, *route.places)))
         return found + [self._place(place, state, requirement, row.durable) for place, state in known]
 
     async def _aside(self, picture: Picture, tenant_id: int, row: Waiting) -> list[Reason]:

@@ -17,7 +17,6 @@ from dispatcher.delivery import rfc3339
 from dispatcher.delivery.classify import Reading
 from dispatcher.delivery.classify import turned as turned_answer
 from dispatcher.engine import journal as rules
-from dispatcher.engine.admission import place_of
 from dispatcher.engine.answers import Again, Answer, EndpointBroken, EndpointGone, Failed, LocalFault, Mismatched, Suspended, Turned
 from dispatcher.engine.journal import OpRefused, cancel_entry, completion, rolled, split, visible
 from dispatcher.errors import Problem
@@ -135,16 +134,14 @@ class Turns:
         here = assignment.endpoint
         if here.id == head.pin_endpoint and here.target.version == head.pin_version:
             return None
-        there = self._directory.endpoint(place_of(head.tenant_id, head.pin_endpoint, durable=True))
-        target = await self._pinned(there, head.pin_version) if there is not None else None
+        target = await self._pinned(here, head.pin_version) if here.id == head.pin_endpoint else None  # else it is gone: claims see to that
         if target is None:
             message = f"version {head.pin_version} of the endpoint it began on is gone; resume it on the latest, or register that one again"
             assignment.turn.blocked = Mismatched(message, code="version_gone")
-        else:
-            assignment.endpoint = replace(target, place=here.place)  # the slot is taken where it was claimed
-            assignment.turn.elsewhere = target.target.url != here.target.url or target.id != here.id
-            return target.target.version if target.id == here.id and target.target.version != here.target.version else None
-        return None
+            return None
+        assignment.endpoint = target
+        assignment.turn.elsewhere = target.target.url != here.target.url
+        return target.target.version if target.target.version != here.target.version else None
 
     async def _pinned(self, endpoint: Endpoint, version: str) -> Endpoint | None:
         if endpoint.target.version == version:

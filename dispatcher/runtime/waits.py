@@ -27,6 +27,7 @@ from dispatcher.engine.expressions import Expression, ExpressionError
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.directory import Endpoint
 from dispatcher.runtime.group_commit import QueueFull
+from dispatcher.runtime.pins import awake_at_home
 from dispatcher.settings import Settings
 from dispatcher.store import waits
 from dispatcher.store.database import Database
@@ -222,6 +223,7 @@ class Waits:
             marked = await waits.marked(self.database, _SET)
         if not marked:
             return False
+        marked = [awake_at_home(self.capacity.directory, task) for task in marked]
         awake = [task for task in marked if _awake(task)]
         granted = [(task, endpoint) for task in awake if (endpoint := self._slot(task, now)) is not None]
         leased = await self.lease(granted, now) if granted else set[TaskKey]()

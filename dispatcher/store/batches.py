@@ -107,7 +107,8 @@ CLAIM = Statement(
     returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.epoch, t.priority, t.app_retries, t.infra_retries,
               t.spared_since, t.spared_by, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
               r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id, r.graph,
-              r.filter_payload, t.retry_base, null::jsonb as units, p.schedule_deadline, t.requirement, t.slots, false as waited
+              r.filter_payload, t.retry_base, null::jsonb as units, p.schedule_deadline, t.requirement, t.slots, false as waited,
+              null::text as pin_endpoint
     """,
     Claimed,
 )

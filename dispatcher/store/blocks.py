@@ -48,7 +48,8 @@ SERVING = Statement(
 )
 LET_GO = """
     update tasks t
-    set state = 'queued', due_at = $5, error = null, pin_endpoint = null, pin_version = null, marks = coalesce(t.marks, 0) + 1
+    set state = 'queued', due_at = $5, error = null, marks = coalesce(t.marks, 0) + 1, pin_endpoint = null, pin_version = null,
+        requirement = coalesce(nullif(regexp_replace(t.requirement, '^[{]"pin":"[^"]*",?', '{'), '{}'), '')
     from unnest($1::int[], $2::text[], $3::smallint[], $4::int[]) as g (tenant_id, run_id, node, epoch)
     where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch
 """

@@ -55,6 +55,12 @@ class Claimed:
     requirement: str
     slots: int
     waited: bool
+    pin_endpoint: str | None
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        """Which task."""
+        return (self.tenant_id, self.run_id, self.node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,7 @@ CLAIM = Statement(
               t.spared_since, t.spared_by, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
               r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id, r.graph,
               r.filter_payload, t.retry_base, case when not t.units_taken then t.flow->'units' end as units, p.schedule_deadline,
-              t.requirement, t.slots, t.parked_for is not null as waited
+              t.requirement, t.slots, t.parked_for is not null as waited, t.pin_endpoint
     """,
     Claimed,
 )

@@ -113,6 +113,7 @@ class Marked:
     node: int
     workflow_id: int
     requirement: str
+    pin_endpoint: str | None
     gated: bool
     marks: int
     wake: bytes
@@ -353,7 +354,8 @@ RECEIVE = Statement(
 
 MARKED = Statement(
     """
-    select t.tenant_id, t.run_id, t.node, t.workflow_id, t.requirement, t.gates is not null as gated, t.marks, t.wake, w.ids, w.outcomes,
+    select t.tenant_id, t.run_id, t.node, t.workflow_id, t.requirement, t.pin_endpoint, t.gates is not null as gated, t.marks, t.wake,
+           w.ids, w.outcomes,
            exists (select from waits o where o.tenant_id = t.tenant_id and o.run_id = t.run_id and o.node = t.node
                    and o.kind = 'message' and o.settled_at is null) as receives
     from tasks t
@@ -370,11 +372,12 @@ MARKED = Statement(
 RESUME = Statement(
     """
     with given as (
-        select * from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::boolean[]) as g (tenant_id, run_id, node, marks, awake)
+        select * from unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::boolean[], $7::text[])
+            as g (tenant_id, run_id, node, marks, awake, requirement)
     ), seen as (
         update tasks t
         set wake_at = null, state = case when g.awake then 'queued' else t.state end, wake = case when g.awake then null else t.wake end,
-            due_at = case when g.awake then $6 else t.due_at end
+            due_at = case when g.awake then $6 else t.due_at end, requirement = g.requirement
         from given g
         where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.state = 'waiting'
           and t.marks = g.marks
@@ -408,7 +411,7 @@ LEASE = Statement(
               t.spared_since, t.spared_by, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
               r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id, r.graph,
               r.filter_payload, t.retry_base, case when not t.units_taken then t.flow->'units' end as units, t.schedule_deadline,
-              t.requirement, t.slots, t.parked_for is not null as waited
+              t.requirement, t.slots, t.parked_for is not null as waited, t.pin_endpoint
     """,
     Claimed,
 )
@@ -441,7 +444,9 @@ OPEN = Statement(
 
 UNBLOCK = Statement(
     """
-    update tasks set state = 'queued', due_at = $4, error = null, pin_endpoint = null, pin_version = null, marks = coalesce(marks, 0) + 1
+    update tasks
+    set state = 'queued', due_at = $4, error = null, marks = coalesce(marks, 0) + 1, pin_endpoint = null, pin_version = null,
+        requirement = coalesce(nullif(regexp_replace(requirement, '^[{]"pin":"[^"]*",?', '{'), '{}'), '')
     where tenant_id = $1 and state = 'blocked' and ($2::int[] is null or workflow_id = any($2)) and ($3::text is null or run_id = $3)
     returning tenant_id, -workflow_id as workflow_id, requirement
     """,
@@ -563,6 +568,7 @@ async def resume(db: Database, seen: Sequence[Marked], awake: Container[TaskKey]
         [m.marks for m in seen],
         [m.key in awake for m in seen],
         now,
+        [m.requirement for m in seen],
     )
     return RESUME.read(records)
 

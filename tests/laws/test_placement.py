@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,6 +59,17 @@ def test_a_sticky_run_goes_back_before_labels_are_looked_at() -> None:
     assert tiers(Requirement({}, "gone", "soft"), endpoints) == (("a", "b"),)
 
 
+def test_what_is_pinned_goes_where_it_began_if_that_has_what_it_asks() -> None:
+    labels = {"zone": DesiredLabel("x", required=True)}
+    endpoints: list[tuple[str, dict[str, Label]]] = [("a", {"zone": "x"}), ("b", {"zone": "y"})]
+    assert tiers(Requirement(pin="b"), endpoints) == (("b",),)
+    assert tiers(Requirement(labels, pin="a"), endpoints) == (("a",),)
+    assert tiers(Requirement(labels, pin="b"), endpoints) == ()
+    assert tiers(Requirement({}, "a", "soft", pin="b"), endpoints) == (("b",),)
+    assert tiers(Requirement({}, "a", "hard", pin="b"), endpoints) == ()
+    assert tiers(Requirement({}, "a", "hard", pin="a"), endpoints) == (("a",),)
+
+
 def test_who_asks_nothing_may_run_anywhere() -> None:
     assert ASKS_NOTHING.text() == ""
     assert tiers(ASKS_NOTHING, [("a", {"x": 1}), ("b", {})]) == (("a", "b"),)
@@ -74,6 +86,8 @@ requirements = st.builds(
     st.none() | st.just("ep_1"),
     st.sampled_from(["soft", "hard"]),
     st.integers(1, 10),
+    st.none() | st.just("group"),
+    st.none() | st.just("ep_2"),
 )
 
 
@@ -82,6 +96,13 @@ def test_a_demand_is_read_back_as_it_was_written(requirement: Requirement) -> No
     again = Requirement.parse(requirement.text())
     assert again.text() == requirement.text()
     assert dict(again.labels) == dict(requirement.labels)
+    assert again.pin == requirement.pin
+
+
+@given(requirements)
+def test_a_pin_comes_first_and_leaves_what_was_asked_as_it_was(requirement: Requirement) -> None:
+    own = replace(requirement, pin=None).text()
+    assert replace(requirement, pin="ep_2").text() == ('{"pin":"ep_2",' + own[1:] if own else '{"pin":"ep_2"}')
 
 
 REFUSED: list[tuple[object, str]] = [
