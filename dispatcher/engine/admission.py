@@ -66,11 +66,15 @@ def share(slots: int, detached: int, live: Sequence[int], others: Sequence[Grant
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where the tasks of a queue may run: places by tiers, the best first. Each task fills `slots`, or each batch where it `gathers`."""
+    """Where the tasks of a queue may run: places by tiers, the best first. Each task fills `slots`, or each batch where it `gathers`.
+
+    Where it is `unbound`, nothing of it is leased: it is of runs that stay where they begin, which is to be said first.
+    """
 
     tiers: tuple[tuple[Place, ...], ...] = ()
     slots: int = 1
     gathers: bool = False
+    unbound: bool = False
 
     @property
     def places(self) -> tuple[Place, ...]:

@@ -43,14 +43,19 @@ class Requirement:
         said: dict[str, object] = {}
         if self.labels:
             said["labels"] = _briefly(self.labels)
-        if self.endpoint is not None and self.sticky is not None:
-            said |= {"endpoint": self.endpoint, "sticky": self.sticky}
+        if self.sticky is not None:
+            said |= {"sticky": self.sticky} | ({"endpoint": self.endpoint} if self.endpoint is not None else {})
         if self.slots != 1:
             said["slots"] = self.slots
         if self.batch is not None:
             said["batch"] = self.batch
         own = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False) if said else ""
         return own if self.pin is None else f'{{"pin":"{self.pin}"' + (f",{own[1:]}" if own else "}")
+
+    @property
+    def unbound(self) -> bool:
+        """Whether it is of a run that stays where it begins, and there was no endpoint for it yet: it is bound before it is leased."""
+        return self.sticky is not None and self.endpoint is None and self.pin is None
 
     @classmethod
     def parse(cls, text: str) -> Requirement:
@@ -66,7 +71,7 @@ class Requirement:
 def requirement_of(definition: Definition, node: int, labels: DesiredLabels, endpoint: str | None, batch: str | None = None) -> Requirement:
     """What a task of a run asks: what its definition and its trigger say, where its run began, and what it is batched with."""
     task = definition.tasks[node]
-    if not (task.desired_labels or labels or task.slot_cost != 1 or batch is not None or (endpoint and definition.sticky)):
+    if not (task.desired_labels or labels or task.slot_cost != 1 or batch is not None or definition.sticky):
         return ASKS_NOTHING
     bound = endpoint if definition.sticky else None
     return Requirement({**task.desired_labels, **labels}, bound, definition.sticky, task.slot_cost, batch)

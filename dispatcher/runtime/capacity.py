@@ -136,9 +136,11 @@ class Capacity:
                     return endpoint
         return None
 
-    def leave_batches(self) -> None:
-        """Tasks that are run many at once are found where they gather: of their groups, which may be many, nothing is kept here."""
-        self.backlog.drop([queue for queue in self.backlog if self.directory.route(queue).gathers])
+    def leave_others(self) -> None:
+        """Tasks that are run many at once are found where they gather: of their groups, which may be many, nothing is kept here. Nor is
+        anything of those whose runs are to be bound first.
+        """
+        self.backlog.drop([q for q in self.backlog if (route := self.directory.route(q)).gathers or route.unbound])
 
     def passed_over(self, places: Iterable[Place]) -> None:
         """Tasks on their own have had their turn at these, and left slots free: batches may have them."""
@@ -189,7 +191,7 @@ class Capacity:
         if queue in self.backlog or self.total >= self.most or not self.alive(now):
             return None
         route = self.directory.route(queue)
-        if route.gathers:
+        if route.gathers or route.unbound:
             return None
         turn = self._turn.get(queue, 0)
         for tier in route.tiers:

@@ -17,13 +17,14 @@ from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.lookout import Lookout
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.work import Assignment, EventFacts
-from dispatcher.store import events, queue, waits
+from dispatcher.store import events, placements, queue, waits
 from dispatcher.store.database import Database
 from dispatcher.store.outcomes import TaskKey
 from dispatcher.store.queue import Claimed
 from dispatcher.store.waits import Marked
 
 _MOST_REQUIREMENTS = 1_000  # of one workflow, looked at in one sweep
+_BOUND_AT_ONCE = 250
 _FIRST_BITE = 100
 _LEAST_BITE = 8
 _GROWTH = 4
@@ -61,7 +62,7 @@ class Claims:
 
     async def tick(self, now: datetime, sweep_again: datetime) -> bool:
         """Claim what the free slots allow, once; True when there may be more to claim at once."""
-        self._capacity.leave_batches()
+        self._capacity.leave_others()
         places = self._capacity.free()
         more = await self._look(places, now, sweep_again)
         self._capacity.passed_over(places)
@@ -81,7 +82,7 @@ class Claims:
             if self._lookout.whole:
                 self._capacity.backlog.forget(self._unfound(asking))
             self._capacity.savings.only(asking if self._lookout.whole else {*asking, *self._capacity.backlog})
-            queues.update(self._open(asking, places))
+            queues.update(self._open([*asking, *await self._bound(asking)], places))
         room = min(self._capacity.room(now), self._bite)
         if room == 0:
             return False
@@ -105,12 +106,21 @@ class Claims:
 
     def _open(self, queues: Iterable[Queue], places: dict[Place, int]) -> dict[Queue, None]:
         routes = [(q, self._directory.route(q)) for q in queues]
-        return {q: None for q, route in routes if not route.gathers and any(p in places for p in route.places)}
+        return {q: None for q, route in routes if not (route.gathers or route.unbound) and any(p in places for p in route.places)}
 
     def _unfound(self, asking: Collection[Queue]) -> list[Queue]:
         """Queues of tasks that ask something and have none any more: those no endpoint could take are not forgotten otherwise."""
         found, pictures = set(asking), self._directory.pictures
         return [q for q in self._capacity.backlog if q[2] and q not in found and q[0] in pictures and abs(q[1]) in pictures[q[0]].asking]
+
+    async def _bound(self, asking: Iterable[Queue]) -> set[Queue]:
+        """Say where runs are to stay that found no endpoint when they were made, where there is one now; answers the queues they go to."""
+        unbound = {q: _BOUND_AT_ONCE for q in asking if (route := self._directory.route(q)).unbound and route.places}
+        found = set[Queue]()
+        for q, waiting in (await queue.ready(self._database, unbound) if unbound else {}).items():
+            where = [endpoint.id for _ in range(waiting) if (endpoint := self._capacity.calmest(q)) is not None]
+            found |= await placements.bind(self._database, q, where)
+        return found
 
     async def _asking(self) -> list[Queue]:
         """The queues of tasks that ask something of their endpoint."""

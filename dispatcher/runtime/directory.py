@@ -361,7 +361,7 @@ def _route(picture: Picture, queue: Queue) -> Route:
     found = _tiers(picture, picture.routes.get((queue[0], queue[1], ""), ()), requirement)
     workflow = picture.by_id.get(abs(queue[1]))  # one that is batched no more may have tasks left that were to be
     gathers = requirement.batch is not None and workflow is not None and workflow.definition.tasks[0].batch is not None
-    return Route(found, requirement.slots, gathers)
+    return Route(found, requirement.slots, gathers and not requirement.unbound, requirement.unbound)
 
 
 def _tiers(picture: Picture, places: Sequence[Place], requirement: Requirement) -> tuple[tuple[Place, ...], ...]:

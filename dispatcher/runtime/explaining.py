@@ -78,7 +78,8 @@ class Explaining:
         elif row.node is not None:
             ahead = await queue.ahead(self.database, q, (row.priority, row.due_at, run_id, row.node), _MOST_AHEAD)
             found += _behind(ahead)
-        if requirement.sticky == "hard" and requirement.endpoint not in {endpoint_at(place) for place in places}:
+        hard = requirement.sticky == "hard" and not requirement.unbound
+        if hard and requirement.endpoint not in {endpoint_at(place) for place in places}:
             found.append(
                 {"kind": "sticky", "message": "its run has to stay at the endpoint where it began, which does not serve it any more"}
             )

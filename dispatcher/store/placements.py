@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dispatcher.engine.admission import Queue
+from dispatcher.engine.placement import Requirement
 from dispatcher.store import registry
 from dispatcher.store.database import Database
+from dispatcher.store.queue import Line
+from dispatcher.store.statement import Statement
 
 # A run that is bound to an endpoint names it; of another the task that began last says where it is.
 ENDPOINT_OF = """
@@ -13,6 +20,31 @@ ENDPOINT_OF = """
     ))
     from runs r where r.tenant_id = $1 and r.id = $2
 """
+
+# Of a run that has several tasks under way, one may have been bound by another already: that holds for all.
+BIND = Statement(
+    """
+    with picked as materialized (
+        select t.run_id, t.node, row_number() over (order by t.priority desc, t.due_at, t.run_id, t.node) as place
+        from (
+            select * from tasks
+            where tenant_id = $1 and workflow_id = abs($2::int) and durable = ($2 < 0) and requirement = $3 and state = 'queued'
+            order by priority desc, due_at, run_id, node limit cardinality($4::text[]) for update skip locked
+        ) t
+    ), bound as (
+        update runs r set sticky_endpoint = coalesce(r.sticky_endpoint, ($4::text[])[p.place])
+        from (select run_id, min(place) as place from picked group by run_id) p
+        where r.tenant_id = any (array[$1]) and r.id = p.run_id
+        returning r.id, r.sticky_endpoint
+    )
+    update tasks t set requirement = $5 || b.sticky_endpoint || $6
+    from picked p join bound b on b.id = p.run_id
+    where t.tenant_id = any (array[$1]) and t.run_id = p.run_id and t.node = p.node
+    returning t.tenant_id, case when t.durable then -t.workflow_id else t.workflow_id end as workflow_id, t.requirement
+    """,
+    Line,
+)
+_SOMEWHERE = "?"  # no endpoint has such an id
 
 
 async def endpoint_of(db: Database, tenant_id: int, run_id: str) -> str | None:
@@ -26,3 +58,11 @@ async def mark_asking(db: Database, tenant_id: int, workflow_id: int) -> None:
     async with db.transaction() as conn:
         await registry.bump(conn, tenant_id)
         await registry.mark_asking(conn, tenant_id, workflow_id)
+
+
+async def bind(db: Database, queue: Queue, where: Sequence[str]) -> set[Queue]:
+    """Let the runs of the first tasks of a queue stay at the endpoints `where`, one for each; answers the queues they wait in then."""
+    head, member, tail = replace(Requirement.parse(queue[2]), endpoint=_SOMEWHERE).text().partition(f'"endpoint":"{_SOMEWHERE}"')
+    before, after = member.split(_SOMEWHERE)
+    records = await db.fetch(BIND.sql, queue[0], queue[1], queue[2], list(where), head + before, after + tail)
+    return {(row.tenant_id, row.workflow_id, row.requirement) for row in BIND.read(records)}

@@ -72,6 +72,9 @@ def test_what_is_pinned_goes_where_it_began_if_that_has_what_it_asks() -> None:
 
 def test_who_asks_nothing_may_run_anywhere() -> None:
     assert ASKS_NOTHING.text() == ""
+    assert Requirement(sticky="hard").text() == '{"sticky":"hard"}', "what is to be bound first waits by itself"
+    assert Requirement(sticky="hard").unbound
+    assert not Requirement(sticky="hard", endpoint="a").unbound
     assert tiers(ASKS_NOTHING, [("a", {"x": 1}), ("b", {})]) == (("a", "b"),)
 
 

@@ -297,7 +297,7 @@ async def _whole(world: World, a: Endpoint, b: Endpoint, runs: list[str]) -> lis
     return whole
 
 
-STICKY = {
+STICKY: dict[str, Any] = {
     "name": "flow", "kind": "workflow", "sticky": "HARD",
     "tasks": [{"name": "x"}, {"name": "y", "parents": ["x"]}, {"name": "z", "parents": ["x"]}],
 }  # fmt: skip
@@ -327,6 +327,38 @@ async def test_a_run_made_while_no_endpoint_is_open_stays_where_it_begins_too(wo
     here, there = await _whole(world, a, b, runs)
     assert here + there == 8
     assert min(here, there) > 1
+
+
+@pytest.mark.parametrize("tasks", [STICKY["tasks"], [{"name": "x"}, {"name": "y"}, {"name": "z", "parents": ["x", "y"]}]])
+async def test_a_run_made_while_no_endpoint_suits_stays_where_it_begins_too(world: World, one: Node, tasks: list[dict[str, Any]]) -> None:
+    await world.node("two")
+    a, b = await _two(world, one, [{**STICKY, "tasks": tasks}])
+    asked = {"zone": {"value": "x", "required": True}}
+    runs = [await one.trigger("flow", labels=asked) for _ in range(8)]
+    for endpoint in (a, b):
+        endpoint.way = lambda arrival: arrival.answer(200, {})
+    for name in ("a", "b"):
+        await _label(one, name, zone="x")
+    here, there = await _whole(world, a, b, runs)
+    assert here + there == 8
+
+
+@pytest.mark.parametrize("sticky", ["hard", "soft"])
+async def test_a_task_that_found_no_endpoint_goes_back_to_the_one_it_got(world: World, one: Node, sticky: str) -> None:
+    a, b = await _two(world, one, [{**GPU, "sticky": sticky, "retries": 3}])
+    run_id = await one.trigger("train")
+    await one.turn()
+    await world.task(run_id, state="queued")
+    for name in ("a", "b"):
+        await _label(one, name, gpu=1)
+    arrival = await _first(a, b)
+    here, there = (a, b) if arrival in a.seen else (b, a)
+    for _ in range(3):
+        arrival.answer(500)
+        arrival = await here.next()
+    arrival.answer(200, {})
+    assert (await world.over(run_id))["epoch"] == 4
+    assert there.seen == []
 
 
 async def test_many_sticky_runs_that_come_at_once_are_spread(world: World, one: Node) -> None:
