@@ -20,7 +20,9 @@ from dispatcher.store.catalog import WorkflowState
 
 
 class WorkflowView(msgspec.Struct, frozen=True):
-    """A workflow: what starts it beside calls by name, and which endpoints serve it."""
+    """A workflow: what starts it beside calls by name, and which endpoints serve it. One that is `resuming` is paused until all that waits
+    has its schedule timeout before it again.
+    """
 
     name: str
     version: int
@@ -30,6 +32,7 @@ class WorkflowView(msgspec.Struct, frozen=True):
     created_at: datetime
     updated_at: datetime
     paused: bool
+    resuming: bool
     queue_ttl_ms: int | None
     on_schedule: OnSchedule
 
@@ -124,6 +127,7 @@ def _members(row: WorkflowState) -> dict[str, Any]:
         "created_at": row.created_at,
         "updated_at": row.updated_at,
         "paused": row.paused_at is not None,
+        "resuming": row.resuming,
         "queue_ttl_ms": row.queue_ttl_ms,
         "on_schedule": row.on_schedule,
     }

@@ -50,6 +50,7 @@ from dispatcher.runtime.pausing import Pausing
 from dispatcher.runtime.rates import Rates
 from dispatcher.runtime.recorder import Recorder
 from dispatcher.runtime.registration import Registration
+from dispatcher.runtime.renewals import Renewals
 from dispatcher.runtime.replays import Replays
 from dispatcher.runtime.schedules import Schedules
 from dispatcher.runtime.search import Search
@@ -237,6 +238,7 @@ def _join(
         search=Search(database, clock, settings),
         pausing=Pausing(database, directory, clock, registration.changed),
         asides=Asides(database, directory, gates, registration.changed),
+        renewals=Renewals(database, directory, registration.changed),
         crons=Crons(database, intake, clock, settings),
         schedules=Schedules(database, intake, clock, settings),
         timetable=Timetable(database, intake, settings),

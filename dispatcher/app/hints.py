@@ -37,6 +37,7 @@ class Hints:
         services.callbacks.on_detached_end = lambda: loops["slots"].wake_by(services.clock.now() + _RECOUNT)
         services.cancellation.on_marked = loops["cancels"].wake
         services.directory.on_change = self._registry_changed
+        services.renewals.on_renewed = self._renewed
 
     def _wire_limits(self) -> None:
         services, loops = self.parts.services, self.loops
@@ -111,8 +112,12 @@ class Hints:
 
     def _registry_changed(self) -> None:
         self.parts.claims.sweep()
-        for name in ("slots", "timetable", "gates", "asides"):
+        for name in ("slots", "timetable", "gates", "asides", "renewals"):
             self.loops[name].wake()
+
+    def _renewed(self) -> None:
+        self.parts.claims.sweep()
+        self._backlogged()
 
     def _shared(self, grown: bool) -> None:
         if grown:

@@ -47,6 +47,7 @@ class Ticks:
             "gates": (self._gates, seldom),
             "rates": (services.rates.tick, seldom),
             "asides": (services.asides.tick, seldom),
+            "renewals": (services.renewals.tick, seldom),
             "cancels": (self._cancels, seldom),
             "deadlines": (self._deadlines, poll),
             "heartbeat": (self._heartbeat, beat),

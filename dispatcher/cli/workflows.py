@@ -93,4 +93,4 @@ def _patch(api: Api, out: Output, name: str, changes: bytes) -> None:
     from dispatcher.cli.client import segment
 
     answer = api.call("PATCH", f"/v1/workflows/{segment(name)}", changes)
-    out.document(answer.text, pairs(answer.value, ["name", "paused", "queue_ttl_ms", "on_schedule"]))
+    out.document(answer.text, pairs(answer.value, ["name", "paused", "resuming", "queue_ttl_ms", "on_schedule"]))

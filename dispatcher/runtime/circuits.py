@@ -11,11 +11,10 @@ from datetime import datetime, timedelta
 from dispatcher.clock import Clock
 from dispatcher.delivery import Courier, DiscoveryError
 from dispatcher.engine import health
-from dispatcher.runtime import returning
 from dispatcher.runtime.directory import Directory, Endpoint
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import registry, returns
+from dispatcher.store import registry, renewals
 from dispatcher.store.database import Database
 from dispatcher.store.registry import Probe
 
@@ -105,14 +104,12 @@ class Circuits:
     async def _write(
         self, tenant_id: int, endpoint_id: str, circuit: str, code: str | None, now: datetime, probe_at: datetime | None
     ) -> None:
-        if circuit == "closed":
-            await returning.prepare(self._database, self._clock, tenant_id, endpoint_id, paused=False)
         async with self._database.transaction(lane="settle") as conn:
             await registry.hold_alone(conn, tenant_id)
             if await registry.set_circuit(conn, tenant_id, endpoint_id, circuit, code, now, probe_at):
                 await registry.bump(conn, tenant_id)
                 if circuit == "closed":
-                    await returns.returned(conn, tenant_id, endpoint_id, now)
+                    await renewals.returned(conn, tenant_id, endpoint_id, now)
         await self._directory.refresh(now)
         self._signals.send("registry")
 

@@ -163,8 +163,10 @@ class Membership:
 
     async def expire(self, now: datetime, limit: int) -> bool:
         """End tasks that have waited past their schedule timeout; True when there may be more."""
+        pictures = [dict(self._directory.pictures)]  # a workflow may be resumed while the database is asked
         late = await tasks.overdue(self._database, now, timedelta(seconds=self._settings.misconfig_ttl), limit)
-        await self._settle(await spare(self._database, self._directory, late, now), ScheduleExpired())
+        pictures.append(self._directory.pictures)
+        await self._settle(await spare(self._database, pictures, late, now), ScheduleExpired())
         return len(late) >= limit
 
     async def _settle(self, found: list[LiveTask], event: Event) -> None:

@@ -11,11 +11,12 @@ from dispatcher.clock import Clock
 from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime import limits_declared
-from dispatcher.runtime.directory import Directory
-from dispatcher.store import asides, audit, gate_limits, pausing, registry, removals
-from dispatcher.store.database import Database
+from dispatcher.runtime.directory import Directory, Picture
+from dispatcher.store import asides, audit, gate_limits, pausing, registry, removals, renewals
+from dispatcher.store.database import Connection, Database
 from dispatcher.store.outcomes import TaskKey
-from dispatcher.store.pausing import Page, Pause
+from dispatcher.store.pages import Page
+from dispatcher.store.pausing import Pause
 from dispatcher.store.tasks import LiveTask
 
 OnSchedule = Literal["queue", "drop"]
@@ -23,8 +24,6 @@ _LOOKS = 10  # while the shortest bound of a paused workflow lasts, at those tha
 _LEAST, _MOST = timedelta(seconds=1), timedelta(minutes=1)  # between two looks
 _PAGE = 2_000  # tasks that are looked at in one statement
 _NEXT_PAGE = timedelta(milliseconds=100)
-_UNBOUND = timedelta(minutes=10)  # longer than it takes to go through a large queue
-_LEAD = timedelta(minutes=1)  # from when on timeouts count that begin again before a workflow is resumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +49,11 @@ class Pausing:
         """Of tenants that have not been looked at yet, since it was last time to."""
 
     async def change(self, tenant_id: int, name: str, wanted: PauseChange) -> None:
-        """Pause or resume a workflow, or change what a pause means for it. Raises Problem unknown_workflow."""
-        if wanted.paused is False:
-            await self._renew(tenant_id, name)
+        """Pause or resume a workflow, or change what a pause means for it. Raises Problem unknown_workflow.
+
+        What waited for the pause to end has its whole schedule timeout before it. Where that is much, the workflow is resumed once all of
+        it has been told so.
+        """
         async with self._database.transaction() as conn:
             await registry.bump(conn, tenant_id)
             now = self._clock.now()
@@ -60,31 +61,25 @@ class Pausing:
             if before is None:
                 raise problem("unknown_workflow", f"there is no workflow {name[:200]!r}")
             after = _changed(before, wanted, now)
+            if wanted.paused:
+                await renewals.drop(conn, tenant_id, before.id)
+            elif before.paused_at is not None and after.paused_at is None:
+                after = await self._resume(conn, tenant_id, before, after, now)
             await pausing.put(conn, tenant_id, after, now)
             await asides.judge(conn, tenant_id, now)
-            if before.paused_at is not None and after.paused_at is None:
-                workflow = await self._directory.workflow_version(tenant_id, before.id, before.version)
-                await pausing.resume(conn, tenant_id, before.id, workflow.schedule_ms, now, _LEAD)
-            await pausing.bound(conn, tenant_id, [before.id], Page(), _PAGE, now)
+            await pausing.bound(conn, tenant_id, [before.id], Page(), _PAGE)
         self._bound_at = None
         await self._changed()
 
-    async def _renew(self, tenant_id: int, name: str) -> None:
-        """What waits has its time before it: most of a large queue is told so before the workflow is resumed, which tells the rest.
-
-        That takes a while, none of which is to be lost by those that were told first: they have a little more.
-        """
-        before = await pausing.get(self._database, tenant_id, name)
-        if before is None or before.paused_at is None:
-            return
-        if await pausing.waiting(self._database, tenant_id, before.id, _PAGE) <= _PAGE:
-            return
+    async def _resume(self, conn: Connection, tenant_id: int, before: Pause, after: Pause, now: datetime) -> Pause:
+        """Answers how the workflow is to stand now."""
+        if await pausing.waiting(conn, tenant_id, before.id, _PAGE) > _PAGE:
+            await renewals.resuming(conn, tenant_id, before.id, now)
+            return replace(after, paused_at=before.paused_at)
+        await renewals.drop(conn, tenant_id, before.id)
         workflow = await self._directory.workflow_version(tenant_id, before.id, before.version)
-        await pausing.unbind(self._database, tenant_id, before.id, self._clock.now() + _UNBOUND)
-        page: Page | None = Page()
-        while page is not None:
-            start = self._clock.now() + _LEAD
-            page = await pausing.renew(self._database, tenant_id, before.id, workflow.schedule_ms, start, page, _PAGE)
+        await pausing.resume(conn, tenant_id, before.id, workflow.schedule_ms, now)
+        return after
 
     async def tick(self, now: datetime) -> datetime | None:
         """Bound how long those wait that have come since a workflow was paused; answers when to look again.
@@ -103,14 +98,14 @@ class Pausing:
             every = timedelta(milliseconds=min(ttl for ttls in bounded.values() for ttl in ttls.values()) / _LOOKS)
             self._bound_at = now + min(max(every, _LEAST), _MOST)
             self._pages = dict.fromkeys(bounded, Page())
-        await self._bound(bounded, now)
+        await self._bound(bounded)
         return now + _NEXT_PAGE if self._pages else self._bound_at
 
-    async def _bound(self, bounded: Mapping[int, Mapping[int, int]], now: datetime) -> None:
+    async def _bound(self, bounded: Mapping[int, Mapping[int, int]]) -> None:
         """Look at what is left, up to the first page of many."""
         while self._pages:
             tenant_id, page = self._pages.popitem()
-            more = await pausing.bound(self._database, tenant_id, list(bounded.get(tenant_id, ())), page, _PAGE, now)
+            more = await pausing.bound(self._database, tenant_id, list(bounded.get(tenant_id, ())), page, _PAGE)
             if more is not None:
                 self._pages[tenant_id] = more
                 if more.run_id:
@@ -151,13 +146,15 @@ def _changed(before: Pause, wanted: PauseChange, now: datetime) -> Pause:
     return after
 
 
-async def spare(db: Database, directory: Directory, late: Sequence[LiveTask], now: datetime) -> list[LiveTask]:
-    """Of tasks past their schedule timeout, those that are over. What waits for a paused workflow may wait as long as its pause says."""
+async def spare(db: Database, pictures: Sequence[Mapping[int, Picture]], late: Sequence[LiveTask], now: datetime) -> list[LiveTask]:
+    """Of tasks past their schedule timeout, those that are over. What waits for a workflow that is paused, in any of these pictures of
+    tenants, may wait as long as its pause says.
+    """
     over: list[LiveTask] = []
     spared: list[tuple[TaskKey, datetime | None]] = []
     for task in late:
-        picture = directory.pictures.get(task.tenant_id)
-        pause = picture.paused.get(task.workflow_id) if picture is not None else None
+        found = (picture.paused.get(task.workflow_id) for tenants in pictures if (picture := tenants.get(task.tenant_id)) is not None)
+        pause = next((one for one in found if one is not None), None)
         if pause is None or pause.paused_at is None:
             over.append(task)
             continue

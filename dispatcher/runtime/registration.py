@@ -26,7 +26,7 @@ from dispatcher.engine.placement import refuse_long
 from dispatcher.engine.shared_limits import Disagreement
 from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
-from dispatcher.runtime import limits_declared, returning
+from dispatcher.runtime import limits_declared
 from dispatcher.runtime.credentials import checked_auth, is_same_place
 from dispatcher.runtime.crons import check_room, declare
 from dispatcher.runtime.directory import Directory, Endpoint
@@ -34,7 +34,7 @@ from dispatcher.runtime.keyring import Keyring, secret_context
 from dispatcher.runtime.limits_declared import Declared
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import asides, audit, crons, filters, gate_limits, registry, returns, waits
+from dispatcher.store import asides, audit, crons, filters, gate_limits, registry, renewals, waits
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.filters import NewFilter
 from dispatcher.store.registry import EndpointPut, EndpointRow
@@ -208,8 +208,6 @@ class Registration:
 
     async def _write(self, put: EndpointPut, offer: Offer, secret: str | None) -> list[Disagreement]:
         """Answers what its workflows share with others and do not declare the same."""
-        names = [definition.name for definition in offer.definitions]
-        await returning.prepare(self._database, self._clock, put.tenant_id, put.id, names, paused=False)
         now = self._clock.now()
         async with self._database.transaction() as conn:
             await registry.bump(conn, put.tenant_id)
@@ -254,7 +252,7 @@ class Registration:
         if any(task.durable for definition in offer.definitions for task in definition.tasks):
             await waits.unblock(conn, put.tenant_id, workflow_ids, None, now)  # what its code did not fit may fit this one's
         await crons.delete_unserved(conn, put.tenant_id)
-        await returns.returned(conn, put.tenant_id, put.id, now)
+        await renewals.returned(conn, put.tenant_id, put.id, now)
         declared = await limits_declared.redeclare(conn, put.tenant_id, rules)
         await self._note_disagreements(conn, put, [one for one in declared.disagreements if before.get(one.name) != one])
         return declared
@@ -343,8 +341,6 @@ class Registration:
     ) -> None:
         """Change what is given. A paused endpoint gets no new attempts; those open go on."""
         row = await self._row(tenant_id, name)
-        if row.paused and paused is False:
-            await returning.prepare(self._database, self._clock, tenant_id, row.id, paused=True)
         async with self._database.transaction() as conn:
             await registry.bump(conn, tenant_id)
             text, now = json.dumps(labels) if labels is not None else None, self._clock.now()
@@ -352,7 +348,7 @@ class Registration:
             if paused is not None:
                 await asides.judge(conn, tenant_id, now)
             if row.paused and paused is False:
-                await returns.returned(conn, tenant_id, row.id, now)
+                await renewals.returned(conn, tenant_id, row.id, now)
         await self.changed()
 
     async def relabel(self, tenant_id: int, endpoint_id: str, labels: Mapping[str, Label | None]) -> None:

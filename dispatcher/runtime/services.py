@@ -23,6 +23,7 @@ from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.pausing import Pausing
 from dispatcher.runtime.rates import Rates
 from dispatcher.runtime.registration import Registration
+from dispatcher.runtime.renewals import Renewals
 from dispatcher.runtime.replays import Replays
 from dispatcher.runtime.schedules import Schedules
 from dispatcher.runtime.search import Search
@@ -60,6 +61,7 @@ class Services:
     search: Search
     pausing: Pausing
     asides: Asides
+    renewals: Renewals
     crons: Crons
     schedules: Schedules
     timetable: Timetable

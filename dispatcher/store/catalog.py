@@ -76,6 +76,7 @@ class WorkflowState:
     created_at: datetime
     updated_at: datetime
     paused_at: datetime | None
+    resuming: bool
     queue_ttl_ms: int | None
     on_schedule: str
 
@@ -148,7 +149,9 @@ WORKFLOWS = Statement(
     select w.id, w.name, w.version, v.definition,
            array(select e.name from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
                  where r.tenant_id = $1 and r.workflow_id = w.id order by e.name) as endpoints,
-           w.created_at, w.updated_at, w.paused_at, w.queue_ttl_ms, w.on_schedule
+           w.created_at, w.updated_at, w.paused_at,
+           exists (select from renewals n where n.tenant_id = $1 and n.workflow_id = w.id and n.late_at is null) as resuming,
+           w.queue_ttl_ms, w.on_schedule
     from workflows w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id and v.number = w.version
     where w.tenant_id = $1 and ($2::text is null or w.name = $2) and w.name > $3 and w.removed_at is null order by w.name limit $4
     """,

@@ -247,12 +247,13 @@ ENTER = """
 """
 
 # What stands in line while its workflow is paused may wait as long as the pause says; where every route leads to a broken or paused
-# endpoint, up to $3, as a task may.
+# endpoint, up to $3, as a task may. What may be about to have its time again is left alone.
 LATE = Statement(
     """
     select r.tenant_id, r.id from runs r join workflows w on w.tenant_id = r.tenant_id and w.id = r.workflow_id
     where r.gates is not null and r.gates_held < cardinality(r.gates) and r.advance_at is null
       and r.schedule_deadline <= $1 and r.cancel_reason is null
+      and not exists (select from renewals n where n.tenant_id = r.tenant_id and n.workflow_id = r.workflow_id)
       and (w.paused_at is null or greatest(r.arrived_at, w.paused_at) + w.queue_ttl_ms * interval '1 millisecond' <= $1)
       and (r.arrived_at + $3::interval <= $1
            or not exists (select from routes o join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.outcomes import TaskKey
+from dispatcher.store.pages import Looked, Page
 from dispatcher.store.statement import Statement
 
 
@@ -22,24 +23,6 @@ class Pause:
     on_schedule: str
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What of a tenant is looked at next: tasks, and then runs, that come behind this one."""
-
-    of_tasks: bool = True
-    run_id: str = ""
-    node: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Looked:
-    """The last of the rows that were looked at, and how many they were."""
-
-    run_id: str
-    node: int
-    looked: int
-
-
 GET = Statement(
     """
     select id, version, paused_at, queue_ttl_ms, on_schedule from workflows where tenant_id = $1 and name = $2 and removed_at is null
@@ -48,26 +31,32 @@ GET = Statement(
     Pause,
 )
 SET = """
-    update workflows set paused_at = $3, queue_ttl_ms = $4, on_schedule = $5, updated_at = $6, unbound_until = null
-    where tenant_id = $1 and id = $2
+    update workflows set paused_at = $3, queue_ttl_ms = $4, on_schedule = $5, updated_at = $6 where tenant_id = $1 and id = $2
 """
-UNBIND = "update workflows set unbound_until = $3 where tenant_id = $1 and id = $2 and paused_at is not null"
-# What waited for the pause to end has its whole schedule timeout before it, or up to $6 more where that is so already; a durable task that
-# has begun waits as long as it takes.
+# What waited for the pause to end has its whole schedule timeout before it; a durable task that has begun waits as long as it takes. What
+# is put off has its time before it anyway.
 RESUME = """
-    update tasks t set schedule_deadline = greatest(t.due_at, $5::timestamptz) + g.ms * interval '1 millisecond'
-    from unnest($3::smallint[], $4::bigint[]) as g (node, ms)
-    where t.tenant_id = $1 and t.workflow_id = $2 and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
+    with keys as materialized (
+        select t.tenant_id, t.run_id, t.node from tasks t where t.tenant_id = $1 and t.workflow_id = $2 and t.state = 'queued'
+        union all
+        select t.tenant_id, t.run_id, t.node from tasks t
+        where t.tenant_id = $1 and t.workflow_id = $2 and t.state = 'gated' and t.gate_wait is null and t.parked_on is null
+        union all
+        select t.tenant_id, t.run_id, t.node from tasks t
+        where t.tenant_id = $1 and t.workflow_id = $2 and t.state = 'gated' and (t.gate_wait is not null or t.parked_on is not null)
+    ), waiting as materialized (
+        select *, coalesce(($3::bigint[])[node + 1], ($3::bigint[])[1]) as ms from keys
+    )
+    update tasks t set schedule_deadline = greatest(t.due_at, $4::timestamptz) + w.ms * interval '1 millisecond'
+    from waiting w
+    where t.tenant_id = any (array[w.tenant_id]) and t.run_id = w.run_id and t.node = w.node
       and coalesce(t.turn, 1) = 1 and coalesce(t.log_len, 0) = 0 and t.cleanup is null
-      and (t.schedule_deadline - greatest(t.due_at, $5::timestamptz) - g.ms * interval '1 millisecond' between interval '0' and $6)
-          is not true
 """
 RESUME_RUNS = """
     update runs set schedule_deadline = $3
     where tenant_id = $1 and workflow_id = $2 and gates is not null and gates_held < cardinality(gates) and advance_at is null
-      and (schedule_deadline - $3::timestamptz between interval '0' and $4) is not true
 """
-# How many wait at least, counted as far as $3 in each of their places. What is put off has its time before it.
+# How many wait at least, counted as far as $3 in each of their places.
 WAITING = """
     select count(*) from (
         (select from tasks t where t.tenant_id = $1 and t.workflow_id = $2 and t.state = 'queued' limit $3)
@@ -84,56 +73,9 @@ WAITING = """
          and r.gates is not null and r.gates_held = 0 and r.gate_wait is null and r.advance_at is null limit $3)
     ) waiting
 """
-# Resuming a page at a time, while the workflow is paused still: what waits may be more than one statement can change in its time. What
-# somebody else has at hand is left to the whole.
-RENEW = Statement(
-    """
-    with page as materialized (
-        select t.run_id, t.node, t.workflow_id from tasks t
-        where t.tenant_id = $1 and t.run_id >= $3 and (t.run_id, t.node) > ($3, $4) order by t.run_id, t.node limit $5
-    ), changed as materialized (
-        select t.tenant_id, t.run_id, t.node, t.until
-        from page g join unnest($6::smallint[], $7::bigint[]) as m (node, ms) on m.node = g.node
-        cross join lateral (
-            select t.tenant_id, t.run_id, t.node, greatest(t.due_at, $8::timestamptz) + m.ms * interval '1 millisecond' as until
-            from tasks t
-            where t.tenant_id = any (array[$1]) and t.run_id = g.run_id and t.node = g.node and t.state in ('queued', 'gated', 'scheduled')
-              and coalesce(t.turn, 1) = 1 and coalesce(t.log_len, 0) = 0 and t.cleanup is null
-            for update skip locked
-        ) t
-        where g.workflow_id = $2
-    ), renewed as (
-        update tasks t set schedule_deadline = c.until from changed c
-        where t.tenant_id = any (array[c.tenant_id]) and t.run_id = c.run_id and t.node = c.node
-    )
-    select run_id, node, (select count(*) from page)::int as looked from page order by run_id desc, node desc limit 1
-    """,
-    Looked,
-)
-RENEW_RUNS = Statement(
-    """
-    with page as materialized (
-        select r.id, r.workflow_id from runs r where r.tenant_id = $1 and r.id > $3 order by r.id limit $4
-    ), changed as materialized (
-        select r.tenant_id, r.id
-        from page g
-        cross join lateral (
-            select r.tenant_id, r.id from runs r
-            where r.tenant_id = any (array[$1]) and r.id = g.id
-              and case when r.gates_held < cardinality(r.gates) and r.advance_at is null then true else false end
-            for update skip locked
-        ) r
-        where g.workflow_id = $2
-    ), renewed as (
-        update runs r set schedule_deadline = $5 from changed c where r.tenant_id = any (array[c.tenant_id]) and r.id = c.id
-    )
-    select id as run_id, 0::smallint as node, (select count(*) from page)::int as looked from page order by id desc limit 1
-    """,
-    Looked,
-)
 # While a workflow is paused, nothing that waits for it may wait for longer than the pause says. A tenant's live tasks are gone through a
 # page at a time, since no index leads to what waits for a workflow. What somebody else has at hand is seen the next time; so is a workflow
-# that is being changed, lest a deadline of a resumed one be overwritten.
+# that is being changed, lest a deadline of a resumed one be overwritten. One that is being resumed is bound no more.
 BOUND = Statement(
     """
     with page as materialized (
@@ -142,7 +84,7 @@ BOUND = Statement(
     ), paused as materialized (
         select id, paused_at, queue_ttl_ms * interval '1 millisecond' as ttl from workflows
         where tenant_id = $1 and id = any ($2::int[]) and paused_at is not null and queue_ttl_ms is not null
-          and (unbound_until <= $6) is not false
+          and not exists (select from renewals n where n.tenant_id = $1 and n.workflow_id = workflows.id)
         for share skip locked
     ), changed as materialized (
         select t.tenant_id, t.run_id, t.node, t.until
@@ -170,7 +112,7 @@ BOUND_RUNS = Statement(
     ), paused as materialized (
         select id, paused_at, queue_ttl_ms * interval '1 millisecond' as ttl from workflows
         where tenant_id = $1 and id = any ($2::int[]) and paused_at is not null and queue_ttl_ms is not null
-          and (unbound_until <= $5) is not false
+          and not exists (select from renewals n where n.tenant_id = $1 and n.workflow_id = workflows.id)
         for share skip locked
     ), changed as materialized (
         select r.tenant_id, r.id, r.until
@@ -208,53 +150,26 @@ async def put(conn: Connection, tenant_id: int, pause: Pause, now: datetime) -> 
     await conn.execute(SET, tenant_id, pause.id, pause.paused_at, pause.queue_ttl_ms, pause.on_schedule, now)
 
 
-async def resume(conn: Connection, tenant_id: int, workflow_id: int, schedule_ms: Sequence[int], now: datetime, lead: timedelta) -> None:
-    """Count the schedule timeouts of what waits from now on; `schedule_ms` by node. Who has up to `lead` more keeps it."""
-    await conn.execute(RESUME, tenant_id, workflow_id, list(range(len(schedule_ms))), list(schedule_ms), now, lead)
-    await conn.execute(RESUME_RUNS, tenant_id, workflow_id, now + timedelta(milliseconds=schedule_ms[0]), lead)
-
-
-async def waiting(db: Database, tenant_id: int, workflow_id: int, limit: int) -> int:
+async def waiting(conn: Connection, tenant_id: int, workflow_id: int, limit: int) -> int:
     """How many tasks, and runs in line, of a workflow wait; where they are more than `limit`, more than that."""
-    return int(await db.fetchval(WAITING, tenant_id, workflow_id, limit + 1))
+    return int(await conn.fetchval(WAITING, tenant_id, workflow_id, limit + 1))
 
 
-async def renew(
-    db: Database, tenant_id: int, workflow_id: int, schedule_ms: Sequence[int], start: datetime, page: Page, limit: int
-) -> Page | None:
-    """Count the schedule timeouts from `start` on for what of a workflow is on a page, of `limit` of the tenant's tasks at most, or of its
-    runs; answers the next page, None behind the last.
-    """
-    if page.of_tasks:
-        nodes = list(range(len(schedule_ms)))
-        records = await db.fetch(RENEW.sql, tenant_id, workflow_id, page.run_id, page.node, limit, nodes, list(schedule_ms), start)
-        return _behind(page, RENEW.first(records), limit)
-    until = start + timedelta(milliseconds=schedule_ms[0])
-    return _behind(page, RENEW_RUNS.first(await db.fetch(RENEW_RUNS.sql, tenant_id, workflow_id, page.run_id, limit, until)), limit)
+async def resume(conn: Connection, tenant_id: int, workflow_id: int, schedule_ms: Sequence[int], now: datetime) -> None:
+    """Count the schedule timeouts of what waits from now on; `schedule_ms` by node."""
+    await conn.execute(RESUME, tenant_id, workflow_id, list(schedule_ms), now)
+    await conn.execute(RESUME_RUNS, tenant_id, workflow_id, now + timedelta(milliseconds=schedule_ms[0]))
 
 
-async def unbind(db: Database, tenant_id: int, workflow_id: int, until: datetime) -> None:
-    """Keep the bound of a pause from what waits for a workflow that is about to be resumed, until it is changed or a moment comes."""
-    await db.execute(UNBIND, tenant_id, workflow_id, until)
-
-
-async def bound(
-    db: Database | Connection, tenant_id: int, workflow_ids: Sequence[int], page: Page, limit: int, now: datetime
-) -> Page | None:
+async def bound(db: Database | Connection, tenant_id: int, workflow_ids: Sequence[int], page: Page, limit: int) -> Page | None:
     """Let nothing on a page wait for longer than its pause says, of those of these workflows that are paused with a bound; answers the next
     page, None behind the last. A page is `limit` of the tenant's tasks at most, or of its runs.
     """
     if page.of_tasks:
-        last = BOUND.first(await db.fetch(BOUND.sql, tenant_id, list(workflow_ids), page.run_id, page.node, limit, now))
+        last = BOUND.first(await db.fetch(BOUND.sql, tenant_id, list(workflow_ids), page.run_id, page.node, limit))
     else:
-        last = BOUND_RUNS.first(await db.fetch(BOUND_RUNS.sql, tenant_id, list(workflow_ids), page.run_id, limit, now))
-    return _behind(page, last, limit)
-
-
-def _behind(page: Page, last: Looked | None, limit: int) -> Page | None:
-    if last is not None and last.looked == limit:
-        return Page(page.of_tasks, last.run_id, last.node)
-    return Page(of_tasks=False) if page.of_tasks else None
+        last = BOUND_RUNS.first(await db.fetch(BOUND_RUNS.sql, tenant_id, list(workflow_ids), page.run_id, limit))
+    return page.behind(last, limit)
 
 
 async def postpone(db: Database, tasks: Sequence[tuple[TaskKey, datetime | None]], now: datetime) -> None:

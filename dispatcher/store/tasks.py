@@ -127,11 +127,13 @@ ORPHANS = _live(
     """
 )
 
-# Where every route leads to a broken or paused endpoint nobody could have taken the task: it waits on, up to $2 since it came due.
+# Where every route leads to a broken or paused endpoint nobody could have taken the task: it waits on, up to $2 since it came due. What
+# may be about to have its time again is left alone.
 OVERDUE = _live(
     """
     from tasks t
     where t.schedule_deadline <= $1
+      and not exists (select from renewals n where n.tenant_id = t.tenant_id and n.workflow_id = t.workflow_id)
       and (t.due_at + $2::interval <= $1
            or not exists (select from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
                           where r.tenant_id = t.tenant_id and r.workflow_id = t.workflow_id and (e.circuit <> 'closed' or e.paused))

@@ -19,12 +19,12 @@ from tests.postgres.test_statements import ALL
 LIVE = (
     "tasks", "runs", "waits", "journal", "messages", "gates", "rate_limits", "streams", "idempotency", "crons", "cron_ticks", "schedules",
 )  # fmt: skip
-READ_ALL = {"gates.AUDIT", "pausing.RESUME", "runs.RUNS", "search.OUTDATED", "search.SEGMENTS", "stats.GROUPS"}
+READ_ALL = {"gates.AUDIT", "runs.RUNS", "search.OUTDATED", "search.SEGMENTS", "stats.GROUPS"}
 """Lists and counts of all there is, and what somebody does to all of a workflow now and then."""
 BY_MARK = {"tasks_wake", "tasks_due", "tasks_overdue", "tasks_lease", "tasks_cancel", "waits_due", "waits_look", "runs_doomed"}
 """Indexes of what is to be looked at, which a loop reads from their beginning."""
 DUE = {f"tasks.{name}" for name in ("OF_RUNS", "LEASES_ENDED", "HELD_SINCE", "ORPHANS", "OVERDUE", "CANCELS_DUE", "CANCELLING")}
-DUE |= {"pausing.BOUND", "pausing.BOUND_RUNS", "pausing.RENEW", "pausing.RENEW_RUNS", "pausing.WAITING", "returns.SOME"}
+DUE |= {"pausing.BOUND", "pausing.BOUND_RUNS", "pausing.RESUME", "pausing.WAITING", "renewals.TASKS", "renewals.RUNS", "renewals.RETURNED"}
 """What a loop or a cancel looks for among the tasks, in sets as well, though their keys are not what it is told."""
 READING = ("Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Index Scan")
 STATEMENTS = [(where.removeprefix("dispatcher.store."), sql) for where, sql, _ in ALL]

@@ -33,6 +33,14 @@ BULK = "insert into bulk_actions (tenant_id, id, kind, status, reason, matched, 
 WORKFLOW = """
     with t as (insert into tenants (slug, name, created_at) values ('w', 'w', $1) returning id)
     insert into workflows (tenant_id, name, version, created_at, updated_at, aside) select id, 'w', 1, $1, $1"""
+RENEWAL = """
+    with t as (
+        insert into tenants (slug, name, created_at) values ('w', 'w', $1) returning id
+    ), w as (
+        insert into workflows (tenant_id, name, version, created_at, updated_at) select id, 'w', 1, $1, $1 from t returning tenant_id, id
+    )
+    insert into renewals (tenant_id, workflow_id, began_at, looked_at) select tenant_id, id, $1, $1 from w
+"""
 PROBE = f"""
     insert into endpoints ({ENDPOINT}, circuit, circuit_since, probe_at)
     values (1, 'e', 'e', '1', 1, '{{}}', false, $1, $1, 'open', $1, $2)
@@ -90,6 +98,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], datetime]] = {
         ("asides",),
         NOW,
     ),
+    "a workflow that has its time again": (RENEWAL, ("renewals",), NOW),
     "a gate awake": (
         f"insert into gates ({GATE}, wake) values (1, gen_random_uuid(), 'r', 'k', 'GROUP_ROUND_ROBIN', 1, true)",
         ("gates",),

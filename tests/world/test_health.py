@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.store import dispatchers, queue, registry, returns
+from dispatcher.store import dispatchers, queue, registry
 from tests.world.endpoint import Arrival, manifest
 from tests.world.world import Node, World, until
 
@@ -260,60 +260,3 @@ async def test_another_version_with_other_handlers_is_registered(world: World, o
     await world.over(run_id)
     await one.runtime.deliveries.circuits.drain()
     assert (await one.call("GET", "/v1/endpoints/sdk"))["version"] == "8"
-
-
-@pytest.mark.parametrize("way", ["resumed", "registered", "probed"])
-async def test_what_became_late_has_its_time_again_a_page_at_a_time(
-    world: World, one: Node, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
-    """Before its endpoint comes back, so that this is done soon however much it is; who dies in between leaves it as it was."""
-    flow = {"name": "flow", "kind": "workflow", "tasks": [{"name": "a", "body": "v1"}], "concurrency": [{"name": "shared", "max_runs": 1}]}
-    handlers: list[dict[str, Any]] = [{"name": "work", "schedule_timeout": "1m", "body": "v1"}, flow]
-    endpoint = await world.discovered(one, manifest(handlers), name="plain")
-    endpoint.way = lambda arrival: arrival.answer(200, 1, task_protocol="1")
-    loops = one.runtime.loops
-    probe = loops.pop("probe")
-    await probe.stop()
-    change = "paused = true" if way == "resumed" else "circuit = 'open', circuit_since = $1, probe_at = $1"
-    await world.database.execute(f"update endpoints set {change} where created_at <= $1", world.now)
-    await world.database.execute("update tenants set registry_version = registry_version + 1")
-    await one.turn("registry")
-    for workflow in ("work", "flow"):
-        for _ in range(5):
-            await one.trigger(workflow)
-    await one.turn("gates", "graphs")  # all of them stand in line
-    for loop in loops.values():  # and nobody has one of them at hand, which would be left to the whole
-        await loop.stop()
-    world.clock.advance(timedelta(minutes=10))
-
-    async def come_back() -> None:
-        if way == "resumed":
-            await one.call("PATCH", "/v1/endpoints/plain", {"paused": False})
-        elif way == "registered":
-            await one.call("PUT", "/v1/endpoints/plain", {"url": endpoint.url})
-        else:
-            await probe.tick(world.now)
-
-    async def broken(*_: object) -> None:
-        raise ConnectionError("the dispatcher is gone")
-
-    monkeypatch.setattr("dispatcher.runtime.returning._PAGE", 2)
-    with monkeypatch.context() as broke:
-        broke.setattr(returns, "returned", broken)
-        with pytest.raises((ConnectionError, AssertionError)):
-            await come_back()
-    assert await world.database.fetchval("select count(*) from endpoints where paused or circuit <> 'closed'") == 1
-    late = "select (select count(*) from tasks where schedule_deadline <= $1) + (select count(*) from runs where schedule_deadline <= $1)"
-    assert await world.database.fetchval(late, world.now) == 0
-    world.clock.advance(timedelta(minutes=20))
-    assert await world.database.fetchval(late, world.now) > 0
-    await come_back()
-    for loop in loops.values():
-        loop.start()
-
-    async def over() -> bool:
-        await one.turn("asides", "gates", "graphs", "claim")
-        return not await world.database.fetchval("select count(*) from runs")
-
-    await until(over)
-    assert await world.database.fetchval("select count(*) from run_history where status <> 'succeeded'") == 0

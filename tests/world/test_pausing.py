@@ -7,9 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from dispatcher.runtime.pausing import PauseChange
 from dispatcher.store import pausing
-from dispatcher.store.pausing import Page
+from dispatcher.store.pages import Page
 from tests.world.graph_runs import answer, finished, graph, look, settled
 from tests.world.world import Node, World
 
@@ -100,12 +99,12 @@ async def test_who_bounds_a_pause_leaves_what_was_resumed_and_what_has_begun(wor
     run_id = await one.trigger("work")
     await world.database.execute("update tasks set durable = true, turn = 2, schedule_deadline = null where run_id = $1", run_id)
     ((tenant, workflow),) = await world.database.fetch("select tenant_id, id from workflows where name = 'work'")
-    await pausing.bound(world.database, tenant, [workflow], Page(), 10, world.now)
+    await pausing.bound(world.database, tenant, [workflow], Page(), 10)
     assert (await world.task(run_id))["schedule_deadline"] is None
     await world.database.execute("update tasks set turn = null where run_id = $1", run_id)
     await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
     await _pause(one, paused=False)
-    await pausing.bound(world.database, tenant, [workflow], Page(), 10, world.now)
+    await pausing.bound(world.database, tenant, [workflow], Page(), 10)
     assert (await world.task(run_id))["schedule_deadline"] == world.now + timedelta(minutes=5)
 
 
@@ -119,128 +118,10 @@ async def test_what_waits_is_bounded_a_page_at_a_time(world: World, one: Node) -
     seen, page = list[Page](), cast("Page | None", Page())
     while page is not None:
         seen.append(page)
-        page = await pausing.bound(world.database, tenant, [workflow], page, 2, world.now)
+        page = await pausing.bound(world.database, tenant, [workflow], page, 2)
     assert [one.of_tasks for one in seen] == [True] * 3 + [False] * 3  # two full ones and what is left, of the tasks and of the runs
     deadlines = [(await world.task(run_id))["schedule_deadline"] for run_id in runs[::2]]
     assert deadlines == [world.now + timedelta(minutes=1)] * 3
-
-
-async def test_what_waits_has_its_time_again_a_page_at_a_time(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the workflow is resumed, so that this is done soon; who dies in between leaves it paused, and the next begins again."""
-    tasks = [{"name": "a", "schedule_timeout": "5m"}, {"name": "b", "parents": ["a"]}]
-    wide = {"name": "wide", "kind": "workflow", "tasks": tasks, "concurrency": [{"expression": "input.key", "max_runs": 1}]}
-    endpoint = await world.endpoint(one, [HANDLER, {"name": "other"}, wide])
-    await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
-    runs = [await one.trigger("work"), await one.trigger("other"), *[await one.trigger("work") for _ in range(4)]]
-    lines = [await one.trigger("wide", input={"key": "a"}) for _ in range(3)]
-    for name in ("work", "wide"):
-        await one.call("PATCH", f"/v1/workflows/{name}", {"paused": True})
-    await world.database.execute("update tasks set durable = true, turn = 2, schedule_deadline = null where run_id = $1", runs[-1])
-    await world.advance(timedelta(hours=1))
-
-    async def broken(*_: object) -> None:
-        raise ConnectionError("the dispatcher is gone")
-
-    async def deadlines(table: str, column: str, ids: list[str]) -> list[Any]:
-        rows = await world.database.fetch(f"select {column} as id, schedule_deadline from {table}")
-        found = {row["id"]: row["schedule_deadline"] for row in rows}
-        return [found[run_id] for run_id in ids]
-
-    monkeypatch.setattr("dispatcher.runtime.pausing._PAGE", 2)
-    tenant, soon = await world.database.fetchval("select id from tenants"), world.now + timedelta(minutes=6)
-    with monkeypatch.context() as broke:
-        broke.setattr(pausing, "resume", broken)
-        for name in ("work", "wide"):
-            with pytest.raises(ConnectionError):
-                await one.runtime.services.pausing.change(tenant, name, PauseChange(paused=False))
-    assert await deadlines("tasks", "run_id", [runs[0], *runs[2:]]) == [soon] * 4 + [None]
-    assert {await world.database.fetchval("select count(*) from workflows where paused_at is not null")} == {2}
-    await world.advance(timedelta(hours=1))
-    for name in ("work", "wide"):
-        await one.call("PATCH", f"/v1/workflows/{name}", {"paused": False})
-    assert await deadlines("tasks", "run_id", [runs[0], *runs[2:]]) == [world.now + timedelta(minutes=6)] * 4 + [None]
-    assert (await deadlines("runs", "id", lines))[1:] == [world.now + timedelta(minutes=6)] * 2
-    assert endpoint.waiting == 0
-
-
-@pytest.mark.parametrize(("waiting", "page"), [(1, 2), (7, 2)])
-async def test_however_long_resuming_takes_what_waits_has_its_whole_time_then(
-    world: World, one: Node, monkeypatch: pytest.MonkeyPatch, waiting: int, page: int
-) -> None:
-    """Among many others of its tenant too, which are gone through for a large queue only."""
-    await world.endpoint(one, [{**HANDLER, "schedule_timeout": "5s"}, {"name": "other"}])
-    await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
-    await one.call("PATCH", "/v1/workflows/work", {"paused": True})
-    for _ in range(5):
-        await one.trigger("other")
-    runs = [await one.trigger("work") for _ in range(waiting)]
-    renew = pausing.renew
-
-    async def slowly(*of: Any) -> Page | None:
-        world.clock.advance(timedelta(seconds=4))
-        return await renew(*of)
-
-    monkeypatch.setattr("dispatcher.runtime.pausing._PAGE", page)
-    monkeypatch.setattr(pausing, "renew", slowly)
-    began = world.now
-    await one.call("PATCH", "/v1/workflows/work", {"paused": False})
-    assert (world.now == began) == (waiting <= page)
-    left = [(await world.task(run_id))["schedule_deadline"] - world.now for run_id in runs]
-    assert min(left) >= timedelta(seconds=5)
-    assert max(left) <= timedelta(seconds=65)
-
-
-async def test_a_bound_takes_nothing_back_of_what_resuming_has_given(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a large queue might be left to the statement that resumes. After a while it holds again, if who resumed has died."""
-    flow = {"name": "flow", "kind": "workflow", "tasks": [{"name": "a"}], "concurrency": [{"expression": "'a'", "max_runs": 1}]}
-    await world.endpoint(one, [HANDLER, flow])
-    await one.call("PATCH", "/v1/endpoints/plain", {"paused": True})
-    for name in ("work", "flow"):
-        for _ in range(4):
-            await one.trigger(name)
-        await one.call("PATCH", f"/v1/workflows/{name}", {"paused": True, "queue_ttl": "1h"})
-    tenant, ids = (
-        await world.database.fetchval("select id from tenants"),
-        [row[0] for row in await world.database.fetch("select id from workflows")],
-    )
-    renew, resume, left = pausing.renew, pausing.resume, list[int]()
-    bounded = """
-        select (select count(*) from tasks where schedule_deadline = $1)
-             + (select count(*) from runs where gates_held < cardinality(gates) and schedule_deadline = $1)
-    """
-    until = world.now + timedelta(hours=1)
-
-    async def bound() -> None:
-        page: Page | None = Page()
-        while page is not None:
-            page = await pausing.bound(world.database, tenant, ids, page, 100, world.now)
-
-    async def overtaken(*of: Any) -> Page | None:
-        more = await renew(*of)
-        await bound()
-        return more
-
-    async def broken(*_: object) -> None:
-        left.append(await world.database.fetchval(bounded, until))
-        raise ConnectionError("the dispatcher is gone")
-
-    await bound()
-    assert await world.database.fetchval(bounded, until) == 8
-    monkeypatch.setattr("dispatcher.runtime.pausing._PAGE", 2)
-    monkeypatch.setattr(pausing, "renew", overtaken)
-    with monkeypatch.context() as broke:
-        broke.setattr(pausing, "resume", broken)
-        for name in ("work", "flow"):
-            with pytest.raises(ConnectionError):
-                await one.runtime.services.pausing.change(tenant, name, PauseChange(paused=False))
-    assert left == [4, 0]
-    world.clock.advance(timedelta(minutes=11))
-    await bound()
-    assert await world.database.fetchval(bounded, until) == 8
-    monkeypatch.setattr(pausing, "resume", resume)
-    for name in ("work", "flow"):
-        await one.call("PATCH", f"/v1/workflows/{name}", {"paused": False})
-    assert await world.database.fetchval(bounded, until) == 0
 
 
 async def test_what_runs_when_a_workflow_is_paused_goes_on_and_its_retry_waits(world: World, one: Node) -> None:
