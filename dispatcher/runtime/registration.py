@@ -209,6 +209,7 @@ class Registration:
     async def _write(self, put: EndpointPut, offer: Offer, secret: str | None) -> list[Disagreement]:
         """Answers what its workflows share with others and do not declare the same."""
         now = self._clock.now()
+        names = {definition.name for definition in offer.definitions}
         async with self._database.transaction() as conn:
             await registry.bump(conn, put.tenant_id)
             landed = await registry.put_endpoint(conn, put, now)
