@@ -26,7 +26,7 @@ from dispatcher.store.intake import ASIDE, NewRun
 
 _log = logging.getLogger(__name__)
 
-_SET = 200
+_SET = 200  # gates in one look, dealt out evenly to the tenants that have any
 _PASS_AT_ONCE = 1_000
 _ROUSED = 1_000  # gates of a limit that has ended, at a time
 _CROWDED_KEPT = 100_000
@@ -60,6 +60,8 @@ class Gates:
         self._heard = 0
         self._stuck = 0.0
         self._timed_at: datetime | None = None
+        self._looked: dict[int, str] = {}
+        """The gate of each tenant that was looked at last."""
         self._rousing: dict[tuple[int, str], str] = {}
         """Shared limits that have ended, by tenant and name, and how far those are roused that wait for them."""
         self.wake: Callable[[], None] = lambda: None
@@ -143,7 +145,8 @@ class Gates:
         if self._rousing:
             await self._rouse()
         heard = self._heard
-        waking = await gates.waking(self._database, _SET)
+        waking = await gates.waking(self._database, max(_SET // (len(self._looked) or 1), 1), self._looked)
+        self._looked = {gate.tenant_id: gate.id for gate in waking}
         if not waking:
             self._stuck = 0.0
             # Who came meanwhile may not be in the answer, and must be heard of when a place becomes free.
@@ -154,7 +157,7 @@ class Gates:
         going = await self._dismiss([gate for gate in waking if gate.strategy != "GROUP_ROUND_ROBIN"])
         passed = await gates.admit(self._database, waking, now, _PASS_AT_ONCE)
         self._announce(passed)
-        if going or len(waking) == _SET or any(row.gate is None for row in passed):
+        if going or len(waking) >= _SET or any(row.gate is None for row in passed):
             self._stuck = 0.0
         else:  # where nobody could be let through, whoever is in the way needs a moment, and the longer it took the longer
             self._stuck = min(self._stuck * 2 + _LOCKED_SECONDS, _LONGEST_LOCKED_SECONDS)

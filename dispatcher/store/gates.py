@@ -6,9 +6,10 @@ arrival; rows that somebody else holds at the moment are passed over, since they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from uuid import UUID
 
 from dispatcher.engine.definitions.flow import Strategy
@@ -120,10 +121,29 @@ class Drift:
     was_waiting: int
 
 
+# Of each tenant those behind the one it is given with, then from the beginning: gates that are awake all the time keep nobody from a look.
 WAKING = Statement(
     """
-    select g.tenant_id, g.id::text, g.strategy, gate_limit(g) as most, g.arrivals, g.name, g.key
-    from gates g where g.wake order by g.tenant_id, g.id limit $1
+    with recursive awake as (
+        (select g.tenant_id from gates g where g.wake order by g.tenant_id limit 1)
+        union all
+        select (select g.tenant_id from gates g where g.wake and g.tenant_id > a.tenant_id order by g.tenant_id limit 1)
+        from awake a where a.tenant_id is not null
+    ), begun as materialized (
+        select a.tenant_id, coalesce(
+            (select l.id from unnest($2::int[], $3::uuid[]) as l (tenant_id, id) where l.tenant_id = a.tenant_id limit 1),
+            '00000000-0000-0000-0000-000000000000'::uuid
+        ) as after
+        from awake a where a.tenant_id is not null
+    )
+    select g.* from begun b cross join lateral (
+        (select g.tenant_id, g.id::text, g.strategy, gate_limit(g) as most, g.arrivals, g.name, g.key
+         from gates g where g.wake and g.tenant_id = b.tenant_id and g.id > b.after order by g.id limit $1)
+        union all
+        (select g.tenant_id, g.id::text, g.strategy, gate_limit(g), g.arrivals, g.name, g.key
+         from gates g where g.wake and g.tenant_id = b.tenant_id and g.id <= b.after order by g.id limit $1)
+        limit $1
+    ) g
     """,
     Waking,
 )
@@ -347,9 +367,9 @@ WAITING = Statement(
 )
 
 
-async def waking(db: Database, limit: int) -> list[Waking]:
-    """Gates that have something to look at."""
-    return WAKING.read(await db.fetch(WAKING.sql, limit))
+async def waking(db: Database, limit: int, after: Mapping[int, str] = MappingProxyType({})) -> list[Waking]:
+    """Gates that have something to look at, at most `limit` of each tenant, those behind the id given `after` first."""
+    return WAKING.read(await db.fetch(WAKING.sql, limit, list(after), list(after.values())))
 
 
 async def standing(db: Database, gates: Sequence[Waking]) -> list[Standing]:

@@ -56,7 +56,7 @@ async def _cost(database: Database, backlog: int) -> None:
     async with database.transaction() as conn:
         workflow, _ = await _filled(conn, backlog)
         explained: Any = _Explained(conn)
-        waking = gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 100))
+        waking = gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 100, [], []))
         assert [gate.name for gate in waking] == ["shared"]
         await explained.fetch(watch.LOOK.sql, NOW, 1)
         await gates.admit(explained, waking, NOW, 100)

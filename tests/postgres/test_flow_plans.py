@@ -74,7 +74,7 @@ async def _cost(database: Database, groups: int) -> dict[str, int]:
         await conn.execute(RUNS, NOW)
         assert await conn.fetchval("select count(*) from gates where waiting = $1", WAITING_EACH) == groups
         await conn.execute("delete from tasks where run_id like 'run_0000000%_0' and state = 'running'")
-        waking = gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 100))
+        waking = gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 100, [], []))
         assert len(waking) == 9
         await conn.execute("analyze tasks")
         explained = _Explained(conn)
@@ -130,7 +130,7 @@ async def _cost_beside(database: Database, keys: int) -> dict[str, int]:
         await conn.execute("delete from tasks where state = 'running'")
         found["counting"] = await conn.fetchval(_READ) - before
         explained = _Explained(conn)
-        waking = gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 100))
+        waking = gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 100, [], []))
         await gates.waking(explained, 100)  # type: ignore[arg-type]
         await gates.admit(explained, waking, NOW, 100)  # type: ignore[arg-type]
         await rate_limits.lock(explained, [(1, str(UUID(int=n))) for n in range(1, 9)])  # type: ignore[arg-type]
@@ -225,7 +225,7 @@ async def test_two_that_come_at_once_do_not_both_get_the_last_place(database: Da
             async with conn.transaction():
                 await conn.execute(FILL.replace("format('run_", "format('run_b"), 1, NOW, 0, 0)
         assert (refused.value.sqlstate, refused.value.detail) == ("DG001", str(UUID(int=1)))
-        assert gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 10)) == []
+        assert gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 10, [], [])) == []
         await conn.execute("delete from tasks")
         await conn.execute("delete from gates")
 

@@ -54,3 +54,17 @@ async def test_every_gate_is_counted_again_whatever_its_id(database: Database) -
     await database.execute("update gates set held = 5")
     assert len(await gates.audit(database)) == 2 * len(IDS)
     assert await gates.audit(database) == []
+
+
+async def test_gates_that_are_awake_have_their_turns_and_so_have_tenants(database: Database) -> None:
+    await _fill(database, "own")
+    await database.execute("update gates set wake = true where tenant_id = 1 or id = $1", IDS[1])
+    seen, after = list[UUID](), dict[int, str]()
+    for _ in range(len(IDS) // 4):
+        found = await gates.waking(database, 4, after)
+        assert [UUID(gate.id) for gate in found if gate.tenant_id == 2] == [IDS[1]]
+        own = [UUID(gate.id) for gate in found if gate.tenant_id == 1]
+        assert len(own) == 4
+        seen += own
+        after = {gate.tenant_id: gate.id for gate in found}
+    assert seen == IDS

@@ -21,7 +21,17 @@ LIVE = (
 )  # fmt: skip
 READ_ALL = {"gates.AUDIT", "runs.RUNS", "search.OUTDATED", "search.SEGMENTS", "stats.GROUPS"}
 """Lists and counts of all there is, and what somebody does to all of a workflow now and then."""
-BY_MARK = {"tasks_wake", "tasks_due", "tasks_overdue", "tasks_lease", "tasks_cancel", "waits_due", "waits_look", "runs_doomed"}
+BY_MARK = {
+    "tasks_wake",
+    "tasks_due",
+    "tasks_overdue",
+    "tasks_lease",
+    "tasks_cancel",
+    "waits_due",
+    "waits_look",
+    "runs_doomed",
+    "gates_wake",
+}
 """Indexes of what is to be looked at, which a loop reads from their beginning."""
 DUE = {f"tasks.{name}" for name in ("OF_RUNS", "LEASES_ENDED", "HELD_SINCE", "ORPHANS", "OVERDUE", "CANCELS_DUE", "CANCELLING")}
 DUE |= {"pausing.BOUND", "pausing.BOUND_RUNS", "pausing.RESUME", "pausing.WAITING", "renewals.TASKS", "renewals.RUNS", "renewals.RETURNED"}

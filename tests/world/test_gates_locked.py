@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from dispatcher.runtime import gates as passing
 from dispatcher.store import gates
 from tests.world.test_concurrency import GRR, counts, limited, quiet, serve, settle, trigger
 from tests.world.world import Node, World
@@ -43,4 +46,27 @@ async def test_who_lets_others_through_waits_for_no_gate_that_somebody_else_hold
     await settle(one)
     arrival.answer(200, 1)
     assert await serve(endpoint, runs[1:]) == runs[1:]
+    await quiet(world)
+
+
+async def test_a_gate_that_is_awake_all_the_time_keeps_nobody_from_a_look(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passing, "_SET", 1)
+    endpoint = await world.endpoint(one, [limited(GRR)])
+    first = [await trigger(one, key) for key in "abc"]
+    second = [await trigger(one, key) for key in "abc"]
+    arrivals = await endpoint.several(3)
+    await settle(one)
+    await one.runtime.loops["gates"].stop()
+    for arrival in arrivals:
+        arrival.answer(200, 1)
+    for run_id in first:
+        await world.over(run_id)
+    for _ in range(3):
+        await world.database.execute("update gates set wake = true where id = (select id from gates order by id limit 1)")
+        await one.runtime.services.gates.tick(world.now)
+    for arrival in await endpoint.several(3):
+        arrival.answer(200, 1)
+    for run_id in second:
+        await world.over(run_id)
+    one.runtime.loops["gates"].start()
     await quiet(world)
