@@ -1,4 +1,5 @@
-"""Other orders of the same events: every statement and every push waits a little at random, before it is sent and after it is answered.
+"""Other orders of the same events: statements, transactions and pushes wait at random, before they are sent and after they are answered,
+and keep what they have locked from others for a while. In each order some kinds always do, and everything else overtakes them.
 
 `make jitter SEED=7` makes races show that a quiet machine hides. A test that fails here and
 passes without it awaits less than it relies on, or the product does.
@@ -8,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,9 +20,10 @@ import pytest
 from dispatcher.delivery import Courier
 from dispatcher.store.database import Connection, Database
 
-_CHANCE = 0.3
-_LONGEST_SECONDS = 0.03
-_RARE = 0.01
+_SLOW = 0.2  # of all kinds of statements, transactions and pushes
+_CHANCE = 0.05  # that one of another kind waits
+_LONGEST_SECONDS = 0.05
+_RARE = 0.02
 _RARE_SECONDS = 0.4  # longer than all else in most tests: what should have happened by then has not
 
 
@@ -28,39 +32,77 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--jitter-seed", type=int, default=0, help="which order of events to try")
 
 
+@dataclass(slots=True)
+class Order:
+    """One order of events: who waits, and for how long."""
+
+    seed: str
+    chance: random.Random
+
+    def slow(self, kind: object) -> bool:
+        """Whether one of a kind waits now."""
+        return self.chance.random() < _CHANCE or random.Random(f"{self.seed} {kind}").random() < _SLOW
+
+    async def hesitate(self) -> None:
+        """Let others go first."""
+        await asyncio.sleep(self.chance.random() * (_RARE_SECONDS if self.chance.random() < _RARE else _LONGEST_SECONDS))
+
+
 @pytest.fixture(autouse=True)
 def _jitter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    chance = random.Random(f"{request.config.getoption('--jitter-seed')} {request.node.nodeid}")
-
-    async def hesitate() -> None:
-        drawn = chance.random()
-        if drawn < _CHANCE:
-            await asyncio.sleep(chance.random() * (_RARE_SECONDS if drawn < _RARE else _LONGEST_SECONDS))
-
-    monkeypatch.setattr(Database, "_run", _hesitant(Database._run, hesitate))
-    monkeypatch.setattr(Courier, "push", _hesitant(Courier.push, hesitate))
-    monkeypatch.setattr(Database, "transaction", _transactions(Database.transaction, hesitate))
+    seed = f"{request.config.getoption('--jitter-seed')} {request.node.nodeid}"
+    order = Order(seed, random.Random(seed))
+    watcher = request.getfixturevalue("database") if "kept" in request.fixturenames else None
+    monkeypatch.setattr(Database, "_run", _statements(Database._run, order, watcher))
+    monkeypatch.setattr(Database, "transaction", _transactions(Database.transaction, order))
+    monkeypatch.setattr(Courier, "push", _pushes(Courier.push, order))
 
 
-def _hesitant(run: Callable[..., Awaitable[Any]], hesitate: Callable[[], Awaitable[None]]) -> Callable[..., Awaitable[Any]]:
-    async def hesitant(self: object, *args: Any) -> Any:
-        await hesitate()
-        result = await run(self, *args)
-        await hesitate()
+def _statements(run: Callable[..., Awaitable[Any]], order: Order, watcher: Database | None) -> Callable[..., Awaitable[Any]]:
+    """Those of the test itself, which looks at what the others do, are as quick as ever."""
+
+    async def hesitant(self: Database, lane: str, method: Callable[..., Awaitable[Any]], sql: str, args: tuple[object, ...]) -> Any:
+        async def held(connection: Connection, sql: str, *args: object) -> Any:
+            async with connection.transaction():
+                result = await method(connection, sql, *args)
+                await order.hesitate()
+                return result
+
+        if self is watcher or not order.slow(sql):
+            return await run(self, lane, method, sql, args)
+        await order.hesitate()
+        result = await run(self, lane, held, sql, args)
+        await order.hesitate()
         return result
 
     return hesitant
 
 
 def _transactions(
-    transaction: Callable[..., AbstractAsyncContextManager[Connection]], hesitate: Callable[[], Awaitable[None]]
+    transaction: Callable[..., AbstractAsyncContextManager[Connection]], order: Order
 ) -> Callable[..., AbstractAsyncContextManager[Connection]]:
     @asynccontextmanager
-    async def hesitant(self: Database, **named: Any) -> AsyncIterator[Connection]:
-        await hesitate()
-        async with transaction(self, **named) as connection:
+    async def slowly(ordinary: AbstractAsyncContextManager[Connection]) -> AsyncIterator[Connection]:
+        await order.hesitate()
+        async with ordinary as connection:
             yield connection
-            await hesitate()  # its locks are held a little longer
-        await hesitate()
+            await order.hesitate()
+        await order.hesitate()
+
+    def hesitant(self: Database, **named: Any) -> AbstractAsyncContextManager[Connection]:
+        ordinary = transaction(self, **named)
+        return slowly(ordinary) if order.slow(sys._getframe(1).f_code.co_qualname) else ordinary
+
+    return hesitant
+
+
+def _pushes(push: Callable[..., Awaitable[Any]], order: Order) -> Callable[..., Awaitable[Any]]:
+    async def hesitant(self: object, *args: Any) -> Any:
+        if not order.slow("push"):
+            return await push(self, *args)
+        await order.hesitate()
+        result = await push(self, *args)
+        await order.hesitate()
+        return result
 
     return hesitant

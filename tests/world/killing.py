@@ -256,7 +256,7 @@ class Succession:
             self._born += 1
             living = [node.runtime.membership.id for node in self.world.nodes]
             await self.world.database.execute(_DEAD, self.world.now - _LONG_AGO, living)
-            birth = asyncio.ensure_future(self.world.node(f"number {self._born}", **self.settings))
+            birth = asyncio.ensure_future(self.world.newborn(f"number {self._born}", **self.settings))
             await asyncio.wait([birth])
             if not birth.cancelled():
                 break

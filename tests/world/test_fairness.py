@@ -8,7 +8,7 @@ from typing import Any
 from dispatcher.api.credentials import new_token
 from dispatcher.store import registry, tokens
 from tests.world.endpoint import Arrival, Endpoint, manifest
-from tests.world.world import Node, World
+from tests.world.world import Node, World, until
 
 GATHER = {"max_size": 2, "interval": "10s"}
 BATCHED = {"name": "mail", "batch": GATHER}
@@ -108,6 +108,7 @@ async def test_fewer_slots_count_though_there_is_always_more_to_run(world: World
     await one.turn("slots")
     for arrival in running:
         _answer(arrival)
+        await world.over(arrival.json["run_id"])
         await one.runtime.deliveries.settlement.drain()
         await one.turn("slots", "claim")
     await endpoint.next()
@@ -121,9 +122,14 @@ async def test_a_dispatcher_that_joins_gets_its_share_though_the_first_is_always
     two = await world.node("two")
     for arrival in running:
         _answer(arrival)
+        await world.over(arrival.json["run_id"])
         await one.runtime.deliveries.settlement.drain()
         world.clock.advance(timedelta(seconds=1))  # for the newcomer to look
         await one.turn("slots", "claim")
         await two.turn("slots", "claim")
-    assert sorted(sum(node.runtime.capacity.in_use.values()) for node in (one, two)) == [2, 2]
+
+    async def even() -> bool:
+        return sorted(sum(node.runtime.capacity.in_use.values()) for node in (one, two)) == [2, 2]
+
+    await until(even)
     assert sum(sum(node.runtime.capacity.grants.values()) for node in (one, two)) == 4

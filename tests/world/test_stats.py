@@ -42,8 +42,9 @@ async def test_tasks_are_counted_by_name_state_and_group(world: World, one: Node
 
 async def test_queues_show_what_waits_for_what(world: World, one: Node) -> None:
     endpoint = await world.endpoint(one, [USERS, {"name": "plain", "retries": 1, "backoff_factor": 100}])
-    await one.trigger("plain")
+    failed = await one.trigger("plain")
     (await endpoint.next()).answer(500)
+    await world.task(failed, state="scheduled")
     for _ in range(2):
         await one.trigger("mail", input={"user": "ann"})
     await endpoint.next()

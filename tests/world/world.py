@@ -120,6 +120,16 @@ class World:
         return self.clock.now()
 
     async def node(self, name: str = "one", **settings: Any) -> Node:
+        """Start a dispatcher, and wait until each of its loops has looked: what it does as it starts is in nobody's way then."""
+        node = await self.newborn(name, **settings)
+
+        async def looked() -> bool:
+            return all(loop.ticks for loop in node.runtime.loops.values())
+
+        await until(looked)
+        return node
+
+    async def newborn(self, name: str, **settings: Any) -> Node:
         """Start a dispatcher."""
         chosen = {"dev": True, "master_key": _KEY, "database_url": self.dsn, **_IMMORTAL, **settings}
         runtime = await start(Settings(**chosen), self.clock, name=name)
