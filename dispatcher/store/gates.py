@@ -316,13 +316,17 @@ PRUNE = Statement(
     with page as materialized (
         select tenant_id, id from gates where (tenant_id, id) > ($1, $2::uuid) order by tenant_id, id limit $3
     ), idle as materialized (
-        select g.tenant_id, g.id, g.idle_since from page p join gates g using (tenant_id, id)
-        where g.held = 0 and g.waiting = 0 and (g.idle_since is null or g.idle_since <= $5)
-        for update of g skip locked
+        select g.* from page p cross join lateral (
+            select g.tenant_id, g.id, g.idle_since from gates g
+            where g.tenant_id = any (array[p.tenant_id]) and g.id = p.id
+              and g.held = 0 and g.waiting = 0 and (g.idle_since is null or g.idle_since <= $5)
+            for update skip locked
+        ) g
     ), marked as (
-        update gates g set idle_since = $4 from idle i where i.idle_since is null and g.tenant_id = i.tenant_id and g.id = i.id
+        update gates g set idle_since = $4 from idle i where i.idle_since is null and g.tenant_id = any (array[i.tenant_id]) and g.id = i.id
     ), forgotten as (
-        delete from gates g using idle i where i.idle_since is not null and g.tenant_id = i.tenant_id and g.id = i.id returning g.id
+        delete from gates g using idle i where i.idle_since is not null and g.tenant_id = any (array[i.tenant_id]) and g.id = i.id
+        returning g.id
     )
     select tenant_id, id::text, (select count(*) from forgotten)::int as forgotten from page order by tenant_id desc, id desc limit 1
     """,
