@@ -61,6 +61,7 @@ from dispatcher.runtime.streams import Streams
 from dispatcher.runtime.timetable import Timetable
 from dispatcher.runtime.tokens import TokenMaker
 from dispatcher.runtime.turns import Turns
+from dispatcher.runtime.unschedulable import Unschedulable
 from dispatcher.runtime.waiters import Waiters
 from dispatcher.runtime.waits import Waits
 from dispatcher.runtime.webhooks import Webhooks
@@ -239,6 +240,7 @@ def _join(
         pausing=Pausing(database, directory, clock, registration.changed),
         asides=Asides(database, directory, gates, registration.changed),
         renewals=Renewals(database, directory, registration.changed),
+        unschedulable=Unschedulable(database, directory, gates, registration.changed),
         crons=Crons(database, intake, clock, settings),
         schedules=Schedules(database, intake, clock, settings),
         timetable=Timetable(database, intake, settings),

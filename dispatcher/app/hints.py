@@ -30,6 +30,7 @@ class Hints:
     def _wire_work(self) -> None:
         parts, services, loops = self.parts, self.parts.services, self.loops
         parts.capacity.on_free = self._work
+        parts.claims.on_stuck = loops["asides"].wake
         parts.membership.on_capacity = self._shared
         parts.settlement.on_requeued = self._requeued
         services.intake.on_backlog = parts.graphs.on_ready = self._backlogged

@@ -63,6 +63,7 @@ class Maintenance:
 
     async def _places(self, now: datetime) -> None:
         await self.services.asides.judge(now)
+        await self.services.unschedulable.forget_unused()
         await self.services.gates.audit(now, _GATES_KEPT, _BATCH)
 
     async def _units(self, now: datetime) -> None:

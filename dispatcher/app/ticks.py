@@ -46,7 +46,7 @@ class Ticks:
             "marks": (self._marks, _MARKS),
             "gates": (self._gates, seldom),
             "rates": (services.rates.tick, seldom),
-            "asides": (services.asides.tick, seldom),
+            "asides": (self._asides, seldom),
             "renewals": (services.renewals.tick, seldom),
             "cancels": (self._cancels, seldom),
             "deadlines": (self._deadlines, poll),
@@ -76,6 +76,10 @@ class Ticks:
     async def _gates(self, now: datetime) -> datetime | None:
         wanted = await self.parts.services.gates.tick(now)
         return now + self.poll if wanted is None and self.parts.services.gates.attentive else wanted
+
+    async def _asides(self, now: datetime) -> datetime | None:
+        looks = [await self.parts.services.asides.tick(now), await self.parts.services.unschedulable.tick(now)]
+        return min((moment for moment in looks if moment is not None), default=None)
 
     async def _batch(self, now: datetime) -> datetime | None:
         return await self.parts.batches.tick(now)

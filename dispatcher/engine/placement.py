@@ -115,6 +115,20 @@ def rank(requirement: Requirement, endpoint: str, labels: Mapping[str, Label]) -
     return total if total >= 0 else None
 
 
+@dataclass(frozen=True, slots=True)
+class Host:
+    """An endpoint that takes work: its id, its labels, and how many slots it has for tasks of one kind."""
+
+    endpoint: str
+    labels: Mapping[str, Label]
+    slots: int
+
+
+def startable(requirement: Requirement, hosts: Sequence[Host]) -> bool:
+    """Whether a task may start at any of these, be it when nothing else runs there."""
+    return any(requirement.slots <= host.slots and rank(requirement, host.endpoint, host.labels) is not None for host in hosts)
+
+
 def unsatisfied(requirement: Requirement, endpoint: str, labels: Mapping[str, Label]) -> str | None:
     """Why an endpoint may not be taken at all, in words; None where it may."""
     if rank(requirement, endpoint, labels) is not None:

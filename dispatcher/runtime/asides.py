@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
+from dispatcher.runtime import unschedulable
 from dispatcher.runtime.directory import Directory
 from dispatcher.runtime.gates import Gates
 from dispatcher.store import asides, registry
 from dispatcher.store.asides import Aside, Moved
-from dispatcher.store.database import Database
+from dispatcher.store.database import Connection, Database
 
 _PAGE = 1_000  # tasks, or runs, that are moved in one statement
 _LEAST, _MOST = timedelta(seconds=1), timedelta(minutes=10)  # between two looks at one workflow
@@ -37,7 +38,7 @@ class Asides:
         for tenant_id in list(self._directory.pictures):
             async with self._database.transaction() as conn:
                 await registry.hold_alone(conn, tenant_id)
-                if await asides.judge(conn, tenant_id, now):
+                if await judge(conn, tenant_id, now):
                     await registry.bump(conn, tenant_id)
                     news = True
         if news:
@@ -97,6 +98,14 @@ class Asides:
             if opened:
                 await self._changed()
         return now + _LEAST
+
+
+async def judge(conn: Connection, tenant_id: int, now: datetime) -> bool:
+    """Say of which workflows nothing can start, and which of what is aside something can take, as the registry stands in this transaction,
+    which holds it; whether that is news.
+    """
+    closed = await asides.judge(conn, tenant_id, now)
+    return await unschedulable.judge(conn, tenant_id, now) or closed
 
 
 def _key(workflow: Aside) -> _Closed:

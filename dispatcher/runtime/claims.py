@@ -55,6 +55,8 @@ class Claims:
         self._sweep_at: datetime | None = None
         self._turns = Rotation()
         self._lookout = Lookout(database, _MOST_REQUIREMENTS)
+        self._stuck: set[Queue] = set()
+        self.on_stuck: Callable[[], None] = lambda: None
 
     def sweep(self) -> None:
         """Look into every queue next time, not only those known to have work."""
@@ -81,6 +83,7 @@ class Claims:
             asking = await self._asking()
             if self._lookout.whole:
                 self._capacity.backlog.forget(self._unfound(asking))
+            self._note_stuck(asking)
             self._capacity.savings.only(asking if self._lookout.whole else {*asking, *self._capacity.backlog})
             queues.update(self._open([*asking, *await self._bound(asking)], places))
         room = min(self._capacity.room(now), self._bite)
@@ -121,6 +124,13 @@ class Claims:
             where = [endpoint.id for _ in range(waiting) if (endpoint := self._capacity.calmest(q)) is not None]
             found |= await placements.bind(self._database, q, where)
         return found
+
+    def _note_stuck(self, asking: Iterable[Queue]) -> None:
+        """Tell where tasks wait that no endpoint may take: what they hold meanwhile others may want."""
+        stuck = {q for q in asking if self._directory.stuck(q)}
+        news, self._stuck = not stuck <= self._stuck, stuck
+        if news:
+            self.on_stuck()
 
     async def _asking(self) -> list[Queue]:
         """The queues of tasks that ask something of their endpoint."""

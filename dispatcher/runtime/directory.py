@@ -64,13 +64,16 @@ class Workflow:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An endpoint as this process pushes to it; `place` is where its slots are counted, `answers_as` the version its answers name."""
+    """An endpoint as this process pushes to it; `place` is where its slots are counted, `answers_as` the version its answers name. It is
+    `open` where it takes work now, `there` where it does or will once its circuit closes: neither paused nor retired.
+    """
 
     tenant_id: int
     id: str
     name: str
     slots: int
     open: bool
+    there: bool
     static: bool
     target: Target
     answers_as: str
@@ -101,11 +104,18 @@ class Picture:
     """Workflows whose tasks are run many at once."""
     aside: frozenset[int] = frozenset()
     """Workflows whose runs take no places in limits for now, and stand in no line."""
+    returning: frozenset[int] = frozenset()
+    """Workflows of which tasks come back into line that nothing could take: who comes may be one that belongs behind them."""
     found: dict[Queue, Route] = field(default_factory=dict)
 
     def outlived(self, now: datetime) -> bool:
         """Whether time alone has made it old."""
         return self.good_until is not None and now >= self.good_until
+
+    def limited(self, workflow_id: int) -> bool:
+        """Whether tasks of a workflow pass gates of their own, by its newest version."""
+        workflow = self.by_id.get(workflow_id)
+        return workflow is not None and workflow.plan is not None and any(gates for gates, _ in workflow.plan.tasks)
 
 
 @dataclass(slots=True)
@@ -171,6 +181,7 @@ class Directory:
         for row in loaded.endpoints:
             signers = self.keyring.signers(tenant.id, row.id, secrets.get(row.id, []), keys, now)
             endpoints[row.id] = self._endpoint(tenant.id, row, signers)
+        durable_slots = {row.id: row.durable_slots or 0 for row in loaded.endpoints}
         routes: dict[Queue, tuple[Place, ...]] = {}
         for route in loaded.routes:
             kinds = {task.durable for task in by_id[route.workflow_id].definition.tasks} if route.workflow_id in by_id else {False}
@@ -178,7 +189,7 @@ class Directory:
                 queue, place = queue_of(tenant.id, route.workflow_id, durable), place_of(tenant.id, route.endpoint_id, durable)
                 routes[queue] = (*routes.get(queue, ()), place)
                 if durable and place[1] not in endpoints and (plain := endpoints.get(route.endpoint_id)) is not None:
-                    endpoints[place[1]] = replace(plain, place=place)
+                    endpoints[place[1]] = replace(plain, place=place, slots=durable_slots[plain.id])
         served_ids = {abs(number) for _, number, _ in routes}
         by_id = _agreeing(by_id, served_ids)
         served = [(w.definition.name, w.definition.on_events) for w in by_id.values() if w.id in served_ids]
@@ -193,7 +204,8 @@ class Directory:
         aside = frozenset(row.id for row in loaded.workflows if row.aside is not None)
         index_of_events, good_until = EventIndex.build(served), min(ends, default=None)
         return Picture(
-            tenant, by_name, by_id, index_of_events, endpoints, routes, good_until, filters, paused, held, asking, batching, aside
+            tenant, by_name, by_id, index_of_events, endpoints, routes, good_until, filters, paused, held, asking, batching, aside,
+            frozenset(loaded.returning),
         )  # fmt: skip
 
     async def _compiled(self, tenant_id: int, rows: list[FilterRow]) -> FilterIndex:
@@ -272,6 +284,7 @@ class Directory:
             name=row.name,
             slots=row.slots,
             open=usable,
+            there=not row.paused and row.circuit != "retired",
             static=row.static,
             target=target,
             answers_as=manifest.version or row.version,
@@ -319,6 +332,16 @@ class Directory:
         picture = self.pictures.get(tenant_id)
         places = picture.routes.get(queue_of(tenant_id, workflow_id, True), ()) if picture is not None else ()
         return len(places) > 1 and picture is not None and workflow_id in picture.asking
+
+    def stuck(self, queue: Queue) -> bool:
+        """Whether no endpoint may take the tasks of a queue, while some may take others of their workflow. A circuit that is open passes,
+        and so do tasks that fill slots.
+        """
+        route, served = self.route(queue), self.route((queue[0], queue[1], ""))
+        taking = {place: e.slots for place in served.places if (e := self.endpoint(place)) is not None and e.there}
+        if not taking or any(taking.get(place, 0) >= route.slots for place in route.places):
+            return False
+        return Requirement.parse(queue[2]).pin is None  # what is pinned is under way, and keeps what it holds
 
     def largest(self) -> dict[Place, int]:
         """How many slots the largest task of each place fills, where that is more than one."""

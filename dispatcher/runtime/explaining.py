@@ -24,8 +24,10 @@ _MOST_ENDPOINTS = 1_000  # of a tenant, that are looked at
 _MOST_AHEAD = 1_000
 _MOST_WAITS = 100  # of a run, that are told
 _UNSERVED: Reason = {"kind": "endpoint", "message": "no endpoint serves this workflow any more"}
+_GONE: Reason = {"kind": "sticky", "message": "its run has to stay at the endpoint where it began, which does not serve it any more"}
 _READY: Reason = {"kind": "batch", "message": "its batch is complete, or its time is up: it waits for a slot"}
 _BACK = "nothing of its workflow could start until now: it is about to stand in line again for the limits it shares"
+_TAKEN_AGAIN = "no endpoint could take it until now: it is about to stand in line again for its limits"
 
 
 @dataclass(slots=True)
@@ -78,23 +80,30 @@ class Explaining:
         elif row.node is not None:
             ahead = await queue.ahead(self.database, q, (row.priority, row.due_at, run_id, row.node), _MOST_AHEAD)
             found += _behind(ahead)
+        known = await self._known(tenant_id, dict.fromkeys((*places, *route.places)))
+        return found + self._endpoints(requirement, row.durable, places, known)
+
+    def _endpoints(
+        self, requirement: Requirement, durable: bool, places: Iterable[Place], known: Iterable[tuple[Place, EndpointState]]
+    ) -> list[Reason]:
+        """What keeps each endpoint that is known from taking a task, whose workflow those at these places serve."""
+        found = list[Reason]()
         hard = requirement.sticky == "hard" and not requirement.unbound
         if hard and requirement.endpoint not in {endpoint_at(place) for place in places}:
-            found.append(
-                {"kind": "sticky", "message": "its run has to stay at the endpoint where it began, which does not serve it any more"}
-            )
-        known = await self._known(tenant_id, dict.fromkeys((*places, *route.places)))
-        return found + [self._place(place, state, requirement, row.durable) for place, state in known]
+            found.append(_GONE)
+        return found + [self._place(place, state, requirement, durable) for place, state in known]
 
     async def _aside(self, picture: Picture, tenant_id: int, row: Waiting) -> list[Reason]:
         """Why what waits in no line has been set aside, where its workflow is not paused."""
         routes = [picture.routes.get(queue_of(tenant_id, row.workflow_id, durable), ()) for durable in (False, True)]
-        known = await self._known(tenant_id, {endpoint_at(place): place for route in routes for place in route}.values())
+        places = {endpoint_at(place): place for route in routes for place in route}.values()
+        known = await self._known(tenant_id, places)
         if not known:
             return [_UNSERVED]
-        if all(state.paused for _, state in known):
-            return [self._place(place, state, Requirement.parse(row.requirement), row.durable) for place, state in known]
-        return [{"kind": "concurrency", "since": row.arrived_at, "message": _BACK}]
+        stuck = row.unschedulable and self.directory.stuck(queue_of(tenant_id, row.workflow_id, row.durable, row.requirement))
+        if stuck or all(state.paused for _, state in known):
+            return self._endpoints(Requirement.parse(row.requirement), row.durable, places, known)
+        return [{"kind": "concurrency", "since": row.arrived_at, "message": _TAKEN_AGAIN if row.unschedulable else _BACK}]
 
     async def _known(self, tenant_id: int, places: Iterable[Place]) -> list[tuple[Place, EndpointState]]:
         """The endpoints at these places, as they are."""

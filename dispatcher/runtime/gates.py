@@ -79,7 +79,7 @@ class Gates:
             chain = run.gates.split(",")
             if run.run_at is not None and run.run_at > now:
                 run.gates_held = 0
-            elif any(gate in self._crowded or gate in behind for gate in chain):
+            elif self._returning(run) or any(gate in self._crowded or gate in behind for gate in chain):
                 run.gates_held = 0
                 behind.update(chain)
             else:
@@ -90,6 +90,10 @@ class Gates:
         for run in runs:
             if run.gates is not None and not self._aside(run):
                 run.gates_held = 0
+
+    def _returning(self, run: NewRun) -> bool:
+        """Whether it may belong behind others that come back into line: who writes it finds out."""
+        return run.requirement != "" and run.workflow_id in self._directory.pictures[run.tenant_id].returning
 
     def _aside(self, run: NewRun) -> bool:
         aside = run.workflow_id in self._directory.pictures[run.tenant_id].aside

@@ -26,7 +26,7 @@ from dispatcher.engine.placement import refuse_long
 from dispatcher.engine.shared_limits import Disagreement
 from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
-from dispatcher.runtime import limits_declared
+from dispatcher.runtime import asides, limits_declared
 from dispatcher.runtime.credentials import checked_auth, is_same_place
 from dispatcher.runtime.crons import check_room, declare
 from dispatcher.runtime.directory import Directory, Endpoint
@@ -34,7 +34,7 @@ from dispatcher.runtime.keyring import Keyring, secret_context
 from dispatcher.runtime.limits_declared import Declared
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
-from dispatcher.store import asides, audit, crons, filters, gate_limits, registry, renewals, waits
+from dispatcher.store import audit, crons, filters, gate_limits, registry, renewals, waits
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.filters import NewFilter
 from dispatcher.store.registry import EndpointPut, EndpointRow
@@ -346,8 +346,7 @@ class Registration:
             await registry.bump(conn, tenant_id)
             text, now = json.dumps(labels) if labels is not None else None, self._clock.now()
             await registry.patch_endpoint(conn, tenant_id, row.id, paused, slots, text, now, durable_slots)
-            if paused is not None:
-                await asides.judge(conn, tenant_id, now)
+            await asides.judge(conn, tenant_id, now)
             if row.paused and paused is False:
                 await renewals.returned(conn, tenant_id, row.id, now)
         await self.changed()
@@ -364,6 +363,7 @@ class Registration:
         async with self._database.transaction() as conn:
             await registry.bump(conn, tenant_id)
             await registry.relabel(conn, tenant_id, endpoint_id, text, self._clock.now())
+            await asides.judge(conn, tenant_id, self._clock.now())
         await self.changed()
 
     async def delete(self, tenant_id: int, name: str, *, force: bool = False) -> None:

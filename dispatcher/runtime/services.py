@@ -30,6 +30,7 @@ from dispatcher.runtime.search import Search
 from dispatcher.runtime.settlement import Settlement
 from dispatcher.runtime.streams import Streams
 from dispatcher.runtime.timetable import Timetable
+from dispatcher.runtime.unschedulable import Unschedulable
 from dispatcher.runtime.waiters import Waiters
 from dispatcher.runtime.webhooks import Webhooks
 from dispatcher.settings import Settings
@@ -62,6 +63,7 @@ class Services:
     pausing: Pausing
     asides: Asides
     renewals: Renewals
+    unschedulable: Unschedulable
     crons: Crons
     schedules: Schedules
     timetable: Timetable

@@ -1,6 +1,7 @@
 """What is set aside: tasks and runs of workflows of which nothing can start, that would use limits others share.
 
 A task is aside where it is gated and waits at no gate and for no units; a run of a graph, where it has gates, holds none and waits at none.
+What is `unschedulable` is aside for a reason of its own (`store/unschedulable.py`).
 Whoever moves them holds the workflow's row, so that one does at a time, and nobody closes or opens the workflow meanwhile.
 """
 
@@ -54,12 +55,13 @@ JUDGE = """
 LOOK = Statement(
     """
     with recursive of_tasks as (
-        (select t.tenant_id, t.workflow_id from tasks t where t.state = 'gated' and t.gate_wait is null and t.parked_on is null
+        (select t.tenant_id, t.workflow_id from tasks t
+         where t.state = 'gated' and t.gate_wait is null and t.parked_on is null and not t.unschedulable
          order by t.tenant_id, t.workflow_id limit 1)
         union all
         select n.tenant_id, n.workflow_id from of_tasks o cross join lateral (
             select t.tenant_id, t.workflow_id from tasks t
-            where t.state = 'gated' and t.gate_wait is null and t.parked_on is null
+            where t.state = 'gated' and t.gate_wait is null and t.parked_on is null and not t.unschedulable
               and (t.tenant_id, t.workflow_id) > (o.tenant_id, o.workflow_id)
             order by t.tenant_id, t.workflow_id limit 1
         ) n
@@ -132,7 +134,7 @@ LET_BACK = Statement(
         select t.tenant_id, t.run_id, t.node from w cross join lateral (
             select t.tenant_id, t.run_id, t.node from tasks t
             where t.tenant_id = w.tenant_id and t.workflow_id = w.id
-              and t.state = 'gated' and t.gate_wait is null and t.parked_on is null
+              and t.state = 'gated' and t.gate_wait is null and t.parked_on is null and not t.unschedulable
             order by t.arrived_at, t.run_id, t.node limit $3 for update skip locked
         ) t
     ), first_runs as materialized (
@@ -158,7 +160,7 @@ OPENED = """
     update workflows w set aside = null, aside_at = $3
     where w.tenant_id = $1 and w.id = $2 and w.aside = 'opening'
       and (select true from tasks t where t.tenant_id = w.tenant_id and t.workflow_id = w.id
-           and t.state = 'gated' and t.gate_wait is null and t.parked_on is null limit 1) is null
+           and t.state = 'gated' and t.gate_wait is null and t.parked_on is null and not t.unschedulable limit 1) is null
       and (select true from runs r where r.tenant_id = w.tenant_id and r.workflow_id = w.id
            and r.gates is not null and r.gates_held = 0 and r.gate_wait is null and r.advance_at is null limit 1) is null
     returning w.id

@@ -98,6 +98,7 @@ class Waiting:
     priority: int
     due_at: datetime
     epoch: int
+    unschedulable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,10 @@ STANDING = Statement(
     from g cross join lateral (select * from tasks t where t.preempts and t.gates @> array[g.id] offset 0) t
     where t.tenant_id = g.tenant_id and t.arrived_at is not null
       and (array_position(t.gates, g.id) <= t.gates_held or t.gate_wait = g.id and coalesce(
-          (select w.aside from workflows w where w.tenant_id = t.tenant_id and w.id = t.workflow_id), 'opening') = 'opening')
+          (select w.aside from workflows w where w.tenant_id = t.tenant_id and w.id = t.workflow_id), 'opening') = 'opening'
+          and (t.requirement = '' or coalesce(
+              (select u.aside from unschedulable u where u.tenant_id = t.tenant_id and u.requirement = t.requirement
+               and u.queue = case when t.durable then -t.workflow_id else t.workflow_id end), 'opening') = 'opening'))
     union all
     select g.id::text, r.tenant_id, r.id, null, r.arrived_at, r.gate_wait is distinct from g.id, r.cancel_reason is not null
     from g cross join lateral (select * from runs r where r.preempts and r.gates @> array[g.id] offset 0) r
@@ -174,7 +178,7 @@ STANDING = Statement(
 # and where room is left for somebody who waits and was not let through: whose row was locked, or who came after this statement began.
 # This statement waits for nobody: who would go on to a gate that somebody else holds, stays where it is for now. So the order in which
 # it takes gates, that of chains, does not matter to those that take them in the order of ids. Of whose workflow nothing can start is set
-# aside instead: places are for those behind.
+# aside instead, and so is what nothing can take: places are for those behind.
 ADMIT = Statement(
     """
     with g as materialized (
@@ -186,15 +190,22 @@ ADMIT = Statement(
         ) g
     ), first_tasks as materialized (
         select g.tenant_id, g.id as gate, t.run_id, t.node, t.arrived_at, t.next,
-               (select w.aside from workflows w where w.tenant_id = g.tenant_id and w.id = t.workflow_id and t.cleanup is null) as aside
+               (select w.aside from workflows w where w.tenant_id = g.tenant_id and w.id = t.workflow_id and t.cleanup is null) as aside,
+               case when t.asked is not null
+               then (select true from unschedulable u where u.tenant_id = g.tenant_id and u.queue = t.queue and u.requirement = t.asked
+                     and u.aside <> 'opening') end as untakeable
         from g cross join lateral (
-            select t.run_id, t.node, t.arrived_at, t.gates[t.gates_held + 2] as next, t.workflow_id, t.cleanup from tasks t
+            select t.run_id, t.node, t.arrived_at, t.gates[t.gates_held + 2] as next, t.workflow_id, t.cleanup,
+                   case when t.durable then -t.workflow_id else t.workflow_id end as queue,
+                   case when t.requirement <> '' and t.cleanup is null and coalesce(t.turn, 1) = 1 and coalesce(t.log_len, 0) = 0
+                   then t.requirement end as asked
+            from tasks t
             where t.tenant_id = g.tenant_id and t.gate_wait = g.id
             order by t.arrived_at, t.run_id, t.node limit least(g.room, $5) for update skip locked
         ) t
     ), first_runs as materialized (
         select g.tenant_id, g.id as gate, r.id as run_id, null::smallint as node, r.arrived_at, r.next,
-               (select w.aside from workflows w where w.tenant_id = g.tenant_id and w.id = r.workflow_id) as aside
+               (select w.aside from workflows w where w.tenant_id = g.tenant_id and w.id = r.workflow_id) as aside, null::boolean
         from g cross join lateral (
             select r.id, r.arrived_at, r.gates[r.gates_held + 2] as next, r.workflow_id from runs r
             where r.tenant_id = g.tenant_id and r.gate_wait = g.id and r.cancel_reason is null
@@ -202,7 +213,7 @@ ADMIT = Statement(
         ) r
     ), ranked as (
         select *, row_number() over (partition by tenant_id, gate, stays order by arrived_at, run_id, node) as place
-        from (select *, coalesce(aside in ('closed', 'clearing'), false) as stays
+        from (select *, coalesce(aside in ('closed', 'clearing'), false) or coalesce(untakeable, false) as stays
               from (select * from first_tasks union all select * from first_runs) waiting) judged
     ), next_gates as materialized (
         select n.tenant_id, n.id
@@ -357,14 +368,14 @@ AHEAD = """
 WAITING = Statement(
     """
     select t.node, t.state, t.workflow_id, t.durable, t.gate_wait::text as gate, t.arrived_at, t.parked_on::text, t.parked_for,
-           t.requirement, t.priority, t.due_at, t.epoch
+           t.requirement, t.priority, t.due_at, t.epoch, t.unschedulable
     from tasks t where t.tenant_id = $1 and t.run_id = $2 and t.state in ('queued', 'gated', 'scheduled')
     union all
-    select null, 'gated', r.workflow_id, false, r.gate_wait::text, r.arrived_at, null, null, '', r.priority, r.created_at, 0
+    select null, 'gated', r.workflow_id, false, r.gate_wait::text, r.arrived_at, null, null, '', r.priority, r.created_at, 0, false
     from runs r
     where r.tenant_id = $1 and r.id = $2 and r.gates is not null and r.gates_held < cardinality(r.gates) and r.advance_at is null
     union all
-    select null, 'scheduled', r.workflow_id, false, null, null, null, null, '', r.priority, r.advance_at, 0
+    select null, 'scheduled', r.workflow_id, false, null, null, null, null, '', r.priority, r.advance_at, 0, false
     from runs r where r.tenant_id = $1 and r.id = $2 and r.gate_wait is null and r.graph !~ '[^-]' and r.advance_at > $3
     """,
     Waiting,

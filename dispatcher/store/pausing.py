@@ -40,7 +40,10 @@ RESUME = """
         select t.tenant_id, t.run_id, t.node from tasks t where t.tenant_id = $1 and t.workflow_id = $2 and t.state = 'queued'
         union all
         select t.tenant_id, t.run_id, t.node from tasks t
-        where t.tenant_id = $1 and t.workflow_id = $2 and t.state = 'gated' and t.gate_wait is null and t.parked_on is null
+        where t.tenant_id = $1 and t.workflow_id = $2
+          and t.state = 'gated' and t.gate_wait is null and t.parked_on is null and not t.unschedulable
+        union all
+        select t.tenant_id, t.run_id, t.node from tasks t where t.tenant_id = $1 and t.workflow_id = $2 and t.unschedulable
         union all
         select t.tenant_id, t.run_id, t.node from tasks t
         where t.tenant_id = $1 and t.workflow_id = $2 and t.state = 'gated' and (t.gate_wait is not null or t.parked_on is not null)
@@ -62,7 +65,9 @@ WAITING = """
         (select from tasks t where t.tenant_id = $1 and t.workflow_id = $2 and t.state = 'queued' limit $3)
         union all
         (select from tasks t where t.tenant_id = $1 and t.workflow_id = $2
-         and t.state = 'gated' and t.gate_wait is null and t.parked_on is null limit $3)
+         and t.state = 'gated' and t.gate_wait is null and t.parked_on is null and not t.unschedulable limit $3)
+        union all
+        (select from tasks t where t.tenant_id = $1 and t.workflow_id = $2 and t.unschedulable limit $3)
         union all
         (select from tasks t where t.tenant_id = $1 and t.workflow_id = $2
          and t.state = 'gated' and (t.gate_wait is not null or t.parked_on is not null) limit $3)

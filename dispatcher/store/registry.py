@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from dispatcher.store import filters
+from dispatcher.store import filters, unschedulable
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.filters import FilterRow
 from dispatcher.store.statement import Statement
@@ -279,6 +279,7 @@ class Registered:
     workflows: list[WorkflowRow]
     routes: list[Route]
     filters: list[FilterRow]
+    returning: list[int]
 
 
 async def tenants(db: Database) -> list[Tenant]:
@@ -305,6 +306,7 @@ async def load(db: Database, tenant: Tenant) -> Registered:
         WORKFLOWS.read(await db.fetch(WORKFLOWS.sql, tenant.id, None)),
         ROUTES.read(await db.fetch(ROUTES.sql, tenant.id)),
         await filters.every(db, tenant.id),
+        await unschedulable.returning(db, tenant.id),
     )
 
 

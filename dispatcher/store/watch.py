@@ -56,7 +56,8 @@ LOOK = Statement(
            (select min(probe_at) from endpoints where probe_at is not null) as probe,
            case when exists (select from tasks where dispatcher_id = $2 and cancel_at is not null) then $1 end as cancels,
            case when exists (select from bulk_actions where status = 'running') then $1 end as bulk,
-           case when exists (select from workflows where aside in ('clearing', 'opening')) then $1 end as asides,
+           case when exists (select from workflows where aside in ('clearing', 'opening'))
+                     or exists (select from unschedulable where aside <> 'closed') then $1 end as asides,
            case when exists (select from renewals) then $1 end as renewals
     """,
     Seen,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dispatcher.engine.definitions import DefinitionError
 from dispatcher.engine.definitions.placement import COMPARATORS, DesiredLabel, Label, parse_desired_labels
-from dispatcher.engine.placement import ASKS_NOTHING, Requirement, rank, tiers
+from dispatcher.engine.placement import ASKS_NOTHING, Host, Requirement, rank, startable, tiers
 
 TABLE: list[tuple[Any, str, Any, bool]] = [
     ("a", "EQUAL", "a", True), ("a", "EQUAL", "b", False), ("a", "EQUAL", None, False), (1, "EQUAL", 1, True), (1, "EQUAL", 1.0, True),
@@ -68,6 +68,16 @@ def test_what_is_pinned_goes_where_it_began_if_that_has_what_it_asks() -> None:
     assert tiers(Requirement({}, "a", "soft", pin="b"), endpoints) == (("b",),)
     assert tiers(Requirement({}, "a", "hard", pin="b"), endpoints) == ()
     assert tiers(Requirement({}, "a", "hard", pin="a"), endpoints) == (("a",),)
+
+
+def test_a_task_can_start_where_it_suits_and_would_fit_if_nothing_else_ran() -> None:
+    gpu = Requirement({"gpu": DesiredLabel(True, required=True)}, slots=2)
+    assert startable(gpu, [Host("a", {}, 9), Host("b", {"gpu": True}, 2)])
+    assert not startable(gpu, [Host("a", {}, 9), Host("b", {"gpu": True}, 1)])
+    assert not startable(gpu, [])
+    assert startable(Requirement({}, "a", "hard"), [Host("a", {}, 1)])
+    assert not startable(Requirement({}, "a", "hard"), [Host("b", {}, 1)])
+    assert startable(Requirement({}, "a", "soft"), [Host("b", {}, 1)])
 
 
 def test_who_asks_nothing_may_run_anywhere() -> None:

@@ -41,6 +41,9 @@ RENEWAL = """
     )
     insert into renewals (tenant_id, workflow_id, began_at, looked_at) select tenant_id, id, $1, $1 from w
 """
+UNSCHEDULABLE = """
+    with t as (insert into tenants (slug, name, created_at) values ('w', 'w', $1) returning id)
+    insert into unschedulable (tenant_id, queue, requirement, aside_at, aside) select id, 1, 'r', $1"""
 PROBE = f"""
     insert into endpoints ({ENDPOINT}, circuit, circuit_since, probe_at)
     values (1, 'e', 'e', '1', 1, '{{}}', false, $1, $1, 'open', $1, $2)
@@ -99,6 +102,16 @@ CASES: dict[str, tuple[str, tuple[str, ...], datetime]] = {
         NOW,
     ),
     "a workflow that has its time again": (RENEWAL, ("renewals",), NOW),
+    "a queue that something can take again": (
+        f"{UNSCHEDULABLE}, 'clearing' from t",
+        ("asides",),
+        NOW,
+    ),
+    "a queue whose tasks come back": (
+        f"{UNSCHEDULABLE}, 'opening' from t",
+        ("asides",),
+        NOW,
+    ),
     "a gate awake": (
         f"insert into gates ({GATE}, wake) values (1, gen_random_uuid(), 'r', 'k', 'GROUP_ROUND_ROBIN', 1, true)",
         ("gates",),
@@ -114,6 +127,7 @@ UNSEEN = {
     "a task that waits its turn": f"insert into tasks ({TASK}, state, due_at) values (1, 'r', 0, 1, 1, 1, 1, 'queued', $1)",
     "an attempt": f"insert into tasks ({TASK}, state, due_at, dispatcher_id) values (1, 'r', 0, 1, 1, 1, 1, 'running', $1, $3)",
     "a workflow that is closed": f"{WORKFLOW}, 'closed' from t",
+    "a queue that nothing can take": f"{UNSCHEDULABLE}, 'closed' from t",
     "a wait that is over": f"insert into waits ({WAIT}, due_at, settled_at) values (1, 'r', 0, 'w', false, 'sleep', $1, $2, $1)",
     "a gate at rest": f"insert into gates ({GATE}, held) values (1, gen_random_uuid(), 'r', 'k', 'GROUP_ROUND_ROBIN', 1, 1)",
     "an event": "insert into events (tenant_id, id, type, data, stream_id, runs, created_at) values (1, 'e', 'e', '1', 's', 0, $1)",
