@@ -21,6 +21,11 @@ NOW = 1_767_225_600
 ULID = "01hzzzzzzzzzzzzzzzzzzzzzzz"
 
 
+def soon() -> asyncio.Timeout:
+    """A bound for what comes at once, though the machine may be busy."""
+    return asyncio.timeout(10)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request as it arrived."""

@@ -12,7 +12,7 @@ from dispatcher.delivery import Courier, transport
 from dispatcher.delivery.transport import TransportBounds
 from dispatcher.engine.answers import Lost, Succeeded, Unreachable
 from tests.delivery.conftest import MakeCourier
-from tests.delivery.endpoints import Endpoint, Visit, answering, endpoint, no_events, push, response, target
+from tests.delivery.endpoints import Endpoint, Visit, answering, endpoint, no_events, push, response, soon, target
 
 ONE = response(200, b"1")
 
@@ -137,7 +137,7 @@ async def test_idle_connections_end(couriers: MakeCourier) -> None:
 
     async with endpoint(script) as served:
         await deliver(courier, served)
-        async with asyncio.timeout(2):
+        async with soon():
             await served.closed.wait()
 
 
@@ -150,7 +150,7 @@ async def test_closing_the_courier_closes_its_connections(courier: Courier) -> N
     async with endpoint(script) as served:
         await deliver(courier, served)
         await courier.aclose()
-        async with asyncio.timeout(2):
+        async with soon():
             await served.closed.wait()
 
 

@@ -43,6 +43,7 @@ from tests.delivery.endpoints import (
     push,
     response,
     saying,
+    soon,
     target,
 )
 from tests.delivery.nameserver import HANG, SERVFAIL, name_server
@@ -253,7 +254,7 @@ def slow(head: bytes, drops: bytes) -> Script:
     ids=["hang", "slow headers", "slow body", "slow chunks", "slow 1xx", "half a body"],
 )
 async def test_n2_total_deadline(courier: Courier, script: Script) -> None:
-    async with asyncio.timeout(5):
+    async with soon():
         answer = await answer_to(courier, script, timeout=0.15)
     assert answer == TimedOut("no complete answer within 0.15 s")
 
@@ -261,7 +262,7 @@ async def test_n2_total_deadline(courier: Courier, script: Script) -> None:
 async def test_the_deadline_closes_the_connection(courier: Courier) -> None:
     async with endpoint(saying(stay=True)) as served:
         await courier.push(target(served.url), push(timeout=0.05), no_events)
-        async with asyncio.timeout(2):
+        async with soon():
             await served.closed.wait()
 
 
@@ -272,7 +273,7 @@ async def test_cancelling_closes_the_connection(courier: Courier) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        async with asyncio.timeout(2):
+        async with soon():
             await served.closed.wait()
 
 
@@ -282,7 +283,7 @@ async def test_cancelling_closes_the_connection(courier: Courier) -> None:
 async def test_n3_an_endless_body_is_cut_and_not_drained(courier: Courier) -> None:
     async with endpoint(pouring(OPEN_ENDED, b"a" * 65_536)) as served:
         receipt = await courier.push(target(served.url, response_limit=100_000), push(), no_events)
-        async with asyncio.timeout(2):
+        async with soon():
             await served.closed.wait()
     assert receipt.answer == Failed(
         "response_too_large", "the answer is larger than 100,000 bytes; store the result elsewhere and answer where", retry=False
@@ -292,7 +293,7 @@ async def test_n3_an_endless_body_is_cut_and_not_drained(courier: Courier) -> No
 async def test_n3_a_body_that_says_it_is_too_long_is_not_read(courier: Courier) -> None:
     async with endpoint(saying(b"HTTP/1.1 200 OK\r\ncontent-length: 100001\r\n\r\n", stay=True)) as served:
         receipt = await courier.push(target(served.url), push(), no_events)
-        async with asyncio.timeout(2):
+        async with soon():
             await served.closed.wait()
     assert isinstance(receipt.answer, Failed)
     assert receipt.answer.code == "response_too_large"
@@ -338,7 +339,7 @@ async def test_n3_a_long_refusal_is_still_a_refusal(courier: Courier) -> None:
     ],
 )
 async def test_n3_heads_and_framing_without_end(courier: Courier, start: bytes, more: bytes) -> None:
-    async with asyncio.timeout(5), endpoint(pouring(start, more)) as served:
+    async with soon(), endpoint(pouring(start, more)) as served:
         receipt = await courier.push(target(served.url), push(timeout=60), no_events)
         await served.closed.wait()
     assert isinstance(receipt.answer, Failed | Lost)

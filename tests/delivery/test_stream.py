@@ -11,7 +11,21 @@ import pytest
 from dispatcher.delivery import Courier, Receipt
 from dispatcher.delivery.lines import Lines, LineTooLong
 from dispatcher.engine.answers import Failed, Succeeded, TimedOut
-from tests.delivery.endpoints import STREAM_END, STREAM_HEAD, Script, Visit, chunk, endpoint, line, no_events, pouring, push, saying, target
+from tests.delivery.endpoints import (
+    STREAM_END,
+    STREAM_HEAD,
+    Script,
+    Visit,
+    chunk,
+    endpoint,
+    line,
+    no_events,
+    pouring,
+    push,
+    saying,
+    soon,
+    target,
+)
 
 CUT = Failed("stream_cut", "the endpoint's stream ended without a done or fail line", retry=True)
 
@@ -50,7 +64,7 @@ async def test_events_come_while_the_handler_runs(courier: Courier) -> None:
 
     async with endpoint(script) as served:
         task = asyncio.create_task(courier.push(target(served.url), push(), hear))
-        async with asyncio.timeout(2):
+        async with soon():
             await heard.wait()
         assert not task.done()
         go_on.set()
@@ -118,7 +132,7 @@ async def test_an_output_that_cannot_be_kept(courier: Courier) -> None:
 async def test_a_line_without_end(courier: Courier) -> None:
     async with endpoint(pouring(STREAM_HEAD, chunk(b"a" * 30_000))) as served:
         receipt = await courier.push(target(served.url), push(timeout=30), no_events)
-        async with asyncio.timeout(2):
+        async with soon():
             await served.closed.wait()
     assert isinstance(receipt.answer, Failed)
     assert receipt.answer.code == "response_too_large"
@@ -153,7 +167,7 @@ async def test_what_the_events_callback_raises_is_raised_and_closes(courier: Cou
     async with endpoint(saying(STREAM_HEAD, line(type="log"), stay=True)) as served:
         with pytest.raises(TimeoutError, match="the database is away"):
             await courier.push(target(served.url), push(timeout=5), refuse)
-        async with asyncio.timeout(2):
+        async with soon():
             await served.closed.wait()
 
 
@@ -184,7 +198,7 @@ async def test_a_stream_that_stays_open_after_its_last_line_is_closed(courier: C
     async with endpoint(saying(STREAM_HEAD, line(type="done", output=1), stay=True)) as served:
         receipt = await courier.push(target(served.url), push(timeout=30), no_events)
         assert receipt.answer == Succeeded(b"1")
-        async with asyncio.timeout(2):
+        async with soon():
             await served.closed.wait()
 
 
