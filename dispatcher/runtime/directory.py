@@ -295,10 +295,10 @@ class Directory:
         )
 
     def drops(self, tenant_id: int, workflow_id: int) -> bool:
-        """Whether a workflow is paused and lets go what its crons and schedules would start."""
+        """Whether a workflow is paused, and not about to be resumed, and lets go what its crons and schedules would start."""
         picture = self.pictures.get(tenant_id)
         row = picture.paused.get(workflow_id) if picture is not None else None
-        return row is not None and row.on_schedule == "drop"
+        return row is not None and row.on_schedule == "drop" and not row.resuming
 
     def tenant(self, slug: str) -> Tenant | None:
         """A tenant by its slug."""

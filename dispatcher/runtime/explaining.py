@@ -26,6 +26,7 @@ _MOST_WAITS = 100  # of a run, that are told
 _UNSERVED: Reason = {"kind": "endpoint", "message": "no endpoint serves this workflow any more"}
 _GONE: Reason = {"kind": "sticky", "message": "its run has to stay at the endpoint where it began, which does not serve it any more"}
 _READY: Reason = {"kind": "batch", "message": "its batch is complete, or its time is up: it waits for a slot"}
+_PAUSED = "its workflow is paused: nothing of it starts until it is resumed"
 _BACK = "nothing of its workflow could start until now: it is about to stand in line again for the limits it shares"
 _TAKEN_AGAIN = "no endpoint could take it until now: it is about to stand in line again for its limits"
 
@@ -171,7 +172,8 @@ def _paused(picture: Picture | None, row: Waiting) -> list[Reason]:
     paused = picture.paused.get(row.workflow_id) if picture is not None else None
     if paused is None:
         return []
-    return [{"kind": "paused", "since": paused.paused_at, "message": "its workflow is paused: nothing of it starts until it is resumed"}]
+    why = "its workflow is resumed once all that waits for it has its time again" if paused.resuming else _PAUSED
+    return [{"kind": "paused", "since": paused.paused_at, "message": why}]
 
 
 def _suspended(wait: Open) -> dict[str, Any]:

@@ -7,7 +7,7 @@ joins again under a new id. Its late answers find the epochs gone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from dispatcher.clock import Clock
@@ -163,13 +163,11 @@ class Membership:
 
     async def expire(self, now: datetime, limit: int) -> bool:
         """End tasks that have waited past their schedule timeout; True when there may be more."""
-        pictures = [dict(self._directory.pictures)]  # a workflow may be resumed while the database is asked
         late = await tasks.overdue(self._database, now, timedelta(seconds=self._settings.misconfig_ttl), limit)
-        pictures.append(self._directory.pictures)
-        await self._settle(await spare(self._database, pictures, late, now), ScheduleExpired())
+        await self._settle(await spare(self._database, late, now), ScheduleExpired())
         return len(late) >= limit
 
-    async def _settle(self, found: list[LiveTask], event: Event) -> None:
+    async def _settle(self, found: Sequence[LiveTask], event: Event) -> None:
         submitted = []
         for task in found:
             workflow = await self._directory.workflow_version(task.tenant_id, task.workflow_id, task.workflow_version)

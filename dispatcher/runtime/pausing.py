@@ -11,13 +11,13 @@ from dispatcher.clock import Clock
 from dispatcher.errors import problem
 from dispatcher.ids import IdMaker
 from dispatcher.runtime import limits_declared
-from dispatcher.runtime.directory import Directory, Picture
+from dispatcher.runtime.directory import Directory
 from dispatcher.store import asides, audit, gate_limits, pausing, registry, removals, renewals
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.outcomes import TaskKey
 from dispatcher.store.pages import Page
 from dispatcher.store.pausing import Pause
-from dispatcher.store.tasks import LiveTask
+from dispatcher.store.tasks import Overdue
 
 OnSchedule = Literal["queue", "drop"]
 _LOOKS = 10  # while the shortest bound of a paused workflow lasts, at those that have come
@@ -60,10 +60,10 @@ class Pausing:
             before = await pausing.get(conn, tenant_id, name)
             if before is None:
                 raise problem("unknown_workflow", f"there is no workflow {name[:200]!r}")
+            if wanted.paused and await renewals.drop(conn, tenant_id, before.id):
+                before = replace(before, paused_at=None)  # it was to be resumed: this is another pause
             after = _changed(before, wanted, now)
-            if wanted.paused:
-                await renewals.drop(conn, tenant_id, before.id)
-            elif before.paused_at is not None and after.paused_at is None:
+            if before.paused_at is not None and after.paused_at is None:
                 after = await self._resume(conn, tenant_id, before, after, now)
             await pausing.put(conn, tenant_id, after, now)
             await asides.judge(conn, tenant_id, now)
@@ -146,20 +146,18 @@ def _changed(before: Pause, wanted: PauseChange, now: datetime) -> Pause:
     return after
 
 
-async def spare(db: Database, pictures: Sequence[Mapping[int, Picture]], late: Sequence[LiveTask], now: datetime) -> list[LiveTask]:
-    """Of tasks past their schedule timeout, those that are over. What waits for a workflow that is paused, in any of these pictures of
-    tenants, may wait as long as its pause says.
+async def spare(db: Database, late: Sequence[Overdue], now: datetime) -> list[Overdue]:
+    """Of tasks past their schedule timeout, those that are over. What waits for a workflow that is paused may wait as long as its pause
+    says.
     """
-    over: list[LiveTask] = []
+    over: list[Overdue] = []
     spared: list[tuple[TaskKey, datetime | None]] = []
     for task in late:
-        found = (picture.paused.get(task.workflow_id) for tenants in pictures if (picture := tenants.get(task.tenant_id)) is not None)
-        pause = next((one for one in found if one is not None), None)
-        if pause is None or pause.paused_at is None:
+        if task.paused_at is None:
             over.append(task)
             continue
-        ttl = timedelta(milliseconds=pause.queue_ttl_ms) if pause.queue_ttl_ms is not None else None
-        until = max(task.due_at, pause.paused_at) + ttl if ttl is not None else None
+        ttl = timedelta(milliseconds=task.queue_ttl_ms) if task.queue_ttl_ms is not None else None
+        until = max(task.due_at, task.paused_at) + ttl if ttl is not None else None
         if until is not None and until <= now:
             over.append(task)
         else:

@@ -13,8 +13,9 @@ from datetime import datetime, timedelta
 
 from dispatcher.runtime.directory import Directory
 from dispatcher.store import asides, pausing, registry, renewals
-from dispatcher.store.database import Database
-from dispatcher.store.renewals import Renewal
+from dispatcher.store.database import Connection, Database
+from dispatcher.store.pages import Page
+from dispatcher.store.renewals import Renewal, Renewed
 
 _PAGE = 2_000  # tasks, or runs, that are looked at in one statement
 _AGAIN = timedelta(milliseconds=100)  # until somebody else has let go of what was passed over
@@ -32,24 +33,34 @@ class Renewals:
 
     async def tick(self, now: datetime) -> datetime | None:
         """Go through a page of one workflow; answers when to look again, None if there is nothing more to do."""
-        async with self._database.transaction() as conn:
-            renewal = await renewals.next_one(conn)
-            if renewal is None:
-                return None
-            resumes = renewal.late_at is None
-            workflow = await self._directory.workflow_version(renewal.tenant_id, renewal.workflow_id, renewal.version)
-            found = await renewals.renew(conn, renewal, workflow.schedule_ms, now + _LEAD if resumes else now, _PAGE)
-            passed_over = found is not None and found.passed_over > 0
-            behind = renewal.page if passed_over else renewal.page.behind(found, _PAGE)
-            if behind is not None:
-                await renewals.go_on(conn, renewal, behind, now)
-            elif not resumes:
-                await renewals.drop(conn, renewal.tenant_id, renewal.workflow_id)
-        if behind is None and resumes:
-            await self._resume(renewal, now)
-        elif not resumes and found is not None and found.renewed:
+        renewal: Renewal | None = None
+        try:
+            async with self._database.transaction() as conn:
+                renewal = await renewals.next_one(conn)
+                if renewal is None:
+                    return None
+                behind, found = await self._renew(conn, renewal, now)
+            if behind is None and renewal.late_at is None:
+                await self._resume(renewal, now)
+        except Exception:
+            if renewal is not None:  # the others come first, lest one that fails every time be in their way
+                await renewals.put_last(self._database, renewal, now)
+            raise
+        if renewal.late_at is not None and (behind is None or (found is not None and found.renewed)):
             self.on_renewed()
-        return now + _AGAIN if passed_over else now
+        return now + _AGAIN if found is not None and found.passed_over else now
+
+    async def _renew(self, conn: Connection, renewal: Renewal, now: datetime) -> tuple[Page | None, Renewed | None]:
+        """Answers what comes behind a page, which is the same again where somebody was passed over, and what was found on it."""
+        resumes = renewal.late_at is None
+        workflow = await self._directory.workflow_version(renewal.tenant_id, renewal.workflow_id, renewal.version)
+        found = await renewals.renew(conn, renewal, workflow.schedule_ms, now + _LEAD if resumes else now, _PAGE)
+        behind = renewal.page if found is not None and found.passed_over else renewal.page.behind(found, _PAGE)
+        if behind is not None:
+            await renewals.go_on(conn, renewal, behind, now)
+        elif not resumes:
+            await renewals.drop(conn, renewal.tenant_id, renewal.workflow_id)
+        return behind, found
 
     async def _resume(self, renewal: Renewal, now: datetime) -> None:
         """Unless it is paused again, removed, or resumed by somebody else meanwhile."""

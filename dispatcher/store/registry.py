@@ -82,6 +82,7 @@ class WorkflowRow:
     on_schedule: str
     asks: bool
     aside: str | None
+    resuming: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,8 @@ SECRETS = Statement(
 )
 WORKFLOWS = Statement(
     """
-    select w.id, w.name, w.version, v.definition, w.created_at, w.updated_at, w.paused_at, w.queue_ttl_ms, w.on_schedule, w.asks, w.aside
+    select w.id, w.name, w.version, v.definition, w.created_at, w.updated_at, w.paused_at, w.queue_ttl_ms, w.on_schedule, w.asks, w.aside,
+           exists (select from renewals n where n.tenant_id = $1 and n.workflow_id = w.id and n.late_at is null) as resuming
     from workflows w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id and v.number = w.version
     where w.tenant_id = $1 and ($2::text is null or w.name = $2) and w.removed_at is null order by w.name
     """,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from dispatcher.store.database import Connection
+from dispatcher.store.database import Connection, Database
 from dispatcher.store.pages import Looked, Page
 from dispatcher.store.statement import Statement
 
@@ -71,7 +71,7 @@ RETURNED = """
     set late_at = case when n.late_at is not null then excluded.late_at end, began_at = excluded.began_at,
         looked_at = excluded.looked_at, of_tasks = true, run_id = '', node = -1
 """
-DROP = "delete from renewals where tenant_id = $1 and workflow_id = $2"
+DROP = "delete from renewals where tenant_id = $1 and workflow_id = $2 returning workflow_id"
 LATE = "insert into renewals (tenant_id, workflow_id, late_at, began_at, looked_at) values ($1, $2, $3, $3, $3)"
 # Unless somebody has changed it since it was found to be the last page.
 OVER = "delete from renewals where tenant_id = $1 and workflow_id = $2 and looked_at = $3 and late_at is null returning workflow_id"
@@ -84,6 +84,7 @@ NEXT = Statement(
     """,
     Renewal,
 )
+PUT_LAST = "update renewals set looked_at = $3 where tenant_id = $1 and workflow_id = $2"
 GO_ON = """
     update renewals set of_tasks = $3, run_id = $4, node = $5, looked_at = $6 where tenant_id = $1 and workflow_id = $2
 """
@@ -158,9 +159,9 @@ async def returned(conn: Connection, tenant_id: int, endpoint_id: str, now: date
     await conn.execute(RETURNED, tenant_id, endpoint_id, now)
 
 
-async def drop(conn: Connection, tenant_id: int, workflow_id: int) -> None:
-    """Nothing of a workflow is to have its time again any more."""
-    await conn.execute(DROP, tenant_id, workflow_id)
+async def drop(conn: Connection, tenant_id: int, workflow_id: int) -> bool:
+    """Nothing of a workflow is to have its time again any more; whether something was."""
+    return await conn.fetchval(DROP, tenant_id, workflow_id) is not None
 
 
 async def over(conn: Connection, renewal: Renewal) -> bool:
@@ -176,6 +177,11 @@ async def next_one(conn: Connection) -> Renewal | None:
 async def go_on(conn: Connection, renewal: Renewal, page: Page, now: datetime) -> None:
     """Say from where on it is to be looked next."""
     await conn.execute(GO_ON, renewal.tenant_id, renewal.workflow_id, page.of_tasks, page.run_id, page.node, now)
+
+
+async def put_last(db: Database, renewal: Renewal, now: datetime) -> None:
+    """Look at all others before this one, from where it is."""
+    await db.execute(PUT_LAST, renewal.tenant_id, renewal.workflow_id, now)
 
 
 async def late(conn: Connection, renewal: Renewal, now: datetime) -> None:

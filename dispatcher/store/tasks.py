@@ -71,6 +71,14 @@ class LiveTask:
 
 
 @dataclass(frozen=True, slots=True)
+class Overdue(LiveTask):
+    """A task past its schedule timeout, with how its workflow stands."""
+
+    paused_at: datetime | None
+    queue_ttl_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelling:
     """A running attempt asked to end by `cancel_at`."""
 
@@ -128,10 +136,12 @@ ORPHANS = _live(
 )
 
 # Where every route leads to a broken or paused endpoint nobody could have taken the task: it waits on, up to $2 since it came due. What
-# may be about to have its time again is left alone.
-OVERDUE = _live(
-    """
-    from tasks t
+# may be about to have its time again is left alone. Whether a workflow is paused is read here: by a picture that is older, or newer,
+# what has just been paused or resumed might be given up.
+OVERDUE = Statement(
+    f"""
+    select{_LIVE}, w.paused_at, w.queue_ttl_ms
+    from tasks t join workflows w on w.tenant_id = t.tenant_id and w.id = t.workflow_id
     where t.schedule_deadline <= $1
       and not exists (select from renewals n where n.tenant_id = t.tenant_id and n.workflow_id = t.workflow_id)
       and (t.due_at + $2::interval <= $1
@@ -140,7 +150,8 @@ OVERDUE = _live(
            or exists (select from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
                       where r.tenant_id = t.tenant_id and r.workflow_id = t.workflow_id and e.circuit = 'closed' and not e.paused))
     order by t.schedule_deadline limit $3
-    """
+    """,
+    Overdue,
 )
 
 # An attempt some dispatcher holds open is that dispatcher's to end; it is helped out only when that is long overdue.
@@ -222,7 +233,7 @@ async def held_since(db: Database, dispatcher_id: int, before: datetime) -> list
     return [(row.tenant_id, row.run_id, row.node) for row in rows]
 
 
-async def overdue(db: Database, now: datetime, misconfig_ttl: timedelta, limit: int) -> list[LiveTask]:
+async def overdue(db: Database, now: datetime, misconfig_ttl: timedelta, limit: int) -> list[Overdue]:
     """Tasks past their schedule timeout that an endpoint in good health could have taken."""
     return OVERDUE.read(await db.fetch(OVERDUE.sql, now, misconfig_ttl, limit))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ from dispatcher.store import renewals, tasks
 from tests.world.endpoint import Endpoint, manifest
 from tests.world.world import Node, World, until
 
-MINUTE = timedelta(minutes=1)
+SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
 WORK = {"name": "work", "schedule_timeout": "5m", "body": "v1"}
 LINE = {
     "name": "line", "kind": "workflow", "concurrency": [{"expression": "'x'", "max_runs": 1}],
@@ -193,6 +194,71 @@ async def test_a_workflow_paused_again_meanwhile_stays_paused(world: World, one:
         await bound()
     assert await _deadlines(world, "work") == [world.now + 6 * MINUTE] * 5
     assert (await _states(one))["work"] == (False, False)
+
+
+async def test_a_workflow_paused_again_meanwhile_is_paused_from_then_on(world: World, one: Node) -> None:
+    """Its bound does not count what it was paused for before: whoever resumed it was told that it was to be."""
+    await _serve(world, one)
+    await _stopped(one, "renewals")
+    await one.call("PATCH", "/v1/workflows/work", {"paused": True, "queue_ttl": "1h"})
+    runs = [await one.trigger("work") for _ in range(5)]
+    world.clock.advance(59 * MINUTE)
+    await _pause(one, "workflows/work", paused=False)
+    world.clock.advance(2 * MINUTE)
+    directory = one.runtime.services.directory
+    pictures = dict(directory.pictures)
+    await _pause(one, "workflows/work", paused=True)
+    directory.pictures.update(pictures)  # a dispatcher that has not heard of it finds nothing late
+    await one.runtime.membership.expire(world.now, 10)
+    bounded = world.now + timedelta(hours=1)
+
+    async def bound() -> bool:
+        await one.turn("timers")
+        return await _deadlines(world, "work") == [bounded] * len(runs)
+
+    world.clock.advance(MINUTE)
+    await until(bound)
+
+
+async def test_a_schedule_that_a_pause_would_drop_counts_once_its_workflow_is_to_be_resumed(world: World, one: Node) -> None:
+    await _serve(world, one)
+    await _stopped(one, "renewals")
+    await one.call("PATCH", "/v1/workflows/work", {"paused": True, "on_schedule": "drop"})
+    waiting = [await one.trigger("work") for _ in range(3)]
+    await one.call("POST", "/v1/schedules", {"workflow": "work", "in": "1m"})
+    await _pause(one, "workflows/work", paused=False)
+    assert await _states(one) == {"work": (True, True), "line": (False, False), "other": (False, False)}
+    [reason] = (await one.call("GET", f"/v1/runs/{waiting[0]}"))["tasks"][0]["waiting_for"]
+    assert "is resumed once" in reason["message"]
+    world.clock.advance(2 * MINUTE)
+    await one.turn("timetable")
+    assert await world.database.fetchval("select count(*) from runs") == len(waiting) + 1
+
+
+async def test_one_that_cannot_be_renewed_is_in_no_others_way(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    await _serve(world, one)
+    await _stopped(one, "renewals")
+    await _waiting(world, one, 3)
+    for name in ("work", "line"):
+        await _pause(one, f"workflows/{name}", paused=False)
+    broken = await world.database.fetchval("select id from workflows where name = 'work'")
+    renew = renewals.renew
+
+    async def failing(conn: Any, renewal: Any, *how: Any) -> Any:
+        if renewal.workflow_id == broken:
+            raise ValueError("as where a definition cannot be read")
+        return await renew(conn, renewal, *how)
+
+    monkeypatch.setattr(renewals, "renew", failing)
+
+    async def other_resumed() -> bool:
+        world.clock.advance(SECOND)
+        with suppress(ValueError):
+            await one.runtime.services.renewals.tick(world.now)
+        return not (await _states(one))["line"][0]
+
+    await until(other_resumed)
+    assert (await _states(one))["work"] == (True, True)
 
 
 @pytest.mark.parametrize("how", ["paused", "removed"])
