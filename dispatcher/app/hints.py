@@ -117,6 +117,7 @@ class Hints:
             self.loops[name].wake()
 
     def _renewed(self) -> None:
+        self.loops["asides"].wake()
         self.parts.claims.sweep()
         self._backlogged()
 

@@ -87,12 +87,16 @@ LOOK = Statement(
     Aside,
 )
 # Whose row somebody else has at hand is passed over: it is about to be leased or to end, or is found by the next look.
-# What cleans up after it was cancelled keeps its places: its time is short.
+# What cleans up after it was cancelled keeps its places: its time is short. Before a workflow opens, all of it has to have been seen: not
+# while what is late of it has its time again (see LET_BACK).
 SET_ASIDE = Statement(
     """
     with w as materialized (
         select tenant_id, id from workflows
-        where tenant_id = $1 and id = $2 and aside in ('closed', 'clearing') for no key update skip locked
+        where tenant_id = $1 and id = $2
+          and (aside = 'closed' or aside = 'clearing' and not exists (
+              select from renewals n where n.tenant_id = workflows.tenant_id and n.workflow_id = workflows.id))
+        for no key update skip locked
     ), standing as materialized (
         select t.tenant_id, t.run_id, t.node from w cross join lateral (
             select t.tenant_id, t.run_id, t.node from tasks t
@@ -125,11 +129,14 @@ SET_ASIDE = Statement(
     """,
     Moved,
 )
+# What has its time again is held by a page at a time, and would be overtaken by those behind it: all of it comes before.
 LET_BACK = Statement(
     """
     with w as materialized (
         select tenant_id, id from workflows
-        where tenant_id = $1 and id = $2 and (aside is null or aside = 'opening') for no key update skip locked
+        where tenant_id = $1 and id = $2 and (aside is null or aside = 'opening')
+          and not exists (select from renewals n where n.tenant_id = workflows.tenant_id and n.workflow_id = workflows.id)
+        for no key update skip locked
     ), first_tasks as materialized (
         select t.tenant_id, t.run_id, t.node from w cross join lateral (
             select t.tenant_id, t.run_id, t.node from tasks t

@@ -88,9 +88,14 @@ LOCK = "select pg_advisory_xact_lock(hashtextextended($1, 7240157))"
 CLAIM = Statement(
     """
     with picked as materialized (
-        select run_id, node, due_at, schedule_deadline from tasks t
+        select run_id, node, due_at,
+               case when t.schedule_deadline <= $6 then $6::timestamptz + greatest(t.schedule_deadline - t.due_at, interval '1 minute')
+                    else t.schedule_deadline end as schedule_deadline
+        from tasks t
         where t.tenant_id = $1 and t.workflow_id = $2 and not t.durable and t.requirement = $3 and t.state = 'queued'
-          and (t.schedule_deadline is null or t.schedule_deadline > $6)
+          and (t.schedule_deadline is null or t.schedule_deadline > $6 or (
+              select true from renewals n
+              where n.tenant_id = t.tenant_id and n.workflow_id = t.workflow_id and n.late_at >= t.schedule_deadline limit 1))
           and not exists (select from workflows f where f.tenant_id = $1 and f.id = $2 and f.paused_at is not null)
           and not exists (select from endpoints e where e.tenant_id = $1 and e.id = $8 and (e.paused or e.circuit <> 'closed'))
         order by priority desc, due_at, run_id, node limit $12 for update skip locked

@@ -11,6 +11,8 @@ import pytest
 
 from dispatcher.store import renewals, tasks
 from tests.world.endpoint import Endpoint, manifest
+from tests.world.test_concurrency import limited, quiet, serve
+from tests.world.test_pausing_limits import opened
 from tests.world.world import Node, World, until
 
 SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
@@ -376,6 +378,52 @@ async def test_what_is_not_late_keeps_its_time_when_an_endpoint_comes_back(world
         pass
     assert (await world.task(early))["schedule_deadline"] == world.now + 5 * MINUTE
     assert (await world.task(later))["schedule_deadline"] == world.now + 3 * MINUTE
+
+
+async def test_what_is_late_is_taken_before_what_came_later_as_an_endpoint_comes_back(world: World, one: Node) -> None:
+    """Its time begins again as the endpoint comes back, whoever notes it when; also where it is put back, since it lacks units."""
+    limit = {"dynamic_key": "'shared'", "units": 1, "limit": 1, "duration": "minute"}
+    endpoint = await world.endpoint(one, [{"name": "work", "schedule_timeout": "5m", "rate_limits": [limit]}], slots=1)
+    await _stopped(one, "renewals")
+    await _gone(world, one, "resumed")
+    runs = [await one.trigger("work") for _ in range(2)]
+    world.clock.advance(20 * MINUTE)
+    runs.append(await one.trigger("work"))
+    await _pause(one, "endpoints/plain", paused=False)
+    assert await serve(endpoint, runs[:1]) == runs[:1]
+    parked = await world.task(runs[1], state="gated")
+    assert parked["schedule_deadline"] == world.now + 5 * MINUTE
+    one.runtime.loops["renewals"].start()
+    await _renewed(world, one)
+    for run_id in runs[1:]:
+        world.clock.advance(MINUTE)
+        await one.turn("rates", "claim")
+        assert await serve(endpoint, [run_id]) == [run_id]
+
+
+async def test_what_was_set_aside_comes_back_in_the_order_of_arrival_whoever_has_it_at_hand(
+    world: World, one: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a page holds to give it its time again would be passed over by who lets others back into line."""
+    endpoint = await world.endpoint(one, [limited({"name": "shared", "max_runs": 1}, schedule_timeout="5m")])
+    await _stopped(one, "renewals")
+    await _pause(one, "endpoints/plain", paused=True)
+    runs = [await one.trigger("work") for _ in range(5)]
+    world.clock.advance(10 * MINUTE)
+    renew = renewals.renew
+
+    async def held(conn: Any, renewal: Any, *how: Any) -> Any:
+        found = await renew(conn, renewal, *how)
+        await one.turn("asides", "gates", "claim")
+        return found
+
+    monkeypatch.setattr(renewals, "renew", held)
+    await _pause(one, "endpoints/plain", paused=False)
+    one.runtime.loops["renewals"].start()
+    await _renewed(world, one)
+    await opened(world, one)
+    assert await serve(endpoint, runs) == runs
+    await quiet(world)
 
 
 async def test_where_another_endpoint_was_there_nothing_has_its_time_again(world: World, one: Node) -> None:
