@@ -13,19 +13,23 @@ from typing import Literal
 from dispatcher.engine.answers import Answer, EndpointBroken, EndpointGone, LocalFault, Lost, Pushback, Unreachable
 
 Circuit = Literal["closed", "open", "retired"]
+RAMP_STEP = timedelta(seconds=1)
+_STEPS = 20  # a million slots
 
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
     """How one dispatcher has fared with an endpoint lately. `limit` None means as many as its grant allows.
 
-    What was under way when the limit was last halved has no say in halving it again.
+    What was under way when the limit was last halved has no say in halving it again. `since` is when an endpoint that was broken did its
+    first work again, as long as it has asked for no less since then.
     """
 
     unreachable: int = 0
     limit: int | None = None
     successes: int = 0
     halved_at: datetime | None = None
+    since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,19 @@ def _regrown(breaker: Breaker) -> Breaker:
     if breaker.successes + 1 < breaker.limit:
         return replace(breaker, unreachable=0, successes=breaker.successes + 1)
     return replace(breaker, unreachable=0, limit=breaker.limit + 1, successes=0)
+
+
+def recovered(now: datetime) -> Breaker:
+    """An endpoint that was broken has done its first work: a slow start, lest all that waits for it breaks it again."""
+    return Breaker(limit=2, since=now)
+
+
+def ramped(breaker: Breaker, now: datetime) -> Breaker:
+    """A slow start goes on: the limit doubles with every second, however long attempts take, until the endpoint asks for less."""
+    if breaker.since is None or breaker.limit is None:
+        return breaker
+    steps = min((now - breaker.since) // RAMP_STEP, _STEPS)
+    return replace(breaker, limit=max(breaker.limit, 2 << max(steps, 0)))
 
 
 def next_probe(probes: int, now: datetime, first: timedelta, longest: timedelta) -> datetime:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from dispatcher.engine import health
 from dispatcher.engine.admission import Place, Queue, Route, Savings
 from dispatcher.engine.health import Breaker
 from dispatcher.runtime.directory import Directory, Endpoint
@@ -77,14 +78,30 @@ class Capacity:
     """Runs that stay where they begin, by where that was said to be since the last rebalance."""
     kept: dict[Place, int] = field(default_factory=dict)
     """Slots that are kept for batches that are ready, as soon as they are free."""
+    _tried: set[Place] = field(default_factory=set)
+    """Places that are tried again after their circuit was open."""
     _batched: set[Place] = field(default_factory=set)
     _turn: dict[Queue, int] = field(default_factory=dict)
 
     def pressure(self, endpoint: Endpoint) -> int | None:
         """How many slots an endpoint is held to because it asked for less, or is being tried again; None where it may have its grant."""
-        if endpoint.probes:
+        if endpoint.probes or endpoint.place in self._tried:
             return 1  # its circuit has been open and it has done no work since: one attempt at a time, until one succeeds
         return self.breakers[endpoint.place].limit if endpoint.place in self.breakers else None
+
+    def ramp(self, now: datetime) -> None:
+        """Let endpoints that were broken and do their work again have more and more, whoever found that they do."""
+        for place in list(self._tried):
+            endpoint = self.directory.endpoint(place)
+            if endpoint is None or not endpoint.probes:
+                self._tried.discard(place)
+                if endpoint is not None:
+                    self.breakers[place] = health.recovered(now)
+        for place, breaker in list(self.breakers.items()):
+            if breaker.since is not None:
+                self.breakers[place] = risen = health.ramped(breaker, now)
+                if (risen.limit or 0) >= self.grants.get(place, 0):
+                    del self.breakers[place]
 
     def free_at(self, endpoint: Endpoint) -> int:
         """Slots free at an endpoint now."""
@@ -260,10 +277,12 @@ class Capacity:
         return found
 
     def free(self) -> dict[Place, int]:
-        """All places with free slots. One whose slots are saved has none before they are enough."""
+        """All places with free slots, and a look at which are tried again. One whose slots are saved has none before they are enough."""
         found = {}
         for picture in self.directory.pictures.values():
             for endpoint in picture.endpoints.values():
+                if endpoint.probes and endpoint.open:
+                    self._tried.add(endpoint.place)
                 if (slots := self.free_at(endpoint) - self.kept.get(endpoint.place, 0)) > 0:
                     found[endpoint.place] = slots
         for place, queue in self.savings.places.items():

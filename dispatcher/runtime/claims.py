@@ -65,6 +65,7 @@ class Claims:
     async def tick(self, now: datetime, sweep_again: datetime) -> bool:
         """Claim what the free slots allow, once; True when there may be more to claim at once."""
         self._capacity.leave_others()
+        self._capacity.ramp(now)
         places = self._capacity.free()
         more = await self._look(places, now, sweep_again)
         self._capacity.passed_over(places)

@@ -471,7 +471,8 @@ class Deliveries:
         place, limit = endpoint.place, verdict.breaker.limit
         if endpoint.probes and verdict.works:
             self.circuits.recovered(endpoint)
-            self.capacity.breakers.pop(place, None)
+            if breaker.since is None:
+                self.capacity.breakers.pop(place, None)
         elif verdict.breaker == health.Breaker() or (limit is not None and limit >= self.capacity.grants.get(place, 0)):
             self.capacity.breakers.pop(place, None)
         else:

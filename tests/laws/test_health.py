@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -30,7 +31,7 @@ from dispatcher.engine.answers import (
     Turned,
     Unreachable,
 )
-from dispatcher.engine.health import Breaker, Sighting, Verdict, next_probe, observe
+from dispatcher.engine.health import Breaker, Sighting, Verdict, next_probe, observe, ramped, recovered
 from dispatcher.engine.references import Reference
 from tests.laws.attempts_table import NOW
 
@@ -109,6 +110,20 @@ def test_an_endpoint_may_always_be_pushed_a_little(before: Breaker, answer: Answ
 def test_only_the_endpoints_own_faults_close_it_off(before: Breaker, answer: Answer, in_flight: int) -> None:
     circuit = observe(before, seen(answer, in_flight), 5).circuit
     assert circuit is None or isinstance(answer, EndpointBroken | EndpointGone | Unreachable)
+
+
+def test_an_endpoint_that_was_broken_is_held_to_what_doubles_every_second() -> None:
+    def limit(breaker: Breaker, seconds: float) -> int | None:
+        return ramped(breaker, NOW + timedelta(seconds=seconds)).limit
+
+    slow = recovered(NOW)
+    assert [limit(slow, seconds) for seconds in (-1, 0, 0.9, 1, 2.5, 9, 3600)] == [2, 2, 2, 4, 8, 1024, 2 << 20]
+    assert limit(Breaker(limit=3, successes=1), 60) == 3
+    assert limit(Breaker(), 60) is None
+    grown = observe(replace(slow, successes=1), Sighting(Succeeded(b"1"), 2, NOW, NOW), 5).breaker
+    assert (grown.limit, limit(grown, 0.5), limit(grown, 1)) == (3, 3, 4)
+    less = observe(ramped(slow, NOW + timedelta(seconds=3)), Sighting(Pushback(None, "m"), 16, NOW, NOW), 5).breaker
+    assert (less.limit, limit(less, 60)) == (8, 8)  # it says itself how much it takes
 
 
 def test_probes_double_up_to_the_longest() -> None:

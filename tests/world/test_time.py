@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+import pytest
+
 from tests.world.endpoint import manifest
 from tests.world.world import Node, World, until
 
@@ -128,6 +130,50 @@ async def test_a_broken_endpoint_is_probed_and_then_given_its_work(world: World,
         (await endpoint.next()).answer(200, {"ok": True})
     assert [(await world.over(run))["status"] for run in (first, second)] == ["succeeded", "succeeded"]
     assert (await world.over(first))["app_retries"] == 0
+
+
+@pytest.mark.parametrize("dispatchers", [1, 2])
+async def test_an_endpoint_that_was_broken_starts_slowly(world: World, one: Node, dispatchers: int) -> None:
+    """One attempt until it does its work, then twice as many with every second, of each dispatcher: more may break it again."""
+    endpoint = await world.discovered(one, manifest([{"name": "work", "retries": 3}]))
+    await one.call("PATCH", "/v1/endpoints/sdk", {"slots": 20 * dispatchers})
+    nodes = [one, *[await world.node() for _ in range(dispatchers - 1)]]
+    for node in nodes:
+        await node.turn("slots")
+    endpoint.way = lambda arrival: arrival.answer(401)
+    await one.trigger("work")
+    await world.circuit_is("open", "sdk")
+    for node in nodes:
+        await node.turn("registry", "claim")
+    endpoint.way = None
+    for _ in range(50 * dispatchers):
+        await one.trigger("work")
+    await world.advance(20 * SECOND)
+    await one.turn("probe")
+    await world.circuit_is("closed", "sdk")
+    for node in nodes:
+        await node.turn("registry", "claim")
+    held = [await endpoint.next()]
+    for node in nodes:
+        await node.turn("claim")
+    while len(held) < dispatchers:
+        held.append(await endpoint.next())
+    assert endpoint.waiting == 0
+    held.pop().answer(200, {})
+
+    async def works() -> bool:
+        return not await world.database.fetchval("select probes from endpoints")
+
+    await until(works)
+    for node in nodes:
+        await node.turn("registry", "claim")
+    for most in (2, 4, 8, 16, 20, 20):
+        while len(held) < most * dispatchers:
+            held.append(await endpoint.next())
+        for node in nodes:
+            await node.turn("claim")
+        assert endpoint.waiting == 0
+        await world.advance(SECOND)
 
 
 async def _probed_next(world: World, moment: datetime) -> None:
