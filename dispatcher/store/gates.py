@@ -179,6 +179,8 @@ STANDING = Statement(
 # This statement waits for nobody: who would go on to a gate that somebody else holds, stays where it is for now. So the order in which
 # it takes gates, that of chains, does not matter to those that take them in the order of ids. Of whose workflow nothing can start is set
 # aside instead, and so is what nothing can take: places are for those behind.
+# Whose row somebody else holds is about to go, and passed over; but not one that is held since its workflow has its time again: nobody
+# overtakes the first such at a gate.
 ADMIT = Statement(
     """
     with g as materialized (
@@ -211,6 +213,25 @@ ADMIT = Statement(
             where r.tenant_id = g.tenant_id and r.gate_wait = g.id and r.cancel_reason is null
             order by r.arrived_at, r.id limit least(g.room, $5) for update skip locked
         ) r
+    ), kept_up as materialized (
+        select g.tenant_id, g.id as gate, s.arrived_at, s.run_id
+        from g cross join lateral (
+            select s.arrived_at, s.run_id
+            from (
+                select t.workflow_id, t.arrived_at, t.run_id,
+                       (t.run_id, t.node) not in (select run_id, node from first_tasks) as passed_over
+                from (select * from tasks t where t.tenant_id = g.tenant_id and t.gate_wait = g.id
+                      order by t.arrived_at, t.run_id, t.node limit least(g.room, $5)) t
+                union all
+                select r.workflow_id, r.arrived_at, r.id, r.id not in (select run_id from first_runs)
+                from (select * from runs r where r.tenant_id = g.tenant_id and r.gate_wait = g.id and r.cancel_reason is null
+                      order by r.arrived_at, r.id limit least(g.room, $5)) r
+            ) s
+            where s.passed_over
+              and (select true from renewals n where n.tenant_id = g.tenant_id and n.workflow_id = s.workflow_id limit 1)
+            order by s.arrived_at, s.run_id limit 1
+        ) s
+        where (select true from renewals limit 1)
     ), ranked as (
         select *, row_number() over (partition by tenant_id, gate, stays order by arrived_at, run_id, node) as place
         from (select *, coalesce(aside in ('closed', 'clearing'), false) or coalesce(untakeable, false) as stays
@@ -226,10 +247,12 @@ ADMIT = Statement(
     ), passing as materialized (
         select r.* from ranked r join g on g.tenant_id = r.tenant_id and g.id = r.gate and r.place <= g.room
         where r.stays
-           or r.next is null
-           or exists (select from g where g.tenant_id = r.tenant_id and g.id = r.next)
-           or exists (select from next_gates n where n.tenant_id = r.tenant_id and n.id = r.next)
-           or (select true from gates n where n.tenant_id = r.tenant_id and n.id = r.next limit 1) is null
+           or (select true from kept_up k where k.tenant_id = r.tenant_id and k.gate = r.gate
+               and (k.arrived_at, k.run_id) < (r.arrived_at, r.run_id) limit 1) is null
+          and (r.next is null
+               or exists (select from g where g.tenant_id = r.tenant_id and g.id = r.next)
+               or exists (select from next_gates n where n.tenant_id = r.tenant_id and n.id = r.next)
+               or (select true from gates n where n.tenant_id = r.tenant_id and n.id = r.next limit 1) is null)
     ), tasks_on as (
         update tasks t
         set gates_held = case when p.stays then 0 else t.gates_held + 1 end,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.store import renewals, tasks
+from dispatcher.store import gates, renewals, tasks
 from tests.world.endpoint import Endpoint, manifest
 from tests.world.test_concurrency import limited, quiet, serve
 from tests.world.test_pausing_limits import opened
@@ -423,6 +423,39 @@ async def test_what_was_set_aside_comes_back_in_the_order_of_arrival_whoever_has
     await _renewed(world, one)
     await opened(world, one)
     assert await serve(endpoint, runs) == runs
+    await quiet(world)
+
+
+async def test_nobody_passes_a_gate_before_one_that_has_its_time_again(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page holds the first in line, and the last of it is not held: it stays where it is, and the gate is looked at again."""
+    endpoint = await world.endpoint(one, [limited({"expression": "'x'", "max_runs": 1}, schedule_timeout="5m")])
+    await _stopped(one, "renewals")
+    await _pause(one, "endpoints/plain", paused=True)
+    runs = [await one.trigger("work") for _ in range(3)]
+    world.clock.advance(10 * MINUTE)
+    await _pause(one, "endpoints/plain", paused=False)
+    await one.turn("claim")
+    first = await endpoint.next()
+    await _stopped(one, "gates")
+    first.answer(200, 1)
+    await world.over(first.json["run_id"])
+    renew, passed = renewals.renew, list[Any]()
+
+    async def held(conn: Any, renewal: Any, *how: Any) -> Any:
+        await conn.execute("select from tasks where run_id = $1 for update", runs[1])
+        waking = await gates.waking(world.database, 10)
+        passed.extend(await gates.admit(world.database, waking, world.now, 10))
+        return await renew(conn, renewal, *how)
+
+    monkeypatch.setattr(renewals, "renew", held)
+    await one.runtime.services.renewals.tick(world.now)
+    assert [(row.gate is None, row.left) for row in passed] == [(False, 2)]
+    for name in ("renewals", "gates"):
+        one.runtime.loops[name].start()
+    monkeypatch.setattr(renewals, "renew", renew)
+    await _renewed(world, one)
+    await one.turn("gates", "claim")
+    assert await serve(endpoint, runs[1:]) == runs[1:]
     await quiet(world)
 
 
