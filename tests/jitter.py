@@ -63,10 +63,17 @@ def _statements(run: Callable[..., Awaitable[Any]], order: Order, watcher: Datab
 
     async def hesitant(self: Database, lane: str, method: Callable[..., Awaitable[Any]], sql: str, args: tuple[object, ...]) -> Any:
         async def held(connection: Connection, sql: str, *args: object) -> Any:
-            async with connection.transaction():
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
                 result = await method(connection, sql, *args)
                 await order.hesitate()
-                return result
+            except Exception:  # who is cancelled says nothing more over the wire, as ever
+                if not connection.is_closed():
+                    await transaction.rollback()
+                raise
+            await transaction.commit()
+            return result
 
         if self is watcher or not order.slow(sql):
             return await run(self, lane, method, sql, args)
