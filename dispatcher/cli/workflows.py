@@ -14,7 +14,7 @@ from dispatcher.cli.output import Output, pairs
 if TYPE_CHECKING:
     from dispatcher.cli.client import Api
 
-COLUMNS = ["name", "version", "on_events", "endpoints", "paused"]
+COLUMNS = ["name", "version", "on_events", "endpoints", "paused", "resuming"]
 
 
 @click.group()

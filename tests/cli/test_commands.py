@@ -162,6 +162,11 @@ def test_runs_cancel(ask: Any) -> None:
     assert (missing.code, missing.json["id"]) == (3, run_id)
 
 
+def test_a_list_of_workflows_says_which_are_about_to_be_resumed(url: str) -> None:
+    listed = invoke("workflows", "list", "-o", "table", DISPATCHER_URL=url).out
+    assert listed.splitlines()[0].lower().split()[-2:] == ["paused", "resuming"]
+
+
 def test_workflows(ask: Any) -> None:
     rows = {row["name"]: row for row in ask("workflows", "list").json["rows"]}
     assert rows["resize"]["on_events"] == ["picture:*"]
