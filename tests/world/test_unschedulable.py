@@ -22,8 +22,9 @@ GPU: dict[str, Any] = {"labels": {"gpu": {"value": True, "required": True}}}
 
 
 async def look(node: Node) -> None:
-    """Let everybody find what there is to set aside, to let back and to let through."""
-    await node.turn("registry", "asides", "gates", "claim")
+    """Let everybody find what there is to set aside, to let back and to let through; also those that have just been let through."""
+    for _ in range(2):
+        await node.turn("registry", "asides", "gates", "claim")
 
 
 async def patch(node: Node, name: str = "plain", **changes: Any) -> None:
