@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from dispatcher.engine import health
-from dispatcher.engine.admission import Place, Queue, Route, Savings
+from dispatcher.engine.admission import Place, Queue, Route, Savings, Slot
 from dispatcher.engine.health import Breaker
 from dispatcher.runtime.directory import Directory, Endpoint
 
@@ -64,6 +64,8 @@ class Capacity:
     detached: dict[Place, int] = field(default_factory=dict)
     asked: Counter[Place] = field(default_factory=Counter)
     """Slots in use that a claim under way has filled for what it may find."""
+    asking: int = 0
+    """Attempts such a claim has filled them for."""
     breakers: dict[Place, Breaker] = field(default_factory=dict)
     backlog: Backlog = field(default_factory=Backlog)
     total: int = 0
@@ -225,6 +227,23 @@ class Capacity:
     def attempting(self, place: Place) -> int:
         """Slots of a place that attempts fill."""
         return self.in_use.get(place, 0) - self.asked[place]
+
+    def ask(self, slots: Collection[Slot]) -> None:
+        """Fill slots for what a claim may find."""
+        self.asking = len(slots)
+        for slot in slots:
+            self.take(slot.place, slot.slots)
+            self.asked[slot.place] += slot.slots
+
+    def answered(self) -> None:
+        """The claim is over: what is filled is for what it has found, or about to be given back."""
+        self.asking = 0
+        self.asked.clear()
+
+    def attempted(self) -> Capacity:
+        """A picture of what attempts fill, as if the claim under way had asked for nothing; not to be changed."""
+        in_use = {place: self.attempting(place) for place in self.in_use}
+        return replace(self, in_use=in_use, total=self.total - self.asking, asked=Counter(), asking=0)
 
     def take(self, place: Place, slots: int = 1) -> None:
         """Fill slots of a place with one attempt."""

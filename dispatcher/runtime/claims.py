@@ -151,9 +151,7 @@ class Claims:
             return False
         if len(ready) > 1:
             self._turns.served(slot.queue for slot in slots)
-        for slot in slots:
-            self._capacity.take(slot.place, slot.slots)
-            self._capacity.asked[slot.place] += slot.slots
+        self._capacity.ask(slots)
         versions = {place: endpoint.target.version for place in places if (endpoint := self._directory.endpoint(place)) is not None}
         claimed: list[Claimed] = []
         self._capacity.backlog.listen()
@@ -165,7 +163,7 @@ class Claims:
                 self._capacity.give_back(slot.place, slot.slots)
             raise
         finally:
-            self._capacity.asked.clear()
+            self._capacity.answered()
         self._empty([(slot.place, slot.slots) for slot in slots], assignments)
         if len(claimed) < len(slots) and len(waiting) == 1:
             self._capacity.backlog.forget(waiting)

@@ -150,18 +150,19 @@ class Explaining:
         }
 
     def _held_back(self, endpoint: Endpoint, requirement: Requirement) -> str:
-        """Why this process does not fill slots that are free."""
-        pressure, in_use, slots = self.capacity.pressure(endpoint), self.capacity.in_use.get(endpoint.place, 0), requirement.slots
-        fits = self.capacity.fits(endpoint, slots, batch=requirement.batch is not None)
+        """Why this process does not fill slots that are free; those that a claim under way has set aside are."""
+        capacity, slots = self.capacity.attempted(), requirement.slots
+        pressure, in_use = capacity.pressure(endpoint), capacity.in_use.get(endpoint.place, 0)
+        fits = capacity.fits(endpoint, slots, batch=requirement.batch is not None)
         if not fits and pressure is not None and pressure - in_use < slots:
             if endpoint.probes:
                 return "its circuit was open, so it is sent one attempt at a time until one does its work"
             return f"it has asked for less, so {pressure} of its slots are filled at most, until it takes more"
-        if endpoint.place in self.capacity.savings.places:
+        if endpoint.place in capacity.savings.places:
             return "slots are free, and saved for a task that fills several of them and has been passed over for a while"
-        if self.capacity.room(self.clock.now()) == 0:
-            return f"slots are free, and this dispatcher has {self.capacity.total} attempts open, as many as it may"
-        if not fits and self.capacity.fits(endpoint, slots, batch=True):
+        if capacity.room(self.clock.now()) == 0:
+            return f"slots are free, and this dispatcher has {capacity.total} attempts open, as many as it may"
+        if not fits and capacity.fits(endpoint, slots, batch=True):
             return "slots are free, and kept for a batch that is ready"
         if not fits:
             return "slots are free, and it is the turn of another dispatcher to fill them"

@@ -5,7 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from dispatcher.cli.results import waiting_lines
+from dispatcher.engine.health import Breaker
+from dispatcher.store import queue
 from tests.world.endpoint import Arrival, Endpoint, manifest
 from tests.world.world import Node, World
 
@@ -104,6 +108,27 @@ async def test_an_endpoint_that_asked_for_less(world: World, one: Node) -> None:
     waiting = [run_id for run_id in runs if await _why(one, run_id)]
     said = "e: it has asked for less, so 1 of its slots are filled at most, until it takes more"
     assert [await _why(one, run_id) for run_id in waiting] == [[("endpoint", said)]]
+
+
+@pytest.mark.parametrize("scarce", ["slots", "pressure", "attempts"])
+async def test_slots_that_a_claim_has_set_aside_are_free(world: World, monkeypatch: pytest.MonkeyPatch, scarce: str) -> None:
+    """It may find the very task that is asked about, and has begun nothing yet."""
+    one = await world.node(max_in_flight=1 if scarce == "attempts" else 100)
+    endpoint = await world.endpoint(one, [_task("work")], name="e", slots=1 if scarce == "slots" else 8)
+    await _pause(one, "endpoints/e")
+    run_id = await one.trigger("work")
+    capacity, claim, said = one.runtime.capacity, queue.claim, list[Any]()
+    if scarce == "pressure":
+        capacity.breakers |= {place: Breaker(limit=1) for place in capacity.grants}
+
+    async def asked(*of: Any) -> list[queue.Claimed]:
+        said.append(await _why(one, run_id))
+        return await claim(*of)
+
+    monkeypatch.setattr(queue, "claim", asked)
+    await _pause(one, "endpoints/e", False)
+    await endpoint.next()
+    assert said[0] == [("endpoint", "e: slots are free: it starts at any moment")]
 
 
 async def test_an_endpoint_that_takes_nothing(world: World, one: Node) -> None:
