@@ -111,6 +111,8 @@ class Unschedulable:
             self._gates.queued()
         if page.moved == _PAGE:
             return now
+        if not page.held:  # somebody else moves them, or they have their time again first
+            return now + _AGAIN
         async with self._database.transaction() as conn:
             await registry.hold_alone(conn, queues[0][0])
             opened = await store.forget(conn, queues, "opening")

@@ -117,7 +117,7 @@ CLEARED = """
 """
 # Whose row somebody else has at hand is passed over: it is about to be leased or to end, or is found by the next look. The trigger that
 # finds the queue's row marks those that are set aside. What cleans up after it was cancelled keeps its places, as does a durable task that
-# has begun.
+# has begun. Before what is aside comes back, all of it has to have been seen: not while what is late has its time again (see LET_BACK).
 SET_ASIDE = Statement(
     """
     with q as materialized (
@@ -125,7 +125,9 @@ SET_ASIDE = Statement(
         from unnest($1::int[], $2::int[], $3::text[]) as g (tenant_id, queue, requirement)
         cross join lateral (
             select * from unschedulable u
-            where u.tenant_id = g.tenant_id and u.queue = g.queue and u.requirement = g.requirement and u.aside <> 'opening'
+            where u.tenant_id = g.tenant_id and u.queue = g.queue and u.requirement = g.requirement
+              and (u.aside = 'closed' or u.aside = 'clearing' and (
+                  select true from renewals n where n.tenant_id = u.tenant_id and n.workflow_id = abs(u.queue) limit 1) is null)
             for no key update skip locked
         ) u
     ), queued as materialized (
@@ -154,7 +156,8 @@ SET_ASIDE = Statement(
     """,
     Moved,
 )
-# Where nothing of their workflow can start they are set aside with it, by the trigger.
+# Where nothing of their workflow can start they are set aside with it, by the trigger. What has its time again is held by a page at a time,
+# and would be overtaken by those behind it: all of their workflow comes before.
 LET_BACK = Statement(
     """
     with q as materialized (
@@ -163,6 +166,7 @@ LET_BACK = Statement(
         cross join lateral (
             select * from unschedulable u
             where u.tenant_id = g.tenant_id and u.queue = g.queue and u.requirement = g.requirement and u.aside = 'opening'
+              and (select true from renewals n where n.tenant_id = u.tenant_id and n.workflow_id = abs(u.queue) limit 1) is null
             for no key update skip locked
         ) u
     ), first as materialized (

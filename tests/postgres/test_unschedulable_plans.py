@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dispatcher.engine.admission import Queue
-from dispatcher.store import asides, gates, unschedulable, watch
+from dispatcher.store import asides, gates, renewals, unschedulable, watch
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.unschedulable import BEFORE_ALL, Moved
 from tests.postgres.test_aside_plans import TENANT, WORKFLOW
@@ -100,6 +100,22 @@ async def test_pages_are_taken_in_the_order_of_arrival_by_one_at_a_time(database
     async with database.transaction() as conn:
         assert await unschedulable.forget(conn, [queue], "closed") == 0
         assert await unschedulable.forget(conn, [queue], "opening") == 1
+
+
+async def test_nobody_moves_while_what_is_late_of_its_workflow_has_its_time_again(database: Database) -> None:
+    async with database.transaction() as conn:
+        queue = await _filled(conn, 1)
+        await renewals.resuming(conn, *queue[:2], NOW)
+    for aside, move in (("clearing", unschedulable.set_aside), ("opening", unschedulable.let_back)):
+        async with database.transaction() as conn:
+            await _turn(conn, queue, aside)
+        assert await move(database, [queue], 2) == Moved(0, 0)
+    async with database.transaction() as conn:
+        assert await renewals.drop(conn, *queue[:2])
+        await _turn(conn, queue, "clearing")
+    assert await unschedulable.set_aside(database, [queue], 2) == Moved(1, 0)
+    await unschedulable.cleared(database, [queue], NOW)
+    assert await unschedulable.let_back(database, [queue], 2) == Moved(1, 1)
 
 
 async def test_who_is_set_aside_as_the_last_comes_back_is_not_forgotten(database: Database) -> None:

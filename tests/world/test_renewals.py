@@ -13,6 +13,8 @@ from dispatcher.store import gates, renewals, tasks
 from tests.world.endpoint import Endpoint, manifest
 from tests.world.test_concurrency import limited, quiet, serve
 from tests.world.test_pausing_limits import opened
+from tests.world.test_unschedulable import GPU, is_aside, look
+from tests.world.test_unschedulable import opened as taken_again
 from tests.world.world import Node, World, until
 
 SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
@@ -401,15 +403,23 @@ async def test_what_is_late_is_taken_before_what_came_later_as_an_endpoint_comes
         assert await serve(endpoint, [run_id]) == [run_id]
 
 
+@pytest.mark.parametrize("why", ["paused", "unschedulable"])
 async def test_what_was_set_aside_comes_back_in_the_order_of_arrival_whoever_has_it_at_hand(
-    world: World, one: Node, monkeypatch: pytest.MonkeyPatch
+    world: World, one: Node, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     """What a page holds to give it its time again would be passed over by who lets others back into line."""
-    endpoint = await world.endpoint(one, [limited({"name": "shared", "max_runs": 1}, schedule_timeout="5m")])
+    handler = limited({"name": "shared", "max_runs": 1}, schedule_timeout="5m")
+    endpoint = await world.endpoint(one, [handler])
     await _stopped(one, "renewals")
-    await _pause(one, "endpoints/plain", paused=True)
-    runs = [await one.trigger("work") for _ in range(5)]
-    world.clock.advance(10 * MINUTE)
+    if why == "paused":
+        await _pause(one, "endpoints/plain", paused=True)
+        runs = [await one.trigger("work") for _ in range(5)]
+    else:
+        runs = [await one.trigger("work", **GPU) for _ in range(5)]
+        await look(one)
+        assert await is_aside(world, runs[-1])
+        await _gone(world, one, "registered")
+    world.clock.advance(9 * MINUTE)  # it is tried again after ten
     renew = renewals.renew
 
     async def held(conn: Any, renewal: Any, *how: Any) -> Any:
@@ -418,10 +428,15 @@ async def test_what_was_set_aside_comes_back_in_the_order_of_arrival_whoever_has
         return found
 
     monkeypatch.setattr(renewals, "renew", held)
-    await _pause(one, "endpoints/plain", paused=False)
+    if why == "paused":
+        await _pause(one, "endpoints/plain", paused=False)
+    else:
+        again = {"url": endpoint.url, "handlers": [{"body": "v1", **handler}], "labels": {"gpu": True}}
+        await one.call("PUT", "/v1/endpoints/plain", again)
     one.runtime.loops["renewals"].start()
     await _renewed(world, one)
     await opened(world, one)
+    await taken_again(world, one)
     assert await serve(endpoint, runs) == runs
     await quiet(world)
 
