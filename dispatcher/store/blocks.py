@@ -9,6 +9,7 @@ from datetime import datetime
 from dispatcher.engine.versions import Ran, Registered, superseded
 from dispatcher.store import registry
 from dispatcher.store.database import Connection
+from dispatcher.store.pins import PIN
 from dispatcher.store.statement import Statement
 
 Key = tuple[int, str, int]
@@ -49,7 +50,7 @@ SERVING = Statement(
 LET_GO = """
     update tasks t
     set state = 'queued', due_at = $5, error = null, marks = coalesce(t.marks, 0) + 1, pin_endpoint = null, pin_version = null,
-        requirement = coalesce(nullif(regexp_replace(t.requirement, '^[{]"pin":"[^"]*",?', '{'), '{}'), '')
+        requirement = regexp_replace(t.requirement, $6, '')
     from unnest($1::int[], $2::text[], $3::smallint[], $4::int[]) as g (tenant_id, run_id, node, epoch)
     where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = g.epoch
 """
@@ -71,7 +72,7 @@ async def outdated(conn: Connection, attempts: Sequence[tuple[Key, int]]) -> set
 
 async def let_go(conn: Connection, attempts: Sequence[tuple[Key, int]], now: datetime) -> None:
     """Let tasks go on that this transaction has blocked, on whatever version is the latest."""
-    await conn.execute(LET_GO, *_columns(attempts), now)
+    await conn.execute(LET_GO, *_columns(attempts), now, PIN)
 
 
 def _columns(attempts: Sequence[tuple[Key, int]]) -> tuple[list[int], list[str], list[int], list[int]]:

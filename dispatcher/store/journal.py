@@ -14,6 +14,7 @@ from typing import Any
 from dispatcher.engine.journal import Entries, Settled, Wait
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.outcomes import Applied, TaskKey
+from dispatcher.store.pins import PIN
 from dispatcher.store.statement import Statement
 
 
@@ -531,7 +532,7 @@ SEED = Statement(
             hashed_len = null, hashed = null, memory = null, wake = null, wake_at = null, marks = coalesce(t.marks, 0) + 1,
             state = 'queued', due_at = $10, schedule_deadline = null, error = null, inbox_closed = $23::boolean,
             app_retries = 0, infra_retries = 0, spared_since = null, spared_by = null, pin_endpoint = null, pin_version = null,
-            requirement = coalesce(nullif(regexp_replace(t.requirement, '^[{]"pin":"[^"]*",?', '{'), '{}'), ''),
+            requirement = regexp_replace(t.requirement, $24, ''),
             input = coalesce($20, t.input)
         where t.tenant_id = $1 and t.run_id = $2 and t.node = $3 and t.durable and t.epoch = $11
           and coalesce(t.generation, 0) = $21 and coalesce(t.log_len, 0) = $22 and t.cleanup is null
@@ -614,6 +615,7 @@ async def seed(db: Database | Connection, wanted: Seed, stands: Head, now: datet
         stands.generation,
         stands.log_len,
         wanted.inbox_closed or None,
+        PIN,
     )
     return SEED.read(records)
 

@@ -1,13 +1,22 @@
-"""Pinned durable tasks that were claimed for another endpoint than the one they go on at: back in the queue, and in that of theirs."""
+"""Pinned durable tasks that were claimed for another endpoint than the one they go on at: back in the queue, and in that of theirs.
+
+And what a pin is in the text of a requirement, for statements that end it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from dispatcher.engine.admission import Queue
 from dispatcher.store.database import Database
 from dispatcher.store.queue import Claimed, Line
 from dispatcher.store.statement import Statement
+
+PIN: Final = """(?<=^[{])"pin":"[^"]*",|^[{]"pin":"[^"]*"[}]$"""
+"""What a pin adds to the text of a requirement (`Requirement.text`), as a regular expression: with nothing in its place, the text is that
+of a requirement that is the same and has none.
+"""
 
 _AT_ONCE = 1_000  # of the first in a queue, that are looked at with one that was claimed
 

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.outcomes import TaskKey
+from dispatcher.store.pins import PIN
 from dispatcher.store.queue import Claimed
 from dispatcher.store.runs import ended_after
 from dispatcher.store.statement import Statement
@@ -446,7 +447,7 @@ UNBLOCK = Statement(
     """
     update tasks
     set state = 'queued', due_at = $4, error = null, marks = coalesce(marks, 0) + 1, pin_endpoint = null, pin_version = null,
-        requirement = coalesce(nullif(regexp_replace(requirement, '^[{]"pin":"[^"]*",?', '{'), '{}'), '')
+        requirement = regexp_replace(requirement, $5, '')
     where tenant_id = $1 and state = 'blocked' and ($2::int[] is null or workflow_id = any($2)) and ($3::text is null or run_id = $3)
     returning tenant_id, -workflow_id as workflow_id, requirement
     """,
@@ -610,5 +611,5 @@ async def unblock(
     db: Database | Connection, tenant_id: int, workflows: Sequence[int] | None, run_id: str | None, now: datetime
 ) -> list[Resumed]:
     """Let blocked tasks try again, on whatever version is the latest: of these workflows, or of one run."""
-    records = await db.fetch(UNBLOCK.sql, tenant_id, list(workflows) if workflows is not None else None, run_id, now)
+    records = await db.fetch(UNBLOCK.sql, tenant_id, list(workflows) if workflows is not None else None, run_id, now, PIN)
     return UNBLOCK.read(records)
