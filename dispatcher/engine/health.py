@@ -15,21 +15,28 @@ from dispatcher.engine.answers import Answer, EndpointBroken, EndpointGone, Loca
 Circuit = Literal["closed", "open", "retired"]
 RAMP_STEP = timedelta(seconds=1)
 _STEPS = 20  # a million slots
+_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
     """How one dispatcher has fared with an endpoint lately. `limit` None means as many as its grant allows.
 
-    What was under way when the limit was last halved has no say in halving it again. `since` is when an endpoint that was broken did its
-    first work again, as long as it has asked for no less since then.
+    `level` is how many slots were filled as it last pushed back: the limit rises quickly up to near there, and then slowly. An endpoint
+    that was broken has a limit and no such level. `since` is when it pushed back, or did its first work again: what was under way then
+    does not halve the limit once more.
     """
 
     unreachable: int = 0
     limit: int | None = None
+    level: int | None = None
     successes: int = 0
-    halved_at: datetime | None = None
     since: datetime | None = None
+
+    @property
+    def starting(self) -> bool:
+        """Whether this is the slow start of an endpoint that was broken, which has not pushed back yet."""
+        return self.limit is not None and self.level is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +76,42 @@ def observe(breaker: Breaker, sighting: Sighting, failures_to_open: int) -> Verd
         case LocalFault():
             return Verdict(breaker)
         case Lost():
-            return Verdict(_regrown(breaker))
+            return Verdict(_regrown(breaker, sighting))
         case _:
-            return Verdict(_regrown(breaker), works=True)
+            return Verdict(_regrown(breaker, sighting), works=True)
 
 
 def _halved(breaker: Breaker, sighting: Sighting) -> Breaker:
-    if breaker.halved_at is not None and sighting.started_at <= breaker.halved_at:
+    if _was_under_way(breaker, sighting):
         return breaker
-    return Breaker(0, max((breaker.limit or sighting.in_flight) // 2, 1), 0, sighting.now)
+    level = sighting.in_flight if breaker.limit is None else min(breaker.limit, sighting.in_flight)
+    return Breaker(0, max(level // 2, 1), max(level, 1), 0, sighting.now)
 
 
-def _regrown(breaker: Breaker) -> Breaker:
-    """Additive increase: one more slot for every full window of answers without pushback."""
-    if breaker.limit is None:
-        return breaker if breaker.unreachable == 0 else Breaker()
-    if breaker.successes + 1 < breaker.limit:
-        return replace(breaker, unreachable=0, successes=breaker.successes + 1)
-    return replace(breaker, unreachable=0, limit=breaker.limit + 1, successes=0)
+def _regrown(breaker: Breaker, sighting: Sighting) -> Breaker:
+    """A slot more for every so many answers without pushback. Where less than half of the limit is in use they do not count: they say
+    nothing about more of it.
+    """
+    if breaker.unreachable:
+        breaker = replace(breaker, unreachable=0)
+    limit, level = breaker.limit, breaker.level
+    if limit is None or level is None or 2 * sighting.in_flight < limit:
+        return breaker
+    stride = 1 if _was_under_way(breaker, sighting) else _stride(limit, level)
+    if (breaker.successes + 1) * stride < limit:
+        return replace(breaker, successes=breaker.successes + 1)
+    return replace(breaker, limit=limit + 1, successes=0)
+
+
+def _was_under_way(breaker: Breaker, sighting: Sighting) -> bool:
+    return breaker.since is not None and sighting.started_at <= breaker.since
+
+
+def _stride(limit: int, level: int) -> int:
+    """Slots that a full window of answers is worth: half of what is missing to the level, and beyond it half of what it is surpassed by.
+    So a limit is back near the level soon, however large it is, passes it one by one, and rises the faster the longer nothing comes of it.
+    """
+    return max(min(abs(level - limit) // 2, limit // _SHARE), 1)
 
 
 def recovered(now: datetime) -> Breaker:
@@ -96,10 +121,15 @@ def recovered(now: datetime) -> Breaker:
 
 def ramped(breaker: Breaker, now: datetime) -> Breaker:
     """A slow start goes on: the limit doubles with every second, however long attempts take, until the endpoint asks for less."""
-    if breaker.since is None or breaker.limit is None:
+    if not breaker.starting or breaker.limit is None or breaker.since is None:
         return breaker
     steps = min((now - breaker.since) // RAMP_STEP, _STEPS)
     return replace(breaker, limit=max(breaker.limit, 2 << max(steps, 0)))
+
+
+def forgettable(breaker: Breaker, grant: int) -> bool:
+    """Whether there is nothing to hold an endpoint to: it fares well, or may have all that is granted."""
+    return breaker == Breaker() or (breaker.limit is not None and breaker.limit >= grant)
 
 
 def next_probe(probes: int, now: datetime, first: timedelta, longest: timedelta) -> datetime:

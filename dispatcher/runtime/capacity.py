@@ -100,10 +100,15 @@ class Capacity:
                 if endpoint is not None:
                     self.breakers[place] = health.recovered(now)
         for place, breaker in list(self.breakers.items()):
-            if breaker.since is not None:
-                self.breakers[place] = risen = health.ramped(breaker, now)
-                if (risen.limit or 0) >= self.grants.get(place, 0):
-                    del self.breakers[place]
+            if breaker.starting:
+                self.hold(place, health.ramped(breaker, now))
+
+    def hold(self, place: Place, breaker: Breaker) -> None:
+        """Remember how an endpoint fares, as long as that holds it to anything."""
+        if health.forgettable(breaker, self.grants.get(place, 0)):
+            self.breakers.pop(place, None)
+        else:
+            self.breakers[place] = breaker
 
     def free_at(self, endpoint: Endpoint) -> int:
         """Slots free at an endpoint now."""

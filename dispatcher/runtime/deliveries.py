@@ -468,15 +468,12 @@ class Deliveries:
 
     def _judge(self, endpoint: Endpoint, breaker: health.Breaker, sighting: health.Sighting) -> None:
         verdict = health.observe(breaker, sighting, self.settings.breaker_failures)
-        place, limit = endpoint.place, verdict.breaker.limit
         if endpoint.probes and verdict.works:
             self.circuits.recovered(endpoint)
             if breaker.since is None:
-                self.capacity.breakers.pop(place, None)
-        elif verdict.breaker == health.Breaker() or (limit is not None and limit >= self.capacity.grants.get(place, 0)):
-            self.capacity.breakers.pop(place, None)
+                self.capacity.breakers.pop(endpoint.place, None)
         else:
-            self.capacity.breakers[place] = verdict.breaker
+            self.capacity.hold(endpoint.place, verdict.breaker)
         if verdict.circuit is not None:
             self.circuits.change(endpoint, verdict.circuit, verdict.code)
 

@@ -91,6 +91,33 @@ async def test_one_429_for_a_batch_halves_concurrency_once(world: World, one: No
     assert await until(pushed_back) >= 16
 
 
+async def test_an_endpoint_that_asked_for_less_is_given_more_by_every_few_answers(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [{"name": "work"}], slots=40)
+    await _bulk(one, 300)
+    held = await endpoint.several(40)
+    held.pop().answer(429)
+    (breaker,) = await until(lambda: _pushed_back(one))
+    assert (breaker.limit, breaker.level) == (20, 40)
+    world.clock.advance(timedelta(milliseconds=1))
+
+    async def filled() -> bool:
+        (breaker,) = one.runtime.capacity.breakers.values()
+        return len(held) + endpoint.waiting == breaker.limit
+
+    answers = 0
+    while (await _pushed_back(one))[0].limit < 28:
+        for _ in range(max(len(held) - 19, 1)):  # first all that were under way and are too many now, then one by one
+            held.pop(0).answer(200, 1)
+            answers += 1
+        await until(filled)
+        held += [await endpoint.next() for _ in range(endpoint.waiting)]
+    assert answers < 120, "one for every full window of answers would take 188"
+
+
+async def _pushed_back(node: Node) -> list[Any]:
+    return [breaker for breaker in node.runtime.capacity.breakers.values() if breaker.level is not None]
+
+
 async def test_a_429_halves_what_is_open_and_not_what_a_claim_has_set_aside(
     world: World, one: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
