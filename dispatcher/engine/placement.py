@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from dispatcher.engine.definitions import Definition, DefinitionError
@@ -78,6 +78,16 @@ def requirement_of(definition: Definition, node: int, labels: DesiredLabels, end
 
 
 ASKS_NOTHING: Final = Requirement()
+
+
+def moved_to(requirement: str, endpoint: str) -> str | None:
+    """What a task of a soft run asks that begins at another endpoint than its run was made for: to stay there. Else None."""
+    if '"soft"' not in requirement:
+        return None
+    asked = Requirement.parse(requirement)
+    if asked.sticky != "soft" or asked.pin is not None or asked.endpoint in (None, endpoint):
+        return None
+    return replace(asked, endpoint=endpoint).text()
 
 
 def refuse_long(definition: Definition, labels: DesiredLabels, at: str) -> None:

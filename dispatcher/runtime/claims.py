@@ -213,6 +213,7 @@ class Claims:
 
     async def assignments(self, claimed: list[Claimed]) -> list[Assignment]:
         """What has been leased, with all its requests need."""
+        claimed = await placements.stay(self._database, claimed)
         wanted = {(row.tenant_id, row.event_id) for row in claimed if row.event_id is not None}
         facts = await events.facts(self._database, wanted) if wanted else {}
         given = await ancestry.given(self._database, self._directory, [row for row in claimed if row.graph is not None])

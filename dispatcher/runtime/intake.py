@@ -205,7 +205,8 @@ class Intake:
         """Find where the parents of sticky children are, and note which workflows will have queues of their own for what is asked."""
         for request in requests:
             if request.sticky and request.parent_run_id is not None:
-                request.sticky_to = await placements.endpoint_of(self._database, request.tenant_id, request.parent_run_id)
+                parent = (request.tenant_id, request.parent_run_id, request.parent_node)
+                request.sticky_to = await placements.endpoint_of(self._database, *parent)
         for request in requests:
             picture = self._directory.pictures[request.tenant_id]
             workflow = picture.workflows.get(request.workflow)
@@ -571,7 +572,7 @@ class Intake:
                     continue
                 endpoint = self._capacity.express(queue_of(run.tenant_id, run.workflow_id, run.durable, run.requirement), now)
                 if endpoint is not None:
-                    run.endpoint_id, run.endpoint_version = endpoint.id, endpoint.target.version
+                    run.lease_at(endpoint.id, endpoint.target.version)
                     taken[run.id] = endpoint
         return taken
 

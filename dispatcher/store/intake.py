@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from dispatcher.engine.placement import moved_to
 from dispatcher.engine.rate_limits import Demand
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.statement import Statement
@@ -67,6 +68,12 @@ class NewRun:
     labels: str | None = None
     sticky_endpoint: str | None = None
     demands: tuple[Demand, ...] = ()
+
+    def lease_at(self, endpoint_id: str, version: str) -> None:
+        """Let its one task begin at an endpoint as it is written. A soft run stays there, whichever it was made for."""
+        self.endpoint_id, self.endpoint_version = endpoint_id, version
+        if (asks := moved_to(self.requirement, endpoint_id)) is not None:
+            self.requirement, self.sticky_endpoint = asks, endpoint_id
 
     @property
     def undemanding(self) -> bool:

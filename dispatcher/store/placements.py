@@ -6,20 +6,46 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dispatcher.engine.admission import Queue
-from dispatcher.engine.placement import Requirement
+from dispatcher.engine.placement import Requirement, moved_to
 from dispatcher.store import registry
 from dispatcher.store.database import Database
-from dispatcher.store.queue import Line
+from dispatcher.store.outcomes import Applied
+from dispatcher.store.queue import Claimed, Line
 from dispatcher.store.statement import Statement
 
-# A run that is bound to an endpoint names it; of another the task that began last says where it is.
+# Where the task is that asks; of a run that says no more than its id, the endpoint it is bound to, or that of the task that began last.
 ENDPOINT_OF = """
-    select coalesce(r.sticky_endpoint, (
+    select coalesce((
+        select coalesce(t.endpoint_id, t.pin_endpoint) from tasks t where t.tenant_id = $1 and t.run_id = $2 and t.node = $3
+    ), r.sticky_endpoint, (
         select t.endpoint_id from tasks t where t.tenant_id = $1 and t.run_id = $2 and t.endpoint_id is not null
         order by t.started_at desc nulls last limit 1
     ))
     from runs r where r.tenant_id = $1 and r.id = $2
 """
+
+# Of a run that has begun at another endpoint already, or had to begin again, nothing is changed by where the next of its tasks begins.
+STAY = Statement(
+    """
+    with given as materialized (
+        select * from unnest($1::int[], $2::text[], $3::smallint[], $4::text[], $5::text[])
+            as g (tenant_id, run_id, node, endpoint_id, requirement)
+    ), moved as (
+        update tasks t set requirement = g.requirement
+        from given g
+        where t.tenant_id = any (array[g.tenant_id]) and t.run_id = g.run_id and t.node = g.node and t.epoch = 1 and t.state = 'running'
+          and (select true from tasks o
+               where o.tenant_id = g.tenant_id and o.run_id = g.run_id and o.node <> g.node and o.epoch > 0
+                 and o.endpoint_id is distinct from g.endpoint_id limit 1) is null
+        returning t.tenant_id, t.run_id, t.node, g.endpoint_id
+    ), bound as (
+        update runs r set sticky_endpoint = m.endpoint_id
+        from moved m where r.tenant_id = any (array[m.tenant_id]) and r.id = m.run_id
+    )
+    select tenant_id, run_id, node from moved
+    """,
+    Applied,
+)
 
 # Of a run that has several tasks under way, one may have been bound by another already: that holds for all.
 BIND = Statement(
@@ -47,10 +73,28 @@ BIND = Statement(
 _SOMEWHERE = "?"  # no endpoint has such an id
 
 
-async def endpoint_of(db: Database, tenant_id: int, run_id: str) -> str | None:
-    """The endpoint a live run is at; None where it has not begun or is over."""
-    found: str | None = await db.fetchval(ENDPOINT_OF, tenant_id, run_id)
+async def endpoint_of(db: Database, tenant_id: int, run_id: str, node: int | None) -> str | None:
+    """The endpoint a task of a live run is at, or without a `node` the run; None where it has not begun or is over."""
+    found: str | None = await db.fetchval(ENDPOINT_OF, tenant_id, run_id, node)
     return found
+
+
+async def stay(db: Database, claimed: list[Claimed]) -> list[Claimed]:
+    """What has been leased, as it asks from now on: soft runs that begin at another endpoint than they were made for stay there."""
+    asking = {row.key: asks for row in claimed if row.epoch == 1 and (asks := moved_to(row.requirement, row.endpoint_id)) is not None}
+    if not asking:
+        return claimed
+    rows = [row for row in claimed if row.key in asking]
+    records = await db.fetch(
+        STAY.sql,
+        [row.tenant_id for row in rows],
+        [row.run_id for row in rows],
+        [row.node for row in rows],
+        [row.endpoint_id for row in rows],
+        list(asking.values()),
+    )
+    moved = {(row.tenant_id, row.run_id, row.node) for row in STAY.read(records)}
+    return [replace(row, requirement=asking[row.key]) if row.key in moved else row for row in claimed]
 
 
 async def mark_asking(db: Database, tenant_id: int, workflow_id: int) -> None:
