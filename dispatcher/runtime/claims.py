@@ -13,7 +13,7 @@ from dispatcher.engine.flow import demands_of
 from dispatcher.runtime import ancestry, pins
 from dispatcher.runtime.capacity import Capacity
 from dispatcher.runtime.departures import Departures
-from dispatcher.runtime.directory import Directory, Endpoint
+from dispatcher.runtime.directory import Directory, Endpoint, Workflow
 from dispatcher.runtime.lookout import Lookout
 from dispatcher.runtime.metrics import Metrics
 from dispatcher.runtime.work import Assignment, EventFacts
@@ -250,10 +250,18 @@ class Claims:
                     *given.get((row.tenant_id, row.run_id, row.node), (None, None)),
                     row.retry_base,
                     demands_of(msgspec.json.decode(row.units)) if row.units is not None else (),
-                    row.schedule_deadline,
+                    self._waits_until(row, workflow),
                     requirement=row.requirement,
                     slots=row.slots,
                     waited=row.waited,
                 )
             )
         return assignments
+
+    def _waits_until(self, row: Claimed, workflow: Workflow) -> datetime | None:
+        """How long a task waits if it is put back. What was late as it was leased has its time again, as from a page of renewals."""
+        if row.schedule_deadline is None or row.schedule_deadline > row.started_at:
+            return row.schedule_deadline
+        picture = self._directory.pictures.get(row.tenant_id)
+        newest = picture.by_id.get(row.workflow_id, workflow) if picture is not None else workflow
+        return row.started_at + newest.schedule_timeout(row.node)

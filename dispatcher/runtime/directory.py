@@ -56,6 +56,10 @@ class Workflow:
     graph: Graph
     plan: Plan | None = None
 
+    def schedule_timeout(self, node: int) -> timedelta:
+        """How long a task waits whose time begins again, also one of another version, that had more nodes."""
+        return timedelta(milliseconds=self.schedule_ms[node] if node < len(self.schedule_ms) else self.schedule_ms[0])
+
     @property
     def new_graph(self) -> str | None:
         """The letters of a run that has just begun, None where its one task is all there is to it."""

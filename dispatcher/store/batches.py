@@ -88,10 +88,7 @@ LOCK = "select pg_advisory_xact_lock(hashtextextended($1, 7240157))"
 CLAIM = Statement(
     """
     with picked as materialized (
-        select run_id, node, due_at,
-               case when t.schedule_deadline <= $6 then $6::timestamptz + greatest(t.schedule_deadline - t.due_at, interval '1 minute')
-                    else t.schedule_deadline end as schedule_deadline
-        from tasks t
+        select run_id, node, due_at, schedule_deadline from tasks t
         where t.tenant_id = $1 and t.workflow_id = $2 and not t.durable and t.requirement = $3 and t.state = 'queued'
           and (t.schedule_deadline is null or t.schedule_deadline > $6 or (
               select true from renewals n

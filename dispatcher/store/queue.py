@@ -92,7 +92,7 @@ READY = Statement(
 # A queue's rows are numbered in the order they are taken, and each number looks up its slot: `base` is where the queue's slots begin
 # in $5, which holds, for every slot, the number of its place in $6 and $7. (Arrays per queue would be copied into every row.)
 # Who deals slots out may not have heard of a pause yet, or of a circuit that has been opened. What is queued after that is seen with it.
-# What is late is left, but for what is to have its time again since an endpoint came back: it has it now, in its turn.
+# What is late is left, but for what is to have its time again since an endpoint came back: that is leased in its turn, and says its deadline.
 CLAIM = Statement(
     """
     with closed as materialized (
@@ -106,10 +106,7 @@ CLAIM = Statement(
         from unnest($1::int[], $2::int[], $3::int[], $4::int[], $10::text[], $11::int[]) with ordinality
              as w (tenant_id, workflow_id, n, base, requirement, slots, place)
         cross join lateral (
-            select run_id, node, priority, due_at,
-                   case when t.schedule_deadline <= $9 then $9::timestamptz + greatest(t.schedule_deadline - t.due_at, interval '1 minute')
-                        else t.schedule_deadline end as schedule_deadline
-            from tasks t
+            select run_id, node, priority, due_at, schedule_deadline from tasks t
             where t.tenant_id = w.tenant_id and t.workflow_id = abs(w.workflow_id) and t.durable = (w.workflow_id < 0)
               and t.requirement = w.requirement and t.state = 'queued'
               and (t.schedule_deadline is null or t.schedule_deadline > $9 or (

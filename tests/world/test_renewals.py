@@ -403,6 +403,24 @@ async def test_what_is_late_is_taken_before_what_came_later_as_an_endpoint_comes
         assert await serve(endpoint, [run_id]) == [run_id]
 
 
+async def test_what_is_late_as_it_is_leased_has_the_time_its_workflow_declares(world: World, one: Node) -> None:
+    """As where a page of renewals finds it first, whatever its deadline had been changed to since it became ready."""
+    limit = {"dynamic_key": "'shared'", "units": 1, "limit": 1, "duration": "minute"}
+    endpoint = await world.endpoint(one, [{"name": "work", "schedule_timeout": "5m", "rate_limits": [limit]}], slots=1)
+    await _stopped(one, "renewals")
+    await _gone(world, one, "resumed")
+    runs = [await one.trigger("work") for _ in range(2)]
+    await one.call("PATCH", "/v1/workflows/work", {"paused": True, "queue_ttl": "2h"})
+    world.clock.advance(20 * MINUTE)
+    await _pause(one, "workflows/work", paused=False)
+    assert await _deadlines(world, "work") == [world.now + 5 * MINUTE] * 2
+    world.clock.advance(20 * MINUTE)
+    await _pause(one, "endpoints/plain", paused=False)
+    assert await serve(endpoint, runs[:1]) == runs[:1]
+    parked = await world.task(runs[1], state="gated")
+    assert parked["schedule_deadline"] == world.now + 5 * MINUTE
+
+
 @pytest.mark.parametrize("why", ["paused", "unschedulable"])
 async def test_what_was_set_aside_comes_back_in_the_order_of_arrival_whoever_has_it_at_hand(
     world: World, one: Node, monkeypatch: pytest.MonkeyPatch, why: str
