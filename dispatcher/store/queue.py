@@ -92,7 +92,7 @@ READY = Statement(
 # A queue's rows are numbered in the order they are taken, and each number looks up its slot: `base` is where the queue's slots begin
 # in $5, which holds, for every slot, the number of its place in $6 and $7. (Arrays per queue would be copied into every row.)
 # Who deals slots out may not have heard of a pause yet, or of a circuit that has been opened. What is queued after that is seen with it.
-# What is late is left, but for what is to have its time again since an endpoint came back: that is leased in its turn, and says its deadline.
+# What is late is left, but for what is to have its time again since an endpoint came back: that is leased in its turn.
 CLAIM = Statement(
     """
     with closed as materialized (
