@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
-
-import pytest
 
 from dispatcher.store import asides, gates, watch
 from dispatcher.store.asides import Aside, Moved
 from dispatcher.store.database import Connection, Database
-from tests.postgres.test_flow_plans import _Explained, _nodes, _pages, _Undone
+from tests.postgres.backlogs import NOW, PAGE, TASKS, TENANT, WORKFLOW, cost_the_same, undo
+from tests.postgres.test_flow_plans import _Explained
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-PAGE = 50
-TENANT = "insert into tenants (slug, name, created_at) values ('t', 't', $1) returning id"
-WORKFLOW = """
-    insert into workflows (tenant_id, name, version, created_at, updated_at, aside, aside_at) values ($1, $2, 1, $3, $3, $4, $3)
-    returning id
-"""
-TASKS = """
-    insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, execution_ms, gates, gate_limits,
-                       arrived_at, flow)
-    select $1, format('run_%s_%s', $2::int, lpad(g::text, 8, '0')), 0, $2, 1, 'queued', 1, $4, 1000, array[lpad('1', 32, '0')::uuid],
-           array[5], $4::timestamptz + g * interval '1 millisecond',
-           '{"gates": [["00000000-0000-0000-0000-000000000001", "=shared", "shared", "", "GROUP_ROUND_ROBIN", 5]]}'
-    from generate_series(1, $3::int) as g
-"""
 RUNS = """
     insert into runs (tenant_id, id, workflow_id, workflow_version, input, priority, trigger, created_at, graph, gates, gate_limits,
                       arrived_at, flow)
@@ -43,7 +26,7 @@ async def _filled(conn: Connection, backlog: int) -> tuple[Aside, Aside]:
     closed = await conn.fetchval(WORKFLOW, tenant_id, "closed", NOW, "closed")
     other = await conn.fetchval(WORKFLOW, tenant_id, "other", NOW, None)
     for workflow_id, count in ((closed, backlog), (other, 10)):
-        await conn.execute(TASKS, tenant_id, workflow_id, count, NOW)
+        await conn.execute(TASKS, tenant_id, workflow_id, count, "", NOW)
     await conn.execute(RUNS, tenant_id, closed, backlog, NOW)
     await conn.execute("analyze tasks")
     await conn.execute("analyze runs")
@@ -52,7 +35,6 @@ async def _filled(conn: Connection, backlog: int) -> tuple[Aside, Aside]:
 
 async def _cost(database: Database, backlog: int) -> None:
     """Raises what each statement costs, in pages."""
-    found = dict[str, int]()
     async with database.transaction() as conn:
         workflow, _ = await _filled(conn, backlog)
         explained: Any = _Explained(conn)
@@ -67,21 +49,11 @@ async def _cost(database: Database, backlog: int) -> None:
         assert (
             await conn.fetchval("select count(*) from tasks where gate_wait is not null and workflow_id = $1", workflow.workflow_id) == PAGE
         )
-        for name, plan in zip(("watch", "admit", "look", "set aside", "let back"), explained.plans, strict=True):
-            scans = {node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"}
-            assert not scans & {"tasks", "runs"}, f"{name} reads all of {scans}"
-            found[name] = _pages(plan)
-        raise _Undone(found)
+        undo(explained, "watch", "admit", "look", "set aside", "let back")
 
 
 async def test_a_large_backlog_that_is_aside_costs_what_a_small_one_costs(database: Database) -> None:
-    costs = []
-    for backlog in (100, 10_000):
-        with pytest.raises(_Undone) as undone:
-            await _cost(database, backlog)
-        costs.append(undone.value.found)
-    few, many = costs
-    assert all(many[name] <= 2 * few[name] + 50 for name in few), (few, many)
+    await cost_the_same(database, _cost)
 
 
 async def test_a_page_is_taken_of_those_that_came_first_and_only_where_nobody_stands_in_line(database: Database) -> None:

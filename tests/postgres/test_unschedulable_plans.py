@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from typing import Any
-
-import pytest
 
 from dispatcher.engine.admission import Queue
 from dispatcher.store import asides, gates, renewals, unschedulable, watch
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.unschedulable import BEFORE_ALL, Moved
-from tests.postgres.test_aside_plans import TENANT, WORKFLOW
-from tests.postgres.test_flow_plans import _Explained, _nodes, _pages, _Undone
+from tests.postgres.backlogs import NOW, PAGE, TASKS, TENANT, WORKFLOW, cost_the_same, undo
+from tests.postgres.test_flow_plans import _Explained
 from tests.world.world import until
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-PAGE = 50
-TASKS = """
-    insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, execution_ms, gates, gate_limits,
-                       arrived_at, flow, requirement)
-    select $1, format('run_%s_%s', $4::text, lpad(g::text, 8, '0')), 0, $2, 1, 'queued', 1, $5, 1000, array[lpad('1', 32, '0')::uuid],
-           array[5], $5::timestamptz + g * interval '1 millisecond',
-           '{"gates": [["00000000-0000-0000-0000-000000000001", "=shared", "shared", "", "GROUP_ROUND_ROBIN", 5]]}', $4
-    from generate_series(1, $3::int) as g
-"""
 HELD_UP = "select exists (select from pg_stat_activity where $1 = any (pg_blocking_pids(pid)))"
 ASIDE = "select count(*) from tasks where unschedulable"
 
@@ -49,7 +36,6 @@ async def _turn(conn: Connection, queue: Queue, aside: Any) -> None:
 
 async def _cost(database: Database, backlog: int) -> None:
     """Raises what each statement costs, in pages."""
-    found = dict[str, int]()
     async with database.transaction() as conn:
         queue = await _filled(conn, backlog, rest=backlog)
         await conn.execute("analyze tasks")
@@ -64,21 +50,11 @@ async def _cost(database: Database, backlog: int) -> None:
         await explained.fetch(unschedulable.LET_BACK.sql, *named, PAGE)
         assert await conn.fetchval(ASIDE) == backlog - PAGE
         await unschedulable.moving(explained, 100)
-        for name, plan in zip(("watch", "admit", "look", "set aside", "let back", "moving"), explained.plans, strict=True):
-            scans = {node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"}
-            assert not scans & {"tasks", "runs"}, f"{name} reads all of {scans}"
-            found[name] = _pages(plan)
-        raise _Undone(found)
+        undo(explained, "watch", "admit", "look", "set aside", "let back", "moving")
 
 
 async def test_a_large_backlog_that_is_aside_costs_what_a_small_one_costs(database: Database) -> None:
-    costs = []
-    for backlog in (100, 10_000):
-        with pytest.raises(_Undone) as undone:
-            await _cost(database, backlog)
-        costs.append(undone.value.found)
-    few, many = costs
-    assert all(many[name] <= 2 * few[name] + 50 for name in few), (few, many)
+    await cost_the_same(database, _cost)
 
 
 async def test_pages_are_taken_in_the_order_of_arrival_by_one_at_a_time(database: Database) -> None:
