@@ -30,7 +30,7 @@ Auth = Annotated[
     ),
 ]
 LabelName = Annotated[str, Meta(min_length=1, max_length=200)]
-Health = Literal["healthy", "paused", "broken", "retired"]
+Health = Literal["healthy", "paused", "draining", "drained", "broken", "retired"]
 
 _MOST_LABELS: Final = 100
 _HEALTH: Final[dict[str, Health]] = {"closed": "healthy", "open": "broken", "retired": "retired"}
@@ -50,9 +50,10 @@ class PutEndpoint(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PatchEndpoint(msgspec.Struct, forbid_unknown_fields=True):
-    """What to change."""
+    """What to change. A paused endpoint gets no new attempts; a draining one only those of what has to stay there."""
 
     paused: bool | None = None
+    draining: bool | None = None
     slots: Slots | None = None
     durable_slots: Slots | None = None
     labels: dict[LabelName, Any] | None = None
@@ -77,7 +78,9 @@ class DeliveriesQuery(PageQuery, forbid_unknown_fields=True, frozen=True):
 
 
 class EndpointView(msgspec.Struct, frozen=True):
-    """An endpoint: what it is, how it does, and how many of its slots are filled."""
+    """An endpoint: what it is, how it does, and how many of its slots are filled. `remaining` counts the runs that go on there while it is
+    draining, and is null otherwise; with none left it is `drained`.
+    """
 
     id: str
     name: str
@@ -89,6 +92,8 @@ class EndpointView(msgspec.Struct, frozen=True):
     durable_in_use: int
     labels: Raw
     paused: bool
+    draining: bool
+    remaining: int | None
     static: bool
     health: Health
     circuit_code: str | None
@@ -243,12 +248,21 @@ async def get_endpoint(call: Call) -> Answer:
 
 
 async def patch_endpoint(call: Call) -> Answer:
-    """Pause or resume an endpoint, change its slots or its labels. A paused one gets no new attempts; those open go on."""
+    """Pause, drain or resume an endpoint, change its slots or its labels. A paused one gets no new attempts; those open go on. A draining
+    one is sent the turns of durable tasks that began there and the tasks of runs that stay there, and nothing else.
+    """
     body: PatchEndpoint = await call.json(_PATCH)
-    if body.paused is None and body.slots is None and body.labels is None and body.durable_slots is None:
-        raise problem("invalid_value", "the body: give at least one of paused, slots, durable_slots, labels")
-    labels, slots = _labels(body.labels), {"slots": body.slots, "durable_slots": body.durable_slots}
-    await call.services.registration.patch(call.tenant_id, call.path["name"], paused=body.paused, labels=labels, **slots)
+    if all(getattr(body, name) is None for name in body.__struct_fields__):
+        raise problem("invalid_value", f"the body: give at least one of {', '.join(body.__struct_fields__)}")
+    await call.services.registration.patch(
+        call.tenant_id,
+        call.path["name"],
+        paused=body.paused,
+        draining=body.draining,
+        slots=body.slots,
+        durable_slots=body.durable_slots,
+        labels=_labels(body.labels),
+    )
     return json_answer(200, _show(await _endpoint(call)))
 
 
@@ -329,8 +343,10 @@ def _show(row: EndpointState) -> EndpointView:
         durable_in_use=row.durable_in_use,
         labels=raw(row.labels),
         paused=row.paused,
+        draining=row.draining,
+        remaining=row.remaining,
         static=row.static,
-        health="paused" if row.paused else _HEALTH[row.circuit],
+        health=_health(row),
         circuit_code=row.circuit_code,
         circuit_since=row.circuit_since,
         probe_at=row.probe_at,
@@ -340,6 +356,14 @@ def _show(row: EndpointState) -> EndpointView:
         created_at=row.created_at,
         updated_at=row.updated_at,
     )
+
+
+def _health(row: EndpointState) -> Health:
+    if row.paused:
+        return "paused"
+    if row.circuit == "closed" and row.draining:
+        return "draining" if row.remaining else "drained"
+    return _HEALTH[row.circuit]
 
 
 def _names(manifest: _Manifest) -> list[str]:

@@ -113,7 +113,8 @@ class Hints:
 
     def _registry_changed(self) -> None:
         self.parts.claims.sweep()
-        for name in ("slots", "timetable", "gates", "asides", "renewals"):
+        self.parts.services.asides.look_again()
+        for name in ("slots", "timetable", "gates", "asides", "renewals", "pins"):
             self.loops[name].wake()
 
     def _renewed(self) -> None:

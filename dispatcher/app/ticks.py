@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from dispatcher.app.maintenance import Maintenance
 from dispatcher.app.parts import Parts
 from dispatcher.loops import Loop
+from dispatcher.runtime import pins
 from dispatcher.store import queue, tasks, watch
 
 _BATCH = 1_000
@@ -48,6 +49,7 @@ class Ticks:
             "rates": (services.rates.tick, seldom),
             "asides": (self._asides, seldom),
             "renewals": (services.renewals.tick, seldom),
+            "pins": (self._pins, seldom),
             "cancels": (self._cancels, seldom),
             "deadlines": (self._deadlines, poll),
             "heartbeat": (self._heartbeat, beat),
@@ -80,6 +82,14 @@ class Ticks:
     async def _asides(self, now: datetime) -> datetime | None:
         looks = [await self.parts.services.asides.tick(now), await self.parts.services.unschedulable.tick(now)]
         return min((moment for moment in looks if moment is not None), default=None)
+
+    async def _pins(self, now: datetime) -> datetime | None:
+        parts = self.parts
+        found = await pins.find_homes(parts.services.database, parts.services.directory, parts.capacity, now)
+        if found:
+            self.loops["claim"].wake()
+            parts.signals.send("ready")
+        return now if found else None
 
     async def _batch(self, now: datetime) -> datetime | None:
         return await self.parts.batches.tick(now)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from dispatcher.cli.failures import Exit, Failure
+from dispatcher.cli.failures import Exit
 from dispatcher.cli.options import Command, Duration, Moment, Pair, asks_server, body, typed, written
 from dispatcher.cli.output import Output, note, pairs
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ["id", "kind", "status", "matched", "done", "skipped", "created_at"]
 _SHOWN = ["id", "kind", "status", "matched", "done", "skipped", "asked", "reason", "created_by", "created_at", "finished_at"]
-_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +97,10 @@ def act(api: Api, out: Output, kind: str, chosen: Chosen, reason: str | None = N
 
 def _await(api: Api, out: Output, bulk_id: str, timeout: timedelta) -> None:
     from dispatcher.cli.client import segment
-    from dispatcher.clock import monotonic
+    from dispatcher.cli.patience import Patience
 
-    started, never = monotonic(), threading.Event()
+    hint = f"It goes on. See how far it is: dispatcher bulk get {bulk_id}"
+    patience = Patience(timeout, f"{bulk_id} is not done", hint)
     while True:
         answer = api.get(f"/v1/bulk/{segment(bulk_id)}")
         if answer.value["status"] != "running":
@@ -109,10 +108,7 @@ def _await(api: Api, out: Output, bulk_id: str, timeout: timedelta) -> None:
             if answer.value["status"] != "finished":
                 sys.exit(int(Exit.FAILURE))
             return
-        if monotonic() - started > timeout.total_seconds():
-            hint = f"It goes on. See how far it is: dispatcher bulk get {bulk_id}"
-            raise Failure(f"{bulk_id} is not done after {timeout.total_seconds():g} s", hint=hint, code=Exit.TIMEOUT)
-        never.wait(_POLL_SECONDS)
+        patience.pause()
 
 
 @click.group()

@@ -183,7 +183,7 @@ def endpoints(api: Api) -> Iterator[Finding]:
         return
     idle = [row for row in rows if row["health"] != "healthy"]
     for row in idle:
-        fix = f"dispatcher endpoints {'resume' if row['health'] == 'paused' else 'ping'} {row['name']}"
+        fix = f"dispatcher endpoints {'resume' if row['paused'] or row['draining'] else 'ping'} {row['name']}"
         yield Finding("endpoints", "warning", f"{row['name']} at {row['url']} is {row['health']}", fix)
     yield Finding("endpoints", "ok", f"{len(rows) - len(idle)} of {len(rows)} take work")
 

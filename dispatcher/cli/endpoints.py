@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from dispatcher.cli.failures import Exit
+from dispatcher.cli.failures import Exit, Failure
 from dispatcher.cli.options import Duration, JsonInput, Pair, asks_server, body, typed, written
 from dispatcher.cli.output import Output, note, pairs
 
@@ -117,10 +117,33 @@ def pause(name: str, api: Api, out: Output) -> None:
 
 @endpoints.command()
 @click.argument("name")
+@click.option("--wait", type=Duration(), help="Wait so long for what goes on there to end; exit 5 when it has not.")
+@asks_server
+def drain(name: str, wait: timedelta | None, api: Api, out: Output) -> None:
+    """Give an endpoint nothing new.
+
+    Durable tasks that began there and runs that stay there go on, as do attempts that are open. All else goes to other endpoints that serve
+    it, and waits where there is none. `remaining` says how many runs go on there; with none left the endpoint is `drained`.
+    """
+    answer = api.call("PATCH", _path(name), body(draining="true"))
+    if wait is not None:
+        from dispatcher.cli.patience import Patience
+
+        patience = Patience(wait, f"{name} is not drained", f"It goes on. See what is left: dispatcher endpoints get {name}")
+        while answer.value["draining"] and answer.value["remaining"]:
+            patience.pause()
+            answer = api.get(_path(name))
+    _show(out, answer)
+    if not answer.value["draining"]:
+        raise Failure(f"{name} has been given work again meanwhile")
+
+
+@endpoints.command()
+@click.argument("name")
 @asks_server
 def resume(name: str, api: Api, out: Output) -> None:
-    """Give a paused endpoint attempts again."""
-    _show(out, api.call("PATCH", _path(name), body(paused="false")))
+    """Give an endpoint that was paused or drained work again."""
+    _show(out, api.call("PATCH", _path(name), body(paused="false", draining="false")))
 
 
 @endpoints.command("rotate-secret")

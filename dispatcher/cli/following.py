@@ -5,42 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from threading import Event
 from typing import Any
 
 from dispatcher.cli.client import Api, segment
-from dispatcher.cli.failures import Exit, Failure
 from dispatcher.cli.output import Output
+from dispatcher.cli.patience import Patience
 from dispatcher.cli.results import FINAL, error_text, leave_by, milliseconds, run_lines
 from dispatcher.cli.steps import duration
-from dispatcher.clock import monotonic
 
-_PAUSE_SECONDS = 0.5
 _WAIT_SECONDS = 2.0
 _PAGE = 200
 _LIVE_LOOKED_UP = 50
-_FOREVER = timedelta(days=3650)
 
 Row = Mapping[str, Any]
-
-
-class _Patience:
-    """Pauses between looks, until `timeout` has passed."""
-
-    def __init__(self, timeout: timedelta | None) -> None:
-        self._timeout = timeout or _FOREVER
-        self._started = monotonic()
-        self._never = Event()
-
-    def check(self) -> None:
-        """Raise Failure when the time is up."""
-        if monotonic() - self._started > self._timeout.total_seconds():
-            raise Failure(f"nothing more within {self._timeout.total_seconds():g} s", code=Exit.TIMEOUT)
-
-    def pause(self) -> None:
-        """Wait a little."""
-        self.check()
-        self._never.wait(_PAUSE_SECONDS)
 
 
 class _LogReader:
@@ -104,7 +81,7 @@ def print_stream(api: Api, out: Output, run_id: str) -> None:
 
 def follow_logs(api: Api, out: Output, run_id: str, timeout: timedelta | None = None) -> Row:
     """Print log lines until the run is over; the run."""
-    reader, patience = _LogReader(api, out, run_id), _Patience(timeout)
+    reader, patience = _LogReader(api, out, run_id), Patience(timeout)
     while True:
         answer = api.call("GET", f"/v1/runs/{segment(run_id)}", params={"wait": f"{_WAIT_SECONDS:g}s"}, wait=_WAIT_SECONDS)
         reader.print_new()
@@ -123,7 +100,7 @@ def follow_run(api: Api, out: Output, run_id: str, timeout: timedelta | None) ->
 
 def follow_runs(api: Api, out: Output, workflow: str | None, count: int | None, timeout: timedelta | None) -> None:
     """Print each run that ends from now on, `count` at most."""
-    watch, patience, printed = _Watch(api, workflow), _Patience(timeout), 0
+    watch, patience, printed = _Watch(api, workflow), Patience(timeout), 0
     list(watch.look())
     while True:
         for row in watch.look():

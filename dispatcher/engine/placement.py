@@ -1,9 +1,10 @@
 """Which endpoints may run a task, and which should.
 
 A task's `Requirement` is what it asks: labels, an endpoint it should (`soft`) or must (`hard`) go back to, how many slots it fills. `tiers`
-sorts the endpoints that serve a workflow by it: those of the first tier are taken before any of the second, those of one take turns.
-Sticky goes before labels. A requirement is written as text and stands with the task, so that tasks of one requirement make one queue.
-A durable task that is pinned, and might be claimed for another endpoint, is given its pin with what it asked before, as long as it has one.
+sorts the endpoints that serve a workflow by it: those of the first tier are taken before any of the second, those of one take turns. Sticky
+goes before labels. One that is drained is taken only for what has to stay there. A requirement is written as text and stands with the task,
+so that tasks of one requirement make one queue. A durable task that is pinned, and might be claimed for another endpoint, is given its pin
+with what it asked before, as long as it has one.
 """
 
 from __future__ import annotations
@@ -57,6 +58,11 @@ class Requirement:
         """Whether it is of a run that stays where it begins, and there was no endpoint for it yet: it is bound before it is leased."""
         return self.sticky is not None and self.endpoint is None and self.pin is None
 
+    @property
+    def home(self) -> str | None:
+        """The id of the endpoint where the task has to stay: that of its pin, or where its run began if that stays there; None without."""
+        return self.pin or (self.endpoint if self.sticky == "hard" else None)
+
     @classmethod
     def parse(cls, text: str) -> Requirement:
         """What `text` has written."""
@@ -108,49 +114,57 @@ def _briefly(labels: DesiredLabels) -> dict[str, object]:
     }
 
 
-def rank(requirement: Requirement, endpoint: str, labels: Mapping[str, Label]) -> int | None:
+@dataclass(frozen=True, slots=True)
+class Host:
+    """An endpoint that takes work: its id, its labels, how many slots it has for tasks of one kind, and whether it is drained: it goes on
+    with what has to stay there, and takes nothing else.
+    """
+
+    endpoint: str
+    labels: Mapping[str, Label]
+    slots: int = 1
+    draining: bool = False
+
+
+def rank(requirement: Requirement, host: Host) -> int | None:
     """How well an endpoint suits: the higher the better, None where it may not be taken at all."""
-    if requirement.pin is not None and requirement.pin != endpoint:
+    if requirement.pin is not None and requirement.pin != host.endpoint:
         return None
-    if requirement.endpoint == endpoint:
+    if host.draining and requirement.home != host.endpoint:
+        return None
+    if requirement.endpoint == host.endpoint:
         return _STICKY_RANK
     if requirement.endpoint is not None and requirement.sticky == "hard":
         return None
     total = 0
     for name, desired in requirement.labels.items():
-        if _satisfies(desired, labels.get(name)):
+        if _satisfies(desired, host.labels.get(name)):
             total += desired.weight
         elif desired.required:
             return None
     return total if total >= 0 else None
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
-    """An endpoint that takes work: its id, its labels, and how many slots it has for tasks of one kind."""
-
-    endpoint: str
-    labels: Mapping[str, Label]
-    slots: int
-
-
 def startable(requirement: Requirement, hosts: Sequence[Host]) -> bool:
     """Whether a task may start at any of these, be it when nothing else runs there."""
-    return any(requirement.slots <= host.slots and rank(requirement, host.endpoint, host.labels) is not None for host in hosts)
+    return any(requirement.slots <= host.slots and rank(requirement, host) is not None for host in hosts)
 
 
-def unsatisfied(requirement: Requirement, endpoint: str, labels: Mapping[str, Label]) -> str | None:
+def unsatisfied(requirement: Requirement, host: Host) -> str | None:
     """Why an endpoint may not be taken at all, in words; None where it may."""
-    if rank(requirement, endpoint, labels) is not None:
+    if rank(requirement, host) is not None:
         return None
-    if requirement.pin is not None and requirement.pin != endpoint:
+    if requirement.pin is not None and requirement.pin != host.endpoint:
         return "the task is pinned to the endpoint where it began"
-    if requirement.endpoint is not None and requirement.sticky == "hard":
+    if requirement.endpoint is not None and requirement.sticky == "hard" and requirement.endpoint != host.endpoint:
         return "its run has to stay at the endpoint where it began"
-    lacking = [name for name, desired in requirement.labels.items() if desired.required and not _satisfies(desired, labels.get(name))]
+    if host.draining:
+        return "it is drained: it goes on with what has to stay there, and takes nothing else"
+    asked, labels = requirement.labels, host.labels
+    lacking = [name for name, desired in asked.items() if desired.required and not _satisfies(desired, labels.get(name))]
     if not lacking:
         return "the weights of the labels it has make less than nothing"
-    return "; ".join(_wanted(name, requirement.labels[name], labels.get(name)) for name in lacking)
+    return "; ".join(_wanted(name, asked[name], labels.get(name)) for name in lacking)
 
 
 def _wanted(name: str, desired: DesiredLabel, label: Label | None) -> str:
@@ -158,13 +172,13 @@ def _wanted(name: str, desired: DesiredLabel, label: Label | None) -> str:
     return f"label {name!r} {has}; {desired.comparator} {json.dumps(desired.value)} is required"
 
 
-def tiers(requirement: Requirement, endpoints: Sequence[tuple[str, Mapping[str, Label]]]) -> tuple[tuple[str, ...], ...]:
+def tiers(requirement: Requirement, hosts: Sequence[Host]) -> tuple[tuple[str, ...], ...]:
     """The endpoints that may run a task, the best first, equals together in the order given."""
     by_rank: dict[int, list[str]] = {}
-    for endpoint, labels in endpoints:
-        suits = rank(requirement, endpoint, labels)
+    for host in hosts:
+        suits = rank(requirement, host)
         if suits is not None:
-            by_rank.setdefault(suits, []).append(endpoint)
+            by_rank.setdefault(suits, []).append(host.endpoint)
     return tuple(tuple(by_rank[value]) for value in sorted(by_rank, reverse=True))
 
 

@@ -1,7 +1,9 @@
-"""Keeping limits that are shared free of what cannot start: a workflow that is paused, or that no endpoint serves but paused ones.
+"""Keeping limits that are shared free of what cannot start: a workflow that is paused, or that no endpoint serves but such as are paused or
+drained.
 
-What waits for it is set aside, and comes back into line in the order in which it arrived. Whoever writes a task looks at the workflow, and
-what was on its way meanwhile is found here: by the rows, whoever paused or resumed, and whoever died of it.
+What waits for it is set aside, but for what goes on where it has to stay, and comes back into line in the order in which it arrived.
+Whoever writes a task looks at the workflow, and what was on its way meanwhile is found here: by the rows, whoever paused or resumed, and
+whoever died of it.
 """
 
 from __future__ import annotations
@@ -61,14 +63,18 @@ class Asides:
             case _:
                 return await self._let_back(workflow, now)
 
+    def look_again(self) -> None:
+        """Something else is registered than was: what is closed may be so for another reason."""
+        self._looks.clear()
+
     async def _set_aside(self, workflow: Aside, now: datetime) -> datetime:
         """What came between is found soon after a workflow was closed, or hardly ever: the looks become rarer."""
         due = self._looks.get(_key(workflow), now)
         if due > now:
             return due
-        page = await self._page(asides.set_aside, workflow)
+        pages = [await self._page(asides.set_aside, workflow), await self._page(asides.go_on, workflow)]
         closed_for = now - workflow.aside_at if workflow.aside_at is not None else _LEAST
-        due = now if page.moved == _PAGE else now + min(max(closed_for, _LEAST), _MOST)
+        due = now if any(page.moved == _PAGE for page in pages) else now + min(max(closed_for, _LEAST), _MOST)
         self._looks[_key(workflow)] = due
         return due
 

@@ -23,7 +23,7 @@ from dispatcher.engine.definitions.placement import Label
 from dispatcher.engine.filters import Filter, FilterIndex, index
 from dispatcher.engine.flow import Plan
 from dispatcher.engine.graphs import Graph
-from dispatcher.engine.placement import Requirement, tiers
+from dispatcher.engine.placement import Host, Requirement, tiers
 from dispatcher.engine.shared_limits import agreed, disagreements
 from dispatcher.engine.triggers import EventIndex
 from dispatcher.runtime.keyring import Keyring, Signers
@@ -69,7 +69,8 @@ class Workflow:
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """An endpoint as this process pushes to it; `place` is where its slots are counted, `answers_as` the version its answers name. It is
-    `open` where it takes work now, `there` where it does or will once its circuit closes: neither paused nor retired.
+    `open` where it takes work now, `there` where it does or will once its circuit closes: neither paused nor retired. One that is
+    `draining` takes only what has to stay there.
     """
 
     tenant_id: int
@@ -78,6 +79,7 @@ class Endpoint:
     slots: int
     open: bool
     there: bool
+    draining: bool
     static: bool
     target: Target
     answers_as: str
@@ -85,6 +87,11 @@ class Endpoint:
     probes: int
     place: Place
     labels: Mapping[str, Label]
+
+    @property
+    def host(self) -> Host:
+        """As tasks are placed by it."""
+        return Host(self.id, self.labels, self.slots, self.draining)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +296,7 @@ class Directory:
             slots=row.slots,
             open=usable,
             there=not row.paused and row.circuit != "retired",
+            draining=row.draining,
             static=row.static,
             target=target,
             answers_as=manifest.version or row.version,
@@ -332,20 +340,31 @@ class Directory:
         return _tiers(picture, held, asked_of(picture, queue)) if picture is not None and held is not None else self.route(queue).tiers
 
     def shared(self, tenant_id: int, workflow_id: int) -> bool:
-        """Whether several endpoints serve the durable tasks of a workflow, and dispatchers look for queues of what they ask."""
+        """Whether several endpoints serve the durable tasks of a workflow, or one that is drained, and dispatchers look for queues of what
+        they ask.
+        """
         picture = self.pictures.get(tenant_id)
-        places = picture.routes.get(queue_of(tenant_id, workflow_id, True), ()) if picture is not None else ()
-        return len(places) > 1 and picture is not None and workflow_id in picture.asking
+        if picture is None or workflow_id not in picture.asking:
+            return False
+        places = picture.routes.get(queue_of(tenant_id, workflow_id, True), ())
+        return len(places) > 1 or any(endpoint.draining for place in places if (endpoint := self.endpoint(place)) is not None)
 
     def stuck(self, queue: Queue) -> bool:
         """Whether no endpoint may take the tasks of a queue, while some may take others of their workflow. A circuit that is open passes,
         and so do tasks that fill slots.
         """
         route, served = self.route(queue), self.route((queue[0], queue[1], ""))
-        taking = {place: e.slots for place in served.places if (e := self.endpoint(place)) is not None and e.there}
-        if not taking or any(taking.get(place, 0) >= route.slots for place in route.places):
+        if not self._there(served) or any(endpoint.slots >= route.slots for endpoint in self._there(route)):
             return False
         return Requirement.parse(queue[2]).pin is None  # what is pinned is under way, and keeps what it holds
+
+    def _there(self, route: Route) -> list[Endpoint]:
+        return [e for place in route.places if (e := self.endpoint(place)) is not None and e.there]
+
+    def goes_on(self, tenant_id: int, endpoint_id: str | None) -> bool:
+        """Whether what has to stay at an endpoint goes on there although that is drained."""
+        endpoint = self.endpoint((tenant_id, endpoint_id)) if endpoint_id is not None else None
+        return endpoint is not None and endpoint.draining and endpoint.there
 
     def largest(self) -> dict[Place, int]:
         """How many slots the largest task of each place fills, where that is more than one."""
@@ -395,8 +414,8 @@ def _tiers(picture: Picture, places: Sequence[Place], requirement: Requirement) 
     if requirement.pin is not None and places:  # also where only an older version of it serves the workflow
         places = (home_of(places[0][0], requirement.pin),)
     by_id = {endpoint_at(place): place for place in places}
-    served = [(id, picture.endpoints[place[1]].labels) for id, place in by_id.items() if place[1] in picture.endpoints]
-    return tuple(tuple(by_id[id] for id in tier) for tier in tiers(requirement, served))
+    hosts = [picture.endpoints[place[1]].host for place in by_id.values() if place[1] in picture.endpoints]
+    return tuple(tuple(by_id[id] for id in tier) for tier in tiers(requirement, hosts))
 
 
 def _millis(duration: timedelta) -> int:

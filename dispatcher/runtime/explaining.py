@@ -102,7 +102,7 @@ class Explaining:
         if not known:
             return [_UNSERVED]
         stuck = row.unschedulable and self.directory.stuck(queue_of(tenant_id, row.workflow_id, row.durable, row.requirement))
-        if stuck or all(state.paused for _, state in known):
+        if stuck or all(state.paused or state.draining for _, state in known):
             return self._endpoints(Requirement.parse(row.requirement), row.durable, places, known)
         return [{"kind": "concurrency", "since": row.arrived_at, "message": _TAKEN_AGAIN if row.unschedulable else _BACK}]
 
@@ -133,7 +133,7 @@ class Explaining:
         endpoint = self.directory.endpoint(place)
         slots = (state.durable_slots or 0) if durable else state.slots
         in_use = state.durable_in_use if durable else state.in_use
-        unmet = unsatisfied(requirement, state.id, endpoint.labels) if endpoint is not None else None
+        unmet = unsatisfied(requirement, endpoint.host) if endpoint is not None else None
         usable = state.circuit == "closed" and not state.paused
         free = max(slots - in_use, 0) if usable else 0
         said = unmet or _closed(state) or _full(slots, in_use, requirement.slots)

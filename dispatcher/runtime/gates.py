@@ -16,7 +16,7 @@ from dispatcher.engine.admission import Queue
 from dispatcher.engine.concurrency import Member, dismissed
 from dispatcher.runtime.cancellation import Cancellation
 from dispatcher.runtime.capacity import Capacity
-from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.directory import Directory, Picture
 from dispatcher.runtime.signals import Signals
 from dispatcher.settings import Settings
 from dispatcher.store import gate_limits, gates
@@ -96,10 +96,17 @@ class Gates:
         return run.requirement != "" and run.workflow_id in self._directory.pictures[run.tenant_id].returning
 
     def _aside(self, run: NewRun) -> bool:
-        aside = run.workflow_id in self._directory.pictures[run.tenant_id].aside
+        picture = self._directory.pictures[run.tenant_id]
+        aside = run.workflow_id in picture.aside and not (run.workflow_id not in picture.paused and self._goes_on(run, picture))
         if aside:
             run.gates_held = ASIDE
         return aside
+
+    def _goes_on(self, run: NewRun, picture: Picture) -> bool:
+        """Whether it has to stay at an endpoint that is drained, as the child of one that does."""
+        workflow = picture.by_id.get(run.workflow_id)
+        hard = workflow is not None and workflow.definition.sticky == "hard"
+        return hard and self._directory.goes_on(run.tenant_id, run.sticky_endpoint)
 
     def crowd(self, found: Iterable[str]) -> None:
         """These gates have been found to have no room."""

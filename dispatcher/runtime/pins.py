@@ -1,8 +1,10 @@
-"""Where pinned durable tasks wait that several endpoints could be claimed for: at the one they go on at, and nowhere else."""
+"""Where pinned durable tasks wait that several endpoints could be claimed for, or none, since the one they go on at is drained: for that
+one alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime
 
@@ -40,20 +42,32 @@ async def at_home(
     strays = [row for row in strays if _has_home(directory, row)]
     if not strays:
         return claimed
-    await _mark_asking(database, directory, strays, now)
+    await _mark_asking(database, directory, {(row.tenant_id, row.workflow_id) for row in strays}, now)
     asking = [(row, bound(row.requirement, row.pin_endpoint)) for row in strays if row.pin_endpoint is not None]
     capacity.backlog.update(await pins.send_home(database, asking, dispatcher_id))
     sent = {row.key for row in strays}
     return [row for row in claimed if row.key not in sent]
 
 
+async def find_homes(database: Database, directory: Directory, capacity: Capacity, now: datetime) -> bool:
+    """Find what goes on at endpoints that are drained, and began when nothing else served its workflow; whether there was any."""
+    found = await pins.homeless(database)
+    if not found:
+        return False
+    await _mark_asking(database, directory, {(row.tenant_id, row.workflow_id) for row in found}, now)
+    queues = await pins.find_homes(database, found)
+    capacity.backlog.update(queues)
+    return bool(queues)
+
+
 def _has_home(directory: Directory, row: Claimed) -> bool:
     return row.pin_endpoint is not None and directory.endpoint(home_of(row.tenant_id, row.pin_endpoint)) is not None
 
 
-async def _mark_asking(database: Database, directory: Directory, strays: Sequence[Claimed], now: datetime) -> None:
-    """See to it that every dispatcher looks for the queues these go to, before they do."""
-    fresh = {(row.tenant_id, row.workflow_id) for row in strays if row.workflow_id not in directory.pictures[row.tenant_id].asking}
+async def _mark_asking(database: Database, directory: Directory, workflows: Collection[tuple[int, int]], now: datetime) -> None:
+    """See to it that every dispatcher looks for the queues that tasks of these go to, before they do."""
+    known = directory.pictures
+    fresh = {key for key in workflows if key[0] not in known or key[1] not in known[key[0]].asking}
     for tenant_id, workflow_id in sorted(fresh):
         await placements.mark_asking(database, tenant_id, workflow_id)
     if fresh:

@@ -339,15 +339,20 @@ class Registration:
         slots: int | None = None,
         labels: dict[str, Any] | None = None,
         durable_slots: int | None = None,
+        draining: bool | None = None,
     ) -> None:
-        """Change what is given. A paused endpoint gets no new attempts; those open go on."""
+        """Change what is given. A paused endpoint gets no new attempts; those open go on. One that is drained gets only those of what has
+        to stay there.
+        """
         row = await self._row(tenant_id, name)
         async with self._database.transaction() as conn:
             await registry.bump(conn, tenant_id)
             text, now = json.dumps(labels) if labels is not None else None, self._clock.now()
-            await registry.patch_endpoint(conn, tenant_id, row.id, paused, slots, text, now, durable_slots)
+            await registry.patch_endpoint(conn, tenant_id, row.id, paused, slots, text, now, durable_slots, draining)
+            if draining:
+                await registry.mark_served_asking(conn, tenant_id, row.id)
             await asides.judge(conn, tenant_id, now)
-            if row.paused and paused is False:
+            if (row.paused and paused is False) or (row.draining and draining is False):
                 await renewals.returned(conn, tenant_id, row.id, now)
         await self.changed()
 

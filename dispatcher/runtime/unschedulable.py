@@ -147,8 +147,8 @@ def _hosts(rows: Sequence[Serving]) -> dict[int, list[Host]]:
     found: dict[int, list[Host]] = {}
     for row in rows:
         labels = json.loads(row.labels)
-        found.setdefault(row.workflow_id, []).append(Host(row.endpoint_id, labels, row.slots))
-        found.setdefault(-row.workflow_id, []).append(Host(row.endpoint_id, labels, row.durable_slots))
+        found.setdefault(row.workflow_id, []).append(Host(row.endpoint_id, labels, row.slots, row.draining))
+        found.setdefault(-row.workflow_id, []).append(Host(row.endpoint_id, labels, row.durable_slots, row.draining))
     return found
 
 

@@ -33,15 +33,15 @@ class Moved:
     moved: int
 
 
-# Nothing of a workflow can start while it is paused, or while no endpoint serves it that is not. An older version may have runs still, so
-# the names any version gives to limits count.
+# Nothing of a workflow can start while it is paused, or while every endpoint that serves it is, or is drained. An older version may have
+# runs still, so the names any version gives to limits count.
 JUDGE = """
     with judged as (
         select w.id, case
             when w.removed_at is null
                  and (w.paused_at is not null
                       or not exists (select from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
-                                     where r.tenant_id = $1 and r.workflow_id = w.id and not e.paused))
+                                     where r.tenant_id = $1 and r.workflow_id = w.id and not e.paused and not e.draining))
                  and exists (select from workflow_versions v where v.tenant_id = $1 and v.workflow_id = w.id
                              and jsonb_path_exists(v.definition, '$.**.concurrency[*].name ? (@ != null)'))
             then 'closed' when w.aside = 'closed' then 'clearing' else w.aside end as aside
@@ -86,13 +86,13 @@ LOOK = Statement(
     """,
     Aside,
 )
-# Whose row somebody else has at hand is passed over: it is about to be leased or to end, or is found by the next look.
-# What cleans up after it was cancelled keeps its places: its time is short. Before a workflow opens, all of it has to have been seen: not
-# while what is late of it has its time again (see LET_BACK).
+# Whose row somebody else has at hand is passed over: it is about to be leased or to end, or is found by the next look. What cleans up after
+# it was cancelled keeps its places: its time is short; and so does what goes on at an endpoint that is drained. Before a workflow opens,
+# all of it has to have been seen: not while what is late of it has its time again (see LET_BACK).
 SET_ASIDE = Statement(
     """
     with w as materialized (
-        select tenant_id, id from workflows
+        select tenant_id, id, paused_at is null as drained from workflows
         where tenant_id = $1 and id = $2
           and (aside = 'closed' or aside = 'clearing' and not exists (
               select from renewals n where n.tenant_id = workflows.tenant_id and n.workflow_id = workflows.id))
@@ -102,18 +102,22 @@ SET_ASIDE = Statement(
             select t.tenant_id, t.run_id, t.node from tasks t
             where t.tenant_id = w.tenant_id and t.workflow_id = w.id
               and t.state = 'gated' and (t.gate_wait is not null or t.parked_on is not null) and t.gates is not null and t.cleanup is null
+              and not (w.drained and goes_on_at(t.tenant_id, stays_at(t.requirement, t.pin_endpoint)))
             limit $3 for update skip locked
         ) t
     ), queued as materialized (
         select t.tenant_id, t.run_id, t.node from w cross join lateral (
             select t.tenant_id, t.run_id, t.node from tasks t
             where t.tenant_id = w.tenant_id and t.workflow_id = w.id and t.state = 'queued' and t.gates is not null and t.cleanup is null
+              and not (w.drained and goes_on_at(t.tenant_id, stays_at(t.requirement, t.pin_endpoint)))
             limit $3 for update skip locked
         ) t
     ), runs_standing as materialized (
         select r.tenant_id, r.id from w cross join lateral (
             select r.tenant_id, r.id from runs r
             where r.tenant_id = w.tenant_id and r.workflow_id = w.id and r.gate_wait is not null and r.cancel_reason is null
+              and not (w.drained
+                       and goes_on_at(r.tenant_id, run_stays_at(r.tenant_id, r.workflow_id, r.workflow_version, r.sticky_endpoint)))
             limit $3 for update skip locked
         ) r
     ), tasks_moved as (
@@ -162,6 +166,45 @@ LET_BACK = Statement(
     """,
     Moved,
 )
+# What was set aside while an endpoint was paused that is drained now, and has to stay there, comes back alone.
+GO_ON = Statement(
+    """
+    with w as materialized (
+        select tenant_id, id from workflows where tenant_id = $1 and id = $2 and aside = 'closed' and paused_at is null
+        for no key update skip locked
+    ), e as materialized (
+        select e.id from w join endpoints e on e.tenant_id = w.tenant_id
+        where e.draining and not e.paused and e.circuit <> 'retired'
+    ), able as materialized (
+        select tenant_id, id from w where exists (select from e)
+    ), first_tasks as materialized (
+        select t.tenant_id, t.run_id, t.node from able w cross join lateral (
+            select t.tenant_id, t.run_id, t.node from tasks t
+            where t.tenant_id = w.tenant_id and t.workflow_id = w.id
+              and t.state = 'gated' and t.gate_wait is null and t.parked_on is null and not t.unschedulable
+              and stays_at(t.requirement, t.pin_endpoint) in (select id from e)
+            order by t.arrived_at, t.run_id, t.node limit $3 for update skip locked
+        ) t
+    ), first_runs as materialized (
+        select r.tenant_id, r.id from able w cross join lateral (
+            select r.tenant_id, r.id from runs r
+            where r.tenant_id = w.tenant_id and r.workflow_id = w.id
+              and r.gates is not null and r.gates_held = 0 and r.gate_wait is null and r.advance_at is null and r.cancel_reason is null
+              and r.sticky_endpoint in (select id from e)
+              and run_stays_at(r.tenant_id, r.workflow_id, r.workflow_version, r.sticky_endpoint) is not null
+            order by r.arrived_at, r.id limit $3 for update skip locked
+        ) r
+    ), tasks_moved as (
+        update tasks t set gate_wait = t.gates[1] from first_tasks f
+        where t.tenant_id = any (array[f.tenant_id]) and t.run_id = f.run_id and t.node = f.node
+    ), runs_moved as (
+        update runs r set gate_wait = r.gates[1] from first_runs f where r.tenant_id = any (array[f.tenant_id]) and r.id = f.id
+    )
+    select exists (select from w) as alone,
+           greatest((select count(*) from first_tasks), (select count(*) from first_runs))::int as moved
+    """,
+    Moved,
+)
 CLEARED = "update workflows set aside = 'opening', aside_at = $3 where tenant_id = $1 and id = $2 and aside = 'clearing'"
 OPENED = """
     update workflows w set aside = null, aside_at = $3
@@ -187,6 +230,11 @@ async def look(db: Database) -> list[Aside]:
 async def set_aside(db: Database, workflow: Aside, limit: int) -> Moved:
     """Take places and turns from what waits for a workflow of which nothing can start, `limit` of each kind at most."""
     return SET_ASIDE.read(await db.fetch(SET_ASIDE.sql, workflow.tenant_id, workflow.workflow_id, limit))[0]
+
+
+async def go_on(db: Database, workflow: Aside, limit: int) -> Moved:
+    """Let what has to stay at an endpoint that is drained come back into line, `limit` of each kind at most."""
+    return GO_ON.read(await db.fetch(GO_ON.sql, workflow.tenant_id, workflow.workflow_id, limit))[0]
 
 
 async def cleared(db: Database, workflow: Aside, now: datetime) -> None:

@@ -94,7 +94,8 @@ CLAIM = Statement(
               select true from renewals n
               where n.tenant_id = t.tenant_id and n.workflow_id = t.workflow_id and n.late_at >= t.schedule_deadline limit 1))
           and not exists (select from workflows f where f.tenant_id = $1 and f.id = $2 and f.paused_at is not null)
-          and not exists (select from endpoints e where e.tenant_id = $1 and e.id = $8 and (e.paused or e.circuit <> 'closed'))
+          and not exists (select from endpoints e where e.tenant_id = $1 and e.id = $8 and (
+              e.paused or e.circuit <> 'closed' or e.draining and stays_at($3, null) is distinct from e.id))
         order by priority desc, due_at, run_id, node limit $12 for update skip locked
     ), whole as (
         select from picked having count(*) >= $4 or min(due_at) + $5::interval <= $6

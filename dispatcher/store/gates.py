@@ -160,7 +160,9 @@ STANDING = Statement(
     from g cross join lateral (select * from tasks t where t.preempts and t.gates @> array[g.id] offset 0) t
     where t.tenant_id = g.tenant_id and t.arrived_at is not null
       and (array_position(t.gates, g.id) <= t.gates_held or t.gate_wait = g.id and coalesce(
-          (select w.aside from workflows w where w.tenant_id = t.tenant_id and w.id = t.workflow_id), 'opening') = 'opening'
+          (select w.aside from workflows w where w.tenant_id = t.tenant_id and w.id = t.workflow_id
+           and (w.aside is null or w.paused_at is not null or not goes_on_at(t.tenant_id, stays_at(t.requirement, t.pin_endpoint)))),
+          'opening') = 'opening'
           and (t.requirement = '' or coalesce(
               (select u.aside from unschedulable u where u.tenant_id = t.tenant_id and u.requirement = t.requirement
                and u.queue = case when t.durable then -t.workflow_id else t.workflow_id end), 'opening') = 'opening'))
@@ -169,7 +171,10 @@ STANDING = Statement(
     from g cross join lateral (select * from runs r where r.preempts and r.gates @> array[g.id] offset 0) r
     where r.tenant_id = g.tenant_id and r.arrived_at is not null
       and (array_position(r.gates, g.id) <= r.gates_held or r.gate_wait = g.id and coalesce(
-          (select w.aside from workflows w where w.tenant_id = r.tenant_id and w.id = r.workflow_id), 'opening') = 'opening')
+          (select w.aside from workflows w where w.tenant_id = r.tenant_id and w.id = r.workflow_id
+           and (w.aside is null or w.paused_at is not null
+                or not goes_on_at(r.tenant_id, run_stays_at(r.tenant_id, r.workflow_id, r.workflow_version, r.sticky_endpoint)))),
+          'opening') = 'opening')
     """,
     Standing,
 )
@@ -178,7 +183,7 @@ STANDING = Statement(
 # and where room is left for somebody who waits and was not let through: whose row was locked, or who came after this statement began.
 # This statement waits for nobody: who would go on to a gate that somebody else holds, stays where it is for now. So the order in which
 # it takes gates, that of chains, does not matter to those that take them in the order of ids. Of whose workflow nothing can start is set
-# aside instead, and so is what nothing can take: places are for those behind.
+# aside instead, but for what goes on at an endpoint that is drained, and so is what nothing can take: places are for those behind.
 # Whose row somebody else holds is about to go, and passed over; but not one that is held since its workflow has its time again: nobody
 # overtakes the first such at a gate.
 ADMIT = Statement(
@@ -192,12 +197,15 @@ ADMIT = Statement(
         ) g
     ), first_tasks as materialized (
         select g.tenant_id, g.id as gate, t.run_id, t.node, t.arrived_at, t.next,
-               (select w.aside from workflows w where w.tenant_id = g.tenant_id and w.id = t.workflow_id and t.cleanup is null) as aside,
+               (select w.aside from workflows w where w.tenant_id = g.tenant_id and w.id = t.workflow_id and t.cleanup is null
+                and (w.aside is null or w.paused_at is not null or not goes_on_at(g.tenant_id, stays_at(t.requirement, t.pin_endpoint)))
+               ) as aside,
                case when t.asked is not null
                then (select true from unschedulable u where u.tenant_id = g.tenant_id and u.queue = t.queue and u.requirement = t.asked
                      and u.aside <> 'opening') end as untakeable
         from g cross join lateral (
             select t.run_id, t.node, t.arrived_at, t.gates[t.gates_held + 2] as next, t.workflow_id, t.cleanup,
+                   t.requirement, t.pin_endpoint,
                    case when t.durable then -t.workflow_id else t.workflow_id end as queue,
                    case when t.requirement <> '' and t.cleanup is null and coalesce(t.turn, 1) = 1 and coalesce(t.log_len, 0) = 0
                    then t.requirement end as asked
@@ -207,9 +215,12 @@ ADMIT = Statement(
         ) t
     ), first_runs as materialized (
         select g.tenant_id, g.id as gate, r.id as run_id, null::smallint as node, r.arrived_at, r.next,
-               (select w.aside from workflows w where w.tenant_id = g.tenant_id and w.id = r.workflow_id) as aside, null::boolean
+               (select w.aside from workflows w where w.tenant_id = g.tenant_id and w.id = r.workflow_id
+                and (w.aside is null or w.paused_at is not null
+                     or not goes_on_at(g.tenant_id, run_stays_at(g.tenant_id, r.workflow_id, r.workflow_version, r.sticky_endpoint)))
+               ) as aside, null::boolean
         from g cross join lateral (
-            select r.id, r.arrived_at, r.gates[r.gates_held + 2] as next, r.workflow_id from runs r
+            select r.id, r.arrived_at, r.gates[r.gates_held + 2] as next, r.workflow_id, r.workflow_version, r.sticky_endpoint from runs r
             where r.tenant_id = g.tenant_id and r.gate_wait = g.id and r.cancel_reason is null
             order by r.arrived_at, r.id limit least(g.room, $5) for update skip locked
         ) r
@@ -290,7 +301,9 @@ ANYBODY = "select exists (select from tasks where gate_wait is not null) or exis
 # A run of a graph that was to begin later takes its place in line when its time has come, or is set aside as its workflow is.
 ENTER = """
     update runs r
-    set gate_wait = case when (select w.aside from workflows w where w.tenant_id = r.tenant_id and w.id = r.workflow_id) is null
+    set gate_wait = case when (select w.aside from workflows w where w.tenant_id = r.tenant_id and w.id = r.workflow_id
+                               and (w.paused_at is not null or not goes_on_at(r.tenant_id, run_stays_at(
+                                   r.tenant_id, r.workflow_id, r.workflow_version, r.sticky_endpoint)))) is null
                     then gates[1] end,
         advance_at = null, arrived_at = advance_at
     where (tenant_id, id) in (
@@ -300,8 +313,8 @@ ENTER = """
     )
 """
 
-# What stands in line while its workflow is paused may wait as long as the pause says; where every route leads to a broken or paused
-# endpoint, up to $3, as a task may. What may be about to have its time again is left alone.
+# What stands in line while its workflow is paused may wait as long as the pause says; where every route leads to an endpoint that is
+# broken, paused or drained, up to $3, as a task may. What may be about to have its time again is left alone.
 LATE = Statement(
     """
     select r.tenant_id, r.id from runs r join workflows w on w.tenant_id = r.tenant_id and w.id = r.workflow_id
@@ -311,9 +324,12 @@ LATE = Statement(
       and (w.paused_at is null or greatest(r.arrived_at, w.paused_at) + w.queue_ttl_ms * interval '1 millisecond' <= $1)
       and (r.arrived_at + $3::interval <= $1
            or not exists (select from routes o join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id
-                          where o.tenant_id = r.tenant_id and o.workflow_id = r.workflow_id and (e.circuit <> 'closed' or e.paused))
+                          where o.tenant_id = r.tenant_id and o.workflow_id = r.workflow_id
+                            and (e.circuit <> 'closed' or e.paused or e.draining))
            or exists (select from routes o join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id
-                      where o.tenant_id = r.tenant_id and o.workflow_id = r.workflow_id and e.circuit = 'closed' and not e.paused))
+                      where o.tenant_id = r.tenant_id and o.workflow_id = r.workflow_id and e.circuit = 'closed' and not e.paused
+                        and not e.draining)
+           or goes_on_at(r.tenant_id, run_stays_at(r.tenant_id, r.workflow_id, r.workflow_version, r.sticky_endpoint)))
     order by r.schedule_deadline limit $2
     """,
     LateRun,

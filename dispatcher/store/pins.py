@@ -1,4 +1,5 @@
-"""Pinned durable tasks that were claimed for another endpoint than the one they go on at: back in the queue, and in that of theirs.
+"""Pinned durable tasks that wait where any endpoint could be claimed for them, or were claimed for another than the one they go on at: in
+the queue of theirs.
 
 And what a pin is in the text of a requirement, for statements that end it.
 """
@@ -6,6 +7,7 @@ And what a pin is in the text of a requirement, for statements that end it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from dispatcher.engine.admission import Queue
@@ -17,6 +19,16 @@ PIN: Final = """(?<=^[{])"pin":"[^"]*",|^[{]"pin":"[^"]*"[}]$"""
 """What a pin adds to the text of a requirement (`Requirement.text`), as a regular expression: with nothing in its place, the text is that
 of a requirement that is the same and has none.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Homeless:
+    """A workflow of which such tasks wait, and an endpoint that is drained, where they go on."""
+
+    tenant_id: int
+    workflow_id: int
+    endpoint_id: str
+
 
 _AT_ONCE = 1_000  # of the first in a queue, that are looked at with one that was claimed
 
@@ -58,6 +70,50 @@ SEND_HOME = Statement(
     """,
     Line,
 )
+# Where nothing else serves a workflow nobody is claimed for its queue once what does is drained: what goes on there has to be found.
+HOMELESS = Statement(
+    """
+    select distinct t.tenant_id, t.workflow_id, t.pin_endpoint as endpoint_id
+    from endpoints e cross join lateral (
+        select t.tenant_id, t.workflow_id, t.pin_endpoint from tasks t
+        where t.tenant_id = e.tenant_id and t.pin_endpoint = e.id and t.pin_endpoint is not null and t.state = 'queued'
+          and not starts_with(t.requirement, '{"pin":')
+        order by t.due_at limit $1
+    ) t
+    where e.draining
+    """,
+    Homeless,
+)
+FIND_HOMES = Statement(
+    """
+    with found as materialized (
+        select t.tenant_id, t.run_id, t.node
+        from (select distinct tenant_id, endpoint_id from unnest($1::int[], $2::text[]) as g (tenant_id, endpoint_id)) g
+        cross join lateral (
+            select t.tenant_id, t.run_id, t.node from tasks t
+            where t.tenant_id = g.tenant_id and t.pin_endpoint = g.endpoint_id and t.pin_endpoint is not null and t.state = 'queued'
+              and not starts_with(t.requirement, '{"pin":')
+            order by t.due_at limit $3 for update skip locked -- as that index has them, so that no other is taken
+        ) t
+    )
+    update tasks t
+    set requirement = '{"pin":"' || t.pin_endpoint || '"' || case when t.requirement = '' then '}' else ',' || substr(t.requirement, 2) end
+    from found s where t.tenant_id = any (array[s.tenant_id]) and t.run_id = s.run_id and t.node = s.node
+    returning t.tenant_id, -t.workflow_id as workflow_id, t.requirement
+    """,
+    Line,
+)
+
+
+async def homeless(db: Database) -> list[Homeless]:
+    """Where tasks wait that go on at endpoints that are drained, and could be claimed for any."""
+    return HOMELESS.read(await db.fetch(HOMELESS.sql, _AT_ONCE))
+
+
+async def find_homes(db: Database, found: Sequence[Homeless]) -> list[Queue]:
+    """Let these tasks wait for their endpoints alone, so many of each at once; answers their queues, one entry a task."""
+    records = await db.fetch(FIND_HOMES.sql, [row.tenant_id for row in found], [row.endpoint_id for row in found], _AT_ONCE)
+    return [(row.tenant_id, row.workflow_id, row.requirement) for row in FIND_HOMES.read(records)]
 
 
 async def send_home(db: Database, strays: Sequence[tuple[Claimed, str]], dispatcher_id: int) -> list[Queue]:

@@ -47,7 +47,8 @@ STAY = Statement(
     Applied,
 )
 
-# Of a run that has several tasks under way, one may have been bound by another already: that holds for all.
+# Of a run that has several tasks under way, one may have been bound by another already: that holds for all. To an endpoint that is drained
+# nobody is.
 BIND = Statement(
     """
     with picked as materialized (
@@ -57,14 +58,17 @@ BIND = Statement(
             where tenant_id = $1 and workflow_id = abs($2::int) and durable = ($2 < 0) and requirement = $3 and state = 'queued'
             order by priority desc, due_at, run_id, node limit cardinality($4::text[]) for update skip locked
         ) t
+    ), free as materialized (
+        select p.* from picked p
+        where not exists (select from endpoints e where e.tenant_id = $1 and e.id = ($4::text[])[p.place] and e.draining)
     ), bound as (
         update runs r set sticky_endpoint = coalesce(r.sticky_endpoint, ($4::text[])[p.place])
-        from (select run_id, min(place) as place from picked group by run_id) p
+        from (select run_id, min(place) as place from free group by run_id) p
         where r.tenant_id = any (array[$1]) and r.id = p.run_id
         returning r.id, r.sticky_endpoint
     )
     update tasks t set requirement = $5 || b.sticky_endpoint || $6
-    from picked p join bound b on b.id = p.run_id
+    from free p join bound b on b.id = p.run_id
     where t.tenant_id = any (array[$1]) and t.run_id = p.run_id and t.node = p.node
     returning t.tenant_id, case when t.durable then -t.workflow_id else t.workflow_id end as workflow_id, t.requirement
     """,

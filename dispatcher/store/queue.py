@@ -92,12 +92,14 @@ READY = Statement(
 # A queue's rows are numbered in the order they are taken, and each number looks up its slot: `base` is where the queue's slots begin
 # in $5, which holds, for every slot, the number of its place in $6 and $7. (Arrays per queue would be copied into every row.)
 # Who deals slots out may not have heard of a pause yet, or of a circuit that has been opened. What is queued after that is seen with it.
+# What is drained takes what has to stay there.
 # What is late is left, but for what is to have its time again since an endpoint came back: that is leased in its turn.
 CLAIM = Statement(
     """
     with closed as materialized (
-        select o.place from unnest($6::text[], $12::int[]) with ordinality as o (endpoint_id, tenant_id, place)
-        join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id and (e.paused or e.circuit <> 'closed')
+        select o.place, not (e.paused or e.circuit <> 'closed') as drained
+        from unnest($6::text[], $12::int[]) with ordinality as o (endpoint_id, tenant_id, place)
+        join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id and (e.paused or e.circuit <> 'closed' or e.draining)
     ), picked as materialized (
         select w.tenant_id, p.run_id, p.node,
                ($5::int[])[w.base + row_number() over (
@@ -124,7 +126,10 @@ CLAIM = Statement(
         slot_released = false, progress = null, slots = p.slots, batch_id = null
     from picked p
     join runs r on r.tenant_id = any (array[p.tenant_id]) and r.id = p.run_id
-    where t.tenant_id = any (array[p.tenant_id]) and t.run_id = p.run_id and t.node = p.node and p.place not in (select place from closed)
+    where t.tenant_id = any (array[p.tenant_id]) and t.run_id = p.run_id and t.node = p.node
+      and p.place not in (select place from closed where not drained)
+      and (p.place not in (select place from closed where drained)
+           or stays_at(t.requirement, t.pin_endpoint) is not distinct from ($6::text[])[p.place])
     returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.epoch, t.priority, t.app_retries, t.infra_retries,
               t.spared_since, t.spared_by, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
               r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id, r.graph,

@@ -47,6 +47,7 @@ class EndpointRow:
     auth_sealed: bytes | None
     static: bool
     paused: bool
+    draining: bool
     circuit: str
     circuit_code: str | None
     circuit_since: datetime | None
@@ -138,7 +139,7 @@ BUMP = "update tenants set registry_version = registry_version + 1 where id = $1
 
 ENDPOINTS = Statement(
     """
-    select e.id, e.name, e.version, v.url, v.manifest, e.slots, e.durable_slots, e.labels, e.auth_sealed, e.static, e.paused,
+    select e.id, e.name, e.version, v.url, v.manifest, e.slots, e.durable_slots, e.labels, e.auth_sealed, e.static, e.paused, e.draining,
            e.circuit, e.circuit_code, e.circuit_since, e.probe_at, e.probes, e.created_at, e.updated_at
     from endpoints e join endpoint_versions v on v.tenant_id = e.tenant_id and v.endpoint_id = e.id and v.version = e.version
     where e.tenant_id = $1 and ($2::text is null or e.name = $2) order by e.name
@@ -229,11 +230,15 @@ SET_WORKFLOW_VERSION = """
     update workflows set version = $3, updated_at = $4 where tenant_id = $1 and id = $2 and version <> $3
 """
 MARK_ASKING = "update workflows set asks = true where tenant_id = $1 and id = $2 and not asks"
+MARK_SERVED_ASKING = """
+    update workflows w set asks = true
+    from routes r where r.tenant_id = $1 and r.endpoint_id = $2 and w.tenant_id = $1 and w.id = r.workflow_id and not w.asks
+"""
 ADD_ROUTE = "insert into routes (tenant_id, workflow_id, endpoint_id) values ($1, $2, $3) on conflict do nothing"
 DROP_ROUTES = "delete from routes where tenant_id = $1 and endpoint_id = $2 and workflow_id <> all($3::int[])"
 PATCH_ENDPOINT = """
     update endpoints set paused = coalesce($3, paused), slots = coalesce($4, slots), labels = coalesce($5::jsonb, labels), updated_at = $6,
-        durable_slots = case when durable_slots is not null then coalesce($7, durable_slots) end
+        durable_slots = case when durable_slots is not null then coalesce($7, durable_slots) end, draining = coalesce($8, draining)
     where tenant_id = $1 and id = $2
 """
 RELABEL = """
@@ -315,6 +320,11 @@ async def load(db: Database, tenant: Tenant) -> Registered:
 async def mark_asking(conn: Connection, tenant_id: int, workflow_id: int) -> None:
     """Note that tasks of a workflow may ask something of the endpoint they run at."""
     await conn.execute(MARK_ASKING, tenant_id, workflow_id)
+
+
+async def mark_served_asking(conn: Connection, tenant_id: int, endpoint_id: str) -> None:
+    """The same of all workflows that an endpoint serves."""
+    await conn.execute(MARK_SERVED_ASKING, tenant_id, endpoint_id)
 
 
 async def bump(conn: Connection, tenant_id: int) -> int:
@@ -441,9 +451,10 @@ async def patch_endpoint(
     labels: str | None,
     now: datetime,
     durable_slots: int | None = None,
+    draining: bool | None = None,
 ) -> None:
     """Change what is given."""
-    await conn.execute(PATCH_ENDPOINT, tenant_id, endpoint_id, paused, slots, labels, now, durable_slots)
+    await conn.execute(PATCH_ENDPOINT, tenant_id, endpoint_id, paused, slots, labels, now, durable_slots, draining)
 
 
 async def relabel(conn: Connection, tenant_id: int, endpoint_id: str, labels: str, now: datetime) -> None:

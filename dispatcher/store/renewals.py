@@ -65,7 +65,7 @@ RETURNED = """
       and exists (select from endpoints e where e.tenant_id = $1 and e.id = $2 and e.circuit = 'closed' and not e.paused)
       and not exists (select from routes o join endpoints e on e.tenant_id = o.tenant_id and e.id = o.endpoint_id
                       where o.tenant_id = $1 and o.workflow_id = r.workflow_id and o.endpoint_id <> $2
-                        and e.circuit = 'closed' and not e.paused)
+                        and e.circuit = 'closed' and not e.paused and not e.draining)
       and r.workflow_id in (select workflow_id from late)
     on conflict (tenant_id, workflow_id) do update
     set late_at = case when n.late_at is not null then excluded.late_at end, began_at = excluded.began_at,

@@ -111,7 +111,9 @@ REVIVE = Statement(
                extract(epoch from $10::timestamptz)::int - 1600000000, case when next_graph is not null and gates is null then $10 end,
                parent_node, parent_wait, filter_payload, labels, sticky_endpoint,
                case when next_graph is not null then gates end, case when next_graph is not null then gate_limits end,
-               case when next_graph is not null and (select w.aside from workflows w where w.tenant_id = $1 and w.id = workflow_id) is null
+               case when next_graph is not null and (select w.aside from workflows w where w.tenant_id = $1 and w.id = workflow_id
+                         and (w.paused_at is not null
+                              or not goes_on_at($1, run_stays_at($1, workflow_id, next_version, sticky_endpoint)))) is null
                     then gates[1] end,
                case when next_graph is not null and gates is not null then $10 end, next_graph is not null and preempts,
                case when next_graph is not null then flow end,

@@ -135,9 +135,9 @@ ORPHANS = _live(
     """
 )
 
-# Where every route leads to a broken or paused endpoint nobody could have taken the task: it waits on, up to $2 since it came due. What
-# may be about to have its time again is left alone. Whether a workflow is paused is read here: by a picture that is older, or newer,
-# what has just been paused or resumed might be given up.
+# Where every route leads to an endpoint that is broken, paused or drained nobody could have taken the task, unless it has to stay at one
+# that is drained: it waits on, up to $2 since it came due. What may be about to have its time again is left alone. Whether a workflow is
+# paused is read here: by a picture that is older, or newer, what has just been paused or resumed might be given up.
 OVERDUE = Statement(
     f"""
     select{_LIVE}, w.paused_at, w.queue_ttl_ms
@@ -146,9 +146,13 @@ OVERDUE = Statement(
       and not exists (select from renewals n where n.tenant_id = t.tenant_id and n.workflow_id = t.workflow_id)
       and (t.due_at + $2::interval <= $1
            or not exists (select from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
-                          where r.tenant_id = t.tenant_id and r.workflow_id = t.workflow_id and (e.circuit <> 'closed' or e.paused))
+                          where r.tenant_id = t.tenant_id and r.workflow_id = t.workflow_id
+                            and (e.circuit <> 'closed' or e.paused or e.draining))
            or exists (select from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
-                      where r.tenant_id = t.tenant_id and r.workflow_id = t.workflow_id and e.circuit = 'closed' and not e.paused))
+                      where r.tenant_id = t.tenant_id and r.workflow_id = t.workflow_id and e.circuit = 'closed' and not e.paused
+                        and not e.draining)
+           or exists (select from endpoints e where e.tenant_id = t.tenant_id and e.id = stays_at(t.requirement, t.pin_endpoint)
+                      and e.draining and e.circuit = 'closed' and not e.paused))
     order by t.schedule_deadline limit $3
     """,
     Overdue,

@@ -50,6 +50,7 @@ class Serving:
     workflow_id: int
     endpoint_id: str
     labels: str
+    draining: bool
     slots: int
     durable_slots: int
 
@@ -86,7 +87,7 @@ UNKNOWN = Statement(
 )
 SERVING = Statement(
     """
-    select r.workflow_id, e.id as endpoint_id, e.labels::text as labels, e.slots, coalesce(e.durable_slots, 0) as durable_slots
+    select r.workflow_id, e.id as endpoint_id, e.labels::text as labels, e.draining, e.slots, coalesce(e.durable_slots, 0) as durable_slots
     from routes r join endpoints e on e.tenant_id = r.tenant_id and e.id = r.endpoint_id
     where r.tenant_id = $1 and r.workflow_id = any ($2::int[]) and not e.paused and e.circuit <> 'retired'
     """,

@@ -390,7 +390,7 @@ RESUME = Statement(
 )
 
 # The same for tasks that find a free slot here: they are leased at once, as a claim would, and wait in no queue, unless what they would run
-# at has been paused or closed meanwhile.
+# at has been paused, closed or drained meanwhile.
 LEASE = Statement(
     """
     update tasks t
@@ -407,7 +407,9 @@ LEASE = Statement(
           select from workflows f where f.tenant_id = g.tenant_id and f.id = t.workflow_id and f.paused_at is not null offset 0)
       and not exists (
           select from endpoints e
-          where e.tenant_id = g.tenant_id and e.id = g.endpoint_id and (e.paused or e.circuit <> 'closed') offset 0)
+          where e.tenant_id = g.tenant_id and e.id = g.endpoint_id
+            and (e.paused or e.circuit <> 'closed' or (e.draining and stays_at(t.requirement, t.pin_endpoint) is distinct from e.id))
+          offset 0)
     returning t.tenant_id, t.run_id, t.node, t.workflow_id, t.workflow_version, t.epoch, t.priority, t.app_retries, t.infra_retries,
               t.spared_since, t.spared_by, t.endpoint_id, t.endpoint_version, t.started_at, t.deadline,
               r.input, r.metadata, r.priority as run_priority, r.event_id, r.parent_run_id, r.graph,

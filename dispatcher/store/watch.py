@@ -28,6 +28,7 @@ class Seen:
     bulk: datetime | None
     asides: datetime | None
     renewals: datetime | None
+    pins: datetime | None
 
     def moments(self) -> dict[str, datetime]:
         """The loops that have something to do, now or later."""
@@ -58,7 +59,10 @@ LOOK = Statement(
            case when exists (select from bulk_actions where status = 'running') then $1 end as bulk,
            case when exists (select from workflows where aside in ('clearing', 'opening'))
                      or exists (select from unschedulable where aside <> 'closed') then $1 end as asides,
-           case when exists (select from renewals) then $1 end as renewals
+           case when exists (select from renewals) then $1 end as renewals,
+           case when exists (select from endpoints e where e.draining and exists (
+               select from tasks t where t.tenant_id = e.tenant_id and t.pin_endpoint = e.id and t.pin_endpoint is not null
+                 and t.state = 'queued' and not starts_with(t.requirement, '{"pin":'))) then $1 end as pins
     """,
     Seen,
 )

@@ -184,6 +184,9 @@ def test_endpoints_from_registration_to_removal(ask: Any) -> None:
     assert ask("endpoints", "get", "plain").json["health"] == "healthy"
     assert ask("endpoints", "pause", "plain").json["paused"] is True
     assert ask("endpoints", "resume", "plain").json["paused"] is False
+    assert ask("endpoints", "drain", "plain", "--wait", "1m").json["health"] == "drained"
+    resumed = ask("endpoints", "resume", "plain").json
+    assert (resumed["draining"], resumed["remaining"], resumed["health"]) == (False, None, "healthy")
     rotated = ask("endpoints", "rotate-secret", "plain", "--overlap", "1h").json
     assert rotated["secret"] not in {"", added.json["secret"]}
     again = ask("endpoints", "rotate-secret", "plain")
@@ -192,6 +195,20 @@ def test_endpoints_from_registration_to_removal(ask: Any) -> None:
     assert "plain" in [row["name"] for row in ask("endpoints", "list").json["rows"]]
     assert ask("endpoints", "delete", "plain").json == {"name": "plain", "deleted": True}
     assert ask("endpoints", "get", "plain").code == 3
+
+
+def test_draining_is_waited_for_as_long_as_was_asked(ask: Any) -> None:
+    run_id = ask("trigger", "wait").json["id"]
+    try:
+        done = ask("endpoints", "drain", "app", "--wait", "0.1s")
+        assert done.code == 5
+        assert "app is not drained within 0.1 s" in done.err
+        assert "endpoints get app" in done.err
+        assert ask("endpoints", "get", "app").json["health"] == "draining"
+        assert "app" in ask("endpoints", "list", "-o", "table").out
+    finally:
+        assert ask("endpoints", "resume", "app").json["health"] == "healthy"
+        ask("runs", "cancel", run_id)
 
 
 def test_ping_says_whether_an_endpoint_lives(ask: Any) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dispatcher.engine.definitions import DefinitionError
 from dispatcher.engine.definitions.placement import COMPARATORS, DesiredLabel, Label, parse_desired_labels
-from dispatcher.engine.placement import ASKS_NOTHING, Host, Requirement, rank, startable, tiers
+from dispatcher.engine.placement import ASKS_NOTHING, Host, Requirement, rank, startable, tiers, unsatisfied
 
 TABLE: list[tuple[Any, str, Any, bool]] = [
     ("a", "EQUAL", "a", True), ("a", "EQUAL", "b", False), ("a", "EQUAL", None, False), (1, "EQUAL", 1, True), (1, "EQUAL", 1.0, True),
@@ -29,7 +29,7 @@ TABLE: list[tuple[Any, str, Any, bool]] = [
 def test_comparators(wanted: Label, comparator: Any, label: Label | None, holds: bool) -> None:
     """A label that is missing or of another type satisfies nothing but NOT_EQUAL."""
     requirement = Requirement({"it": DesiredLabel(wanted, comparator, required=True)})
-    assert (rank(requirement, "ep", {} if label is None else {"it": label}) is not None) is holds
+    assert (rank(requirement, Host("ep", {} if label is None else {"it": label})) is not None) is holds
 
 
 def test_every_comparator_is_in_the_table() -> None:
@@ -38,36 +38,37 @@ def test_every_comparator_is_in_the_table() -> None:
 
 def test_weights_add_up_and_choose_the_best_first() -> None:
     requirement = Requirement({"model": DesiredLabel("big", weight=10), "memory": DesiredLabel(256, "GREATER_THAN", weight=1)})
-    endpoints: list[tuple[str, dict[str, Label]]] = [
-        ("none", {}), ("both", {"model": "big", "memory": 512}), ("memory", {"memory": 512}), ("model", {"model": "big"}), ("also", {}),
+    hosts = [
+        Host("none", {}), Host("both", {"model": "big", "memory": 512}), Host("memory", {"memory": 512}), Host("model", {"model": "big"}),
+        Host("also", {}),
     ]  # fmt: skip
-    assert tiers(requirement, endpoints) == (("both",), ("model",), ("memory",), ("none", "also"))
+    assert tiers(requirement, hosts) == (("both",), ("model",), ("memory",), ("none", "also"))
 
 
 def test_what_is_required_leaves_out_and_a_negative_rank_does_too() -> None:
     gpu, spot = DesiredLabel(1, "GREATER_THAN_OR_EQUAL", required=True), DesiredLabel(True, weight=-500)
-    endpoints: list[tuple[str, dict[str, Label]]] = [("a", {"gpu": 2}), ("b", {}), ("c", {"gpu": 1, "spot": True})]
-    assert tiers(Requirement({"gpu": gpu, "spot": spot}), endpoints) == (("a",),)
+    hosts = [Host("a", {"gpu": 2}), Host("b", {}), Host("c", {"gpu": 1, "spot": True})]
+    assert tiers(Requirement({"gpu": gpu, "spot": spot}), hosts) == (("a",),)
 
 
 def test_a_sticky_run_goes_back_before_labels_are_looked_at() -> None:
     labels = {"zone": DesiredLabel("x", required=True)}
-    endpoints: list[tuple[str, dict[str, Label]]] = [("a", {"zone": "x"}), ("b", {"zone": "y"})]
-    assert tiers(Requirement(labels, "b", "soft"), endpoints) == (("b",), ("a",))
-    assert tiers(Requirement(labels, "b", "hard"), endpoints) == (("b",),)
-    assert tiers(Requirement({}, "gone", "hard"), endpoints) == ()
-    assert tiers(Requirement({}, "gone", "soft"), endpoints) == (("a", "b"),)
+    hosts = [Host("a", {"zone": "x"}), Host("b", {"zone": "y"})]
+    assert tiers(Requirement(labels, "b", "soft"), hosts) == (("b",), ("a",))
+    assert tiers(Requirement(labels, "b", "hard"), hosts) == (("b",),)
+    assert tiers(Requirement({}, "gone", "hard"), hosts) == ()
+    assert tiers(Requirement({}, "gone", "soft"), hosts) == (("a", "b"),)
 
 
 def test_what_is_pinned_goes_where_it_began_if_that_has_what_it_asks() -> None:
     labels = {"zone": DesiredLabel("x", required=True)}
-    endpoints: list[tuple[str, dict[str, Label]]] = [("a", {"zone": "x"}), ("b", {"zone": "y"})]
-    assert tiers(Requirement(pin="b"), endpoints) == (("b",),)
-    assert tiers(Requirement(labels, pin="a"), endpoints) == (("a",),)
-    assert tiers(Requirement(labels, pin="b"), endpoints) == ()
-    assert tiers(Requirement({}, "a", "soft", pin="b"), endpoints) == (("b",),)
-    assert tiers(Requirement({}, "a", "hard", pin="b"), endpoints) == ()
-    assert tiers(Requirement({}, "a", "hard", pin="a"), endpoints) == (("a",),)
+    hosts = [Host("a", {"zone": "x"}), Host("b", {"zone": "y"})]
+    assert tiers(Requirement(pin="b"), hosts) == (("b",),)
+    assert tiers(Requirement(labels, pin="a"), hosts) == (("a",),)
+    assert tiers(Requirement(labels, pin="b"), hosts) == ()
+    assert tiers(Requirement({}, "a", "soft", pin="b"), hosts) == (("b",),)
+    assert tiers(Requirement({}, "a", "hard", pin="b"), hosts) == ()
+    assert tiers(Requirement({}, "a", "hard", pin="a"), hosts) == (("a",),)
 
 
 def test_a_task_can_start_where_it_suits_and_would_fit_if_nothing_else_ran() -> None:
@@ -80,12 +81,29 @@ def test_a_task_can_start_where_it_suits_and_would_fit_if_nothing_else_ran() -> 
     assert startable(Requirement({}, "a", "soft"), [Host("b", {}, 1)])
 
 
+def test_what_is_drained_takes_what_has_to_stay_there_and_nothing_else() -> None:
+    gpu = {"gpu": DesiredLabel(True, required=True)}
+    hosts = [Host("a", {"gpu": True}, 2, draining=True), Host("b", {}, 9)]
+    assert tiers(ASKS_NOTHING, hosts) == (("b",),)
+    assert tiers(Requirement(gpu), hosts) == ()
+    assert tiers(Requirement({}, "a", "soft"), hosts) == (("b",),)
+    assert tiers(Requirement(sticky="hard"), hosts) == (("b",),), "a run that is bound now is not bound to it"
+    assert tiers(Requirement(gpu, "a", "hard"), hosts) == (("a",),)
+    assert tiers(Requirement({}, "b", "hard"), hosts) == (("b",),)
+    assert tiers(Requirement(gpu, pin="a"), hosts) == (("a",),)
+    assert tiers(Requirement({}, "b", "soft", pin="a"), hosts) == (("a",),)
+    assert not startable(Requirement(gpu), hosts)
+    assert startable(Requirement(gpu, "a", "hard", 2), hosts)
+    assert "drained" in (unsatisfied(ASKS_NOTHING, hosts[0]) or "")
+    assert "stay" in (unsatisfied(Requirement({}, "b", "hard"), hosts[0]) or "")
+
+
 def test_who_asks_nothing_may_run_anywhere() -> None:
     assert ASKS_NOTHING.text() == ""
     assert Requirement(sticky="hard").text() == '{"sticky":"hard"}', "what is to be bound first waits by itself"
     assert Requirement(sticky="hard").unbound
     assert not Requirement(sticky="hard", endpoint="a").unbound
-    assert tiers(ASKS_NOTHING, [("a", {"x": 1}), ("b", {})]) == (("a", "b"),)
+    assert tiers(ASKS_NOTHING, [Host("a", {"x": 1}), Host("b", {})]) == (("a", "b"),)
 
 
 values = st.text(max_size=20) | st.integers(-1000, 1000) | st.booleans()

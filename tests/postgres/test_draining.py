@@ -1,0 +1,95 @@
+"""What has to stay at an endpoint: SQL says what the rule says, and finding it among all that waits costs what it finds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from dispatcher.engine.definitions.placement import DesiredLabel
+from dispatcher.engine.placement import Requirement
+from dispatcher.runtime.pins import bound
+from dispatcher.store import pins, watch
+from dispatcher.store.database import Connection, Database
+from tests.postgres.test_aside_plans import TENANT, WORKFLOW
+from tests.postgres.test_flow_plans import _Explained, _nodes, _pages, _Undone
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+LABELS = {'"sticky":"hard"': DesiredLabel('{"endpoint":"ep_b","sticky":"hard"}')}
+ASKED = [
+    Requirement(), Requirement(slots=2), Requirement(LABELS), Requirement(sticky="hard"), Requirement({}, "ep_a", "soft"),
+    Requirement({}, "ep_a", "hard"), Requirement(LABELS, "ep_a", "hard", 3, "group"), Requirement(LABELS, "ep_b", "soft"),
+]  # fmt: skip
+ENDPOINT = """
+    insert into endpoints (tenant_id, id, name, version, slots, labels, static, created_at, updated_at, draining)
+    values ($1, $2, $2, '1', 10, '{}', false, $3, $3, true)
+"""
+TASKS = """
+    insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, execution_ms, durable, requirement,
+                       pin_endpoint)
+    select $1, format('run_%s_%s_%s', $4::text, $5::text, g), 0, $2, 1, $4, 1, $7, 1000, true, $6, $5 from generate_series(1, $3::int) as g
+"""
+STATES = "select requirement, count(*) from tasks where state = 'queued' and pin_endpoint = 'ep_a' group by 1"
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=str)
+@pytest.mark.parametrize("pin", [None, "ep_c"])
+async def test_a_task_stays_where_the_rule_says(database: Database, asked: Requirement, pin: str | None) -> None:
+    home = Requirement(asked.labels, asked.endpoint, asked.sticky, asked.slots, asked.batch, pin).home
+    texts = [asked.text()] if pin is None else [asked.text(), bound(asked.text(), pin)]
+    assert [await database.fetchval("select stays_at($1, $2)", text, pin) for text in texts] == [home] * len(texts)
+
+
+async def _filled(conn: Connection, many: int) -> tuple[int, int]:
+    """An endpoint that is drained with few tasks that have begun there and are queued, and many others of all kinds."""
+    tenant_id = await conn.fetchval(TENANT, NOW)
+    workflow_id = await conn.fetchval(WORKFLOW, tenant_id, "work", NOW, None)
+    await conn.execute(ENDPOINT, tenant_id, "ep_a", NOW)
+    kinds: list[tuple[str, str | None, str]] = [
+        ("waiting", "ep_a", ""), ("queued", None, ""), ("queued", "ep_b", ""), ("queued", "ep_c", '{"pin":"ep_c"}'),
+    ]  # fmt: skip
+    for state, pin, requirement in kinds:
+        await conn.execute(TASKS, tenant_id, workflow_id, many, state, pin, requirement, NOW)
+    for number, asked in enumerate(("", '{"slots":2}')):
+        await conn.execute(TASKS.replace("'run_", f"'few{number}_"), tenant_id, workflow_id, 5, "queued", "ep_a", asked, NOW)
+    return tenant_id, workflow_id
+
+
+async def test_what_goes_on_waits_for_its_endpoint_alone(database: Database) -> None:
+    async with database.transaction() as conn:
+        tenant_id, workflow_id = await _filled(conn, 10)
+    homeless = await pins.homeless(database)
+    assert homeless == [pins.Homeless(tenant_id, workflow_id, "ep_a")]
+    alone, asking = (Requirement(slots=slots, pin="ep_a").text() for slots in (1, 2))
+    queues = await pins.find_homes(database, homeless)
+    assert sorted(queues) == sorted([(tenant_id, -workflow_id, text) for text in (alone, asking)] * 5)
+    assert {tuple(row) for row in await database.fetch(STATES)} == {(alone, 5), (asking, 5)}
+    assert await pins.homeless(database) == []
+
+
+async def _cost(database: Database, many: int) -> None:
+    found = dict[str, int]()
+    async with database.transaction() as conn:
+        tenant_id, workflow_id = await _filled(conn, many)
+        await conn.execute("analyze tasks")
+        explained: Any = _Explained(conn)
+        await explained.fetch(watch.LOOK.sql, NOW, 1)
+        await pins.homeless(explained)
+        await pins.find_homes(explained, [pins.Homeless(tenant_id, workflow_id, "ep_a")])
+        assert sum(row["count"] for row in await conn.fetch(STATES)) == 10
+        for name, plan in zip(("watch", "homeless", "find homes"), explained.plans, strict=True):
+            scans = {node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"}
+            assert "tasks" not in scans, f"{name} reads all tasks"
+            found[name] = _pages(plan)
+        raise _Undone(found)
+
+
+async def test_finding_what_goes_on_costs_what_it_finds(database: Database) -> None:
+    costs = []
+    for many in (100, 5_000):
+        with pytest.raises(_Undone) as undone:
+            await _cost(database, many)
+        costs.append(undone.value.found)
+    few, lots = costs
+    assert all(lots[name] <= 2 * few[name] + 50 for name in few), (few, lots)
