@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,10 +11,9 @@ from dispatcher.engine.placement import Requirement
 from dispatcher.runtime.pins import bound
 from dispatcher.store import pins, watch
 from dispatcher.store.database import Connection, Database
-from tests.postgres.test_aside_plans import TENANT, WORKFLOW
-from tests.postgres.test_flow_plans import _Explained, _nodes, _pages, _Undone
+from tests.postgres.backlogs import NOW, TENANT, WORKFLOW, cost_the_same, undo
+from tests.postgres.test_flow_plans import _Explained
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LABELS = {'"sticky":"hard"': DesiredLabel('{"endpoint":"ep_b","sticky":"hard"}')}
 ASKED = [
     Requirement(), Requirement(slots=2), Requirement(LABELS), Requirement(sticky="hard"), Requirement({}, "ep_a", "soft"),
@@ -69,7 +67,6 @@ async def test_what_goes_on_waits_for_its_endpoint_alone(database: Database) -> 
 
 
 async def _cost(database: Database, many: int) -> None:
-    found = dict[str, int]()
     async with database.transaction() as conn:
         tenant_id, workflow_id = await _filled(conn, many)
         await conn.execute("analyze tasks")
@@ -78,18 +75,8 @@ async def _cost(database: Database, many: int) -> None:
         await pins.homeless(explained)
         await pins.find_homes(explained, [pins.Homeless(tenant_id, workflow_id, "ep_a")])
         assert sum(row["count"] for row in await conn.fetch(STATES)) == 10
-        for name, plan in zip(("watch", "homeless", "find homes"), explained.plans, strict=True):
-            scans = {node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"}
-            assert "tasks" not in scans, f"{name} reads all tasks"
-            found[name] = _pages(plan)
-        raise _Undone(found)
+        undo(explained, "watch", "homeless", "find homes")
 
 
 async def test_finding_what_goes_on_costs_what_it_finds(database: Database) -> None:
-    costs = []
-    for many in (100, 5_000):
-        with pytest.raises(_Undone) as undone:
-            await _cost(database, many)
-        costs.append(undone.value.found)
-    few, lots = costs
-    assert all(lots[name] <= 2 * few[name] + 50 for name in few), (few, lots)
+    await cost_the_same(database, _cost)
