@@ -120,12 +120,15 @@ def test_content_encodings(encoding: str) -> None:
         ("gzip", b"{}", "invalid_body"),
         ("gzip", gzip.compress(b"{}", mtime=0)[:-3], "invalid_body"),
         ("gzip", gzip.compress(b"{}", mtime=0) + b"more", "invalid_body"),
-        ("gzip", gzip.compress(b" " * 200_000_000, 9, mtime=0), "too_large"),
-        ("deflate", zlib.compress(b" " * 20_000_000), "too_large"),
     ],
 )
 def test_content_encodings_that_are_refused(encoding: str, body: bytes, expected: str) -> None:
     assert code(body, JSON, {"Content-Encoding": encoding}) == expected
+
+
+def test_bombs_are_refused() -> None:
+    assert code(gzip.compress(b" " * 200_000_000, 9, mtime=0), JSON, {"Content-Encoding": "gzip"}) == "too_large"
+    assert code(zlib.compress(b" " * 20_000_000), JSON, {"Content-Encoding": "deflate"}) == "too_large"
 
 
 def test_two_encoding_headers_count_as_two() -> None:

@@ -16,7 +16,6 @@ from dispatcher.clock import monotonic
 from tests.webhooks_server.senders import PULL_REQUEST, SECRET, Senders, encoded, github, numbered, slack, stripe
 
 BODY = encoded(PULL_REQUEST)
-BOMB = gzip.compress(bytes(200_000_000), 9)
 
 
 def _spoiled(**changes: str | None) -> dict[str, str]:
@@ -36,13 +35,20 @@ REFUSALS: dict[str, tuple[bytes, dict[str, str] | list[tuple[str, str]], int, st
     "two_encodings": (BODY, {**github(BODY), "content-encoding": "gzip, gzip"}, 415, "content_encoding"),
     "unknown_encoding": (BODY, {**github(BODY), "content-encoding": "br"}, 415, "content_encoding"),
     "not_gzip": (BODY, {**github(BODY), "content-encoding": "gzip"}, 400, "invalid_body"),
-    "a_bomb": (BOMB, {**github(BOMB), "content-encoding": "gzip"}, 413, "too_large"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS, ids=str)
 async def test_refused(senders: Senders, case: str) -> None:
-    body, headers, status, reason = REFUSALS[case]
+    await _is_refused(senders, *REFUSALS[case])
+
+
+async def test_so_is_a_bomb(senders: Senders) -> None:
+    bomb = gzip.compress(bytes(200_000_000), 9)
+    await _is_refused(senders, bomb, {**github(bomb), "content-encoding": "gzip"}, 413, "too_large")
+
+
+async def _is_refused(senders: Senders, body: bytes, headers: dict[str, str] | list[tuple[str, str]], status: int, reason: str) -> None:
     await senders.webhook()
     answer = await senders.post("github", body, headers)
     assert answer.status_code == status
