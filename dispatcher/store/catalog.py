@@ -100,17 +100,20 @@ ENDPOINTS = Statement(
     )
     select e.id, e.name, e.version, v.url, v.manifest, e.slots, coalesce(u.slots, 0) as in_use,
            e.durable_slots, coalesce(u.turns, 0) as durable_in_use, e.labels, e.static, e.paused,
-           e.draining, d.remaining, e.circuit, e.circuit_code, e.circuit_since, e.probe_at, e.created_at, e.updated_at
+           e.draining, case when e.draining then (
+               select count(*)::int from (
+                   select t.run_id from tasks t where t.tenant_id = $1 and t.pin_endpoint = e.id and t.state <> 'settled'
+                   union
+                   select t.run_id from tasks t where t.tenant_id = $1 and t.endpoint_id = e.id and t.state = 'running'
+                   union
+                   select r.id from runs r
+                   where r.tenant_id = $1 and r.sticky_endpoint = e.id
+                     and run_stays_at($1, r.workflow_id, r.workflow_version, r.sticky_endpoint) is not null
+               ) goes_on
+           ) end as remaining, e.circuit, e.circuit_code, e.circuit_since, e.probe_at, e.created_at, e.updated_at
     from endpoints e
     join endpoint_versions v on v.tenant_id = e.tenant_id and v.endpoint_id = e.id and v.version = e.version
     left join used u on u.endpoint_id = e.id
-    left join lateral (
-        select count(*)::int as remaining from runs r
-        where r.tenant_id = $1 and (
-            run_stays_at($1, r.workflow_id, r.workflow_version, case when r.sticky_endpoint = e.id then e.id end) is not null
-            or exists (select from tasks t where t.tenant_id = $1 and t.run_id = r.id and t.state <> 'settled'
-                       and (t.pin_endpoint = e.id or t.endpoint_id = e.id and t.state = 'running')))
-    ) d on e.draining
     where e.tenant_id = $1 and ($2::text is null or e.name = $2) and e.name > $3 order by e.name limit $4
     """,
     EndpointState,
