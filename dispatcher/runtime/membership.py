@@ -147,9 +147,15 @@ class Membership:
         return dead + await dispatchers.unlisted(self._database, self.id)
 
     async def audit(self, now: datetime) -> None:
-        """Put back leases of ours that we know nothing of: a commit whose confirmation was lost may have written them."""
+        """Put back leases of ours that we know nothing of: a commit whose confirmation was lost may have written them. And empty the slots
+        that were given up at another dispatcher, which should have told us.
+        """
         me, before = self.id, now - _AUDIT_AGE
-        unknown = [key for key in await tasks.held_since(self._database, me, before) if key not in self._deliveries.open]
+        held = await tasks.held_since(self._database, me, before)
+        for row in held:
+            if row.slot_released:
+                self._deliveries.extend(row.key, row.epoch, row.deadline, released=True)
+        unknown = [row.key for row in held if row.key not in self._deliveries.open]
         found = await tasks.load(self._database, unknown)
         # What has ended since may have begun again: that is another attempt.
         lost = [task for task in found if task.dispatcher_id == me and task.started_at is not None and task.started_at <= before]

@@ -79,6 +79,23 @@ class Overdue(LiveTask):
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A running attempt whose request a dispatcher holds, and what may have become of it by a callback that another has taken."""
+
+    tenant_id: int
+    run_id: str
+    node: int
+    epoch: int
+    deadline: datetime
+    slot_released: bool
+
+    @property
+    def key(self) -> TaskKey:
+        """Which task."""
+        return (self.tenant_id, self.run_id, self.node)
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelling:
     """A running attempt asked to end by `cancel_at`."""
 
@@ -124,9 +141,9 @@ LEASES_ENDED = _live(
 
 HELD_SINCE = Statement(
     """
-    select tenant_id, run_id, node from tasks where dispatcher_id = $1 and started_at <= $2
+    select tenant_id, run_id, node, epoch, deadline, slot_released from tasks where dispatcher_id = $1 and started_at <= $2
     """,
-    Applied,
+    Held,
 )
 
 ORPHANS = _live(
@@ -231,10 +248,9 @@ async def orphans(db: Database, dispatchers: Sequence[int], limit: int) -> list[
     return ORPHANS.read(await db.fetch(ORPHANS.sql, list(dispatchers), limit))
 
 
-async def held_since(db: Database, dispatcher_id: int, before: datetime) -> list[TaskKey]:
+async def held_since(db: Database, dispatcher_id: int, before: datetime) -> list[Held]:
     """Running tasks leased to a dispatcher at or before a moment."""
-    rows = HELD_SINCE.read(await db.fetch(HELD_SINCE.sql, dispatcher_id, before))
-    return [(row.tenant_id, row.run_id, row.node) for row in rows]
+    return HELD_SINCE.read(await db.fetch(HELD_SINCE.sql, dispatcher_id, before))
 
 
 async def overdue(db: Database, now: datetime, misconfig_ttl: timedelta, limit: int) -> list[Overdue]:
