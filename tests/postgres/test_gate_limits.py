@@ -56,6 +56,12 @@ async def test_every_gate_is_counted_again_whatever_its_id(database: Database) -
     assert await gates.audit(database) == []
 
 
+async def test_where_there_is_no_gate_nothing_is_counted(database: Database) -> None:
+    async with database.transaction() as conn:
+        await conn.execute("lock table tasks, runs in access exclusive mode")
+        assert await gates.audit(database) == []
+
+
 async def test_gates_that_are_awake_have_their_turns_and_so_have_tenants(database: Database) -> None:
     await _fill(database, "own")
     await database.execute("update gates set wake = true where tenant_id = 1 or id = $1", IDS[1])
