@@ -1,11 +1,13 @@
 """Who is calling: a token's tenant and scopes, or the developer on this machine.
 
-A token is looked up in the database once and then remembered for a few seconds, so that the busiest routes ask nobody, and a revocation
-takes effect within that time on every process (at once on the one that revokes). Nothing but the Authorization header is looked at.
+A token is looked up in the database once, however many calls come with it meanwhile, and then remembered for a few seconds, so that the
+busiest routes ask nobody, and a revocation takes effect within that time on every process (at once on the one that revokes). Nothing but
+the Authorization header is looked at.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -57,6 +59,12 @@ class _Remembered:
     until: datetime
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Look:
+    token_id: str
+    found: asyncio.Task[_Remembered]
+
+
 class Guard:
     """Tells callers apart."""
 
@@ -66,6 +74,8 @@ class Guard:
         self._database = database
         self._directory = directory
         self._remembered: dict[bytes, _Remembered] = {}
+        self._looks: dict[bytes, _Look] = {}
+        """Those under way, whose callers are to be remembered."""
         self._local: Caller | None = None
         self.attempts: Callable[[str, int], AttemptToken | None] = lambda _token, _now: None
         self.nobody = Caller(0, "", frozenset(), None)
@@ -90,7 +100,14 @@ class Guard:
         parts = parse_token(token)
         if parts is None:
             raise problem("unauthorized", "the token is damaged or not one of this server; it starts with dsp_live_")
-        public_id, secret_hash = parts
+        key = hashlib.sha256(authorization).digest()
+        look = self._looks.get(key)
+        if look is None:
+            look = self._looks[key] = _Look(parts[0], asyncio.create_task(self._look_up(*parts)))
+            look.found.add_done_callback(lambda _: self._looked_up(key, look))
+        return (await asyncio.shield(look.found)).caller
+
+    async def _look_up(self, public_id: str, secret_hash: bytes) -> _Remembered:
         now = self._clock.now()
         row = await tokens.find(self._database, public_id)
         # Compared with something in any case, so that the time taken does not tell which ids exist.
@@ -101,10 +118,16 @@ class Guard:
             await self._directory.refresh(now)  # a tenant that another process has made since this one looked
         caller = Caller(row.tenant_id, row.tenant, frozenset(row.scopes), row.public_id)
         until = min(now + REMEMBERED, row.expires_at) if row.expires_at is not None else now + REMEMBERED
-        self._remember(hashlib.sha256(authorization).digest(), _Remembered(caller, until))
         if row.last_used_at is None or row.last_used_at < now - tokens.USE_RESOLUTION:
             await self._note_use(public_id, now)
-        return caller
+        return _Remembered(caller, until)
+
+    def _looked_up(self, key: bytes, look: _Look) -> None:
+        """What has been forgotten meanwhile is not remembered. Callers who have all gone hear of no error."""
+        if not look.found.cancelled() and look.found.exception() is None and self._looks.get(key) is look:
+            self._remember(key, look.found.result())
+        if self._looks.get(key) is look:
+            del self._looks[key]
 
     def _attempt(self, token: str) -> Caller:
         found = self.attempts(token, int(self._clock.now().timestamp()))
@@ -117,6 +140,8 @@ class Guard:
         """Do not take this token on trust any longer."""
         for key in [key for key, found in self._remembered.items() if found.caller.token_id == public_id]:
             del self._remembered[key]
+        for key in [key for key, look in self._looks.items() if look.token_id == public_id]:
+            del self._looks[key]
 
     def _remember(self, key: bytes, found: _Remembered) -> None:
         self._remembered.pop(key, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import httpx
@@ -12,6 +13,7 @@ from dispatcher.api.credentials import new_token, parse_token
 from dispatcher.api.edge import Route
 from dispatcher.api.tokens import SCOPES
 from dispatcher.store import registry, tokens
+from dispatcher.store.database import Database
 from tests.api.test_bad_input import assert_problem
 from tests.api.world import ELSEWHERE, LOOPBACK, World
 
@@ -169,6 +171,54 @@ async def test_a_known_token_costs_no_query(serving: World, monkeypatch: pytest.
         assert (await client.get("/v1/runs")).status_code == 200
         monkeypatch.setattr("dispatcher.store.tokens.find", None)
         assert (await client.get("/v1/runs")).status_code == 200
+
+
+class Held:
+    """Looks for tokens, which are answered when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.begun, self.answered = 0, asyncio.Event(), asyncio.Event()
+        self._find = tokens.find
+        monkeypatch.setattr(tokens, "find", self._held)
+
+    async def _held(self, database: Database, public_id: str) -> tokens.TokenRow | None:
+        self.count += 1
+        row = await self._find(database, public_id)
+        self.begun.set()
+        await self.answered.wait()
+        return row
+
+
+async def test_calls_that_come_together_with_one_token_cost_one_query(serving: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(monkeypatch)
+    async with serving.client(await serving.token()) as client, asyncio.TaskGroup() as group:
+        calls = [group.create_task(client.get("/v1/runs")) for _ in range(20)]
+        await held.begun.wait()
+        for _ in range(100):
+            await asyncio.sleep(0)  # the others come, and wait for what the first finds
+        calls[0].cancel()  # who hangs up takes nothing from them
+        held.answered.set()
+    assert {call.result().status_code for call in calls[1:]} == {200}
+    assert held.count == 1
+    async with serving.client(new_token().text) as client, asyncio.TaskGroup() as group:
+        refused = [group.create_task(client.get("/v1/runs")) for _ in range(3)]
+    for call in refused:
+        assert_problem(call.result(), 401, "unauthorized", "unknown, expired or revoked")
+
+
+async def test_what_was_looked_up_before_a_revocation_is_not_remembered(serving: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = await serving.token()
+    parts = parse_token(token)
+    assert parts is not None
+    async with serving.client(await serving.token()) as admin, serving.client(token) as client, asyncio.TaskGroup() as group:
+        assert (await admin.get("/v1/runs")).status_code == 200
+        held = Held(monkeypatch)
+        early = group.create_task(client.get("/v1/runs"))
+        await held.begun.wait()
+        assert (await admin.delete(f"/v1/tokens/{parts[0]}")).status_code == 204
+        held.answered.set()
+        assert (await early).status_code == 200
+        assert (await client.get("/v1/runs")).status_code == 401
 
 
 async def test_an_expiry_is_kept_to_the_moment(serving: World) -> None:
