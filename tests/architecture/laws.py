@@ -235,6 +235,7 @@ TEXTS = (
             "tests/jitter.py": "hesitates on purpose, to show which orders of events a test relies on",
             "tests/conftest.py": "waits, bounded, for rows of pg_stat_activity to go, which tell nobody",
             "tests/postgres/test_embedded.py": "waits, bounded, for processes of which it is not the parent",
+            "tests/world/world.py": "waits, bounded, for a dispatcher to start, and leaves it the processor meanwhile",
         },
         bad=("import time\ntime.sleep(1)\n", "from asyncio import sleep\nasync def f() -> None:\n    await sleep(0.1)\n"),
         good=("import asyncio\nasync def f() -> None:\n    await asyncio.sleep(0)\n",),

@@ -28,17 +28,21 @@ T = TypeVar("T")
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 _PATIENCE_SECONDS = 30.0
+_START_PAUSE_SECONDS = 0.002
 _LONGEST_CALL_SECONDS = 60.0  # one that waits on this clock, for what never comes, is not to wait for ever
 # Nobody dies of old age when a test moves the clock by hours; tests about dying choose shorter lives.
 _IMMORTAL: Mapping[str, Any] = {"lease": 4e6, "heartbeat": 1e6}
 _KEY = base64.b64encode(bytes(range(32))).decode()
 
 
-async def until(probe: Callable[[], Awaitable[T | None]], seconds: float = _PATIENCE_SECONDS) -> T:
-    """What `probe` finds, asked again until it finds something. Raises TimeoutError. Bounded by real time, because Postgres is real."""
+async def until(probe: Callable[[], Awaitable[T | None]], seconds: float = _PATIENCE_SECONDS, *, pause: float = 0) -> T:
+    """What `probe` finds, asked again until it finds something. Raises TimeoutError. Bounded by real time, because Postgres is real.
+
+    Who asks again without a pause takes the processor from what is waited for.
+    """
     async with asyncio.timeout(seconds):
         while not (found := await probe()):  # noqa: ASYNC110 - what is waited for happens in Postgres and in sockets
-            await asyncio.sleep(0)
+            await asyncio.sleep(pause)
         return found
 
 
@@ -126,7 +130,7 @@ class World:
         async def looked() -> bool:
             return all(loop.ticks for loop in node.runtime.loops.values())
 
-        await until(looked)
+        await until(looked, pause=_START_PAUSE_SECONDS)
         return node
 
     async def newborn(self, name: str, **settings: Any) -> Node:
