@@ -97,27 +97,32 @@ SET_ASIDE = Statement(
           and (aside = 'closed' or aside = 'clearing' and not exists (
               select from renewals n where n.tenant_id = workflows.tenant_id and n.workflow_id = workflows.id))
         for no key update skip locked
+    ), there as materialized (
+        select e.id from w join endpoints e on e.tenant_id = w.tenant_id
+        where w.drained and e.draining and not e.paused and e.circuit <> 'retired'
+    ), hard as materialized (
+        select v.number from w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id
+        where exists (select from there) and v.definition->>'sticky' = 'hard'
     ), standing as materialized (
         select t.tenant_id, t.run_id, t.node from w cross join lateral (
             select t.tenant_id, t.run_id, t.node from tasks t
             where t.tenant_id = w.tenant_id and t.workflow_id = w.id
               and t.state = 'gated' and (t.gate_wait is not null or t.parked_on is not null) and t.gates is not null and t.cleanup is null
-              and not (w.drained and goes_on_at(t.tenant_id, stays_at(t.requirement, t.pin_endpoint)))
+              and not coalesce(stays_at(t.requirement, t.pin_endpoint) in (select id from there), false)
             limit $3 for update skip locked
         ) t
     ), queued as materialized (
         select t.tenant_id, t.run_id, t.node from w cross join lateral (
             select t.tenant_id, t.run_id, t.node from tasks t
             where t.tenant_id = w.tenant_id and t.workflow_id = w.id and t.state = 'queued' and t.gates is not null and t.cleanup is null
-              and not (w.drained and goes_on_at(t.tenant_id, stays_at(t.requirement, t.pin_endpoint)))
+              and not coalesce(stays_at(t.requirement, t.pin_endpoint) in (select id from there), false)
             limit $3 for update skip locked
         ) t
     ), runs_standing as materialized (
         select r.tenant_id, r.id from w cross join lateral (
             select r.tenant_id, r.id from runs r
             where r.tenant_id = w.tenant_id and r.workflow_id = w.id and r.gate_wait is not null and r.cancel_reason is null
-              and not (w.drained
-                       and goes_on_at(r.tenant_id, run_stays_at(r.tenant_id, r.workflow_id, r.workflow_version, r.sticky_endpoint)))
+              and not coalesce(r.sticky_endpoint in (select id from there) and r.workflow_version in (select number from hard), false)
             limit $3 for update skip locked
         ) r
     ), tasks_moved as (
@@ -172,17 +177,20 @@ GO_ON = Statement(
     with w as materialized (
         select tenant_id, id from workflows where tenant_id = $1 and id = $2 and aside = 'closed' and paused_at is null
         for no key update skip locked
-    ), e as materialized (
+    ), there as materialized (
         select e.id from w join endpoints e on e.tenant_id = w.tenant_id
         where e.draining and not e.paused and e.circuit <> 'retired'
+    ), hard as materialized (
+        select v.number from w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id
+        where exists (select from there) and v.definition->>'sticky' = 'hard'
     ), able as materialized (
-        select tenant_id, id from w where exists (select from e)
+        select tenant_id, id from w where exists (select from there)
     ), first_tasks as materialized (
         select t.tenant_id, t.run_id, t.node from able w cross join lateral (
             select t.tenant_id, t.run_id, t.node from tasks t
             where t.tenant_id = w.tenant_id and t.workflow_id = w.id
               and t.state = 'gated' and t.gate_wait is null and t.parked_on is null and not t.unschedulable
-              and stays_at(t.requirement, t.pin_endpoint) in (select id from e)
+              and stays_at(t.requirement, t.pin_endpoint) in (select id from there)
             order by t.arrived_at, t.run_id, t.node limit $3 for update skip locked
         ) t
     ), first_runs as materialized (
@@ -190,8 +198,7 @@ GO_ON = Statement(
             select r.tenant_id, r.id from runs r
             where r.tenant_id = w.tenant_id and r.workflow_id = w.id
               and r.gates is not null and r.gates_held = 0 and r.gate_wait is null and r.advance_at is null and r.cancel_reason is null
-              and r.sticky_endpoint in (select id from e)
-              and run_stays_at(r.tenant_id, r.workflow_id, r.workflow_version, r.sticky_endpoint) is not null
+              and r.sticky_endpoint in (select id from there) and r.workflow_version in (select number from hard)
             order by r.arrived_at, r.id limit $3 for update skip locked
         ) r
     ), tasks_moved as (

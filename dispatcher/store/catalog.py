@@ -104,11 +104,14 @@ ENDPOINTS = Statement(
                select count(*)::int from (
                    select t.run_id from tasks t where t.tenant_id = $1 and t.pin_endpoint = e.id and t.state <> 'settled'
                    union
-                   select t.run_id from tasks t where t.tenant_id = $1 and t.endpoint_id = e.id and t.state = 'running'
+                   select t.run_id from tasks t where t.tenant_id = $1 and t.endpoint_id = e.id and t.dispatcher_id is not null
                    union
-                   select r.id from runs r
-                   where r.tenant_id = $1 and r.sticky_endpoint = e.id
-                     and run_stays_at($1, r.workflow_id, r.workflow_version, r.sticky_endpoint) is not null
+                   select t.run_id from tasks t where t.tenant_id = $1 and t.endpoint_id = e.id and t.lease_until is not null
+                   union
+                   select unnest(b.runs) from (
+                       select r.workflow_id, r.workflow_version, array_agg(r.id) as runs from runs r
+                       where r.tenant_id = $1 and r.sticky_endpoint = e.id group by r.workflow_id, r.workflow_version offset 0
+                   ) b where run_stays_at($1, b.workflow_id, b.workflow_version, e.id) is not null
                ) goes_on
            ) end as remaining, e.circuit, e.circuit_code, e.circuit_since, e.probe_at, e.created_at, e.updated_at
     from endpoints e

@@ -9,7 +9,7 @@ import pytest
 from dispatcher.engine.definitions.placement import DesiredLabel
 from dispatcher.engine.placement import Requirement
 from dispatcher.runtime.pins import bound
-from dispatcher.store import pins, watch
+from dispatcher.store import catalog, pins, watch
 from dispatcher.store.database import Connection, Database
 from tests.postgres.backlogs import NOW, TENANT, WORKFLOW, cost_the_same, undo
 from tests.postgres.test_flow_plans import _Explained
@@ -27,6 +27,18 @@ TASKS = """
     insert into tasks (tenant_id, run_id, node, workflow_id, workflow_version, state, priority, due_at, execution_ms, durable, requirement,
                        pin_endpoint)
     select $1, format('run_%s_%s_%s', $4::text, $5::text, g), 0, $2, 1, $4, 1, $7, 1000, true, $6, $5 from generate_series(1, $3::int) as g
+"""
+VERSIONS = """
+    with e as (
+        insert into endpoint_versions (tenant_id, endpoint_id, version, url, manifest, registered_at)
+        values ($1, $3, '1', 'http://a', '{}', $4)
+    )
+    insert into workflow_versions (tenant_id, workflow_id, number, checksum, definition, created_at)
+    values ($1, $2, 1, 'soft', '{"sticky": "soft"}', $4), ($1, $2, 2, 'hard', '{"sticky": "hard"}', $4)
+"""
+RUNS = """
+    insert into runs (tenant_id, id, workflow_id, workflow_version, input, priority, trigger, created_at, sticky_endpoint)
+    select $1, format('run_of_%s_%s_%s', $4::int, $5::text, g), $2, $4, '1', 1, 'api', $6, $5 from generate_series(1, $3::int) as g
 """
 STATES = "select requirement, count(*) from tasks where state = 'queued' and pin_endpoint = 'ep_a' group by 1"
 
@@ -76,6 +88,29 @@ async def _cost(database: Database, many: int) -> None:
         await pins.find_homes(explained, [pins.Homeless(tenant_id, workflow_id, "ep_a")])
         assert sum(row["count"] for row in await conn.fetch(STATES)) == 10
         undo(explained, "watch", "homeless", "find homes")
+
+
+async def _counted(database: Database, many: int) -> None:
+    """Beside many tasks and runs of others: five that have begun, and of five with each version those that are bound to stay."""
+    async with database.transaction() as conn:
+        tenant_id, workflow_id = await _filled(conn, many)
+        await conn.execute(ENDPOINT, tenant_id, "ep_d", NOW)
+        await conn.execute(VERSIONS, tenant_id, workflow_id, "ep_d", NOW)
+        await conn.execute(TASKS, tenant_id, workflow_id, 5, "waiting", "ep_d", "", NOW)
+        for version, endpoint, count in ((2, "ep_b", many), (2, None, many), (1, "ep_d", 5), (2, "ep_d", 5)):
+            await conn.execute(RUNS, tenant_id, workflow_id, count, version, endpoint, NOW)
+        await conn.execute("analyze tasks")
+        await conn.execute("analyze runs")
+        shown = catalog.ENDPOINTS.first(await conn.fetch(catalog.ENDPOINTS.sql, tenant_id, "ep_d", "", 1))
+        assert shown is not None
+        assert shown.remaining == 10
+        explained: Any = _Explained(conn)
+        await explained.fetch(catalog.ENDPOINTS.sql, tenant_id, "ep_d", "", 1)
+        undo(explained, "remaining")
+
+
+async def test_telling_what_is_left_costs_what_there_is(database: Database) -> None:
+    await cost_the_same(database, _counted)
 
 
 async def test_finding_what_goes_on_costs_what_it_finds(database: Database) -> None:
