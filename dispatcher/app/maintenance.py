@@ -68,7 +68,7 @@ class Maintenance:
 
     async def _units(self, now: datetime) -> None:
         database = self.services.database
-        await rate_limits.rewind(database, now)
+        await self.services.rates.rewind()
         await rate_limits.refill_again(database, now)
         while await rate_limits.prune(database, now, _BATCH) >= _BATCH:
             pass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -28,6 +29,10 @@ _SET = 500
 _BOUND = 1_000_000  # leases are bounded elsewhere
 _PASS_AT_ONCE = 1_000
 _BUCKETS = 1_000
+
+
+class _Stopped(Exception):  # noqa: N818 - nothing is wrong: what was about to be written is not
+    """Much time has passed since the clock was read."""
 
 
 def _kept(assignment: Assignment, parked: Parked) -> str | None:
@@ -140,6 +145,17 @@ class Rates:
             self.database, [((assignment.tenant_id, id_), n, taken_at) for id_, n in units.items()], self.clock.now()
         )
         self.on_parked(self.clock.now())
+
+    async def rewind(self) -> None:
+        """Let windows begin now that were begun ahead of any clock there is: one was wrong, and has been put right. Nothing is written
+        where this process was stopped as it looked: others have begun windows since, which are ahead of nobody else.
+        """
+        now = self.clock.now()
+        with suppress(_Stopped):
+            async with self.database.transaction() as conn:
+                await rate_limits.rewind(conn, now)
+                if self.clock.now() - now > rate_limits.CLOCKS_APART / 2:
+                    raise _Stopped
 
     async def tick(self, now: datetime) -> datetime | None:
         """Let those whose window has come back into their queues; answers when to look again."""

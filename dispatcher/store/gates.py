@@ -335,10 +335,10 @@ LATE = Statement(
     LateRun,
 )
 
-# One snapshot sees rows and counts as they were together, so what differs in it is wrong. Only what still is as it was seen is put right.
-# It counts those whose ids are within bounds: all of them at once are more than a statement can count in its time where many wait.
 ANY_GATE = "select exists (select from gates)"
 
+# One snapshot sees rows and counts as they were together, so what differs in it is wrong. Only what still is as it was seen is put right.
+# It counts those whose ids are within bounds: all of them at once are more than a statement can count in its time where many wait.
 AUDIT = Statement(
     """
     with held as (

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from dispatcher.engine.admission import Queue
 from dispatcher.engine.definitions.flow import SECONDS, Duration
@@ -276,11 +277,13 @@ PRUNE = """
         limit $2 for update skip locked
     )
 """
-# Windows that begin further ahead than clocks of one installation are apart were begun by a clock that was wrong.
+CLOCKS_APART: Final = timedelta(minutes=1)
+"""How far clocks of one installation may be apart."""
+# Windows that begin further ahead than that were begun by a clock that was wrong.
 REWIND = """
     update rate_limits b
     set refilled_at = $1, refill_at = case when b.refill_at is not null then $1::timestamptz + b.window_ms * interval '1 millisecond' end
-    where b.refilled_at > $1::timestamptz + b.window_ms * interval '1 millisecond' + interval '1 minute'
+    where b.refilled_at > $1::timestamptz + b.window_ms * interval '1 millisecond' + $2::interval
 """
 
 
@@ -408,9 +411,9 @@ async def next_refill(db: Database) -> datetime | None:
     return moment
 
 
-async def rewind(db: Database, now: datetime) -> None:
+async def rewind(conn: Connection, now: datetime) -> None:
     """Let windows that were begun in a future that is not coming begin now: a clock was ahead, and has been put right."""
-    await db.execute(REWIND, now)
+    await conn.execute(REWIND, now, CLOCKS_APART)
 
 
 async def prune(db: Database, now: datetime, limit: int) -> int:

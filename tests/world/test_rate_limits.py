@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from dispatcher.clock import ManualClock
-from dispatcher.store import gates
+from dispatcher.store import gates, rate_limits, retention
 from dispatcher.store.database import Database, DatabaseUnavailable
 from tests.world.endpoint import Arrival, Endpoint
 from tests.world.test_concurrency import GRR, counts, quiet
@@ -341,6 +341,35 @@ async def test_a_clock_that_was_ahead_blocks_nothing_once_it_is_right_again(worl
     await one.turn("maintenance")
     await window(world)
     await reached(seen, 2)
+
+
+@pytest.mark.parametrize("module", [retention, rate_limits], ids=["before it looks", "as it looks"])
+async def test_maintenance_that_takes_long_begins_no_window_again(
+    world: World, one: Node, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    """Its moment is past by then, or it was stopped for a while, and windows have begun that are ahead of it and nobody else."""
+    endpoint = await world.endpoint(one, [limited(STATIC)])
+    seen, begun = answering(endpoint, world), asyncio.Event()
+    await put(one, 1)
+    name = "delete_expired" if module is retention else "rewind"
+    work = getattr(module, name)
+
+    async def long(*given: Any) -> None:
+        monkeypatch.setattr(module, name, work)
+        world.clock.advance(20 * MINUTE)
+        await one.trigger("work")
+        await reached(seen, 1)
+        begun.set()
+        await work(*given)
+
+    monkeypatch.setattr(module, name, long)
+    world.clock.advance(20 * MINUTE)
+    await one.turn("maintenance")
+    await begun.wait()
+    await one.turn("maintenance")
+    await one.trigger("work")
+    await parked(world, 1)
+    assert len(seen) == 1
 
 
 async def test_those_that_wanted_more_than_a_dynamic_limit_are_let_go_when_it_is_raised(world: World, one: Node) -> None:
