@@ -32,7 +32,8 @@ async def test_an_endpoint_is_registered_and_its_secret_shown_once(api: httpx.As
         "id": document["id"], "name": "images", "url": "http://127.0.0.1:9/", "version": "1", "slots": 5, "in_use": 0,
         "durable_slots": None, "durable_in_use": 0,
         "labels": {"gpu": 2, "zone": "a"}, "paused": False, "draining": False, "remaining": None, "static": True,
-        "health": "healthy", "circuit_code": None, "circuit_since": None, "probe_at": None, "verified": None, "features": [], "handlers": ["mail", "resize"],
+        "health": "healthy", "circuit_code": None, "circuit_since": None,
+        "probe_at": None, "verified": None, "features": [], "handlers": ["mail", "resize"],
         "created_at": "2026-06-01T12:00:00Z", "updated_at": "2026-06-01T12:00:00Z",
     }  # fmt: skip
 
