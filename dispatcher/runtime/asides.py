@@ -64,18 +64,20 @@ class Asides:
                 return await self._let_back(workflow, now)
 
     def look_again(self) -> None:
-        """Something else is registered than was: what is closed may be so for another reason."""
-        self._looks.clear()
+        """Something else is registered than was: what is closed may be so for another reason. Looks that have begun say nothing of it."""
+        self._looks = {}
 
     async def _set_aside(self, workflow: Aside, now: datetime) -> datetime:
         """What came between is found soon after a workflow was closed, or hardly ever: the looks become rarer."""
-        due = self._looks.get(_key(workflow), now)
+        looks = self._looks
+        due = looks.get(_key(workflow), now)
         if due > now:
             return due
         pages = [await self._page(asides.set_aside, workflow), await self._page(asides.go_on, workflow)]
         closed_for = now - workflow.aside_at if workflow.aside_at is not None else _LEAST
-        due = now if any(page.moved == _PAGE for page in pages) else now + min(max(closed_for, _LEAST), _MOST)
-        self._looks[_key(workflow)] = due
+        rest = min(max(closed_for, _LEAST), _MOST) if all(page.alone for page in pages) else _LEAST
+        due = now if any(page.moved == _PAGE for page in pages) else now + rest
+        looks[_key(workflow)] = due
         return due
 
     async def _clear(self, workflow: Aside, now: datetime) -> datetime:

@@ -171,15 +171,18 @@ LET_BACK = Statement(
     """,
     Moved,
 )
-# What was set aside while an endpoint was paused that is drained now, and has to stay there, comes back alone.
+# What was set aside while an endpoint was paused that is drained now, and has to stay there, comes back alone; once it has its time again,
+# as above.
 GO_ON = Statement(
     """
     with w as materialized (
-        select tenant_id, id from workflows where tenant_id = $1 and id = $2 and aside = 'closed' and paused_at is null
+        select tenant_id, id, paused_at is null as drained from workflows
+        where tenant_id = $1 and id = $2 and aside = 'closed'
+          and not exists (select from renewals n where n.tenant_id = workflows.tenant_id and n.workflow_id = workflows.id)
         for no key update skip locked
     ), there as materialized (
         select e.id from w join endpoints e on e.tenant_id = w.tenant_id
-        where e.draining and not e.paused and e.circuit <> 'retired'
+        where w.drained and e.draining and not e.paused and e.circuit <> 'retired'
     ), hard as materialized (
         select v.number from w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id
         where exists (select from there) and v.definition->>'sticky' = 'hard'

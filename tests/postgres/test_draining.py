@@ -9,9 +9,11 @@ import pytest
 from dispatcher.engine.definitions.placement import DesiredLabel
 from dispatcher.engine.placement import Requirement
 from dispatcher.runtime.pins import bound
-from dispatcher.store import catalog, pins, watch
+from dispatcher.store import asides, catalog, pins, watch
+from dispatcher.store.asides import Aside, Moved
 from dispatcher.store.database import Connection, Database
 from tests.postgres.backlogs import NOW, TENANT, WORKFLOW, cost_the_same, undo
+from tests.postgres.backlogs import TASKS as BACKLOG
 from tests.postgres.test_flow_plans import _Explained
 
 LABELS = {'"sticky":"hard"': DesiredLabel('{"endpoint":"ep_b","sticky":"hard"}')}
@@ -40,6 +42,7 @@ RUNS = """
     insert into runs (tenant_id, id, workflow_id, workflow_version, input, priority, trigger, created_at, sticky_endpoint)
     select $1, format('run_of_%s_%s_%s', $4::int, $5::text, g), $2, $4, '1', 1, 'api', $6, $5 from generate_series(1, $3::int) as g
 """
+RENEWAL = "insert into renewals (tenant_id, workflow_id, late_at, began_at, looked_at) values ($1, $2, $3, $3, $3)"
 STATES = "select requirement, count(*) from tasks where state = 'queued' and pin_endpoint = 'ep_a' group by 1"
 
 
@@ -88,6 +91,23 @@ async def _cost(database: Database, many: int) -> None:
         await pins.find_homes(explained, [pins.Homeless(tenant_id, workflow_id, "ep_a")])
         assert sum(row["count"] for row in await conn.fetch(STATES)) == 10
         undo(explained, "watch", "homeless", "find homes")
+
+
+async def test_what_goes_on_comes_back_in_the_order_of_its_arrival_once_it_has_its_time_again(database: Database) -> None:
+    async with database.transaction() as conn:
+        tenant_id = await conn.fetchval(TENANT, NOW)
+        workflow_id = await conn.fetchval(WORKFLOW, tenant_id, "closed", NOW, "closed")
+        await conn.execute(ENDPOINT, tenant_id, "ep_a", NOW)
+        for asked in ("", '{"endpoint":"ep_a","sticky":"hard"}', '{"endpoint":"ep_b","sticky":"hard"}'):
+            await conn.execute(BACKLOG, tenant_id, workflow_id, 3, asked, NOW)
+        await conn.execute("update tasks set gates_held = 0, gate_wait = null")
+        await conn.execute(RENEWAL, tenant_id, workflow_id, NOW)
+    workflow = Aside(tenant_id, workflow_id, "closed", NOW)
+    assert await asides.go_on(database, workflow, 2) == Moved(False, 0)
+    await database.execute("delete from renewals")
+    assert [await asides.go_on(database, workflow, 2) for _ in range(3)] == [Moved(True, 2), Moved(True, 1), Moved(True, 0)]
+    in_line = "select distinct requirement from tasks where gate_wait is not null"
+    assert [row[0] for row in await database.fetch(in_line)] == ['{"endpoint":"ep_a","sticky":"hard"}']
 
 
 async def _counted(database: Database, many: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from dispatcher.runtime.directory import Directory
+from dispatcher.store import asides
+from dispatcher.store.database import Database
 from tests.world.durable import answer, durable_endpoint, entry, pending, step
 from tests.world.endpoint import Arrival, Endpoint, manifest
 from tests.world.graph_runs import finished
@@ -373,3 +376,30 @@ async def test_who_registers_it_again_leaves_it_draining(world: World, one: Node
     await patch(one, "a", draining=True)
     await one.call("PUT", "/v1/endpoints/a", {"url": a.url, "handlers": [{"name": "work"}, {"name": "more"}]})
     assert await left(one) == ("drained", 0)
+
+
+async def test_what_is_drained_while_somebody_looks_is_looked_at_again(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that began before does not put off the next, however long its workflow has been closed."""
+    a = await durable_endpoint(world, one, entry("order", concurrency=[SHARED]), name="a")
+    run_id = await _begun(world, one, a)
+    await patch(one, "a", paused=True)
+    await world.advance(timedelta(minutes=10))
+    await look(one)
+    assert (await world.task(run_id))["gate_wait"] is None
+    go_on, began = asides.go_on, asyncio.Event()
+
+    async def drained_meanwhile(database: Database, workflow: asides.Aside, limit: int) -> asides.Moved:
+        moved = await go_on(database, workflow, limit)
+        if not began.is_set():
+            began.set()
+            await patch(one, "a", paused=False, draining=True)
+        return moved
+
+    monkeypatch.setattr(asides, "go_on", drained_meanwhile)
+    await world.advance(timedelta(minutes=10))
+    await began.wait()
+    await look(one)
+    turn = await a.next()
+    assert turn.json["run_id"] == run_id
+    _done(turn)
+    await drained(one)
