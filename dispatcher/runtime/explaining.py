@@ -101,9 +101,10 @@ class Explaining:
         known = await self._known(tenant_id, places)
         if not known:
             return [_UNSERVED]
-        stuck = row.unschedulable and self.directory.stuck(queue_of(tenant_id, row.workflow_id, row.durable, row.requirement))
+        q = queue_of(tenant_id, row.workflow_id, row.durable, row.requirement)
+        stuck = row.unschedulable and self.directory.stuck(q)
         if stuck or all(state.paused or state.draining for _, state in known):
-            return self._endpoints(Requirement.parse(row.requirement), row.durable, places, known)
+            return self._endpoints(asked_of(picture, q), row.durable, places, known)
         return [{"kind": "concurrency", "since": row.arrived_at, "message": _TAKEN_AGAIN if row.unschedulable else _BACK}]
 
     async def _known(self, tenant_id: int, places: Iterable[Place]) -> list[tuple[Place, EndpointState]]:

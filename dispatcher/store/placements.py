@@ -13,13 +13,21 @@ from dispatcher.store.outcomes import Applied
 from dispatcher.store.queue import Claimed, Line
 from dispatcher.store.statement import Statement
 
-# Where the task is that asks; of a run that says no more than its id, the endpoint it is bound to, or that of the task that began last.
+# Where the task is that asks; of a run that says no more than its id, the endpoint it is bound to, or that of the task that began last. At
+# one that is drained it is only if it goes on there.
 ENDPOINT_OF = """
     select coalesce((
         select coalesce(t.endpoint_id, t.pin_endpoint) from tasks t where t.tenant_id = $1 and t.run_id = $2 and t.node = $3
-    ), r.sticky_endpoint, (
-        select t.endpoint_id from tasks t where t.tenant_id = $1 and t.run_id = $2 and t.endpoint_id is not null
-        order by t.started_at desc nulls last limit 1
+    ), (
+        select p.endpoint_id from (
+            select 1 as rank, r.sticky_endpoint as endpoint_id, null::timestamptz as began,
+                   run_stays_at($1, r.workflow_id, r.workflow_version, r.sticky_endpoint) is not null as goes_on
+            union all
+            select 2, t.endpoint_id, t.started_at, t.state = 'running' from tasks t where t.tenant_id = $1 and t.run_id = $2
+        ) p
+        where p.endpoint_id is not null
+          and (p.goes_on or not exists (select from endpoints e where e.tenant_id = $1 and e.id = p.endpoint_id and e.draining))
+        order by p.rank, p.began desc nulls last limit 1
     ))
     from runs r where r.tenant_id = $1 and r.id = $2
 """
@@ -78,7 +86,9 @@ _SOMEWHERE = "?"  # no endpoint has such an id
 
 
 async def endpoint_of(db: Database, tenant_id: int, run_id: str, node: int | None) -> str | None:
-    """The endpoint a task of a live run is at, or without a `node` the run; None where it has not begun or is over."""
+    """The endpoint a task of a live run is at, or without a `node` the run; None where it has not begun, is over or is at one that is
+    drained and does not go on there.
+    """
     found: str | None = await db.fetchval(ENDPOINT_OF, tenant_id, run_id, node)
     return found
 

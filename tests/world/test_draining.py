@@ -253,6 +253,42 @@ async def test_a_child_that_has_to_be_where_its_parent_is_goes_on_there(world: W
     await quiet(world)
 
 
+async def test_a_child_of_a_run_that_has_left_does_not_begin_there(world: World, one: Node) -> None:
+    """Nothing of its parent goes on where that once began."""
+    a, b = await two(world, one, {"name": "flow", "kind": "workflow", "sticky": "soft", "tasks": PAIR}, {"name": "child", "sticky": "hard"})
+    parent = await one.trigger("flow")
+    first, here, there = await begun_at(a, b, parent)
+    ends = {"a": a, "b": b}
+    await patch(one, here, draining=True)
+    first.answer(200, 1)
+    last = await ends[there].next()
+    assert await left(one, here) == ("drained", 0)
+    child = await one.trigger("child", parent_run_id=parent, sticky=True)
+    arrival = await ends[there].next()
+    assert arrival.json["run_id"] == child
+    for one_of_them in (arrival, last):
+        one_of_them.answer(200, 1)
+    assert (await finished(one, parent))["status"] == "succeeded"
+    assert await left(one, here) == ("drained", 0)
+
+
+async def test_what_was_to_go_on_at_one_that_is_gone_hears_of_it_where_another_is_drained_no_more(world: World, one: Node) -> None:
+    handler = entry("order", concurrency=[SHARED])
+    a = await durable_endpoint(world, one, handler, name="a")
+    run_id = await _begun(world, one, a)
+    b = await durable_endpoint(world, one, handler, name="b")
+    await patch(one, "b", draining=True)
+    await one.call("DELETE", "/v1/endpoints/a?force=true")
+    await world.advance(2 * SECOND)
+    await look(one)
+    assert any("b: it is drained" in message for message in await why(one, run_id))
+    assert await left(one, "b") == ("drained", 0)
+    await patch(one, "b", draining=False)
+    await look(one)
+    assert (await world.task(run_id, state="blocked"))["pin_endpoint"] is not None
+    assert b.waiting == 0
+
+
 async def _waiting(world: World, node: Node, runs: Sequence[str]) -> None:
     await look(node)
     for run_id in runs:
