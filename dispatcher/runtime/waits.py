@@ -223,6 +223,7 @@ class Waits:
             marked = await waits.marked(self.database, _SET)
         if not marked:
             return False
+        now = self.clock.now()  # a turn begins no earlier than the event that woke it, lest the next wait should take that again
         marked = [awake_at_home(self.capacity.directory, task) for task in marked]
         awake = [task for task in marked if _awake(task)]
         granted = [(task, endpoint) for task in awake if (endpoint := self._slot(task, now)) is not None]

@@ -173,6 +173,29 @@ async def test_an_event_is_not_taken_twice_by_a_loop_of_waits(world: World, one:
     assert (await world.over(run_id))["status"] == "succeeded"
 
 
+async def test_nor_one_that_comes_while_the_loop_looks(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is younger than the look that finds it, and the turn it begins is not older than the event."""
+    endpoint = await durable_endpoint(world, one, entry("order"))
+    run_id = await one.trigger("order")
+    answer(await endpoint.next(), "wait", base=0, ops=[pending("event", "e#0", key="tick")], wake="e#0")
+    await world.task(run_id, state="waiting")
+    awaited = waits.awaited
+
+    async def late(*given: Any) -> Any:
+        monkeypatch.setattr(waits, "awaited", awaited)
+        world.clock.advance(timedelta(milliseconds=10))
+        await one.call("POST", "/v1/events", {"type": "tick", "data": 0})
+        return await awaited(*given)
+
+    monkeypatch.setattr(waits, "awaited", late)
+    await one.turn("waits")
+    turn = await endpoint.next()
+    answer(turn, "wait", base=2, ops=[pending("event", "e#1", key="tick")], wake="e#1")
+    await world.task(run_id, state="waiting", turn=3)
+    await one.turn("waits")
+    assert (await world.task(run_id))["state"] == "waiting", "the event woke two waits"
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 async def test_nor_where_the_wait_is_recorded_by_another_dispatcher(world: World, one: Node, grouped: bool) -> None:
     """By an endpoint whose clock is a minute behind: what counts is when its turn was leased, wherever that was."""
