@@ -53,7 +53,7 @@ class Storm(ABC):
         """Endpoints with these handlers, two dispatchers, acts, a crash of one of them, and more acts."""
         nodes = [await self.world.node(name, **MORTAL) for name in ("one", "two")]
         for name, served in handlers.items():
-            self.endpoints[name] = await self.world.endpoint(nodes[0], served, name=name, slots=slots)
+            self.endpoints[name] = await self.register(nodes[0], name, served, slots)
             self.endpoints[name].way = self.arrive
         for node in nodes:
             await node.turn("registry", "slots")
@@ -62,6 +62,10 @@ class Storm(ABC):
         await self.world.crash(nodes[0])
         for _ in range(60):
             await self.act()
+
+    async def register(self, node: Node, name: str, served: Sequence[Mapping[str, Any]], slots: int) -> Endpoint:
+        """An endpoint that serves these handlers."""
+        return await self.world.endpoint(node, served, name=name, slots=slots)
 
     @property
     def node(self) -> Node:
