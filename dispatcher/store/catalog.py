@@ -108,10 +108,9 @@ ENDPOINTS = Statement(
                    union
                    select t.run_id from tasks t where t.tenant_id = $1 and t.endpoint_id = e.id and t.lease_until is not null
                    union
-                   select unnest(b.runs) from (
-                       select r.workflow_id, r.workflow_version, array_agg(r.id) as runs from runs r
-                       where r.tenant_id = $1 and r.sticky_endpoint = e.id group by r.workflow_id, r.workflow_version offset 0
-                   ) b where run_stays_at($1, b.workflow_id, b.workflow_version, e.id) is not null
+                   select r.id from runs r
+                   where r.tenant_id = $1 and r.sticky_endpoint = e.id and (r.workflow_id, r.workflow_version) in (
+                       select v.workflow_id, v.number from workflow_versions v where v.tenant_id = $1 and v.definition->>'sticky' = 'hard')
                ) goes_on
            ) end as remaining, e.circuit, e.circuit_code, e.circuit_since, e.probe_at, e.created_at, e.updated_at
     from endpoints e

@@ -22,6 +22,10 @@ $$;
 create index tasks_homeless on tasks (tenant_id, pin_endpoint, due_at)
     where state = 'queued' and pin_endpoint is not null and not starts_with(requirement, '{"pin":');
 
+-- What goes on at an endpoint that is drained is counted by these: durable tasks that began there, and runs that are bound to it.
+create index tasks_pinned on tasks (tenant_id, pin_endpoint) where pin_endpoint is not null;
+create index runs_bound on runs (tenant_id, sticky_endpoint) where sticky_endpoint is not null;
+
 -- As before, and what has to stay at an endpoint that is drained is not set aside with its workflow, of which nothing else can start.
 create or replace function tasks_gated() returns trigger language plpgsql as $$
 declare
