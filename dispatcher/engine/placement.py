@@ -39,7 +39,7 @@ class Requirement:
 
     def text(self) -> str:
         """As it stands with a task; empty for a task that asks nothing. Equal requirements have one text. The pin comes first: statements
-        that end it take it away there, and leave the text that was before.
+        that end it take it away there, and leave the text that was before. `sticky` comes last: `stays_at` looks for it there.
         """
         said: dict[str, object] = {}
         if self.labels:

@@ -20,6 +20,8 @@ LABELS = {'"sticky":"hard"': DesiredLabel('{"endpoint":"ep_b","sticky":"hard"}')
 ASKED = [
     Requirement(), Requirement(slots=2), Requirement(LABELS), Requirement(sticky="hard"), Requirement({}, "ep_a", "soft"),
     Requirement({}, "ep_a", "hard"), Requirement(LABELS, "ep_a", "hard", 3, "group"), Requirement(LABELS, "ep_b", "soft"),
+    Requirement({}, "ep_a", "hard", batch="\0"), Requirement({}, "ep_a", "hard", batch='"endpoint":"ep_b"'),
+    Requirement(batch='"endpoint":"ep_b","sticky":"hard'), Requirement({"endpoint": DesiredLabel("x")}, "ep_a", "hard"),
 ]  # fmt: skip
 ENDPOINT = """
     insert into endpoints (tenant_id, id, name, version, slots, labels, static, created_at, updated_at, draining)
