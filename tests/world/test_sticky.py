@@ -104,8 +104,8 @@ async def test_a_soft_run_that_has_begun_is_drawn_back_by_nothing_that_strays(wo
     nodes = [{"name": "x"}, {"name": "y", "parents": ["x"]}, {"name": "z", "parents": ["y"]}]
     endpoints = await _two(world, one, [{"name": "flow", "kind": "workflow", "sticky": "soft", "tasks": nodes}])
     _, there, here = await _parted(world, one, "flow")
-    await one.call("PATCH", f"/v1/endpoints/{there}", {"paused": False})
     first = await endpoints[here].next()
+    await one.call("PATCH", f"/v1/endpoints/{there}", {"paused": False})
     await one.call("PATCH", f"/v1/endpoints/{here}", {"paused": True})
     first.answer(200, {}, task_protocol="1")
     second = await endpoints[there].next()
