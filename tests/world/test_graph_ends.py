@@ -85,6 +85,7 @@ async def test_a_task_that_is_not_scheduled_in_time_is_cancelled_and_what_comes_
     await graph(world, one, {"name": "blocker"}, name="other")
     endpoint = await graph(world, one, *tasks, **LAST)
     await one.call("PUT", "/v1/endpoints/flow", {"url": endpoint.url, "slots": 1, "handlers": _entries(tasks)})
+    await one.turn("slots")  # it had more
     endpoint.way = None
     first, second = [await one.trigger("flow"), await one.trigger("flow")]
     blocking = await endpoint.next()  # it keeps the only slot
