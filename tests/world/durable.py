@@ -54,6 +54,24 @@ def pending(op: str, name: str, **members: Any) -> dict[str, Any]:
     return {"id": name, "op": op, "status": "pending", "at": "2026-03-01T12:00:00.000Z", **members}
 
 
+NAP = pending("sleep", "nap#0", ms=1_000)
+
+
+def done(arrival: Arrival) -> None:
+    """Answer a turn as the last."""
+    answer(arrival, "done", base=arrival.json["log"]["len"])
+
+
+async def asleep(world: World, node: Node, endpoint: Endpoint) -> str:
+    """A run of `order` that has begun at an endpoint, and sleeps for a second (NAP)."""
+    run_id = await node.trigger("order")
+    turn = await endpoint.next()
+    assert turn.json["run_id"] == run_id
+    answer(turn, "wait", base=0, ops=[step("a#0", 1), NAP], wake="nap#0")
+    await world.task(run_id, state="waiting")
+    return run_id
+
+
 def rolled(texts: list[bytes]) -> str:
     """The rolling hash of entries."""
     digest = b""

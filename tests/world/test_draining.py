@@ -13,14 +13,13 @@ import pytest
 from dispatcher.runtime.directory import Directory
 from dispatcher.store import asides
 from dispatcher.store.database import Database
-from tests.world.durable import answer, durable_endpoint, entry, pending, step
+from tests.world.durable import answer, asleep, done, durable_endpoint, entry, pending
 from tests.world.endpoint import Arrival, Endpoint, manifest
 from tests.world.graph_runs import finished
 from tests.world.test_concurrency import counts, limited, quiet, serve
 from tests.world.world import Node, World, until
 
 SECOND = timedelta(seconds=1)
-NAP = pending("sleep", "nap#0", ms=1_000)
 SHARED = {"name": "shared", "max_runs": 1}
 PAIR = [{"name": "first"}, {"name": "last", "parents": ["first"]}]
 LOOPS = ("registry", "pins", "asides", "gates", "timers", "waits", "claim")
@@ -122,19 +121,6 @@ async def test_a_retry_goes_elsewhere(world: World, one: Node) -> None:
     await drained(one)
 
 
-def _done(arrival: Arrival) -> None:
-    answer(arrival, "done", base=arrival.json["log"]["len"])
-
-
-async def _begun(world: World, node: Node, endpoint: Endpoint) -> str:
-    run_id = await node.trigger("order")
-    turn = await endpoint.next()
-    assert turn.json["run_id"] == run_id
-    answer(turn, "wait", base=0, ops=[step("a#0", 1), NAP], wake="nap#0")
-    await world.task(run_id, state="waiting")
-    return run_id
-
-
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("gates", [(), (SHARED,)])
 @pytest.mark.parametrize("when", ["asleep", "waiting for a slot", "retried"])
@@ -144,7 +130,7 @@ async def test_a_durable_task_goes_on_where_it_began(
     more = {"concurrency": [dict(gate, max_runs=2) for gate in gates]} if gates else {"desired_labels": {"zone": {"value": "x"}}}
     handler = entry("order", retries=3, backoff_factor=2, **more)
     a = await durable_endpoint(world, one, handler, name="a", durable_slots=1)
-    run_id = await _begun(world, one, a)
+    run_id = await asleep(world, one, a)
     other, kept = "", None
     if when == "waiting for a slot":
         other, kept = await one.trigger("order"), await a.next()
@@ -160,7 +146,7 @@ async def test_a_durable_task_goes_on_where_it_began(
 
     fresh = await one.trigger("order")
     if kept is not None:
-        _done(kept)
+        done(kept)
         assert (await world.over(other))["status"] == "succeeded"
     else:
         await world.advance(timedelta(seconds=10))
@@ -168,7 +154,7 @@ async def test_a_durable_task_goes_on_where_it_began(
     turn = await a.next()
     assert (turn.json["run_id"], turn.json["turn"]) == (run_id, 2)
     assert await left(one) == ("draining", 1)
-    _done(turn)
+    done(turn)
     assert (await world.over(run_id))["status"] == "succeeded"
     await drained(one)
     if b is None:
@@ -178,7 +164,7 @@ async def test_a_durable_task_goes_on_where_it_began(
         b = a
     begun = await b.next()
     assert begun.json["run_id"] == fresh
-    _done(begun)
+    done(begun)
     assert (await world.over(fresh))["status"] == "succeeded"
     await quiet(world)
 
@@ -240,7 +226,7 @@ async def test_a_child_that_has_to_be_where_its_parent_is_goes_on_there(world: W
     arrival.answer(200, {})
     turn = await a.next()
     assert turn.json["run_id"] == parent
-    _done(turn)
+    done(turn)
     await drained(one)
     assert await counts(world) == (0, 0), "what cannot start has no place and stands in no line"
     other = await one.trigger("other")
@@ -275,7 +261,7 @@ async def test_a_child_of_a_run_that_has_left_does_not_begin_there(world: World,
 async def test_what_was_to_go_on_at_one_that_is_gone_hears_of_it_where_another_is_drained_no_more(world: World, one: Node) -> None:
     handler = entry("order", concurrency=[SHARED])
     a = await durable_endpoint(world, one, handler, name="a")
-    run_id = await _begun(world, one, a)
+    run_id = await asleep(world, one, a)
     b = await durable_endpoint(world, one, handler, name="b")
     await patch(one, "b", draining=True)
     await one.call("DELETE", "/v1/endpoints/a?force=true")
@@ -332,7 +318,7 @@ async def test_what_asks_for_its_label_keeps_no_place_either(world: World, one: 
 async def test_what_was_paused_goes_on_as_it_is_drained(world: World, one: Node) -> None:
     handler = entry("order", concurrency=[SHARED])
     a = await durable_endpoint(world, one, handler, name="a")
-    run_id = await _begun(world, one, a)
+    run_id = await asleep(world, one, a)
     await patch(one, "a", paused=True)
     await world.advance(2 * SECOND)
     fresh = await one.trigger("order")
@@ -343,14 +329,14 @@ async def test_what_was_paused_goes_on_as_it_is_drained(world: World, one: Node)
     await look(one)
     turn = await a.next()
     assert turn.json["run_id"] == run_id
-    _done(turn)
+    done(turn)
     await drained(one)
     await look(one)
     assert a.waiting == 0
     await patch(one, "a", draining=False)
     turn = await a.next()
     assert turn.json["run_id"] == fresh
-    _done(turn)
+    done(turn)
     await quiet(world)
 
 
@@ -417,7 +403,7 @@ async def test_who_registers_it_again_leaves_it_draining(world: World, one: Node
 async def test_what_is_drained_while_somebody_looks_is_looked_at_again(world: World, one: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look that began before does not put off the next, however long its workflow has been closed."""
     a = await durable_endpoint(world, one, entry("order", concurrency=[SHARED]), name="a")
-    run_id = await _begun(world, one, a)
+    run_id = await asleep(world, one, a)
     await patch(one, "a", paused=True)
     await world.advance(timedelta(minutes=10))
     await look(one)
@@ -437,5 +423,5 @@ async def test_what_is_drained_while_somebody_looks_is_looked_at_again(world: Wo
     await look(one)
     turn = await a.next()
     assert turn.json["run_id"] == run_id
-    _done(turn)
+    done(turn)
     await drained(one)

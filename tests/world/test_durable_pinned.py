@@ -9,32 +9,17 @@ from typing import Any
 import pytest
 
 from dispatcher.engine.placement import Requirement
-from tests.world.durable import FEATURES, answer, durable_endpoint, entry, pending, step
+from tests.world.durable import FEATURES, asleep, done, durable_endpoint, entry
 from tests.world.endpoint import Arrival, Endpoint, manifest
 from tests.world.world import Node, World, until
 
-NAP = pending("sleep", "nap#0", ms=1_000)
 Relief = Callable[[], Awaitable[None]]
-
-
-def _done(arrival: Arrival) -> None:
-    answer(arrival, "done", base=arrival.json["log"]["len"])
-
-
-async def _began(world: World, node: Node, endpoint: Endpoint) -> str:
-    """A run that has begun at an endpoint, and sleeps."""
-    run_id = await node.trigger("order")
-    turn = await endpoint.next()
-    assert turn.json["run_id"] == run_id
-    answer(turn, "wait", base=0, ops=[step("a#0", 1), NAP], wake="nap#0")
-    await world.task(run_id, state="waiting")
-    return run_id
 
 
 async def _beside(world: World, node: Node, *, slots: int = 10, **handler: Any) -> Endpoint:
     """Another endpoint that serves the same workflow, and ends every turn it is sent."""
     endpoint = await durable_endpoint(world, node, entry("order", **handler), name="b", durable_slots=slots)
-    endpoint.way = _done
+    endpoint.way = done
     return endpoint
 
 
@@ -42,7 +27,7 @@ async def _turn_of(endpoint: Endpoint, run_id: str) -> Arrival:
     """The next turn of a run; all others end."""
     turn = await endpoint.next()
     while turn.json["run_id"] != run_id:
-        _done(turn)
+        done(turn)
         turn = await endpoint.next()
     return turn
 
@@ -64,7 +49,7 @@ async def _full(world: World, one: Node, a: Endpoint) -> Relief:
     turn = await a.next()
 
     async def relieve() -> None:
-        _done(turn)
+        done(turn)
 
     return relieve
 
@@ -103,7 +88,7 @@ async def _backing_off(world: World, one: Node, a: Endpoint) -> Relief:
     await until(halved)
 
     async def relieve() -> None:
-        _done(kept)
+        done(kept)
 
     return relieve
 
@@ -114,7 +99,7 @@ async def test_a_turn_waits_for_the_endpoint_it_is_pinned_to(world: World, hinde
     a = await durable_endpoint(world, one, entry("order"), name="a", durable_slots=2)
     b = await _beside(world, one)
     await one.call("PATCH", "/v1/endpoints/b", {"paused": True})
-    run_id = await _began(world, one, a)
+    run_id = await asleep(world, one, a)
     relieve = await hindered(world, one, a)
     await one.call("PATCH", "/v1/endpoints/b", {"paused": False})
     await world.advance(timedelta(seconds=2))
@@ -126,7 +111,7 @@ async def test_a_turn_waits_for_the_endpoint_it_is_pinned_to(world: World, hinde
     await relieve()
     turn = await _turn_of(a, run_id)
     assert turn.json["turn"] == 2
-    _done(turn)
+    done(turn)
     assert (await world.over(run_id))["epoch"] == 2, "what was claimed for another endpoint and not sent has no number"
     assert run_id not in {arrival.json["run_id"] for arrival in b.seen}
 
@@ -134,7 +119,7 @@ async def test_a_turn_waits_for_the_endpoint_it_is_pinned_to(world: World, hinde
 @pytest.mark.parametrize("awake", ["before", "after"])
 async def test_so_does_one_that_was_pinned_before_another_endpoint_came(world: World, one: Node, awake: str) -> None:
     a = await durable_endpoint(world, one, entry("order"), name="a", durable_slots=1)
-    runs = [await _began(world, one, a) for _ in range(3)]
+    runs = [await asleep(world, one, a) for _ in range(3)]
     relieve = await _full(world, one, a)
     if awake == "before":
         await world.advance(timedelta(seconds=2))
@@ -153,14 +138,14 @@ async def test_so_does_one_that_was_pinned_before_another_endpoint_came(world: W
         turn = await a.next()
         assert turn.json["run_id"] in runs
         assert a.waiting == 0, "it has one slot"
-        _done(turn)
+        done(turn)
     for run_id in runs:
         assert (await world.over(run_id))["epoch"] == 2
 
 
 async def test_those_behind_are_taken_out_of_the_way_together(world: World, one: Node) -> None:
     a = await durable_endpoint(world, one, entry("order"), name="a", durable_slots=1)
-    runs = [await _began(world, one, a) for _ in range(12)]
+    runs = [await asleep(world, one, a) for _ in range(12)]
     relieve = await _full(world, one, a)
     await world.advance(timedelta(seconds=2))
     for run_id in runs:
@@ -172,14 +157,14 @@ async def test_those_behind_are_taken_out_of_the_way_together(world: World, one:
     assert one.runtime.services.metrics.claimed - claimed <= 2
     await relieve()
     for _ in runs:
-        _done(await a.next())
+        done(await a.next())
     for run_id in runs:
         await world.over(run_id)
 
 
 async def test_another_dispatcher_finds_what_waits_for_its_endpoint(world: World, one: Node) -> None:
     a = await durable_endpoint(world, one, entry("order"), name="a", durable_slots=2)
-    run_id = await _began(world, one, a)
+    run_id = await asleep(world, one, a)
     await one.call("PATCH", "/v1/endpoints/a", {"paused": True})
     await _beside(world, one)
     await world.advance(timedelta(seconds=2))
@@ -196,7 +181,7 @@ async def test_another_dispatcher_finds_what_waits_for_its_endpoint(world: World
 
 async def test_the_endpoint_need_not_serve_the_workflow_any_more(world: World, one: Node) -> None:
     a = await durable_endpoint(world, one, entry("order"), entry("other"), name="a")
-    run_id = await _began(world, one, a)
+    run_id = await asleep(world, one, a)
     a.manifest = manifest([entry("other")], *FEATURES, version="2")
     b = await _beside(world, one)
     await one.call("PUT", "/v1/endpoints/a", {"url": a.url})
@@ -204,7 +189,7 @@ async def test_the_endpoint_need_not_serve_the_workflow_any_more(world: World, o
     await world.advance(timedelta(seconds=2))
     turn = await a.next()
     assert (turn.json["run_id"], turn.json["turn"]) == (run_id, 2)
-    _done(turn)
+    done(turn)
     assert (await world.over(run_id))["status"] == "succeeded"
     assert len(b.seen) == 1
 
@@ -212,7 +197,7 @@ async def test_the_endpoint_need_not_serve_the_workflow_any_more(world: World, o
 @pytest.mark.parametrize("waits", [False, True], ids=["suspended", "in the queue of the endpoint"])
 async def test_one_whose_endpoint_is_deleted_is_blocked_and_may_go_on_elsewhere(world: World, one: Node, waits: bool) -> None:
     a = await durable_endpoint(world, one, entry("order"), name="a")
-    run_id = await _began(world, one, a)
+    run_id = await asleep(world, one, a)
     b = await _beside(world, one)
     if waits:
         await one.call("PATCH", "/v1/endpoints/a", {"paused": True})
@@ -232,7 +217,7 @@ async def test_a_log_that_begins_anew_asks_only_for_what_its_task_does(world: Wo
     asks: dict[str, Any] = {"desired_labels": {"zone": {"value": "x", "required": True}}}
     a = await durable_endpoint(world, one, entry("order", **asks), name="a")
     await one.call("PATCH", "/v1/endpoints/a", {"labels": {"zone": "x"}})
-    run_id = await _began(world, one, a)
+    run_id = await asleep(world, one, a)
     asked = (await world.task(run_id))["requirement"]
     await _beside(world, one, **asks)
     await one.call("PATCH", "/v1/endpoints/a", {"paused": True})
@@ -248,7 +233,7 @@ async def test_a_log_that_begins_anew_asks_only_for_what_its_task_does(world: Wo
 
 async def test_it_says_which_endpoint_it_waits_for(world: World, one: Node) -> None:
     a = await durable_endpoint(world, one, entry("order"), name="a", durable_slots=1)
-    run_id = await _began(world, one, a)
+    run_id = await asleep(world, one, a)
     await _full(world, one, a)
     await _beside(world, one)
     await world.advance(timedelta(seconds=2))
