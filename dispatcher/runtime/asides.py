@@ -73,7 +73,7 @@ class Asides:
         due = looks.get(_key(workflow), now)
         if due > now:
             return due
-        pages = [await self._page(asides.set_aside, workflow), await self._page(asides.go_on, workflow)]
+        pages = [await self._page(asides.set_aside, workflow), await self._page(asides.let_back, workflow)]
         closed_for = now - workflow.aside_at if workflow.aside_at is not None else _LEAST
         rest = min(max(closed_for, _LEAST), _MOST) if all(page.alone for page in pages) else _LEAST
         due = now if any(page.moved == _PAGE for page in pages) else now + rest

@@ -138,62 +138,29 @@ SET_ASIDE = Statement(
     """,
     Moved,
 )
-# What has its time again is held by a page at a time, and would be overtaken by those behind it: all of it comes before.
+# All of it, or, of a workflow of which nothing else can start, what has to stay at an endpoint that is drained: it was set aside while that
+# was paused. What has its time again is held by a page at a time, and would be overtaken by those behind it: all of it comes before.
 LET_BACK = Statement(
     """
     with w as materialized (
-        select tenant_id, id from workflows
-        where tenant_id = $1 and id = $2 and (aside is null or aside = 'opening')
-          and not exists (select from renewals n where n.tenant_id = workflows.tenant_id and n.workflow_id = workflows.id)
-        for no key update skip locked
-    ), first_tasks as materialized (
-        select t.tenant_id, t.run_id, t.node from w cross join lateral (
-            select t.tenant_id, t.run_id, t.node from tasks t
-            where t.tenant_id = w.tenant_id and t.workflow_id = w.id
-              and t.state = 'gated' and t.gate_wait is null and t.parked_on is null and not t.unschedulable
-            order by t.arrived_at, t.run_id, t.node limit $3 for update skip locked
-        ) t
-    ), first_runs as materialized (
-        select r.tenant_id, r.id from w cross join lateral (
-            select r.tenant_id, r.id from runs r
-            where r.tenant_id = w.tenant_id and r.workflow_id = w.id
-              and r.gates is not null and r.gates_held = 0 and r.gate_wait is null and r.advance_at is null and r.cancel_reason is null
-            order by r.arrived_at, r.id limit $3 for update skip locked
-        ) r
-    ), tasks_moved as (
-        update tasks t set gate_wait = t.gates[1] from first_tasks f
-        where t.tenant_id = any (array[f.tenant_id]) and t.run_id = f.run_id and t.node = f.node
-    ), runs_moved as (
-        update runs r set gate_wait = r.gates[1] from first_runs f where r.tenant_id = any (array[f.tenant_id]) and r.id = f.id
-    )
-    select exists (select from w) as alone,
-           greatest((select count(*) from first_tasks), (select count(*) from first_runs))::int as moved
-    """,
-    Moved,
-)
-# What was set aside while an endpoint was paused that is drained now, and has to stay there, comes back alone; once it has its time again,
-# as above.
-GO_ON = Statement(
-    """
-    with w as materialized (
-        select tenant_id, id, paused_at is null as drained from workflows
-        where tenant_id = $1 and id = $2 and aside = 'closed'
+        select tenant_id, id, aside is distinct from 'closed' as open, paused_at is null as drained from workflows
+        where tenant_id = $1 and id = $2 and aside is distinct from 'clearing'
           and not exists (select from renewals n where n.tenant_id = workflows.tenant_id and n.workflow_id = workflows.id)
         for no key update skip locked
     ), there as materialized (
         select e.id from w join endpoints e on e.tenant_id = w.tenant_id
-        where w.drained and e.draining and not e.paused and e.circuit <> 'retired'
+        where not w.open and w.drained and e.draining and not e.paused and e.circuit <> 'retired'
     ), hard as materialized (
         select v.number from w join workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id
         where exists (select from there) and v.definition->>'sticky' = 'hard'
     ), able as materialized (
-        select tenant_id, id from w where exists (select from there)
+        select tenant_id, id, open from w where open or exists (select from there)
     ), first_tasks as materialized (
         select t.tenant_id, t.run_id, t.node from able w cross join lateral (
             select t.tenant_id, t.run_id, t.node from tasks t
             where t.tenant_id = w.tenant_id and t.workflow_id = w.id
               and t.state = 'gated' and t.gate_wait is null and t.parked_on is null and not t.unschedulable
-              and stays_at(t.requirement, t.pin_endpoint) in (select id from there)
+              and (w.open or stays_at(t.requirement, t.pin_endpoint) in (select id from there))
             order by t.arrived_at, t.run_id, t.node limit $3 for update skip locked
         ) t
     ), first_runs as materialized (
@@ -201,7 +168,7 @@ GO_ON = Statement(
             select r.tenant_id, r.id from runs r
             where r.tenant_id = w.tenant_id and r.workflow_id = w.id
               and r.gates is not null and r.gates_held = 0 and r.gate_wait is null and r.advance_at is null and r.cancel_reason is null
-              and r.sticky_endpoint in (select id from there) and r.workflow_version in (select number from hard)
+              and (w.open or r.sticky_endpoint in (select id from there) and r.workflow_version in (select number from hard))
             order by r.arrived_at, r.id limit $3 for update skip locked
         ) r
     ), tasks_moved as (
@@ -242,18 +209,13 @@ async def set_aside(db: Database, workflow: Aside, limit: int) -> Moved:
     return SET_ASIDE.read(await db.fetch(SET_ASIDE.sql, workflow.tenant_id, workflow.workflow_id, limit))[0]
 
 
-async def go_on(db: Database, workflow: Aside, limit: int) -> Moved:
-    """Let what has to stay at an endpoint that is drained come back into line, `limit` of each kind at most."""
-    return GO_ON.read(await db.fetch(GO_ON.sql, workflow.tenant_id, workflow.workflow_id, limit))[0]
-
-
 async def cleared(db: Database, workflow: Aside, now: datetime) -> None:
     """Nothing of a workflow that can start again stands in line any more: what is aside comes back now."""
     await db.execute(CLEARED, workflow.tenant_id, workflow.workflow_id, now)
 
 
 async def let_back(db: Database, workflow: Aside, limit: int) -> Moved:
-    """Let those of what is aside that arrived first come back into line, `limit` of them at most, where nobody stands before them."""
+    """Let those of what is aside and can start that arrived first come back into line, `limit` of each kind at most."""
     return LET_BACK.read(await db.fetch(LET_BACK.sql, workflow.tenant_id, workflow.workflow_id, limit))[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import signal
 import socket
 import threading
@@ -151,13 +152,13 @@ def test_doctor_for_people(here: Path) -> None:
 
 
 @contextmanager
-def gated(started: threading.Event, release: threading.Event) -> Iterator[str]:
-    """A plain endpoint that answers once it is released."""
+def gated(arrivals: queue.SimpleQueue[str], release: threading.Event) -> Iterator[str]:
+    """A plain endpoint that says which attempts arrive and answers once it is released."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
-            started.set()
+            arrivals.put(self.headers["task-attempt"])
             release.wait(PATIENCE)
             self.send_response(200)
             self.send_header("content-type", "application/json")
@@ -202,13 +203,13 @@ def test_small_answers_are_sent_at_once_whatever_the_loop(loop_factory: Callable
 def test_a_signal_ends_it_after_the_attempts_that_are_open(dsn: str, token: str, tmp_path: Path) -> None:
     allowed = {"DISPATCHER_ALLOW_HTTP": "1", "DISPATCHER_EGRESS_ALLOW": "127.0.0.0/8"}
     variables = {"DATABASE_URL": dsn, "DISPATCHER_MASTER_KEY": KEY, **allowed}
-    started, release = threading.Event(), threading.Event()
-    with Server("serve", cwd=tmp_path, **variables) as running, gated(started, release) as url:
+    arrivals, release = queue.SimpleQueue[str](), threading.Event()
+    with Server("serve", cwd=tmp_path, **variables) as running, gated(arrivals, release) as url:
         asks = {"DISPATCHER_URL": running.url, "DISPATCHER_TOKEN": token}
         added = invoke("endpoints", "add", "gate", url, "--handlers", '[{"name": "gate"}]', **asks)
         assert added.code == 0, added.err
         run_id = invoke("trigger", "gate", **asks).json["id"]
-        assert started.wait(PATIENCE)
+        open_attempt = int(arrivals.get(timeout=PATIENCE))
         running.send(signal.SIGTERM)
         running.line("stopping")
         refused = httpx.get(f"{running.url}/readyz", trust_env=False)
@@ -218,5 +219,7 @@ def test_a_signal_ends_it_after_the_attempts_that_are_open(dsn: str, token: str,
     with Server("serve", cwd=tmp_path, **variables) as running:
         asks = {"DISPATCHER_URL": running.url, "DISPATCHER_TOKEN": token}
         found = invoke("runs", "get", run_id, **asks).json
-        assert (found["status"], len(found["tasks"][0]["attempts"])) == ("succeeded", 1)
+        *_, last = found["tasks"][0]["attempts"]
+        assert (found["status"], last["status"], last["number"]) == ("succeeded", "succeeded", open_attempt), found["tasks"]
+        assert arrivals.empty()
         assert invoke("endpoints", "delete", "gate", **asks).code == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dispatcher.store.database import Database
-from tests.postgres.test_flow_plans import _Explained, _nodes, _pages, _Undone
+from tests.postgres.explained import Explained, Undone, nodes_of, pages_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PAGE = 50
@@ -28,21 +28,21 @@ TASKS = """
 """
 
 
-def undo(explained: _Explained, *names: str) -> None:
+def undo(explained: Explained, *names: str) -> None:
     """Raise what each of these statements cost, in pages, so that nothing of them stays; none may read all tasks or runs."""
     found = dict[str, int]()
     for name, plan in zip(names, explained.plans, strict=True):
-        scans = {node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"}
+        scans = {node["Relation Name"] for node in nodes_of(plan) if node["Node Type"] == "Seq Scan"}
         assert not scans & {"tasks", "runs"}, f"{name} reads all of {scans}"
-        found[name] = _pages(plan)
-    raise _Undone(found)
+        found[name] = pages_of(plan)
+    raise Undone(found)
 
 
 async def cost_the_same(database: Database, cost: Callable[[Database, int], Awaitable[Any]]) -> None:
     """Hold what `cost` raises for a small backlog against that for a large one."""
     costs = []
     for backlog in (100, 10_000):
-        with pytest.raises(_Undone) as undone:
+        with pytest.raises(Undone) as undone:
             await cost(database, backlog)
         costs.append(undone.value.found)
     few, many = costs

@@ -8,7 +8,7 @@ from dispatcher.store import asides, gates, watch
 from dispatcher.store.asides import Aside, Moved
 from dispatcher.store.database import Connection, Database
 from tests.postgres.backlogs import NOW, PAGE, TASKS, TENANT, WORKFLOW, cost_the_same, undo
-from tests.postgres.test_flow_plans import _Explained
+from tests.postgres.explained import Explained
 
 RUNS = """
     insert into runs (tenant_id, id, workflow_id, workflow_version, input, priority, trigger, created_at, graph, gates, gate_limits,
@@ -37,7 +37,7 @@ async def _cost(database: Database, backlog: int) -> None:
     """Raises what each statement costs, in pages."""
     async with database.transaction() as conn:
         workflow, _ = await _filled(conn, backlog)
-        explained: Any = _Explained(conn)
+        explained: Any = Explained(conn)
         waking = gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 100, [], []))
         assert [gate.name for gate in waking] == ["shared"]
         await explained.fetch(watch.LOOK.sql, NOW, 1)
@@ -60,9 +60,9 @@ async def test_a_page_is_taken_of_those_that_came_first_and_only_where_nobody_st
     async with database.transaction() as conn:
         workflow, _ = await _filled(conn, 10)
     assert await asides.set_aside(database, workflow, 100) == Moved(True, 0)  # it is aside already
-    for state in ("closed", "clearing"):
+    for state, looked in (("closed", True), ("clearing", False)):
         await database.execute("update workflows set aside = $2 where id = $1", workflow.workflow_id, state)
-        assert await asides.let_back(database, workflow, 3) == Moved(False, 0)
+        assert await asides.let_back(database, workflow, 3) == Moved(looked, 0)
     await asides.cleared(database, workflow, NOW)
     assert await asides.let_back(database, workflow, 3) == Moved(True, 3)
     came = "select right(run_id, 1) from tasks where workflow_id = $1 and gate_wait is not null order by run_id"

@@ -14,7 +14,7 @@ from dispatcher.store.asides import Aside, Moved
 from dispatcher.store.database import Connection, Database
 from tests.postgres.backlogs import NOW, TENANT, WORKFLOW, cost_the_same, undo
 from tests.postgres.backlogs import TASKS as BACKLOG
-from tests.postgres.test_flow_plans import _Explained
+from tests.postgres.explained import Explained
 
 LABELS = {'"sticky":"hard"': DesiredLabel('{"endpoint":"ep_b","sticky":"hard"}')}
 ASKED = [
@@ -87,7 +87,7 @@ async def _cost(database: Database, many: int) -> None:
     async with database.transaction() as conn:
         tenant_id, workflow_id = await _filled(conn, many)
         await conn.execute("analyze tasks")
-        explained: Any = _Explained(conn)
+        explained: Any = Explained(conn)
         await explained.fetch(watch.LOOK.sql, NOW, 1)
         await pins.homeless(explained)
         await pins.find_homes(explained, [pins.Homeless(tenant_id, workflow_id, "ep_a")])
@@ -105,9 +105,9 @@ async def test_what_goes_on_comes_back_in_the_order_of_its_arrival_once_it_has_i
         await conn.execute("update tasks set gates_held = 0, gate_wait = null")
         await conn.execute(RENEWAL, tenant_id, workflow_id, NOW)
     workflow = Aside(tenant_id, workflow_id, "closed", NOW)
-    assert await asides.go_on(database, workflow, 2) == Moved(False, 0)
+    assert await asides.let_back(database, workflow, 2) == Moved(False, 0)
     await database.execute("delete from renewals")
-    assert [await asides.go_on(database, workflow, 2) for _ in range(3)] == [Moved(True, 2), Moved(True, 1), Moved(True, 0)]
+    assert [await asides.let_back(database, workflow, 2) for _ in range(3)] == [Moved(True, 2), Moved(True, 1), Moved(True, 0)]
     in_line = "select distinct requirement from tasks where gate_wait is not null"
     assert [row[0] for row in await database.fetch(in_line)] == ['{"endpoint":"ep_a","sticky":"hard"}']
 
@@ -126,7 +126,7 @@ async def _counted(database: Database, many: int) -> None:
         shown = catalog.ENDPOINTS.first(await conn.fetch(catalog.ENDPOINTS.sql, tenant_id, "ep_d", "", 1))
         assert shown is not None
         assert shown.remaining == 10
-        explained: Any = _Explained(conn)
+        explained: Any = Explained(conn)
         await explained.fetch(catalog.ENDPOINTS.sql, tenant_id, "ep_d", "", 1)
         undo(explained, "remaining")
 

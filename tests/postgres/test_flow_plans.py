@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -16,6 +14,7 @@ from dispatcher.engine.rate_limits import Bucket, Parked
 from dispatcher.store import gates, queue, rate_limits
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.rate_limits import Park
+from tests.postgres.explained import Explained, Undone, nodes_of, pages_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WAITING_EACH = 3
@@ -43,27 +42,6 @@ RUNS = """
 """
 
 
-class _Explained:
-    """Stands where the store expects a connection, and explains what it is asked."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.plans: list[dict[str, Any]] = []
-
-    async def fetch(self, sql: str, *arguments: object, lane: str = "") -> list[Any]:
-        text = await self._connection.fetchval(f"explain (analyze, buffers, format json) {sql}", *arguments)
-        self.plans.append(json.loads(text)[0]["Plan"])
-        return []
-
-
-def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    return [plan, *(node for child in plan.get("Plans", ()) for node in _nodes(child))]
-
-
-def _pages(plan: dict[str, Any]) -> int:
-    return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
-
-
 async def _cost(database: Database, groups: int) -> dict[str, int]:
     """Pages each statement touches, with so many groups in which somebody waits."""
     found = {}
@@ -77,27 +55,21 @@ async def _cost(database: Database, groups: int) -> dict[str, int]:
         waking = gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 100, [], []))
         assert len(waking) == 9
         await conn.execute("analyze tasks")
-        explained = _Explained(conn)
+        explained = Explained(conn)
         await gates.waking(explained, 100)  # type: ignore[arg-type]
         await gates.admit(explained, waking, NOW, 100)  # type: ignore[arg-type]
         of = queue_of(1, 1, False)
         slots = [Slot(of, n, (1, "ep_1")) for n in range(1, 101)]
         await queue.claim(explained, slots, {(1, "ep_1"): "1"}, 1, NOW)  # type: ignore[arg-type]
         for name, plan in zip(("waking", "admit", "claim"), explained.plans, strict=True):
-            scans = [node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"]
+            scans = [node["Relation Name"] for node in nodes_of(plan) if node["Node Type"] == "Seq Scan"]
             assert not scans, f"{name} reads all of {scans}"
-            found[name] = _pages(plan)
-        raise _Undone(found)
-
-
-class _Undone(Exception):  # noqa: N818 - rolls the transaction back and brings out what was found
-    def __init__(self, found: dict[str, int]) -> None:
-        super().__init__()
-        self.found = found
+            found[name] = pages_of(plan)
+        raise Undone(found)
 
 
 async def _measured(database: Database, groups: int) -> dict[str, int]:
-    with pytest.raises(_Undone) as undone:
+    with pytest.raises(Undone) as undone:
         await _cost(database, groups)
     return undone.value.found
 
@@ -129,7 +101,7 @@ async def _cost_beside(database: Database, keys: int) -> dict[str, int]:
         await conn.execute(FILL, 9, NOW, 1, WAITING_EACH)
         await conn.execute("delete from tasks where state = 'running'")
         found["counting"] = await conn.fetchval(_READ) - before
-        explained = _Explained(conn)
+        explained = Explained(conn)
         waking = gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 100, [], []))
         await gates.waking(explained, 100)  # type: ignore[arg-type]
         await gates.admit(explained, waking, NOW, 100)  # type: ignore[arg-type]
@@ -137,15 +109,15 @@ async def _cost_beside(database: Database, keys: int) -> dict[str, int]:
         await rate_limits.due(explained, NOW, 100)  # type: ignore[arg-type]
         await rate_limits.let_go(explained, [(1, str(UUID(int=n))) for n in range(1, 9)], NOW, 1_000)  # type: ignore[arg-type]
         for name, plan in zip(("waking", "admit", "lock", "due", "refill"), explained.plans, strict=True):
-            assert not [node for node in _nodes(plan) if node["Node Type"] == "Seq Scan"]
-            found[name] = _pages(plan)
-        raise _Undone(found)
+            assert not [node for node in nodes_of(plan) if node["Node Type"] == "Seq Scan"]
+            found[name] = pages_of(plan)
+        raise Undone(found)
 
 
 async def test_a_hundred_thousand_keys_cost_nothing_to_those_that_use_others(database: Database) -> None:
     found = []
     for keys in (9, KEYS):
-        with pytest.raises(_Undone) as undone:
+        with pytest.raises(Undone) as undone:
             await _cost_beside(database, keys)
         found.append(undone.value.found)
     few, many = found
@@ -170,12 +142,12 @@ async def test_a_refill_costs_what_it_lets_go(database: Database) -> None:
         parked = Parked(bucket, 1, empty.full_at)
         parks = [Park((1, row["run_id"], 0), 1, NOW + timedelta(hours=1), parked) for row in leased]
         assert len(await rate_limits.settle(conn, [(1, empty)], parks, [], 1)) == 200
-        explained = _Explained(conn)
+        explained = Explained(conn)
         assert await rate_limits.due(conn, empty.full_at, 100) == [(1, bucket)]
         await rate_limits.let_go(explained, [(1, bucket)], empty.full_at, 1_000)  # type: ignore[arg-type]
         (plan,) = explained.plans
-        assert not [node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"]
-        looked = [node for node in _nodes(plan) if node.get("Index Name") == "tasks_parked"]
+        assert not [node["Relation Name"] for node in nodes_of(plan) if node["Node Type"] == "Seq Scan"]
+        looked = [node for node in nodes_of(plan) if node.get("Index Name") == "tasks_parked"]
         assert sum(node["Actual Rows"] * node["Actual Loops"] for node in looked) <= 11
         assert await conn.fetchval("select count(*) from tasks where state = 'queued'") == 10
         await conn.execute("delete from tasks")
@@ -340,11 +312,11 @@ async def test_forgetting_gates_reads_each_once(database: Database) -> None:
         await conn.execute(FILL, 2_000, NOW, 0, 0)
         await conn.execute("delete from tasks")
         await conn.execute("update gates set idle_since = $1", NOW)
-        explained = _Explained(conn)
+        explained = Explained(conn)
         await gates.prune(explained, NOW, NOW, 500)  # type: ignore[arg-type]
         (plan,) = explained.plans
-        assert not [node for node in _nodes(plan) if node["Node Type"] == "Seq Scan"]
-        read = [node for node in _nodes(plan) if node.get("Relation Name") == "gates" and "Index" in node["Node Type"]]
+        assert not [node for node in nodes_of(plan) if node["Node Type"] == "Seq Scan"]
+        read = [node for node in nodes_of(plan) if node.get("Relation Name") == "gates" and "Index" in node["Node Type"]]
         assert max(node["Actual Rows"] * node["Actual Loops"] for node in read) <= 500
         assert await conn.fetchval("select count(*) from gates") == 1_500
         await conn.execute("delete from gates")

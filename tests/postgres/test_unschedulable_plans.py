@@ -10,7 +10,7 @@ from dispatcher.store import asides, gates, renewals, unschedulable, watch
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.unschedulable import BEFORE_ALL, Moved
 from tests.postgres.backlogs import NOW, PAGE, TASKS, TENANT, WORKFLOW, cost_the_same, undo
-from tests.postgres.test_flow_plans import _Explained
+from tests.postgres.explained import Explained
 from tests.world.world import until
 
 HELD_UP = "select exists (select from pg_stat_activity where $1 = any (pg_blocking_pids(pid)))"
@@ -39,7 +39,7 @@ async def _cost(database: Database, backlog: int) -> None:
     async with database.transaction() as conn:
         queue = await _filled(conn, backlog, rest=backlog)
         await conn.execute("analyze tasks")
-        explained: Any = _Explained(conn)
+        explained: Any = Explained(conn)
         named = [[part] for part in queue]
         waking = gates.WAKING.read(await conn.fetch(gates.WAKING.sql, 100, [], []))
         await explained.fetch(watch.LOOK.sql, NOW, 1)

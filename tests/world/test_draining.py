@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from itertools import product
 from typing import Any
 
 import pytest
@@ -22,6 +23,13 @@ from tests.world.world import Node, World, until
 SECOND = timedelta(seconds=1)
 SHARED = {"name": "shared", "max_runs": 1}
 PAIR = [{"name": "first"}, {"name": "last", "parents": ["first"]}]
+ENDPOINT = """
+    with changed as (
+        update endpoints set draining = $1, paused = $2, circuit = $3, circuit_since = case when $3 <> 'closed' then $4::timestamptz end
+        returning tenant_id
+    )
+    update tenants set registry_version = registry_version + 1 where id in (select tenant_id from changed)
+"""
 LOOPS = ("registry", "pins", "asides", "gates", "timers", "waits", "claim")
 
 
@@ -275,6 +283,20 @@ async def test_what_was_to_go_on_at_one_that_is_gone_hears_of_it_where_another_i
     assert b.waiting == 0
 
 
+async def test_it_goes_on_there_where_the_database_says_so(world: World, one: Node) -> None:
+    await world.endpoint(one, [{"name": "task"}], name="a")
+    directory = one.runtime.services.directory
+    (place,) = ((row["tenant_id"], row["id"]) for row in await world.database.fetch("select tenant_id, id from endpoints"))
+    for draining, paused, circuit in product((False, True), (False, True), ("closed", "open", "retired")):
+        await world.database.execute(ENDPOINT, draining, paused, circuit, world.clock.now())
+        await directory.refresh(world.clock.now())
+        said = await world.database.fetchval("select goes_on_at($1, $2)", *place)
+        assert (said, said) == (directory.goes_on(*place), draining and not paused and circuit != "retired")
+    assert not await world.database.fetchval("select goes_on_at($1, 'ep_gone')", place[0])
+    assert not directory.goes_on(place[0], "ep_gone")
+    assert not directory.goes_on(place[0], None)
+
+
 async def _waiting(world: World, node: Node, runs: Sequence[str]) -> None:
     await look(node)
     for run_id in runs:
@@ -408,16 +430,16 @@ async def test_what_is_drained_while_somebody_looks_is_looked_at_again(world: Wo
     await world.advance(timedelta(minutes=10))
     await look(one)
     assert (await world.task(run_id))["gate_wait"] is None
-    go_on, began = asides.go_on, asyncio.Event()
+    let_back, began = asides.let_back, asyncio.Event()
 
     async def drained_meanwhile(database: Database, workflow: asides.Aside, limit: int) -> asides.Moved:
-        moved = await go_on(database, workflow, limit)
+        moved = await let_back(database, workflow, limit)
         if not began.is_set():
             began.set()
             await patch(one, "a", paused=False, draining=True)
         return moved
 
-    monkeypatch.setattr(asides, "go_on", drained_meanwhile)
+    monkeypatch.setattr(asides, "let_back", drained_meanwhile)
     await world.advance(timedelta(minutes=10))
     await began.wait()
     await look(one)
