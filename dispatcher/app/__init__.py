@@ -75,6 +75,7 @@ from dispatcher.store.migrate import migrate
 _log = logging.getLogger(__name__)
 
 DEFAULT_TENANT = "default"
+_JOINED = ("heartbeat", "slots")  # loops that do what whoever joins has done
 _LAST_WORDS = timedelta(seconds=5)  # after the grace, for writing what came of attempts that were still open
 _SET = 250  # tasks leased, or outcomes written, in one statement: more would save little and keep others waiting
 
@@ -218,9 +219,9 @@ def _join(
     departures = Departures(rates.start, pace)
     intake = Intake(database, directory, capacity, settings, clock, metrics, departures, gates, lambda: membership.id)
     graphs = Graphs(database, directory, capacity, settlement, recorder, clock)
-    claims = Claims(database, directory, capacity, departures, metrics, lambda: membership.id, _SET)
+    claims = Claims(database, directory, capacity, departures, metrics, clock, lambda: membership.id, _SET)
     waits = Waits(database, capacity, clock, settings, claims.resume, tell=recorder.write)
-    batches = Batches(database, directory, capacity, claims, deliveries.start, lambda: membership.id)
+    batches = Batches(database, directory, capacity, claims, deliveries.start, clock, lambda: membership.id)
     registration = Registration(database, directory, keyring, courier, egress, signals, clock, settings)
     callbacks = Callbacks(database, directory, deliveries, settlement, recorder, signals, tokens, clock, settings, journals, turns, blobs)
     callbacks.on_labels = registration.relabel
@@ -255,7 +256,7 @@ def _join(
 
 async def _run(parts: Parts, settings: Settings, clock: Clock, stack: AsyncExitStack) -> Runtime:
     await parts.membership.join()
-    await Maintenance(parts.services).tick(clock.now())
+    await Maintenance(parts.services).begin(clock.now())
     await parts.services.webhooks.refresh(clock.now())
     await parts.signals.start()
     stack.push_async_callback(parts.signals.stop)
@@ -263,7 +264,7 @@ async def _run(parts: Parts, settings: Settings, clock: Clock, stack: AsyncExitS
     loops = Ticks(parts).make()
     Hints(parts, loops).wire()
     for loop in loops.values():
-        loop.start()
+        loop.start(rested=loop.name in _JOINED)
         stack.push_async_callback(loop.stop)
     return Runtime(
         parts.services, create_app(parts.services), loops, parts.membership, parts.deliveries, parts.capacity, parts.graphs, stack

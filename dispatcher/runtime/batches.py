@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from dispatcher.clock import Clock
 from dispatcher.engine.admission import Queue, Rotation
 from dispatcher.engine.batching import Gathered, goes_at
 from dispatcher.engine.definitions import Batching
@@ -32,6 +33,7 @@ class Batches:
     capacity: Capacity
     claims: Claims
     deliver: Callable[[list[Assignment]], None]
+    clock: Clock
     dispatcher_id: Callable[[], int]
     _ids: IdMaker = field(default_factory=IdMaker)
     _turns: Rotation = field(default_factory=Rotation)
@@ -87,7 +89,7 @@ class Batches:
             gathered = Gathered(rows[q].waiting, rows[q].oldest, running[of])
             moment = goes_at(gathering[q], gathered)
             if moment is not None and moment <= now:
-                if await self._lease(q, gathering[q], gathered, now):
+                if await self._lease(q, gathering[q], gathered):
                     self._turns.served([q])
                     running[of] += 1
                     later.append(now)  # there may be another of the group
@@ -99,8 +101,9 @@ class Batches:
         self.capacity.keep(left)
         return later
 
-    async def _lease(self, q: Queue, batching: Batching, gathered: Gathered, now: datetime) -> bool:
+    async def _lease(self, q: Queue, batching: Batching, gathered: Gathered) -> bool:
         """Lease and send one batch, if there is room for it. One that has waited its time is no larger than what there is room for."""
+        now = self.clock.now()  # whatever time others of this look have taken
         room = self.capacity.room(now)
         if room == 0 or (room < gathered.waiting and now < gathered.oldest + batching.interval):
             return False

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import msgspec
 
+from dispatcher.clock import Clock
 from dispatcher.engine.admission import Place, Queue, Rotation, allot, place_of, queue_of
 from dispatcher.engine.flow import demands_of
 from dispatcher.runtime import ancestry, pins
@@ -41,10 +42,12 @@ class Claims:
         capacity: Capacity,
         departures: Departures,
         metrics: Metrics,
+        clock: Clock,
         dispatcher_id: Callable[[], int],
         most: int,
     ) -> None:
         self._database = database
+        self._clock = clock
         self._directory = directory
         self._capacity = capacity
         self._departures = departures
@@ -87,6 +90,8 @@ class Claims:
             self._note_stuck(asking)
             self._capacity.savings.only(asking if self._lookout.whole else {*asking, *self._capacity.backlog})
             queues.update(self._open([*asking, *await self._bound(asking)], places))
+        else:
+            queues.update(self._open(await self._bound(self._capacity.backlog), places))
         room = min(self._capacity.room(now), self._bite)
         if room == 0:
             return False
@@ -99,7 +104,7 @@ class Claims:
         waiting = await queue.ready(self._database, most) if fresh or len(queues) > 1 else most
         self._capacity.backlog.forget(q for q in queues if q not in waiting)
         self._capacity.backlog.update(waiting)
-        return await self._claim(waiting, room, now)
+        return await self._claim(waiting, room)
 
     def _queues(self, places: dict[Place, int], fresh: set[Place]) -> dict[Queue, None]:
         """Where there may be something: what is known to wait for these places, and whatever may go to those that were not looked at."""
@@ -121,7 +126,12 @@ class Claims:
         """Say where runs are to stay that found no endpoint when they were made, where there is one now; answers the queues they go to."""
         unbound = {q: _BOUND_AT_ONCE for q in asking if (route := self._directory.route(q)).unbound and route.places}
         found = set[Queue]()
-        for q, waiting in (await queue.ready(self._database, unbound) if unbound else {}).items():
+        if not unbound:
+            return found
+        self._capacity.backlog.listen()
+        ready = await queue.ready(self._database, unbound)
+        self._capacity.backlog.forget(q for q in unbound if q not in ready)
+        for q, waiting in ready.items():
             where = [endpoint.id for _ in range(waiting) if (endpoint := self._capacity.calmest(q)) is not None]
             found |= await placements.bind(self._database, q, where)
         return found
@@ -138,8 +148,10 @@ class Claims:
         asking = [(tenant_id, id) for tenant_id, picture in self._directory.pictures.items() for id in picture.asking]
         return await self._lookout.look(asking) if asking else []
 
-    async def _claim(self, waiting: dict[Queue, int], room: int, now: datetime) -> bool:
-        # Free slots are read again: express work may have taken some while the database was asked.
+    async def _claim(self, waiting: dict[Queue, int], room: int) -> bool:
+        # The clock and the free slots are read again: the database was asked, and express work may have taken some meanwhile, or others
+        # this process for dead.
+        now = self._clock.now()
         places = self._capacity.free()
         ready = self._turns.order(waiting)
         routes = {q: self._directory.route(q) for q in ready}

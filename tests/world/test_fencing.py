@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from dispatcher.store import outcomes, tasks
+from dispatcher.store import batches, outcomes, queue, tasks
 from dispatcher.store.database import Database
-from tests.world.endpoint import Arrival, Endpoint
+from tests.world.endpoint import Arrival, Endpoint, manifest
 from tests.world.world import Node, World, until
 
 
@@ -82,6 +82,40 @@ async def test_work_leased_to_a_dispatcher_already_buried_is_found(world: World)
     row = await world.task(run_id)
     assert row["dispatcher_id"] != before
     assert row["infra_retries"] == 1
+
+
+@pytest.mark.parametrize(
+    ("handler", "looked"), [({}, (queue, "ready")), ({"batch": {"max_size": 1}}, (batches, "groups"))], ids=["alone", "in batches"]
+)
+async def test_one_that_stalls_past_its_lease_while_it_looks_leases_nothing(
+    world: World, handler: dict[str, Any], looked: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await world.node(lease=15.0, heartbeat=3.0)
+    endpoint = await world.discovered(one, manifest([{"name": "work", **handler}], "batch"))
+    store, name = looked
+    look, before = getattr(store, name), one.runtime.membership.id
+    moments = list[datetime]()
+
+    async def stalled(database: Database, asked: Any) -> Any:
+        found = await look(database, asked)
+        if found and not moments:
+            world.clock.advance(timedelta(seconds=15))
+            moments.append(world.now)
+        return found
+
+    monkeypatch.setattr(store, name, stalled)
+    run_id = await one.trigger("work", run_at=(world.now + timedelta(seconds=1)).isoformat())
+    await world.advance(timedelta(seconds=1))
+    await one.turn("batches")
+
+    for _ in range(6):  # it joins again, and its former self is buried
+        await world.advance(timedelta(seconds=3))
+        await one.turn("heartbeat", "reap", "slots", "batches", "claim")
+    assert one.runtime.membership.id != before
+    (await endpoint.next()).answer(200, 1, task_protocol="1")
+    (attempt,) = await world.attempts(run_id, 1)
+    assert attempt["number"] == 1
+    assert attempt["started_at"] > moments[0]
 
 
 async def test_one_that_was_buried_gives_itself_no_slots(world: World, one: Node) -> None:

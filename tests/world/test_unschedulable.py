@@ -264,6 +264,18 @@ async def test_a_hard_run_that_found_no_endpoint_keeps_no_place_and_is_bound_whe
     await quiet(world)
 
 
+async def test_a_hard_run_that_found_no_endpoint_is_bound_as_its_place_is_free(world: World, one: Node) -> None:
+    endpoints = await two(world, one, limited(SHARED, sticky="hard"))
+    other = await one.trigger("work")
+    arrival = await endpoints[(await bound(world, other))[0]].next()
+    first = await one.trigger("work", **GPU)
+    await patch(one, "b", labels={"gpu": True})
+    assert (await world.task(first))["gate_wait"] is not None
+    arrival.answer(200, 1)
+    assert await serve(endpoints["b"], [first]) == [first]
+    await quiet(world)
+
+
 async def test_the_schedule_timeout_of_what_is_aside_goes_on(world: World, one: Node) -> None:
     _, first = await lone(world, one)
     deadline = (await world.task(first))["schedule_deadline"]
