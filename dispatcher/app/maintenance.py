@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -27,19 +28,25 @@ class Maintenance:
 
     services: Services
 
+    async def begin(self, now: datetime) -> None:
+        """What is best done before the first write: the days to come have their partitions. The rest is for the first tick."""
+        await self._done(self._partitions, now)
+
     async def tick(self, now: datetime) -> datetime | None:
         """Do all of it. What cannot be done keeps nothing behind it from being done, and is tried again before long."""
-        again = None
-        for part in (self._partitions, self._history, self._places, self._units, self._values):
-            try:
-                await part(now)
-            except Exception as error:
-                again = now + _AGAIN
-                if isinstance(error, DatabaseUnavailable) or is_transient(error):
-                    _log.warning("maintenance: the database is away (%s)", error)
-                else:
-                    _log.exception("maintenance failed; it goes on")
-        return again
+        done = [await self._done(part, now) for part in (self._partitions, self._history, self._places, self._units, self._values)]
+        return None if all(done) else now + _AGAIN
+
+    async def _done(self, part: Callable[[datetime], Awaitable[None]], now: datetime) -> bool:
+        try:
+            await part(now)
+        except Exception as error:
+            if isinstance(error, DatabaseUnavailable) or is_transient(error):
+                _log.warning("maintenance: the database is away (%s)", error)
+            else:
+                _log.exception("maintenance failed; it goes on")
+            return False
+        return True
 
     async def _partitions(self, now: datetime) -> None:
         database, settings = self.services.database, self.services.settings

@@ -7,6 +7,7 @@ Hints are sent only while other dispatchers live, gathered while the last is on 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ from dispatcher.store import signals
 from dispatcher.store.database import Database, DatabaseUnavailable, Listener, is_transient
 
 _log = logging.getLogger(__name__)
+
+_FIRST_SECONDS = 1.0
 
 Handler = Callable[[list[str]], None]
 
@@ -35,8 +38,11 @@ class Signals:
         self._handlers[word] = handler
 
     async def start(self) -> None:
-        """Begin to listen."""
+        """Begin to listen. Returns once hints are heard, so that what begins then misses none, or where that takes too long."""
         self._listener = await self._database.listen(signals.CHANNEL, self._received)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_SECONDS):
+                await self._listener.connected.wait()
 
     async def stop(self) -> None:
         """Stop sending."""

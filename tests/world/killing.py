@@ -102,6 +102,12 @@ class _Killed(Exception):  # noqa: N818
     """Here the process ends."""
 
 
+class _Deaf(Listener):
+    def __init__(self) -> None:
+        self.connected = asyncio.Event()
+        self.connected.set()
+
+
 class MortalDatabase(Database):
     """The database of a dispatcher that may die: the pool is everybody's, its end its own.
 
@@ -118,8 +124,8 @@ class MortalDatabase(Database):
         self._fates.dying.append(self)
 
     async def listen(self, channel: str, callback: Callable[[str], None]) -> Listener:
-        """Nothing depends on a hint."""
-        return cast(Listener, None)
+        """Nothing depends on a hint, and none is heard."""
+        return _Deaf()
 
     async def aclose(self) -> None:
         """The pool goes on."""

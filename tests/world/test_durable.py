@@ -11,7 +11,7 @@ from tests.world.world import Node, World, until
 
 
 async def test_a_turn_says_all_a_handler_needs(world: World, one: Node) -> None:
-    endpoint = await durable_endpoint(world, one, entry("order"))
+    endpoint = await durable_endpoint(world, one, entry("order", execution_timeout="60s"))
     run_id = await one.trigger("order", input={"n": 1})
     body = (await endpoint.next()).json
     assert body["type"] == "turn"
