@@ -28,6 +28,7 @@ from dispatcher.engine.shared_limits import agreed, disagreements
 from dispatcher.engine.triggers import EventIndex
 from dispatcher.runtime.keyring import Keyring, Signers
 from dispatcher.runtime.manifests import StoredManifest
+from dispatcher.runtime.rereading import Rereading
 from dispatcher.sealing import SealError
 from dispatcher.settings import Settings
 from dispatcher.store import registry
@@ -38,7 +39,7 @@ from dispatcher.store.registry import EndpointRow, Registered, Tenant, WorkflowR
 _log = logging.getLogger(__name__)
 
 PENDING = "-"
-_CATCH_UP_EVERY = timedelta(milliseconds=50)
+_CATCH_UP_SECONDS = 0.01  # between looks for what is not known here, at the least
 _MOST_ROUTES = 20_000  # of queues, that are remembered: each group of a batch has one of its own
 
 
@@ -142,8 +143,11 @@ class Directory:
     """Called when something newer has been read, whoever asked for it."""
     _versions: dict[tuple[int, int, int], Workflow] = field(default_factory=dict)
     _filters: dict[int, dict[FilterRow, Filter]] = field(default_factory=dict)
-    _caught_up: datetime | None = None
+    _rereading: Rereading = field(init=False)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self._rereading = Rereading(self.refresh, _CATCH_UP_SECONDS)
 
     @property
     def limits(self) -> Limits:
@@ -176,10 +180,8 @@ class Directory:
             self.on_change()
 
     async def catch_up(self, now: datetime) -> None:
-        """Read what is newer, at most every few milliseconds: for callers who name something not known here."""
-        if self._caught_up is None or now >= self._caught_up + _CATCH_UP_EVERY:
-            self._caught_up = now
-            await self.refresh(now)
+        """Read what is newer, for callers who name something not known here."""
+        await self._rereading.ask(now)
 
     async def _picture(self, loaded: Registered, now: datetime) -> Picture:
         tenant = loaded.tenant

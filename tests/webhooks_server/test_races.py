@@ -122,7 +122,7 @@ async def test_a_secret_added_while_the_other_process_is_reading(senders: Sender
     secret = (await senders.http.post("/v1/webhooks/github/secrets", json={})).json()["secret"]
     body = numbered(1)
     real = asyncio.ensure_future(peer.http.post("/hooks/default/github", content=body, headers=github(body, secret)))
-    await until(lambda: sources.asked > 1)
+    await until(lambda: sources.rereading.asked > 1)
     go_on.set()
     assert [(await stranger).status_code, (await real).status_code] == [401, 200]
 

@@ -125,7 +125,7 @@ async def test_an_unknown_webhook_is_answered_as_a_wrong_secret(senders: Senders
 async def test_and_takes_as_long(senders: Senders) -> None:
     """Medians within a third of each other: both read the body, hash it, and answer the same."""
     await senders.webhook(rate_limit={"per_second": 10_000, "burst": 10_000})
-    senders.world.services.webhooks.sources.pace = 0  # waiting for others would hide a difference
+    senders.world.services.webhooks.sources.rereading.pace = 0  # waiting for others would hide a difference
     body = numbered(1) + b" " * 20_000
     headers = github(body, "other")
     times: dict[str, list[float]] = {"github": [], "nobody": []}

@@ -63,3 +63,12 @@ async def test_credentials_are_not_sent_to_another_place_than_they_were_given_fo
     await one.call("PUT", "/v1/endpoints/app", {**body, "url": f"{endpoint.url}/v2"})
     await one.call("PUT", "/v1/endpoints/app", {**body, "url": elsewhere.url, "auth": {**AUTH, "token": "other"}})
     assert await _authorization(world, one, elsewhere) == "Bearer other"
+
+
+async def test_what_was_just_registered_elsewhere_is_found_by_whoever_names_it(world: World, one: Node) -> None:
+    """However many do at once, and however shortly after somebody has named it in vain."""
+    two = await world.node("two")
+    await two.runtime.loops["registry"].stop()
+    await two.call("POST", "/v1/runs", {"workflow": "work", "input": {}}, expect=404)
+    await world.endpoint(one, [{"name": "work"}])
+    assert len({*await asyncio.gather(*(two.trigger("work") for _ in range(5)))}) == 5

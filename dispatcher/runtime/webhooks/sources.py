@@ -14,6 +14,7 @@ from typing import Any, Final
 from dispatcher.clock import monotonic
 from dispatcher.engine.expressions import Expression, ExpressionError
 from dispatcher.runtime.directory import Directory
+from dispatcher.runtime.rereading import Rereading
 from dispatcher.runtime.webhooks.buckets import Bucket
 from dispatcher.sealing import Sealer, SealError
 from dispatcher.store import webhooks as store
@@ -145,13 +146,7 @@ class Sources:
         self._hooks: dict[tuple[str, str], Hook] = {}
         self._opened: dict[tuple[int, bytes], str] = {}
         self._lock = asyncio.Lock()
-        self._reading = asyncio.Lock()
-        self._next: asyncio.Future[None] | None = None
-        self._read_at: float | None = None
-        self.pace = CATCH_UP_SECONDS
-        """Seconds from one reading that was asked for to the next, at the least."""
-        self.asked = 0
-        """How often somebody has missed something here."""
+        self.rereading = Rereading(self.refresh, CATCH_UP_SECONDS)
 
     async def refresh(self, now: datetime) -> bool:
         """Read again what belongs to tenants whose webhooks have changed; True when any had."""
@@ -180,28 +175,8 @@ class Sources:
         self._opened = {at: text for at, text in self._opened.items() if at[0] != tenant_id or at[1] in kept}
 
     async def catch_up(self, now: datetime) -> None:
-        """Read what another process may just have changed. The reading begins after this call, so it brings whatever was committed before.
-
-        Whoever asks before it begins shares it, and it begins a few milliseconds after the last one at the soonest.
-        """
-        self.asked += 1
-        if self._next is None:
-            self._next = asyncio.ensure_future(self._catch_up(now))
-            self._next.add_done_callback(self._landed)
-        await asyncio.shield(self._next)
-
-    async def _catch_up(self, now: datetime) -> None:
-        async with self._reading:
-            if self._read_at is not None:
-                await asyncio.sleep(max(0.0, self._read_at + self.pace - monotonic()))
-            self._read_at, self._next = monotonic(), None
-            await self.refresh(now)
-
-    def _landed(self, reading: asyncio.Future[None]) -> None:
-        if self._next is reading:
-            self._next = None
-        if not reading.cancelled():
-            reading.exception()  # looked at, even when everybody who waited is gone
+        """Read what another process may just have changed."""
+        await self.rereading.ask(now)
 
     def find(self, slug: str, name: str, now: datetime) -> Hook | None:
         """The address of a tenant, with the secrets that are active now."""
