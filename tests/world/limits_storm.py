@@ -6,19 +6,17 @@ Attempts are recorded at the endpoints. A storm says what comes and what changes
 from __future__ import annotations
 
 import random
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
 from typing import Any, ClassVar
 
 from dispatcher.store import gates
 from tests.world.endpoint import Arrival, Endpoint
-from tests.world.test_concurrency import MORTAL, quiet
+from tests.world.random_acts import MILLISECOND, SECOND, RandomActs
+from tests.world.test_concurrency import quiet
 from tests.world.world import Node, World, until
 
-MILLISECOND = timedelta(milliseconds=1)
-SECOND = timedelta(seconds=1)
 MOST = 2
 SHARED: dict[str, Any] = {"name": "shared", "expression": "input.key", "max_runs": MOST}
 COMMON: dict[str, Any] = {"schedule_timeout": "10h", "execution_timeout": "10h", "retries": 2, "idempotent": True}
@@ -26,15 +24,15 @@ Of = tuple[str, str]
 """A workflow and a key."""
 
 
-class Storm(ABC):
+class Storm(RandomActs):
     """Random acts, and what came of them: which runs were triggered, and which began in what order."""
 
     answered: ClassVar[float]
     """Below this an act that is not a trigger answers an attempt."""
+    loops: ClassVar[tuple[str, ...]] = ("heartbeat", "reap", "slots", "registry", "timers", "asides", "gates", "graphs", "claim")
 
     def __init__(self, world: World, seed: int) -> None:
-        self.world = world
-        self.rng = random.Random(seed)
+        super().__init__(world, seed)
         self.endpoints: dict[str, Endpoint] = {}
         self.open: list[Arrival] = []
         self.starts: dict[Of, list[str]] = defaultdict(list)
@@ -51,25 +49,18 @@ class Storm(ABC):
 
     async def blow(self, handlers: Mapping[str, Sequence[Mapping[str, Any]]], slots: int) -> None:
         """Endpoints with these handlers, two dispatchers, acts, a crash of one of them, and more acts."""
-        nodes = [await self.world.node(name, **MORTAL) for name in ("one", "two")]
+        mortal = await self.two_nodes()
         for name, served in handlers.items():
-            self.endpoints[name] = await self.register(nodes[0], name, served, slots)
+            self.endpoints[name] = await self.register(mortal, name, served, slots)
             self.endpoints[name].way = self.arrive
-        for node in nodes:
-            await node.turn("registry", "slots")
-        for _ in range(100):
-            await self.act()
-        await self.world.crash(nodes[0])
-        for _ in range(60):
-            await self.act()
+        await self.known()
+        await self.acts(100)
+        await self.world.crash(mortal)
+        await self.acts(60)
 
     async def register(self, node: Node, name: str, served: Sequence[Mapping[str, Any]], slots: int) -> Endpoint:
         """An endpoint that serves these handlers."""
         return await self.world.endpoint(node, served, name=name, slots=slots)
-
-    @property
-    def node(self) -> Node:
-        return self.rng.choice(self.world.nodes)
 
     def arrive(self, arrival: Arrival) -> None:
         self.open = [one for one in self.open if not one.answered.is_set() and not one.hung_up.is_set()]
@@ -103,11 +94,6 @@ class Storm(ABC):
     def answer(self, arrival: Arrival) -> None:
         if not arrival.answered.is_set() and not arrival.hung_up.is_set():
             arrival.answer(200, 1)
-
-    async def live(self) -> None:
-        self.world.clock.advance(SECOND)
-        for node in self.world.nodes:
-            await node.turn("heartbeat", "reap", "slots", "registry", "timers", "asides", "gates", "graphs", "claim")
 
     async def drained(self, runs: Iterable[str]) -> None:
         """Answer what comes until nothing of these runs is left."""

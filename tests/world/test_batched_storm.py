@@ -6,21 +6,19 @@ accepts, its callback or the end of its lease.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from tests.world.endpoint import Arrival, manifest
+from tests.world.random_acts import MILLISECOND, SECOND, RandomActs
 from tests.world.test_concurrency import MORTAL
-from tests.world.world import Node, World, until
+from tests.world.world import World
 
-MILLISECOND = timedelta(milliseconds=1)
-SECOND = timedelta(seconds=1)
 SLOTS = 6
 COMMON: dict[str, Any] = {"schedule_timeout": "10h", "execution_timeout": "6s", "retries": 2}
 HANDLERS: dict[str, dict[str, Any]] = {
@@ -123,27 +121,22 @@ class Record:
             self.wrong.append(f"{sum(filled.values())} slots at {self.world.now}")
 
 
-class Storm:
+class Storm(RandomActs):
     """Random acts."""
 
+    loops = ("heartbeat", "reap", "slots", "deadlines", "timers", "cancels", "batches", "claim")
+
     def __init__(self, world: World, seed: int) -> None:
-        self.world = world
-        self.rng = random.Random(seed)
+        super().__init__(world, seed)
         self.record = Record(world)
         self.runs: list[str] = []
         self.cancelled: set[str] = set()
 
     async def begin(self) -> None:
-        nodes = [await self.world.node(name, **MORTAL) for name in ("one", "two")]
         handlers = [{"name": name, **COMMON, **more} for name, more in HANDLERS.items()]
-        endpoint = await self.world.discovered(nodes[0], manifest(handlers, "batch", "async"), slots=SLOTS)
+        endpoint = await self.world.discovered(await self.two_nodes(), manifest(handlers, "batch", "async"), slots=SLOTS)
         endpoint.way = self.record.arrive
-        for node in nodes:
-            await node.turn("registry", "slots")
-
-    @property
-    def node(self) -> Node:
-        return self.rng.choice(self.world.nodes)
+        await self.known()
 
     async def act(self) -> None:
         self.world.clock.advance(MILLISECOND)
@@ -246,12 +239,6 @@ class Storm:
         else:
             arrival.cut()
 
-    async def live(self, steps: int, step: timedelta = SECOND) -> None:
-        for _ in range(steps):
-            self.world.clock.advance(step)
-            for node in self.world.nodes:
-                await node.turn("heartbeat", "reap", "slots", "deadlines", "timers", "cancels", "batches", "claim")
-
     async def crowd(self) -> None:
         """More full batches of a group than may be under way, and nobody of them ends by himself."""
         for name, handler in HANDLERS.items():
@@ -261,21 +248,14 @@ class Storm:
         for node in self.world.nodes:
             await node.turn("batches", "batches")
 
-    async def end(self) -> None:
-        """Answer everything until nothing is left."""
-
-        async def over() -> bool:
-            for items in self.record.requests():
-                arrival = items[0].arrival
-                if arrival.json["type"] == "batch":
-                    results = [{"id": item.body["id"], "status": "ok", "output": self._output(item)} for item in items]
-                    arrival.answer(200, {"results": results}, task_protocol="1")
-                else:
-                    arrival.answer(200, self._output(items[0]), task_protocol="1")
-            await self.live(1)
-            return not await self.world.database.fetchval("select count(*) from runs")
-
-        await until(over, 60)
+    def answer_all(self) -> None:
+        for items in self.record.requests():
+            arrival = items[0].arrival
+            if arrival.json["type"] == "batch":
+                results = [{"id": item.body["id"], "status": "ok", "output": self._output(item)} for item in items]
+                arrival.answer(200, {"results": results}, task_protocol="1")
+            else:
+                arrival.answer(200, self._output(items[0]), task_protocol="1")
 
 
 @pytest.mark.parametrize("seed", range(1))
@@ -283,17 +263,14 @@ async def test_no_instant_has_more_batches_of_a_group_than_it_may_have(world: Wo
     storm = Storm(world, seed)
     await storm.begin()
     await storm.crowd()
-    for _ in range(60):
-        await storm.act()
+    await storm.acts(60)
     await world.crash(world.nodes[0])
-    for _ in range(20):
-        await storm.act()
+    await storm.acts(20)
     await storm.live(7, 3 * SECOND)  # until the dead one is buried
     await world.node("three", **MORTAL)
-    for _ in range(30):
-        await storm.act()
+    await storm.acts(30)
     await storm.crowd()
-    await storm.end()
+    await storm.end(storm.answer_all)
     assert storm.record.wrong == []
     assert {"mail", "pair"} <= set(storm.record.most), "the storm was too mild to show anything"
     await _ended_as_they_should(world, storm)

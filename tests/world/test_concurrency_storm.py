@@ -10,17 +10,15 @@ import json
 import random
 from collections import defaultdict
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from tests.world.endpoint import Arrival
-from tests.world.test_concurrency import MORTAL, quiet
-from tests.world.world import Node, World, until
+from tests.world.random_acts import MILLISECOND, RandomActs
+from tests.world.test_concurrency import quiet
+from tests.world.world import World, until
 
-SECOND = timedelta(seconds=1)
-MILLISECOND = timedelta(milliseconds=1)
 SHARED = {"name": "shared", "max_runs": 3}
 KEYED = {"expression": "input.key", "max_runs": 2}
 COMMON: dict[str, Any] = {"schedule_timeout": "10h", "execution_timeout": "20s", "retries": 2, "idempotent": True}
@@ -64,27 +62,22 @@ def groups(body: dict[str, Any]) -> list[tuple[tuple[str, ...], int]]:
     return found
 
 
-class Storm:
+class Storm(RandomActs):
     """Random acts on a world of two dispatchers."""
 
+    loops = ("heartbeat", "reap", "slots", "deadlines", "timers", "gates", "claim")
+
     def __init__(self, world: World, seed: int) -> None:
-        self.world = world
-        self.rng = random.Random(seed)
+        super().__init__(world, seed)
         self.record = Record()
         self.runs: dict[str, tuple[str, str]] = {}
         self.touched: set[str] = set()
 
     async def begin(self) -> None:
-        nodes = [await self.world.node(name, **MORTAL) for name in ("one", "two")]
         handlers = [{"name": name, "concurrency": rules, **COMMON} for name, rules in WORKFLOWS.items()]
-        endpoint = await self.world.endpoint(nodes[0], handlers, slots=40)
+        endpoint = await self.world.endpoint(await self.two_nodes(), handlers, slots=40)
         endpoint.way = self.record.arrive
-        for node in nodes:
-            await node.turn("registry", "slots")
-
-    @property
-    def node(self) -> Node:
-        return self.rng.choice(self.world.nodes)
+        await self.known()
 
     async def act(self) -> None:
         self.world.clock.advance(MILLISECOND)
@@ -114,12 +107,6 @@ class Storm:
             self.touched.add(arrival.json["run_id"])
             arrival.answer(500, {"error": {"message": "no"}}, task_retry=self.rng.choice(["true", "false"]))
 
-    async def live(self, seconds: int) -> None:
-        for _ in range(seconds):
-            self.world.clock.advance(SECOND)
-            for node in self.world.nodes:
-                await node.turn("heartbeat", "reap", "slots", "deadlines", "timers", "gates", "claim")
-
     async def crowd(self) -> None:
         """Fill groups that send away who is too many, and let nobody in them end by itself."""
         for _ in range(4):
@@ -130,33 +117,23 @@ class Storm:
         for node in self.world.nodes:
             await node.turn("gates", "claim", "cancels")
 
-    async def end(self) -> None:
-        """Answer everything until nothing is left."""
-
-        async def over() -> bool:
-            for arrival in self.record.open:
-                if not arrival.answered.is_set() and not arrival.hung_up.is_set():
-                    arrival.answer(200, 1)
-            await self.live(1)
-            return not await self.world.database.fetchval("select count(*) from runs")
-
-        await until(over, 60)
+    def answer_all(self) -> None:
+        for arrival in self.record.open:
+            if not arrival.answered.is_set() and not arrival.hung_up.is_set():
+                arrival.answer(200, 1)
 
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_no_instant_exceeds_any_limit(world: World, seed: int) -> None:
     storm = Storm(world, seed)
     await storm.begin()
-    for _ in range(120):
-        await storm.act()
+    await storm.acts(120)
     await world.crash(world.nodes[0])
-    for _ in range(60):
-        await storm.act()
+    await storm.acts(60)
     await storm.live(20)
-    for _ in range(40):
-        await storm.act()
+    await storm.acts(40)
     await storm.crowd()
-    await storm.end()
+    await storm.end(storm.answer_all)
     assert storm.record.wrong == []
     await quiet(world)
     drifts = await world.nodes[0].runtime.services.gates._database.fetch("select * from gates where held <> 0 or waiting <> 0")

@@ -15,7 +15,8 @@ import pytest
 
 from tests.world.durable import answer, durable_endpoint, entry, pending
 from tests.world.endpoint import Arrival, Endpoint
-from tests.world.limits_storm import COMMON, MILLISECOND, SECOND, SHARED, Storm
+from tests.world.limits_storm import COMMON, SHARED, Storm
+from tests.world.random_acts import MILLISECOND
 from tests.world.world import Node, World
 
 SHARING: dict[str, Any] = {**COMMON, "concurrency": [SHARED]}
@@ -28,7 +29,6 @@ HANDLERS: list[dict[str, Any]] = [
     entry("order", **SHARING),
 ]
 ENDPOINTS = ("a", "b")
-LOOPS = ("heartbeat", "reap", "slots", "registry", "timers", "waits", "renewals", "pins", "asides", "gates", "graphs", "claim")
 STAYS = """
     select r.id from runs r join workflows w on w.tenant_id = r.tenant_id and w.id = r.workflow_id
     where r.sticky_endpoint = $1 and w.name in ('bound', 'flow')
@@ -50,6 +50,7 @@ class Drains(Storm):
     """Endpoints are drained, paused and resumed."""
 
     answered = 0.75
+    loops = ("heartbeat", "reap", "slots", "registry", "timers", "waits", "renewals", "pins", "asides", "gates", "graphs", "claim")
 
     def __init__(self, world: World, seed: int) -> None:
         super().__init__(world, seed)
@@ -109,11 +110,6 @@ class Drains(Storm):
             answer(arrival, "wait", base=0, ops=[nap], wake="nap#0")
         else:
             answer(arrival, "done", base=arrival.json["log"]["len"])
-
-    async def live(self) -> None:
-        self.world.clock.advance(SECOND)
-        for node in self.world.nodes:
-            await node.turn(*LOOPS)
 
 
 @pytest.mark.parametrize("seed", range(1))

@@ -6,9 +6,7 @@ whoever does not wait for an endpoint that is gone comes to its end.
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -16,10 +14,9 @@ import pytest
 
 from tests.world.durable import FEATURES, answer, entry, pending
 from tests.world.endpoint import Arrival, Endpoint, manifest
-from tests.world.test_concurrency import MORTAL
-from tests.world.world import Node, World, until
+from tests.world.random_acts import MILLISECOND, SECOND, RandomActs
+from tests.world.world import World, until
 
-MILLISECOND, SECOND = timedelta(milliseconds=1), timedelta(seconds=1)
 COMMON: dict[str, Any] = {"schedule_timeout": "10h", "execution_timeout": "20s", "retries": 3, "idempotent": True}
 TASKS = [{"name": "x", **COMMON}, {"name": "y", "parents": ["x"], **COMMON}, {"name": "z", "parents": ["x"], **COMMON}]
 LEAF = {"name": "leaf", "sticky": "hard", **COMMON}
@@ -29,12 +26,13 @@ SERVED = {"a": [*FLOWS, LEAF, ORDER], "b": [*FLOWS, LEAF, ORDER], "c": [*FLOWS, 
 SLOTS = 3
 
 
-class Storm:
+class Storm(RandomActs):
     """Random acts, and what the endpoints have seen of them. Endpoints are told apart by their ids: one that comes back is another."""
 
+    loops = ("heartbeat", "reap", "slots", "registry", "deadlines", "timers", "waits", "marks", "asides", "claim")
+
     def __init__(self, world: World, seed: int) -> None:
-        self.world = world
-        self.rng = random.Random(seed)
+        super().__init__(world, seed)
         self.urls: dict[str, Endpoint] = {}
         self.open: list[Arrival] = []
         self.runs: list[str] = []
@@ -43,17 +41,12 @@ class Storm:
         self.parents: dict[str, str] = {}
 
     async def begin(self) -> None:
-        nodes = [await self.world.node(name, **MORTAL) for name in ("one", "two")]
+        mortal = await self.two_nodes()
         for name, handlers in SERVED.items():
-            self.urls[name] = endpoint = await self.world.discovered(nodes[0], manifest(handlers, *FEATURES), name=name, slots=SLOTS)
+            self.urls[name] = endpoint = await self.world.discovered(mortal, manifest(handlers, *FEATURES), name=name, slots=SLOTS)
             endpoint.way = self.arrive
-        for node in nodes:
-            await node.turn("registry", "slots")
+        await self.known()
         self.runs = [await self.node.trigger(workflow) for workflow in ("hard", "soft", "leaf", "order")]
-
-    @property
-    def node(self) -> Node:
-        return self.rng.choice(self.world.nodes)
 
     def arrive(self, arrival: Arrival) -> None:
         body = arrival.json
@@ -110,12 +103,6 @@ class Storm:
         else:
             answer(arrival, "done", base=body["log"]["len"], output=1)
 
-    async def live(self, steps: int, step: timedelta = SECOND) -> None:
-        for _ in range(steps):
-            self.world.clock.advance(step)
-            for node in self.world.nodes:
-                await node.turn("heartbeat", "reap", "slots", "registry", "deadlines", "timers", "waits", "marks", "asides", "claim")
-
     async def calm(self) -> None:
         """Everything is open again, and answers well, until nothing is left that could start."""
         for name in SERVED:
@@ -127,7 +114,7 @@ class Storm:
     async def settled(self, zone: str) -> bool:
         for arrival in self.waiting():
             self.answer(arrival, good=True)
-        await self.live(1)
+        await self.live()
         return not await self.world.database.fetchval(_STARTABLE, zone)
 
 
@@ -135,11 +122,9 @@ class Storm:
 async def test_hard_runs_stay_and_nobody_is_forgotten(world: World, seed: int) -> None:
     storm = Storm(world, seed)
     await storm.begin()
-    for _ in range(60):
-        await storm.act()
+    await storm.acts(60)
     await world.crash(world.nodes[0])
-    for _ in range(25):
-        await storm.act()
+    await storm.acts(25)
     await storm.live(7, 3 * SECOND)  # until the dead one is buried
     await storm.calm()
     left = {row["id"] for row in await world.database.fetch("select id from runs")}
