@@ -42,9 +42,9 @@ class Loop:
     _shortened: asyncio.Event = field(default_factory=asyncio.Event)
     _task: asyncio.Task[None] | None = None
 
-    def start(self, *, rested: bool = False) -> None:
-        """Begin; the first tick runs at once, or, where what it does has just been done, as if that had been the last."""
-        self._task = asyncio.create_task(self._run(rested), name=f"loop {self.name}")
+    def start(self) -> None:
+        """Begin; the first tick runs at once."""
+        self._task = asyncio.create_task(self._run(), name=f"loop {self.name}")
 
     def wake(self) -> None:
         """Run the next tick now."""
@@ -64,9 +64,7 @@ class Loop:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _run(self, rested: bool) -> None:
-        if rested:
-            await self._sleep(self.clock.now() + self.every)
+    async def _run(self) -> None:
         while True:
             self._wake.clear()
             self._until = None

@@ -75,7 +75,6 @@ from dispatcher.store.migrate import migrate
 _log = logging.getLogger(__name__)
 
 DEFAULT_TENANT = "default"
-_JOINED = ("heartbeat", "slots")  # loops that do what whoever joins has done
 _LAST_WORDS = timedelta(seconds=5)  # after the grace, for writing what came of attempts that were still open
 _SET = 250  # tasks leased, or outcomes written, in one statement: more would save little and keep others waiting
 
@@ -264,7 +263,7 @@ async def _run(parts: Parts, settings: Settings, clock: Clock, stack: AsyncExitS
     loops = Ticks(parts).make()
     Hints(parts, loops).wire()
     for loop in loops.values():
-        loop.start(rested=loop.name in _JOINED)
+        loop.start()
         stack.push_async_callback(loop.stop)
     return Runtime(
         parts.services, create_app(parts.services), loops, parts.membership, parts.deliveries, parts.capacity, parts.graphs, stack

@@ -93,7 +93,7 @@ class Batches:
                     self._turns.served([q])
                     running[of] += 1
                     later.append(now)  # there may be another of the group
-                elif self.capacity.room(now):
+                elif self.capacity.room(self.clock.now()):
                     left.append(q)
             elif moment is not None:
                 later.append(moment)

@@ -161,8 +161,10 @@ class Capacity:
         return None
 
     def leave_others(self) -> None:
-        """Tasks that are run many at once are found where they gather: of their groups, which may be many, nothing is kept here."""
-        self.backlog.drop([q for q in self.backlog if self.directory.route(q).gathers])
+        """Tasks that are run many at once are found where they gather: of their groups, which may be many, nothing is kept here. Nor is
+        anything of those whose runs could be bound to no endpoint.
+        """
+        self.backlog.drop([q for q in self.backlog if (r := self.directory.route(q)).gathers or (r.unbound and not r.places)])
 
     def passed_over(self, places: Iterable[Place]) -> None:
         """Tasks on their own have had their turn at these, and left slots free: batches may have them."""

@@ -134,6 +134,7 @@ class Claims:
         for q, waiting in ready.items():
             where = [endpoint.id for _ in range(waiting) if (endpoint := self._capacity.calmest(q)) is not None]
             found |= await placements.bind(self._database, q, where)
+        self._capacity.backlog.update(found)
         return found
 
     def _note_stuck(self, asking: Iterable[Queue]) -> None:

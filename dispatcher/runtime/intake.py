@@ -147,13 +147,13 @@ class Intake:
         """A run ready to be written by `write_with`, its id already its own."""
         return self._run_submission(request, self._clock.now())
 
-    async def write_with(self, conn: Connection, submissions: list[Submission], now: datetime) -> list[Assignment] | None:
+    async def write_with(self, conn: Connection, submissions: list[Submission]) -> list[Assignment] | None:
         """Write prepared runs in the caller's transaction. None when the registry has moved on: roll back, `refresh`, prepare them again.
 
         What is answered is to be given to `begin` once it is committed, or to `forget` when it was not.
         """
         self._gates.line_up(run for s in submissions for run in s.runs)
-        assignments = await self._write_fresh(conn, submissions, now)
+        assignments = await self._write_fresh(conn, submissions)
         if all(s.written for s in submissions):
             return assignments
         self.forget(assignments)
@@ -174,8 +174,9 @@ class Intake:
             raise
         return self._leased(submissions, endpoints, ids, now)
 
-    async def begin(self, submissions: list[Submission], assignments: list[Assignment], now: datetime) -> None:
+    async def begin(self, submissions: list[Submission], assignments: list[Assignment]) -> None:
         """Runs written by `write_with` are committed: only now can those that were not leased be found where they wait."""
+        now = self._clock.now()
         waiting = [run for s in submissions if s.written for run in s.runs if run.endpoint_id is None and _ready(run, now)]
         self._capacity.backlog.update(queue_of(run.tenant_id, run.workflow_id, run.durable, run.requirement) for run in waiting)
         if self._capacity.backlog:
@@ -428,7 +429,7 @@ class Intake:
         """Write one set. Express slots are taken first, given back for whatever was not written."""
         submissions = [s for parcel in parcels for s in parcel]
         now = self._clock.now()
-        await self.begin(submissions, await self._write_limited(submissions, now), now)
+        await self.begin(submissions, await self._write_limited(submissions, now))
         return [None] * len(parcels)
 
     async def _write_limited(self, submissions: list[Submission], now: datetime) -> list[Assignment]:
@@ -438,7 +439,7 @@ class Intake:
             self._gates.assign((run for s in submissions for run in s.runs), crowded, now)
             try:
                 if all(s.plain for s in submissions):
-                    return await self._write_fresh(self._database, submissions, now)
+                    return await self._write_fresh(self._database, submissions)
                 return await self._write_keyed(submissions, now)
             except NoRoom as found:
                 crowded |= found.gates
@@ -463,7 +464,7 @@ class Intake:
         try:
             async with self._database.transaction() as conn:
                 fresh = await self._claim_keys(conn, await self._claim_firings(conn, submissions, now), now)
-                assignments = await self._write_fresh(conn, fresh, now)
+                assignments = await self._write_fresh(conn, fresh)
                 plans = [(s.event.tenant_id, s.plan) for s in fresh if s.written and s.plan is not None and s.event is not None]
                 if plans:
                     await firing.write_plans(conn, plans, now)
@@ -521,7 +522,8 @@ class Intake:
             for s in second:
                 s.first_id = None if s.first_id in gone else s.first_id
 
-    async def _write_fresh(self, db: Database | Connection, submissions: list[Submission], now: datetime) -> list[Assignment]:
+    async def _write_fresh(self, db: Database | Connection, submissions: list[Submission]) -> list[Assignment]:
+        now = self._clock.now()  # what is leased is leased now, however long it took to come here
         endpoints = self._take_express(submissions, now)
         try:
             events = [s.event for s in submissions if s.event is not None]

@@ -172,10 +172,9 @@ class Journals:
         It answers whether the registry was as it was prepared for; otherwise roll back, and prepare it again.
         """
         written: list[tuple[Restart, list[Assignment]]] = []
-        now = self._clock.now()
 
         async def write(conn: Connection, restart: Restart) -> bool:
-            assignments = await self._intake.write_with(conn, restart.submissions, now) if restart.submissions else []
+            assignments = await self._intake.write_with(conn, restart.submissions) if restart.submissions else []
             if assignments is not None:
                 written.append((restart, assignments))
             return assignments is not None
@@ -186,7 +185,7 @@ class Journals:
             self._intake.forget([assignment for _, assignments in written for assignment in assignments])
             raise
         for restart, assignments in written:
-            await self._intake.begin(restart.submissions, assignments, now)
+            await self._intake.begin(restart.submissions, assignments)
 
     async def refresh(self) -> None:
         """Read the registry again, which has moved on."""
@@ -235,7 +234,7 @@ class Journals:
             return {run.id for row, some in zip(rows, runs, strict=True) if row.key in landed for run in some}
 
         assignments = await self._intake.write_along(submissions, now, write)
-        await self._intake.begin(submissions, assignments, now)
+        await self._intake.begin(submissions, assignments)
         for item, row, _ in simple:
             item.children = row.children
         return landed
@@ -245,13 +244,12 @@ class Journals:
         for _ in range(_STALE_TRIES):
             prepared = [self._prepare(item) for item in items]
             assignments: list[Assignment] | None = []
-            now = self._clock.now()
             try:
                 async with self._database.transaction(lane="settle") as conn:
                     rows = [row for row, _ in prepared]
-                    landed = await journal.append(conn, rows, now, self.bounds.entries, self.bounds.log_bytes)
+                    landed = await journal.append(conn, rows, self._clock.now(), self.bounds.entries, self.bounds.log_bytes)
                     runs = [s for row, submissions in prepared if row.key in landed for s in submissions]
-                    assignments = await self._intake.write_with(conn, runs, now) if runs else []
+                    assignments = await self._intake.write_with(conn, runs) if runs else []
                     if assignments is None:
                         raise _Stale
             except _Stale:
@@ -260,7 +258,7 @@ class Journals:
             except BaseException:
                 self._intake.forget(assignments or [])
                 raise
-            await self._intake.begin(runs, assignments, now)
+            await self._intake.begin(runs, assignments)
             for item, (row, _) in zip(items, prepared, strict=True):
                 item.children = row.children
             return landed

@@ -158,7 +158,7 @@ async def test_a_durable_task_goes_on_where_it_began(
         assert (await world.over(other))["status"] == "succeeded"
     else:
         await world.advance(timedelta(seconds=10))
-    await one.turn(*LOOPS)
+    await look(one)
     turn = await a.next()
     assert (turn.json["run_id"], turn.json["turn"]) == (run_id, 2)
     assert await left(one) == ("draining", 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.store import batches, outcomes, queue, tasks
+from dispatcher.store import batches, intake, outcomes, queue, tasks
 from dispatcher.store.database import Database
 from tests.world.endpoint import Arrival, Endpoint, manifest
 from tests.world.world import Node, World, until
@@ -84,38 +84,57 @@ async def test_work_leased_to_a_dispatcher_already_buried_is_found(world: World)
     assert row["infra_retries"] == 1
 
 
-@pytest.mark.parametrize(
-    ("handler", "looked"), [({}, (queue, "ready")), ({"batch": {"max_size": 1}}, (batches, "groups"))], ids=["alone", "in batches"]
-)
-async def test_one_that_stalls_past_its_lease_while_it_looks_leases_nothing(
-    world: World, handler: dict[str, Any], looked: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = await world.node(lease=15.0, heartbeat=3.0)
-    endpoint = await world.discovered(one, manifest([{"name": "work", **handler}], "batch"))
-    store, name = looked
-    look, before = getattr(store, name), one.runtime.membership.id
-    moments = list[datetime]()
+async def _stalls(world: World, monkeypatch: pytest.MonkeyPatch, store: Any, name: str) -> list[datetime]:
+    """The process stands still for longer than its lease as soon as this has found something; when it went on."""
+    look, moments = getattr(store, name), list[datetime]()
 
-    async def stalled(database: Database, asked: Any) -> Any:
-        found = await look(database, asked)
+    async def stalled(*asked: Any) -> Any:
+        found = await look(*asked)
         if found and not moments:
             world.clock.advance(timedelta(seconds=15))
             moments.append(world.now)
         return found
 
     monkeypatch.setattr(store, name, stalled)
-    run_id = await one.trigger("work", run_at=(world.now + timedelta(seconds=1)).isoformat())
-    await world.advance(timedelta(seconds=1))
-    await one.turn("batches")
+    return moments
 
-    for _ in range(6):  # it joins again, and its former self is buried
+
+async def _began_once_it_had_joined_again(world: World, one: Node, endpoint: Endpoint, run_id: str, moments: list[datetime]) -> None:
+    (stalled,) = moments
+    for _ in range(6):  # until its former self is buried
         await world.advance(timedelta(seconds=3))
         await one.turn("heartbeat", "reap", "slots", "batches", "claim")
-    assert one.runtime.membership.id != before
     (await endpoint.next()).answer(200, 1, task_protocol="1")
     (attempt,) = await world.attempts(run_id, 1)
     assert attempt["number"] == 1
-    assert attempt["started_at"] > moments[0]
+    assert attempt["started_at"] > stalled
+
+
+@pytest.mark.parametrize(("loop", "handler"), [("claim", {}), ("batches", {"batch": {"max_size": 1}})])
+async def test_one_that_stalls_past_its_lease_while_it_looks_leases_nothing(
+    world: World, loop: str, handler: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await world.node(lease=15.0, heartbeat=3.0)
+    endpoint = await world.discovered(one, manifest([{"name": "work", **handler}], "batch"))
+    for name in ("claim", "batches"):
+        await one.runtime.loops[name].stop()
+    run_id = await one.trigger("work", run_at=(world.now + timedelta(seconds=1)).isoformat())
+    world.clock.advance(timedelta(seconds=1))
+    await one.turn("timers")
+    moments = await _stalls(world, monkeypatch, *((batches, "groups") if handler else (queue, "ready")))
+    await one.runtime.loops[loop].tick(world.now)
+    for name in ("claim", "batches"):
+        one.runtime.loops[name].start()
+    await _began_once_it_had_joined_again(world, one, endpoint, run_id, moments)
+
+
+async def test_one_that_stalls_past_its_lease_as_it_takes_a_key_leases_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = await world.node(lease=15.0, heartbeat=3.0)
+    endpoint = await world.endpoint(one, [{"name": "work"}])
+    await one.turn("registry", "slots")
+    moments = await _stalls(world, monkeypatch, intake, "claim_keys")
+    run_id = await one.trigger("work", idempotency_key="k")
+    await _began_once_it_had_joined_again(world, one, endpoint, run_id, moments)
 
 
 async def test_one_that_was_buried_gives_itself_no_slots(world: World, one: Node) -> None:

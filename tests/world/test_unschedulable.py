@@ -276,6 +276,39 @@ async def test_a_hard_run_that_found_no_endpoint_is_bound_as_its_place_is_free(w
     await quiet(world)
 
 
+async def test_and_is_claimed_as_the_slot_is_free_if_it_was_bound_before(world: World, one: Node) -> None:
+    a = await world.endpoint(one, [limited(SHARED, sticky="hard")], name="a")
+    b = await world.endpoint(one, [limited(SHARED, sticky="hard"), {"name": "fill"}], name="b", slots=1)
+    await one.trigger("work")
+    arrival = await a.next()
+    first = await one.trigger("work", **GPU)
+    await patch(one, "b", labels={"gpu": True})
+    await one.trigger("fill")
+    filling = await b.next()
+    arrival.answer(200, 1)
+
+    async def is_bound() -> bool:
+        return "endpoint" in (await world.task(first))["requirement"]
+
+    await until(is_bound)
+    await one.turn("claim")
+    filling.answer(200, 1)
+    assert await serve(b, [first]) == [first]
+
+
+async def test_a_hard_run_that_finds_no_endpoint_wakes_nobody_whatever_others_do(world: World, one: Node) -> None:
+    endpoint = await world.endpoint(one, [{"name": "work", "sticky": "hard"}, {"name": "easy"}])
+    await world.node("two")
+    await one.trigger("work", **GPU)
+    await look(one)
+    woken = list[None]()
+    one.runtime.services.intake.on_backlog = lambda: woken.append(None)
+    runs = [await one.trigger("easy") for _ in range(5)]
+    assert await serve(endpoint, runs) == runs
+    assert woken == []
+    assert one.runtime.capacity.backlog == set()
+
+
 async def test_the_schedule_timeout_of_what_is_aside_goes_on(world: World, one: Node) -> None:
     _, first = await lone(world, one)
     deadline = (await world.task(first))["schedule_deadline"]

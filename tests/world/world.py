@@ -142,7 +142,7 @@ class World:
         node = await self.newborn(name, **settings)
 
         async def looked() -> bool:
-            return all(loop.ticks or _rests(loop) for loop in node.runtime.loops.values())
+            return all(loop.ticks for loop in node.runtime.loops.values())
 
         await until(looked, pause=_START_PAUSE_SECONDS)
         return node
