@@ -16,7 +16,7 @@ from dispatcher.store.database import Database, DatabaseUnavailable, Listener, i
 
 _log = logging.getLogger(__name__)
 
-_FIRST_SECONDS = 1.0
+_FIRST_SECONDS = 1.0  # a start waits for hints no longer than this
 
 Handler = Callable[[list[str]], None]
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 
 from dispatcher.store.database import Connection, Database
+from tests.postgres.explained import nodes_of
 from tests.postgres.test_statements import ALL
 
 LIVE = (
@@ -87,18 +88,12 @@ async def planner(request: pytest.FixtureRequest, fresh_dsn: str, analyzed: bool
             await connection.close()
 
 
-def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", ()):
-        yield from _nodes(child)
-
-
 def _goes_through(plan: dict[str, Any], indexes: dict[str, tuple[str, str]]) -> list[str]:
     """The live tables a plan reads all of, or all that a tenant has there, and by which way. `indexes` are by name: of which table, and
     the first column behind the tenant, without which an index leads nowhere.
     """
     found = []
-    for node in _nodes(plan):
+    for node in nodes_of(plan):
         way = node.get("Index Name", "")
         table, column = indexes.get(way) or (node.get("Relation Name", ""), "no column")
         if table not in LIVE or way in BY_MARK or node["Node Type"] not in READING:

@@ -97,15 +97,11 @@ class Storm(RandomActs):
 
     async def drained(self, runs: Iterable[str]) -> None:
         """Answer what comes until nothing of these runs is left."""
-        ids = list(runs)
+        await self.end(self.answer_all, runs)
 
-        async def over() -> bool:
-            for arrival in self.open:
-                self.answer(arrival)
-            await self.live()
-            return not await self.world.database.fetchval("select count(*) from runs where id = any($1::text[])", ids)
-
-        await until(over, 60)
+    def answer_all(self) -> None:
+        for arrival in self.open:
+            self.answer(arrival)
 
     async def over(self) -> None:
         """All has been drained: there were never too many, nothing is held, and what was triggered began, and nothing else."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import ClassVar
 
@@ -55,12 +55,13 @@ class RandomActs(ABC):
             for node in self.world.nodes:
                 await node.turn(*self.loops)
 
-    async def end(self, answer: Callable[[], None]) -> None:
-        """Answer what comes until no run is left."""
+    async def end(self, answer: Callable[[], None], runs: Iterable[str] | None = None) -> None:
+        """Answer what comes until nothing of these runs is left, or of any."""
+        ids = list(runs) if runs is not None else None
 
         async def over() -> bool:
             answer()
             await self.live()
-            return not await self.world.database.fetchval("select count(*) from runs")
+            return not await self.world.database.fetchval("select count(*) from runs where $1::text[] is null or id = any($1)", ids)
 
         await until(over, 60)
